@@ -1,4 +1,4 @@
-"""The digits that scikit-learn carries, and what is made of them once: parts, a network, its ONNX files."""
+"""Fixtures that are built once: scikit-learn's digits, their splits, a network and its ONNX files."""
 
 from __future__ import annotations
 
@@ -41,25 +41,25 @@ class Trained(NamedTuple):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _repeatable() -> None:
+def _set_deterministic() -> None:
     set_deterministic(seed=0, num_threads=1)
 
 
 @pytest.fixture(scope="session")
 def reduce_range() -> bool:
-    """What `reduce_range` is to be on this processor, where files are asked for answers near those in float."""
+    """Whether weights need 7 bits on this processor, so that quantized outputs are close to the float ones."""
     return needs_reduced_range(cpu_flags())
 
 
 @pytest.fixture(scope="session")
 def digits() -> pa.Table:
     """Raw rows in the types of the digits' contract."""
-    carried = load_digits()
+    bunch = load_digits()
     return pa.table(
         {
-            "id": pa.array(range(len(carried.target)), pa.int64()),
-            "image": pa.array(list(carried.data.astype("uint8")), pa.list_(pa.uint8())),
-            "label": pa.array(carried.target, pa.int64()),
+            "id": pa.array(range(len(bunch.target)), pa.int64()),
+            "image": pa.array(list(bunch.data.astype("uint8")), pa.list_(pa.uint8())),
+            "label": pa.array(bunch.target, pa.int64()),
         }
     )
 
@@ -88,7 +88,7 @@ def parts(digits: pa.Table, encoder: Encoder) -> Parts:
 
 @pytest.fixture(scope="session")
 def trained(parts: Parts) -> Trained:
-    """A small network that tells most digits apart. Copy it before a change."""
+    """A small network that classifies most digits correctly. Copy it before you change it."""
     set_deterministic(seed=0, num_threads=1)
     blueprint = Blueprint(
         config=Cnn(kind="cnn", channels=(8, 16), hidden=32, dropout=0.1),
@@ -116,7 +116,7 @@ def quantized(exported: Path, parts: Parts) -> Path:
 
 @pytest.fixture(scope="session")
 def few_valued(trained: Trained, parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The network with a tenth of its weights, in 8 values. It was not fine-tuned, so it is hardly ever right."""
+    """The network with a tenth of its weights, in 8 values. Without fine-tuning, most predictions are wrong."""
     network = copy.deepcopy(trained.network)
     with fixed_masks(network, compute_masks(network, 0.1)), shared_weights(network, cluster_weights(network, 8)):
         pass

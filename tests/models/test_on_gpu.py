@@ -1,4 +1,4 @@
-"""Networks that learn on a GPU: nothing of it is run where there is none."""
+"""Training and compression on a GPU; skipped on machines without one."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def blueprint_of(name: str) -> Blueprint:
 
 
 def rows_of(layout: Layout, num_rows: int, seed: int) -> Examples:
-    """What is drawn tells the class, so that there is something to learn."""
+    """Random rows whose values depend on their class."""
     random = np.random.default_rng(seed)
     y = random.integers(0, 3, num_rows)
     if layout.kind == "tokens":
@@ -70,7 +70,7 @@ def rows_of(layout: Layout, num_rows: int, seed: int) -> Examples:
     return Examples(torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y), y)
 
 
-def trained(
+def train_network(
     name: str, device: str, loop: Loop = LOOP, hooks: TrainingHooks | None = None
 ) -> tuple[nn.Module, list[EpochResult]]:
     set_deterministic(seed=0, num_threads=1)
@@ -84,8 +84,8 @@ def trained(
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_learns_the_same_on_gpu_and_cpu_and_ends_on_the_cpu(name: str) -> None:
-    network, history = trained(name, "cuda")
-    _, expected = trained(name, "cpu")
+    network, history = train_network(name, "cuda")
+    _, expected = train_network(name, "cpu")
     assert {weight.device.type for weight in network.state_dict().values()} == {"cpu"}
     assert not network.training
     np.testing.assert_allclose(history[0].train_loss, expected[0].train_loss, rtol=0.02)
@@ -96,7 +96,7 @@ def test_a_network_learns_the_same_on_gpu_and_cpu_and_ends_on_the_cpu(name: str)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_training_is_reproducible_on_one_gpu(name: str, tmp_path: Path) -> None:
     digests = {
-        write_network(trained(name, "cuda")[0], blueprint_of(name), tmp_path / "weights", tmp_path / "blueprint")
+        write_network(train_network(name, "cuda")[0], blueprint_of(name), tmp_path / "weights", tmp_path / "blueprint")
         for _ in range(2)
     }
     assert len(digests) == 1
@@ -105,31 +105,31 @@ def test_training_is_reproducible_on_one_gpu(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["cnn", "gru", "transformer"])
 def test_a_resumed_training_ends_with_the_same_bits(name: str, tmp_path: Path) -> None:
     def run(checkpoints: Checkpoints, killed_at: int | None = None) -> str:
-        checkpointer = Checkpointer(tmp_path / "kept", checkpoints)
+        checkpointer = Checkpointer(tmp_path / "checkpoints", checkpoints)
 
         def save(state: TrainingState) -> None:
             checkpointer.save(state)
             if state.step == killed_at:
                 raise Killed
 
-        network, _ = trained(name, "cuda", hooks=TrainingHooks(load=checkpointer.load, save=save))
+        network, _ = train_network(name, "cuda", hooks=TrainingHooks(load=checkpointer.load, save=save))
         return write_network(network, blueprint_of(name), tmp_path / "weights", tmp_path / "blueprint")
 
-    wanted = run(Checkpoints(every_minutes=10_000))
+    expected = run(Checkpoints(every_minutes=10_000))
     with pytest.raises(Killed):
         run(Checkpoints(every_steps=4), killed_at=18)
-    assert run(Checkpoints(every_steps=4)) == wanted
+    assert run(Checkpoints(every_steps=4)) == expected
 
 
 @pytest.mark.parametrize("name", ["cnn", "transformer", "mlp"])
 def test_bf16_and_compiled_networks_learn_equally_well(name: str) -> None:
     loop = LOOP.model_copy(update={"precision": "bf16", "compile": True, "epochs": 4})
-    network, history = trained(name, "cuda", loop)
+    network, history = train_network(name, "cuda", loop)
     assert history[-1].val_loss < history[0].val_loss
     assert {weight.dtype for weight in network.parameters()} == {torch.float32}
 
 
-SMALLER = {
+CANDIDATES = {
     "pruned": CandidateSpec(name="pruned", prune=Pruning(ratio=0.5)),
     "taylor": CandidateSpec(name="taylor", prune=Pruning(ratio=0.5, importance="taylor")),
     "sparse, few values": CandidateSpec(name="coded", sparsify=Sparsification(density=0.3, rounds=2), num_clusters=8),
@@ -139,26 +139,28 @@ SMALLER = {
 }
 
 
-@pytest.mark.parametrize("what", SMALLER)
-@pytest.mark.parametrize("how", [Distillation(), Distillation(feature_weight=1.0, attention_weight=1.0), None])
-def test_compressed_networks_are_fine_tuned_and_exported(what: str, how: Distillation | None, tmp_path: Path) -> None:
-    teacher, _ = trained("cnn", "cuda")
+@pytest.mark.parametrize("candidate", CANDIDATES)
+@pytest.mark.parametrize("distillation", [Distillation(), Distillation(feature_weight=1.0, attention_weight=1.0), None])
+def test_compressed_networks_are_fine_tuned_and_exported(
+    candidate: str, distillation: Distillation | None, tmp_path: Path
+) -> None:
+    teacher, _ = train_network("cnn", "cuda")
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     parts = rows_of(IMAGE, 400, 1), rows_of(IMAGE, 100, 2)
-    compression = Compression(fine_tune=Loop(epochs=4, batch_size=32), distill=how)
-    lesson = FineTuning(*parts, teacher, compression, device="cuda")
-    smaller = compress_network(teacher, blueprint_of("cnn"), SMALLER[what], lesson)
-    assert {tensor.device.type for one in (smaller, teacher) for tensor in one.state_dict().values()} == {"cpu"}
+    compression = Compression(fine_tune=Loop(epochs=4, batch_size=32), distill=distillation)
+    fine_tuning = FineTuning(*parts, teacher, compression, device="cuda")
+    smaller = compress_network(teacher, blueprint_of("cnn"), CANDIDATES[candidate], fine_tuning)
+    assert {tensor.device.type for network in (smaller, teacher) for tensor in network.state_dict().values()} == {"cpu"}
     assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
     assert evaluate(smaller, parts[1])[1] > 0.6
-    if SMALLER[what].quantization_aware:
-        return  # its ranges go first
+    if CANDIDATES[candidate].quantization_aware:
+        return  # the ranges are removed before the export
     assert export_onnx(smaller, parts[1].x, tmp_path / "model.onnx") < 1e-3
 
 
 def test_training_with_augmented_images_works() -> None:
     loop = LOOP.model_copy(update={"augment": Augment(flip=True, shift=1, rotate=5, mixup=0.2, erase=0.2)})
-    _, history = trained("cnn", "cuda", loop)
+    _, history = train_network("cnn", "cuda", loop)
     assert np.isfinite([epoch.train_loss for epoch in history]).all()
 
 

@@ -45,7 +45,7 @@ def test_a_short_form_overrides_all_fields_of_the_recipe():
 
 
 @pytest.mark.parametrize(
-    ("stated", "said"),
+    ("fields", "message"),
     [
         ({"accuracy_drop": "0.5%"}, "or 0.5pp"),
         ({"error_rise": "1pp"}, "or 0.5%"),
@@ -61,9 +61,9 @@ def test_a_short_form_overrides_all_fields_of_the_recipe():
         ({"objective": {"energy": 0}}, "must weigh more than 0"),
     ],
 )
-def test_an_invalid_budget_is_refused_with_the_valid_forms(stated, said):
-    with pytest.raises(ValidationError, match=said):
-        Budget(**stated)
+def test_an_invalid_budget_is_refused_with_the_valid_forms(fields, message):
+    with pytest.raises(ValidationError, match=message):
+        Budget(**fields)
 
 
 def test_the_json_schema_has_all_short_forms():

@@ -39,22 +39,22 @@ def rows_of(layout: Layout) -> torch.Tensor:
     return torch.randint(1, 500, (64, 10)) * (torch.arange(10) < torch.randint(0, 11, (64, 1))).float()
 
 
-def operators(path: Path) -> Counter[str]:
+def count_operators(path: Path) -> Counter[str]:
     return Counter(node.op_type for node in onnx.load(path).graph.node)
 
 
 @pytest.mark.parametrize(
-    ("config", "layout", "fused", "left"),
+    ("config", "layout", "num_fused", "num_unfused"),
     [
         (Transformer(kind="transformer", width=32, num_layers=2, num_heads=2, wide=True), TOKENS, 2, 0),
         (Gpt(kind="gpt", width=32, num_layers=1), TOKENS, 1, 0),
         # In its last block only one token has a query, so queries, keys and values are not maps of the same tensor.
         (FtTransformer(kind="ft_transformer", width=16, num_layers=2, num_heads=2), FLAT, 1, 1),
     ],
-    ids=lambda one: getattr(one, "kind", ""),
+    ids=lambda value: getattr(value, "kind", ""),
 )
 def test_fused_attention_has_the_same_outputs_and_can_be_quantized(
-    config: Model, layout: Layout, fused: int, left: int, reduce_range: bool, tmp_path: Path
+    config: Model, layout: Layout, num_fused: int, num_unfused: int, reduce_range: bool, tmp_path: Path
 ) -> None:
     network, x = build_network(Blueprint(config=config, layout=layout, num_outputs=4)).eval(), rows_of(layout)
     if isinstance(config, Transformer):
@@ -62,23 +62,33 @@ def test_fused_attention_has_the_same_outputs_and_can_be_quantized(
         network, _ = prune_network(network, blueprint, Pruning(ratio=0.5, structures=("heads",)))
     export_onnx(network, x, tmp_path / "plain.onnx")
     assert fuse_attention(tmp_path / "plain.onnx", tmp_path / "fused.onnx")
-    found, before = operators(tmp_path / "fused.onnx"), operators(tmp_path / "plain.onnx")
-    assert (found["Attention"], found["MultiHeadAttention"]) == (fused, left)
-    assert before["MatMul"] - found["MatMul"] == before["Add"] - found["Add"] == 3 * fused
+    fused_operators, plain_operators = (
+        count_operators(tmp_path / "fused.onnx"),
+        count_operators(tmp_path / "plain.onnx"),
+    )
+    assert (fused_operators["Attention"], fused_operators["MultiHeadAttention"]) == (num_fused, num_unfused)
+    assert (
+        plain_operators["MatMul"] - fused_operators["MatMul"]
+        == plain_operators["Add"] - fused_operators["Add"]
+        == 3 * num_fused
+    )
     assert measure_parity(network, x, tmp_path / "fused.onnx") < 1e-5
     onnx.checker.check_model(tmp_path / "fused.onnx")
 
-    named = quantizable_layers(onnx.load(preprocess(tmp_path / "fused.onnx", tmp_path)), "dynamic")
-    for keep in ((), tuple(named)):
+    layer_names = quantizable_layers(onnx.load(preprocess(tmp_path / "fused.onnx", tmp_path)), "dynamic")
+    for keep_float in ((), tuple(layer_names)):
         source, target = tmp_path / "fused.onnx", tmp_path / "int8.onnx"
         quantize(
-            source, target, x.numpy(), QuantizationOptions(mode="dynamic", reduce_range=reduce_range, keep_float=keep)
+            source,
+            target,
+            x.numpy(),
+            QuantizationOptions(mode="dynamic", reduce_range=reduce_range, keep_float=keep_float),
         )
-        kinds = measure_integer_coverage(tmp_path / "int8.onnx").integer_operators
-        assert kinds.get("QAttention", 0) == (0 if keep else fused)
+        integer_operators = measure_integer_coverage(tmp_path / "int8.onnx").integer_operators
+        assert integer_operators.get("QAttention", 0) == (0 if keep_float else num_fused)
         exact_BK = run_session(create_session(tmp_path / "fused.onnx"), x.numpy())
-        ours_BK = run_session(create_session(tmp_path / "int8.onnx"), x.numpy())
-        np.testing.assert_allclose(ours_BK, exact_BK, atol=0.1 * np.abs(exact_BK).max())
+        quantized_BK = run_session(create_session(tmp_path / "int8.onnx"), x.numpy())
+        np.testing.assert_allclose(quantized_BK, exact_BK, atol=0.1 * np.abs(exact_BK).max())
 
 
 def test_a_network_without_attention_is_not_written(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_a_low_rank_matrix_is_factorized_exactly():
         (Rnn(kind="rnn", hidden=8, embedding=64), Layout(kind="tokens", shape=(9,), num_tokens=300)),
         (Mlp(kind="mlp", hidden=(128, 64), embedding=64), Layout(kind="flat", shape=(6,), categories=((1, 200),))),
     ],
-    ids=lambda one: one.kind,
+    ids=lambda value: value.kind,
 )
 def test_factorized_networks_run_and_are_exported(config, layout, tmp_path):
     torch.manual_seed(0)

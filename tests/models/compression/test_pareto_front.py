@@ -9,12 +9,12 @@ POINTS = st.lists(st.tuples(*[st.integers(0, 4)] * 3), min_size=1, max_size=12)
 
 
 @given(POINTS)
-def test_points_off_the_front_are_dominated_by_one_on_it_and_points_on_it_are_not(points):
-    on = pareto_front(points)
-    assert on
-    assert not any(dominates(points[a], points[b]) for a in on for b in on)
-    for place, point in enumerate(points):
-        assert (place in on) != any(dominates(points[other], point) for other in on)
+def test_exactly_the_points_off_the_front_are_dominated_by_a_point_on_it(points):
+    front = pareto_front(points)
+    assert front
+    assert not any(dominates(points[a], points[b]) for a in front for b in front)
+    for position, point in enumerate(points):
+        assert (position in front) != any(dominates(points[rival], point) for rival in front)
 
 
 def test_equal_points_do_not_dominate_each_other():

@@ -40,8 +40,8 @@ def test_each_value_has_the_nearest_centroid_and_each_centroid_is_a_mean(values,
 
 @given(st.lists(st.sampled_from([-3.0, -1.0, 2.0, 7.0]), min_size=1), st.integers(4, 9))
 def test_few_distinct_values_are_kept_exactly(values, num_clusters):
-    assume_room = max(num_clusters, 30)  # enough evenly spaced initial centroids to find all values
-    centroids, indices = kmeans(np.array(values), assume_room)
+    num_initial_centroids = max(num_clusters, 30)  # enough evenly spaced initial centroids to find all values
+    centroids, indices = kmeans(np.array(values), num_initial_centroids)
     assert np.allclose(centroids[indices], values)
 
 

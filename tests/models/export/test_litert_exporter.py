@@ -35,7 +35,7 @@ def test_missing_packages_are_reported(python, trained, parts, tmp_path: Path):
     assert not (tmp_path / "network.tflite").exists()
 
 
-def test_the_other_python_needs_no_code_of_ours():
+def test_the_converter_script_imports_no_bloomery_module():
     lines = [line.strip() for line in Path(litert_script.__file__).read_text().splitlines()]
     imports = [line.split()[1] for line in lines if line.startswith(("import ", "from "))]
     assert set(imports) == {"sys", "numpy", "litert_torch", "torch", "ai_edge_litert.interpreter"}

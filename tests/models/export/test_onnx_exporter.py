@@ -58,7 +58,7 @@ def test_the_file_is_valid_and_has_nothing_of_the_machine(exported):
     assert b".py" not in content
 
 
-def test_the_batch_size_is_dynamic_and_the_names_are_the_runtimes(exported):
+def test_the_batch_size_is_dynamic_and_names_are_those_of_the_runtime(exported):
     graph = onnx.load(exported).graph
     ((network_input,), (network_output,)) = (graph.input, graph.output)
     assert (network_input.name, network_output.name) == ("x", "logits")
@@ -169,8 +169,8 @@ def test_exports_of_recurrent_networks_are_deterministic_too(tmp_path: Path):
     onnx.checker.check_model(onnx.load(tmp_path / "one"), full_check=True)
 
 
-class LengthIsFrozen(nn.Module):
-    """Turns a shape into a Python number, which the exporter takes for a constant."""
+class FrozenLength(nn.Module):
+    """Converts a shape to a Python number, which the exporter treats as a constant."""
 
     max_length = 12
 
@@ -182,12 +182,12 @@ class LengthIsFrozen(nn.Module):
         return self.layer(x)[0].sum(1) / float(x.shape[1])
 
 
-class LengthIsNeeded(LengthIsFrozen):
+class FixedLengthReshape(FrozenLength):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.layer(x)[0].reshape(-1, int(x.shape[1]) * 3)[:, :3]
 
 
-@pytest.mark.parametrize("module_class", [LengthIsFrozen, LengthIsNeeded])
+@pytest.mark.parametrize("module_class", [FrozenLength, FixedLengthReshape])
 def test_a_network_that_works_at_one_length_only_is_not_exported(module_class, tmp_path: Path):
     with pytest.raises(ParityBroken):
         export_onnx(module_class(), torch.randn(40, 12, 4), tmp_path / "frozen.onnx")
@@ -201,7 +201,7 @@ def test_a_network_without_max_length_has_a_fixed_length(tmp_path: Path):
 def test_the_runtime_returns_the_metadata(exported, parts, tmp_path: Path):
     for name, items in (("one", [("version", "3"), ("data", "ab12")]), ("other", [("data", "ab12"), ("version", "3")])):
         (tmp_path / name).write_bytes(exported.read_bytes())
-        add_metadata(tmp_path / name, {"gone": "soon"})
+        add_metadata(tmp_path / name, {"replaced": "yes"})
         add_metadata(tmp_path / name, dict(items))
     assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
     assert (tmp_path / "one").stat().st_size < exported.stat().st_size + 100

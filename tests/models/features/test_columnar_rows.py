@@ -1,4 +1,4 @@
-"""Rows as Python's values are encoded to the same bits as Arrow's columns of them."""
+"""Rows of Python values are encoded to the same bits as Arrow columns."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from bloomery.models.features.encoder import STATISTICS, Encoder, encode, fit, p
 from bloomery.models.features.statistics.arrow_arrays import column_elements, number_matrix
 from tests.examples import examples
 
-WHOLE = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32")
-KINDS = {name: getattr(pa, name)() for name in (*WHOLE, "float32", "float64", "bool_")}
+INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32")
+KINDS = {name: getattr(pa, name)() for name in (*INTEGERS, "float32", "float64", "bool_")}
 
 
 def values_of(kind: pa.DataType) -> st.SearchStrategy[Any]:
-    """What a contract lets into a column of type `kind`."""
+    """The values that a contract allows in a column of type `kind`."""
     if pa.types.is_boolean(kind):
         return st.booleans()
     low, high = value_range(kind)
@@ -35,12 +35,14 @@ def rows_of(**columns: tuple[pa.DataType, list[Any]]) -> ColumnarRows:
     return ColumnarRows({name: values for name, (_, values) in columns.items()}, ColumnKinds(schema))
 
 
-def trained(source: dict[str, Any], table: pa.Table) -> Encoder:
+def fit_encoder(source: dict[str, Any], table: pa.Table) -> Encoder:
     features = Features.model_validate({"key": "id", "label": "label", "inputs": [source]})
     labelled = table.append_column("id", pa.array(range(table.num_rows))).append_column(
         "label", pa.array([row % 2 for row in range(table.num_rows)])
     )
-    return fit(features, [one[STATISTICS][0].as_py() for one in partial_statistics(features, labelled.to_batches())])
+    return fit(
+        features, [summary[STATISTICS][0].as_py() for summary in partial_statistics(features, labelled.to_batches())]
+    )
 
 
 @settings(deadline=None, max_examples=examples(100))
@@ -48,13 +50,13 @@ def trained(source: dict[str, Any], table: pa.Table) -> Encoder:
 def test_numbers_are_read_like_arrow_columns(data, kinds):
     num_rows = data.draw(st.integers(1, 5))
     columns = {}
-    for place, name in enumerate(kinds):
+    for position, name in enumerate(kinds):
         cells = st.lists(st.none() | values_of(KINDS[name]), min_size=num_rows, max_size=num_rows)
-        columns[f"c{place}"] = (KINDS[name], data.draw(cells))
+        columns[f"c{position}"] = (KINDS[name], data.draw(cells))
     rows = rows_of(**columns)
-    found = rows.numbers(list(columns))
-    assert found is not None
-    assert found.tobytes() == number_matrix(rows.batch, list(columns)).tobytes()
+    matrix = rows.numbers(list(columns))
+    assert matrix is not None
+    assert matrix.tobytes() == number_matrix(rows.batch, list(columns)).tobytes()
 
 
 @settings(deadline=None, max_examples=examples(100))
@@ -63,8 +65,8 @@ def test_list_elements_are_read_like_arrow_columns(data, name, size):
     kind = KINDS[name]
     cells = data.draw(st.lists(st.lists(values_of(kind), min_size=size, max_size=size), min_size=1, max_size=4))
     rows = rows_of(v=(pa.list_(kind), cells))
-    found, wanted = column_elements(rows, "v"), column_elements(rows.batch, "v")
-    assert (found.dtype, found.tobytes()) == (wanted.dtype, wanted.tobytes())
+    elements, expected = column_elements(rows, "v"), column_elements(rows.batch, "v")
+    assert (elements.dtype, elements.tobytes()) == (expected.dtype, expected.tobytes())
 
 
 @pytest.mark.parametrize("name", ["uint8", "int64", "float32", "float64"])
@@ -86,7 +88,7 @@ SHAPED: list[tuple[dict[str, Any], pa.DataType, st.SearchStrategy[Any]]] = [
     (
         {"kind": "sequence", "column": "v", "length": 3, "width": 2},
         pa.float64(),
-        st.lists(st.floats(-1e9, 1e9), max_size=4).map(lambda one: one + one),
+        st.lists(st.floats(-1e9, 1e9), max_size=4).map(lambda values: values + values),
     ),
     ({"kind": "series", "columns": ["v"], "time": "t", "length": 6}, pa.float64(), st.lists(st.floats(-9, 9), **SIX)),
     (
@@ -110,17 +112,17 @@ SHAPED: list[tuple[dict[str, Any], pa.DataType, st.SearchStrategy[Any]]] = [
 @given(data=st.data())
 def test_shaped_inputs_are_encoded_like_arrow_columns(source, kind, cells, data):
     rows = rows_of(
-        v=(pa.list_(kind), data.draw(st.lists(cells, min_size=2, max_size=5).filter(lambda all: any(map(any, all)))))
+        v=(pa.list_(kind), data.draw(st.lists(cells, min_size=2, max_size=5).filter(lambda rows: any(map(any, rows)))))
     )
-    encoder = trained(source, pa.Table.from_batches([rows.batch]))
-    whole = encode(encoder, rows)
-    assert whole.tobytes() == encode(encoder, rows.batch).tobytes()
+    encoder = fit_encoder(source, pa.Table.from_batches([rows.batch]))
+    x = encode(encoder, rows)
+    assert x.tobytes() == encode(encoder, rows.batch).tobytes()
     alone = [encode(encoder, rows.slice(row, 1)) for row in range(rows.num_rows)]
-    assert whole.tobytes() == np.concatenate(alone).tobytes()
+    assert x.tobytes() == np.concatenate(alone).tobytes()
 
 
 def test_images_of_a_wrong_size_are_refused_like_arrow_columns():
-    encoder = trained(PIXELS, pa.Table.from_batches([rows_of(v=(pa.list_(pa.uint8()), [[0] * 6, [9] * 6])).batch]))
+    encoder = fit_encoder(PIXELS, pa.Table.from_batches([rows_of(v=(pa.list_(pa.uint8()), [[0] * 6, [9] * 6])).batch]))
     for cells in ([[1] * 5], [[1] * 6, [1] * 5]):
         with pytest.raises(DataUnfit, match="column v has"):
             encode(encoder, rows_of(v=(pa.list_(pa.uint8()), cells)))
@@ -128,9 +130,9 @@ def test_images_of_a_wrong_size_are_refused_like_arrow_columns():
 
 def test_columnar_and_arrow_rows_form_one_table_in_order():
     schema = pa.schema([("v", pa.int16()), ("w", pa.list_(pa.float32()))])
-    parts = [{"v": [place, None], "w": [[0.5], []]} for place in range(5)]
-    cells = [ColumnarRows(one, ColumnKinds(schema)) for one in parts]
-    wanted = pa.Table.from_batches([one.batch for one in cells])
-    assert to_table(cells).combine_chunks() == wanted.combine_chunks()
-    mixed = [cells[0], cells[1].batch, cells[2].batch, cells[3], cells[4]]
-    assert to_table(mixed).combine_chunks() == wanted.combine_chunks()
+    parts = [{"v": [position, None], "w": [[0.5], []]} for position in range(5)]
+    column_rows = [ColumnarRows(part, ColumnKinds(schema)) for part in parts]
+    expected = pa.Table.from_batches([part.batch for part in column_rows])
+    assert to_table(column_rows).combine_chunks() == expected.combine_chunks()
+    mixed = [column_rows[0], column_rows[1].batch, column_rows[2].batch, column_rows[3], column_rows[4]]
+    assert to_table(mixed).combine_chunks() == expected.combine_chunks()

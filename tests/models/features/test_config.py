@@ -1,4 +1,4 @@
-"""What a recipe may say, and what it may not."""
+"""Valid and invalid sections of a recipe."""
 
 from __future__ import annotations
 
@@ -60,21 +60,21 @@ def test_split_fractions_may_sum_to_one_up_to_rounding():
 
 
 def test_a_candidate_named_twice_is_refused():
-    twice = (CandidateSpec(name="fp32"), CandidateSpec(name="a", prune=0.1), CandidateSpec(name="a", prune=0.2))
+    candidates = (CandidateSpec(name="fp32"), CandidateSpec(name="a", prune=0.1), CandidateSpec(name="a", prune=0.2))
     with pytest.raises(ValidationError, match="duplicate candidate names: a"):
-        Compression(candidates=twice)
+        Compression(candidates=candidates)
 
 
 @pytest.mark.parametrize(
     "candidates", [(), (CandidateSpec(name="a", prune=0.5), CandidateSpec(name="b", quantize="static"))]
 )
-def test_candidates_without_the_network_as_trained_are_refused(candidates):
+def test_candidates_without_a_baseline_are_refused(candidates):
     with pytest.raises(ValidationError):
         Compression(candidates=candidates)
 
 
 @pytest.mark.parametrize(
-    ("stated", "said"),
+    ("fields", "message"),
     [
         ({}, "set either `density`"),
         ({"density": 0.5, "pattern": "2:4"}, "set either `density`"),
@@ -84,12 +84,12 @@ def test_candidates_without_the_network_as_trained_are_refused(candidates):
         ({"pattern": "2:4", "criterion": "layer_magnitude"}, "`criterion` needs a `density`"),
     ],
 )
-def test_zeros_that_cannot_be_meant_are_refused(stated, said):
-    with pytest.raises(ValidationError, match=said):
-        Sparsification(**stated)
+def test_an_impossible_sparsification_is_refused(fields, message):
+    with pytest.raises(ValidationError, match=message):
+        Sparsification(**fields)
 
 
-def test_the_default_candidates_are_one_of_each_kind():
+def test_the_default_candidates_combine_pruning_and_quantization():
     assert {(spec.prune is not None, spec.quantize is not None) for spec in default_candidates("cnn")} == {
         (False, False),
         (False, True),
@@ -105,7 +105,7 @@ def test_the_name_of_a_candidate_can_be_the_name_of_a_file(name):
 
 
 @pytest.mark.parametrize(
-    ("part", "stated"),
+    ("section", "fields"),
     [
         (CandidateSpec, {"name": "a", "prune": 0}),
         (CandidateSpec, {"name": "a", "prune": 1}),
@@ -132,9 +132,9 @@ def test_the_name_of_a_candidate_can_be_the_name_of_a_file(name):
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else str(value),
 )
-def test_invalid_settings_are_refused(part, stated):
+def test_invalid_settings_are_refused(section, fields):
     with pytest.raises(ValidationError):
-        part.model_validate(stated)
+        section.model_validate(fields)
 
 
 def test_a_seed_too_large_for_torch_is_refused():
@@ -168,23 +168,23 @@ def test_the_candidates_of_every_kind_have_a_baseline(kind):
     assert len(specs) >= 2
 
 
-def test_how_an_imported_network_is_quantized_says_its_file():
+def test_an_imported_network_is_quantized_in_the_given_mode():
     assert [spec.quantize for spec in default_candidates("imported", "static")] == [None, "static"]
     assert [spec.quantize for spec in default_candidates("imported", "dynamic")] == [None, "dynamic"]
 
 
-def test_on_a_processor_without_vnni_weights_have_7_bits_unless_a_candidate_says_otherwise():
-    float_, int8 = CandidateSpec(name="pruned", prune=0.5), CandidateSpec(name="int8", prune=0.5, quantize="dynamic")
-    for flags, reduced in ((("avx2",), True), (("avx2", "avx512_vnni"), False)):
-        assert int8.resolve_reduce_range(flags).reduce_range is reduced
-        assert float_.resolve_reduce_range(flags) == float_
-        # Both are of one smaller network, which is taught once.
-        assert int8.resolve_reduce_range(flags).before_quantization == float_.before_quantization
-    stated = CandidateSpec(name="int8", quantize="static", reduce_range=False)
-    assert stated.resolve_reduce_range(("avx2",)) == stated
+def test_weights_have_7_bits_without_vnni_unless_a_candidate_sets_reduce_range():
+    pruned, int8 = CandidateSpec(name="pruned", prune=0.5), CandidateSpec(name="int8", prune=0.5, quantize="dynamic")
+    for flags, expected in ((("avx2",), True), (("avx2", "avx512_vnni"), False)):
+        assert int8.resolve_reduce_range(flags).reduce_range is expected
+        assert pruned.resolve_reduce_range(flags) == pruned
+        # Both have the same pruned network, which is fine-tuned once.
+        assert int8.resolve_reduce_range(flags).before_quantization == pruned.before_quantization
+    configured = CandidateSpec(name="int8", quantize="static", reduce_range=False)
+    assert configured.resolve_reduce_range(("avx2",)) == configured
 
 
-def test_static_candidates_alone_are_written_for_tiles():
+def test_only_static_candidates_use_amx():
     assert [spec.amx for spec in default_candidates("cnn", amx=True)] == [False, True, False, True]
     assert not any(spec.amx for spec in default_candidates("transformer", amx=True))
     with pytest.raises(ValidationError, match=r"`amx` needs `quantize: static`"):
@@ -193,20 +193,20 @@ def test_static_candidates_alone_are_written_for_tiles():
     assert in_8_bits.before_quantization == CandidateSpec(name="int8", quantize="static").before_quantization
 
 
-def test_candidates_whose_layers_are_not_rounded_alike_while_they_learn_are_made_apart():
-    def in_float(**stated: Any) -> CandidateSpec:
-        return CandidateSpec(name="int8", quantize="static", **stated).before_quantization
+def test_candidates_with_different_fake_quantization_are_trained_separately():
+    def float_spec(**fields: Any) -> CandidateSpec:
+        return CandidateSpec(name="int8", quantize="static", **fields).before_quantization
 
-    assert in_float(float_layers="first") == in_float(float_layers=0.1) == in_float()
+    assert float_spec(float_layers="first") == float_spec(float_layers=0.1) == float_spec()
     assert (
-        in_float(quantization_aware=True, float_layers="first")
-        != in_float(quantization_aware=True)
-        == in_float(quantization_aware=True, float_layers=0.1)
+        float_spec(quantization_aware=True, float_layers="first")
+        != float_spec(quantization_aware=True)
+        == float_spec(quantization_aware=True, float_layers=0.1)
     )
-    assert in_float(quantization_aware=True, reduce_range=True) != in_float(quantization_aware=True)
+    assert float_spec(quantization_aware=True, reduce_range=True) != float_spec(quantization_aware=True)
 
 
-def test_where_there_are_no_8_bit_kernels_weights_are_stored_in_8_bits():
+def test_networks_without_8_bit_kernels_store_their_weights_in_8_bits():
     specs = default_candidates("rnn", weight_only=True)
     assert [(spec.prune is not None, spec.quantize, spec.weight_only) for spec in specs] == [
         (False, None, None),

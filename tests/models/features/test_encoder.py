@@ -1,4 +1,4 @@
-"""The one definition of how raw rows become numbers: the same for one row, for a batch, for Spark and for a request."""
+"""The encoder gives the same bits for single rows, batches, Spark and requests."""
 
 from __future__ import annotations
 
@@ -138,14 +138,14 @@ FULL = {
 
 
 def table_of(rows: list[dict[str, Any]]) -> pa.Table:
-    return pa.Table.from_pylist([{"id": place, **row} for place, row in enumerate(rows)], schema=SCHEMA)
+    return pa.Table.from_pylist([{"id": position, **row} for position, row in enumerate(rows)], schema=SCHEMA)
 
 
-# The first two rows see to it that there are two classes and a value in every column.
+# The first two rows ensure two classes and a value in every column.
 TABLES = st.lists(ROW, max_size=12).map(lambda rows: table_of([FULL, {**FULL, "label": "y", "number": 7.0}, *rows]))
 
 
-def cut(table: pa.Table, data: st.DataObject) -> list[pa.RecordBatch]:
+def split_into_batches(table: pa.Table, data: st.DataObject) -> list[pa.RecordBatch]:
     edges = [0, *sorted(data.draw(st.lists(st.integers(0, table.num_rows), max_size=4))), table.num_rows]
     return [
         table.slice(start, end - start).combine_chunks().to_batches()[0]
@@ -155,64 +155,64 @@ def cut(table: pa.Table, data: st.DataObject) -> list[pa.RecordBatch]:
 
 
 def summaries(features: Features, batches: list[pa.RecordBatch]) -> Iterator[str]:
-    return (one[STATISTICS][0].as_py() for one in partial_statistics(features, batches))
+    return (summary[STATISTICS][0].as_py() for summary in partial_statistics(features, batches))
 
 
-def fitted(table: pa.Table, features: Features = FEATURES) -> Encoder:
+def fit_encoder(table: pa.Table, features: Features = FEATURES) -> Encoder:
     return fit(features, summaries(features, table.to_batches()))
 
 
 @settings(deadline=None, max_examples=examples(30))
 @given(table=TABLES, data=st.data())
 def test_the_encoder_is_independent_of_batches_partitions_and_order(table, data):
-    batches = data.draw(st.permutations(cut(table, data)))
-    split = data.draw(st.integers(0, len(batches)))
-    parted = [*summaries(FEATURES, batches[split:]), *summaries(FEATURES, batches[:split])]
-    assert fit(FEATURES, parted).model_dump_json() == fitted(table).model_dump_json()
+    batches = data.draw(st.permutations(split_into_batches(table, data)))
+    boundary = data.draw(st.integers(0, len(batches)))
+    partition_summaries = [*summaries(FEATURES, batches[boundary:]), *summaries(FEATURES, batches[:boundary])]
+    assert fit(FEATURES, partition_summaries).model_dump_json() == fit_encoder(table).model_dump_json()
 
 
 @settings(deadline=None, max_examples=examples(30))
-@given(table=TABLES, other=TABLES, data=st.data(), is_training=st.booleans())
-def test_encoding_is_equal_for_all_rows_batches_and_single_rows(table, other, data, is_training):
-    encoder = fitted(other)
-    whole = encode(encoder, table, is_training=is_training)
-    parts = [encode(encoder, batch, is_training=is_training) for batch in cut(table, data)]
+@given(table=TABLES, training_table=TABLES, data=st.data(), is_training=st.booleans())
+def test_encoding_is_equal_for_all_rows_batches_and_single_rows(table, training_table, data, is_training):
+    encoder = fit_encoder(training_table)
+    x = encode(encoder, table, is_training=is_training)
+    parts = [encode(encoder, batch, is_training=is_training) for batch in split_into_batches(table, data)]
     alone = [encode(encoder, table.slice(row, 1), is_training=is_training) for row in range(table.num_rows)]
-    chunked = pa.Table.from_batches(cut(table, data))
-    assert whole.tobytes() == np.concatenate(parts).tobytes() == np.concatenate(alone).tobytes()
-    assert encode(encoder, chunked, is_training=is_training).tobytes() == whole.tobytes()
+    chunked = pa.Table.from_batches(split_into_batches(table, data))
+    assert x.tobytes() == np.concatenate(parts).tobytes() == np.concatenate(alone).tobytes()
+    assert encode(encoder, chunked, is_training=is_training).tobytes() == x.tobytes()
 
 
 @settings(deadline=None, max_examples=examples(80))
-@given(table=TABLES, other=TABLES, is_training=st.booleans())
-def test_valid_rows_are_encoded_as_finite_numbers(table, other, is_training):
-    encoder = fitted(other)
+@given(table=TABLES, training_table=TABLES, is_training=st.booleans())
+def test_valid_rows_are_encoded_as_finite_numbers(table, training_table, is_training):
+    encoder = fit_encoder(training_table)
     x = encode(encoder, table, is_training=is_training)
     assert x.shape == (table.num_rows, *encoder.input_shape)
     assert x.dtype == np.float32
     assert np.isfinite(x).all()
 
 
-def as_json(value: Any) -> Any:
+def to_json_value(value: Any) -> Any:
     return value.isoformat() if isinstance(value, date) else value
 
 
 @settings(deadline=None, max_examples=examples(30))
-@given(table=TABLES, other=TABLES)
-def test_a_request_is_encoded_like_the_training_row(table, other):
-    encoder = fitted(other)
-    check = JsonRowParser(CONTRACT, encoder.columns)
-    rows = [{name: as_json(row[name]) for name in encoder.columns} for row in table.to_pylist()]
+@given(table=TABLES, training_table=TABLES)
+def test_a_request_is_encoded_like_the_training_row(table, training_table):
+    encoder = fit_encoder(training_table)
+    parser = JsonRowParser(CONTRACT, encoder.columns)
+    rows = [{name: to_json_value(row[name]) for name in encoder.columns} for row in table.to_pylist()]
 
-    def encoded(rows: list[dict[str, Any]]) -> np.ndarray:
-        return encode(encoder, check.to_columns(check.parse_json(json.dumps({"rows": rows}).encode())))
+    def encode_request(rows: list[dict[str, Any]]) -> np.ndarray:
+        return encode(encoder, parser.to_columns(parser.parse_json(json.dumps({"rows": rows}).encode())))
 
-    whole = encode(encoder, table)
-    assert encode(encoder, check.parse_table(rows)).tobytes() == whole.tobytes()
-    assert encoded(rows).tobytes() == whole.tobytes()
-    for row, wanted in zip(rows, whole, strict=True):
+    x = encode(encoder, table)
+    assert encode(encoder, parser.parse_table(rows)).tobytes() == x.tobytes()
+    assert encode_request(rows).tobytes() == x.tobytes()
+    for row, expected in zip(rows, x, strict=True):
         present = {name: value for name, value in row.items() if value is not None}
-        assert encoded([present])[0].tobytes() == wanted.tobytes()
+        assert encode_request([present])[0].tobytes() == expected.tobytes()
 
 
 @pytest.mark.slow
@@ -220,24 +220,26 @@ def test_a_request_is_encoded_like_the_training_row(table, other):
 def test_spark_gives_the_same_statistics_and_encoding(home: Path):
     from bloomery.tasks.infrastructure import spark_session
 
-    rng = np.random.default_rng(0)
-    number = rng.lognormal(size=300)
+    random = np.random.default_rng(0)
+    number = random.lognormal(size=300)
     rows = [
         {
             **FULL,
-            "label": "xyz"[place % 3],
-            "number": number[place],
-            "word": None if place % 7 == 0 else f"w{place % 11}",
+            "label": "xyz"[position % 3],
+            "number": number[position],
+            "word": None if position % 7 == 0 else f"w{position % 11}",
         }
-        for place in range(300)
+        for position in range(300)
     ]
     table = table_of(rows)
-    encoder = fitted(table)
+    encoder = fit_encoder(table)
     byte = table.schema.get_field_index("byte")
     widened = table.set_column(byte, "byte", table["byte"].cast(pa.int16()))  # Spark has no unsigned integers
     frame = spark_session.get_session().createDataFrame(widened).repartition(3)
-    found = frame.mapInArrow(lambda batches: partial_statistics(FEATURES, batches), f"{STATISTICS} string").collect()
-    assert fit(FEATURES, [row[STATISTICS] for row in found]) == encoder
+    summary_rows = frame.mapInArrow(
+        lambda batches: partial_statistics(FEATURES, batches), f"{STATISTICS} string"
+    ).collect()
+    assert fit(FEATURES, [row[STATISTICS] for row in summary_rows]) == encoder
     encoded = frame.mapInArrow(
         lambda batches: encode_batches(encoder, batches),
         f"id bigint, {ENCODED_LABEL} bigint, {ENCODED_INPUT} array<float>",
@@ -248,7 +250,7 @@ def test_spark_gives_the_same_statistics_and_encoding(home: Path):
 @pytest.mark.slow
 @pytest.mark.usefixtures("shared_spark")
 def test_spark_and_the_endpoint_encode_any_rows_to_the_same_bits(home: Path):
-    """One job of Spark's for all the rows, of which each is a request of its own."""
+    """One Spark job encodes all rows; the endpoint gets each row as a request."""
     from bloomery.tasks.infrastructure import spark_session
 
     rows: list[dict[str, Any]] = [FULL, {**FULL, "label": "y", "number": 7.0}]
@@ -260,7 +262,7 @@ def test_spark_and_the_endpoint_encode_any_rows_to_the_same_bits(home: Path):
 
     draw()
     table = table_of(rows)
-    encoder = fitted(table)
+    encoder = fit_encoder(table)
     byte = table.schema.get_field_index("byte")
     widened = table.set_column(byte, "byte", table["byte"].cast(pa.int16()))  # Spark has no unsigned integers
     frame = spark_session.get_session().createDataFrame(widened).repartition(3)
@@ -268,27 +270,27 @@ def test_spark_and_the_endpoint_encode_any_rows_to_the_same_bits(home: Path):
         lambda batches: encode_batches(encoder, batches),
         f"id bigint, {ENCODED_LABEL} bigint, {ENCODED_INPUT} array<float>",
     ).toArrow()
-    by_spark = encoded.sort_by("id")[ENCODED_INPUT].to_pylist()
-    check = JsonRowParser(CONTRACT, encoder.columns)
-    assert len(by_spark) == len(rows) >= examples(300)
-    for row, found in zip(rows, by_spark, strict=True):
-        body = json.dumps({"rows": [{name: as_json(row[name]) for name in encoder.columns}]}).encode()
-        asked = encode(encoder, check.to_columns(check.parse_json(body)))
-        assert asked.tobytes() == np.array(found, np.float32).tobytes()
+    encoded_by_spark = encoded.sort_by("id")[ENCODED_INPUT].to_pylist()
+    parser = JsonRowParser(CONTRACT, encoder.columns)
+    assert len(encoded_by_spark) == len(rows) >= examples(300)
+    for row, spark_values in zip(rows, encoded_by_spark, strict=True):
+        body = json.dumps({"rows": [{name: to_json_value(row[name]) for name in encoder.columns}]}).encode()
+        x = encode(encoder, parser.to_columns(parser.parse_json(body)))
+        assert x.tobytes() == np.array(spark_values, np.float32).tobytes()
 
 
 def test_splits_in_one_batch_are_encoded_separately():
-    rows = [{**FULL, "label": "xy"[place % 2], "word": "abc"[place % 3]} for place in range(12)]
+    rows = [{**FULL, "label": "xy"[position % 2], "word": "abc"[position % 3]} for position in range(12)]
     table = table_of(rows)
-    encoder = fitted(table)
-    marked = table.append_column("part", pa.array(["train"] * 5 + ["val"] * 3 + ["train"] * 4)).to_batches()
-    encoded = pa.Table.from_batches(encode_splits(encoder, "part", marked))
-    kept = encoded_schema(encoder, pa.int64())
-    assert encoded.select(kept.names).schema == kept
+    encoder = fit_encoder(table)
+    batches = table.append_column("part", pa.array(["train"] * 5 + ["val"] * 3 + ["train"] * 4)).to_batches()
+    encoded = pa.Table.from_batches(encode_splits(encoder, "part", batches))
+    expected_schema = encoded_schema(encoder, pa.int64())
+    assert encoded.select(expected_schema.names).schema == expected_schema
     for start, stop, is_training in ((0, 5, True), (5, 8, False), (8, 12, True)):
-        wanted = encode_rows(encoder, table.slice(start, stop - start), is_training=is_training)
-        assert encoded.slice(start, stop - start).select(kept.names).to_pylist() == wanted.to_pylist()
-    empty = marked[0].slice(0, 0)
+        expected = encode_rows(encoder, table.slice(start, stop - start), is_training=is_training)
+        assert encoded.slice(start, stop - start).select(expected_schema.names).to_pylist() == expected.to_pylist()
+    empty = batches[0].slice(0, 0)
     assert pa.Table.from_batches(encode_splits(encoder, "part", [empty])).num_rows == 0
 
 
@@ -305,7 +307,7 @@ def test_flat_inputs_are_concatenated_in_the_order_of_the_recipe():
         }
     )
     table = table_of([FULL, {**FULL, "label": "y", "flag": False, "byte": 9, "word": "b"}])
-    encoder = fitted(table, features)
+    encoder = fit_encoder(table, features)
     assert encoder.columns == ("flag", "byte", "whole", "word")
     assert encode(encoder, table).tolist() == [[1, 4, 3, 2], [0, 9, 3, 3]]
 
@@ -320,7 +322,7 @@ def test_the_layout_of_flat_rows_has_the_positions_of_category_indices():
     ]
     features = Features.model_validate({"key": "id", "label": "label", "inputs": inputs})
     table = table_of([{**FULL, "word": word, "label": label} for word, label in ("ax", "by", "cx")])
-    encoder = fitted(table, features)
+    encoder = fit_encoder(table, features)
     assert encoder.layout == Layout(kind="flat", shape=(11,), categories=((2, 5), (3, 3), (10, 3)))
     codes = encode(encoder, table)[:, [2, 3, 10]]
     assert codes.tolist() == [[2, 2, 2], [3, 2, 2], [4, 2, 2]]
@@ -335,19 +337,19 @@ def test_integers_beyond_2_to_53_are_rounded_to_the_nearest_float():
         {"key": "id", "label": "label", "inputs": [{"kind": "number", "columns": ["whole"], "scale": "none"}]}
     )
     table = table_of([{**FULL, "whole": 2**53 + 1}, {**FULL, "label": "y", "whole": 2**63 - 1}])
-    assert encode(fitted(table, features), table).tolist() == [[float(2**53)], [float(2**63)]]
+    assert encode(fit_encoder(table, features), table).tolist() == [[float(2**53)], [float(2**63)]]
 
 
 def test_an_empty_table_is_encoded_as_an_empty_array():
-    encoder = fitted(table_of([FULL, {**FULL, "label": "y"}]))
-    none = table_of([])
-    assert encode(encoder, none).shape == (0, *encoder.input_shape)
-    assert encode_rows(encoder, none).num_rows == 0
-    assert encode_rows(encoder, none, is_training=True).num_rows == 0
+    encoder = fit_encoder(table_of([FULL, {**FULL, "label": "y"}]))
+    empty = table_of([])
+    assert encode(encoder, empty).shape == (0, *encoder.input_shape)
+    assert encode_rows(encoder, empty).num_rows == 0
+    assert encode_rows(encoder, empty, is_training=True).num_rows == 0
 
 
 def test_an_encoder_round_trips_through_its_file_exactly(tmp_path: Path):
-    encoder = fitted(table_of([FULL, {**FULL, "label": "y", "number": 1 / 3, "word": "1"}]))
+    encoder = fit_encoder(table_of([FULL, {**FULL, "label": "y", "number": 1 / 3, "word": "1"}]))
     (tmp_path / "encoder.json").write_text(encoder.model_dump_json(indent=1), encoding="utf-8")
     assert read_encoder(tmp_path / "encoder.json") == encoder
 
@@ -358,21 +360,21 @@ def test_classes_are_the_sorted_labels(labels, classes):
         {"key": "id", "label": "label", "inputs": [{"kind": "boolean", "columns": ["flag"]}]}
     )
     table = pa.table({"label": labels, "flag": [True] * len(labels)})
-    assert fitted(table, features).classes == classes
+    assert fit_encoder(table, features).classes == classes
 
 
-@pytest.mark.parametrize(("rows", "found"), [([], r"0 class\(es\): none"), ([FULL, FULL], r"1 class\(es\): x")])
-def test_fewer_than_two_classes_are_refused(rows, found):
-    with pytest.raises(DataUnfit, match=found):
-        fitted(table_of(rows))
+@pytest.mark.parametrize(("rows", "message"), [([], r"0 class\(es\): none"), ([FULL, FULL], r"1 class\(es\): x")])
+def test_fewer_than_two_classes_are_refused(rows, message):
+    with pytest.raises(DataUnfit, match=message):
+        fit_encoder(table_of(rows))
 
 
 def test_an_empty_partition_changes_nothing():
     table = table_of([FULL, {**FULL, "label": "y"}])
-    assert fit(FEATURES, [*summaries(FEATURES, []), *summaries(FEATURES, table.to_batches())]) == fitted(table)
+    assert fit(FEATURES, [*summaries(FEATURES, []), *summaries(FEATURES, table.to_batches())]) == fit_encoder(table)
 
 
-LABELLED = fitted(table_of([{**FULL, "label": "no"}, {**FULL, "label": "yes"}]))
+LABELLED = fit_encoder(table_of([{**FULL, "label": "no"}, {**FULL, "label": "yes"}]))
 
 
 def test_a_label_becomes_its_class_index():

@@ -1,4 +1,4 @@
-"""Every snippet of docs/features.md is a recipe's part that can be read."""
+"""Every snippet of docs/features.md is a valid section of a recipe."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ SNIPPETS = dict(zip(re.findall(r"^## (\w+)$", PAGE, re.M), re.findall(r"```yaml\
 
 
 def test_every_kind_of_input_has_a_section():
-    kinds = [get_args(one.model_fields["kind"].annotation)[0] for one in get_args(FlatInput | ShapedInput)]
+    kinds = [
+        get_args(input_class.model_fields["kind"].annotation)[0] for input_class in get_args(FlatInput | ShapedInput)
+    ]
     assert set(SNIPPETS) == set(kinds)
 
 

@@ -1,4 +1,4 @@
-"""Images, audio and text: against other libraries' arithmetic, and alike for one row and for many."""
+"""Images, audio and text: equal to other libraries, and equal for single rows and batches."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ KINDS = [pa.list_(pa.uint8()), pa.list_(pa.int64()), pa.large_list(pa.uint16()),
 PIXELS = st.lists(st.lists(st.integers(0, 255), min_size=12, max_size=12), min_size=2, max_size=8)
 
 
-def fitted(source: dict[str, Any], column: pa.Array, size: int = 10**6) -> tuple[Encoder, pa.Table]:
+def fit_encoder(source: dict[str, Any], column: pa.Array, size: int = 10**6) -> tuple[Encoder, pa.Table]:
     features = Features.model_validate({"key": "id", "label": "y", "inputs": [source]})
     table = pa.table({"id": range(len(column)), "y": [row % 2 for row in range(len(column))], "a": column})
     batches = table.to_batches(max_chunksize=size)
-    return fit(features, [one[STATISTICS][0].as_py() for one in partial_statistics(features, batches)]), table
+    return fit(features, [summary[STATISTICS][0].as_py() for summary in partial_statistics(features, batches)]), table
 
 
 def image(**settings: Any) -> dict[str, Any]:
@@ -43,14 +43,14 @@ def image(**settings: Any) -> dict[str, Any]:
 @settings(deadline=None, max_examples=examples(40))
 @given(rows=PIXELS, kind=st.sampled_from(KINDS), normalise=st.sampled_from(["standard", "per_channel", "unit", "none"]))
 def test_pixels_are_scaled_equally_for_every_type_and_batch(rows, kind, normalise):
-    encoder, table = fitted(image(normalise=normalise), pa.array(rows, kind))
+    encoder, table = fit_encoder(image(normalise=normalise), pa.array(rows, kind))
     (first, *_) = encoder.fitted
     pixels = np.array(rows, np.float32).reshape(-1, 3, 2, 2)
-    mean, scale = (np.array(one, np.float32)[:, None, None] for one in (first.mean, first.scale))
+    mean, scale = (np.array(values, np.float32)[:, None, None] for values in (first.mean, first.scale))
     x = encode(encoder, table)
     assert np.array_equal(x, (pixels - mean) / scale)
     assert encode(encoder, table.slice(1, 1)).tobytes() == x[1:2].tobytes()
-    assert fitted(image(normalise=normalise), pa.array(rows, KINDS[0]), size=1)[0] == encoder
+    assert fit_encoder(image(normalise=normalise), pa.array(rows, KINDS[0]), size=1)[0] == encoder
 
 
 def test_the_training_split_has_mean_zero_and_deviation_one(digits, encoder):
@@ -61,7 +61,7 @@ def test_the_training_split_has_mean_zero_and_deviation_one(digits, encoder):
 
 def test_every_channel_has_mean_zero_and_deviation_one():
     pixels = np.random.default_rng(0).integers(0, 256, (50, 3, 4)) // np.array([1, 2, 3])[:, None]
-    encoder, table = fitted(image(normalise="per_channel"), pa.array(list(pixels.reshape(50, 12)), KINDS[0]))
+    encoder, table = fit_encoder(image(normalise="per_channel"), pa.array(list(pixels.reshape(50, 12)), KINDS[0]))
     x = encode(encoder, table).astype(np.float64)
     assert x.mean(axis=(0, 2, 3)) == pytest.approx([0] * 3, abs=1e-6)
     assert x.std(axis=(0, 2, 3)) == pytest.approx([1] * 3, abs=1e-6)
@@ -70,16 +70,16 @@ def test_every_channel_has_mean_zero_and_deviation_one():
 @pytest.mark.parametrize("size", [(28, 28), (14, 14), (13, 40), (56, 7), (1, 1)], ids=str)
 def test_images_are_resized_like_torch_does(size):
     x = np.random.default_rng(0).integers(0, 256, (2, 3, 28, 28)).astype(np.uint8)
-    wanted = torch.nn.functional.interpolate(
+    expected = torch.nn.functional.interpolate(
         torch.from_numpy(x.astype(np.float64)), size=size, mode="bilinear", antialias=True, align_corners=False
     )
-    assert np.abs(resize(x, *size) - wanted.numpy()).max() < 1e-4
+    assert np.abs(resize(x, *size) - expected.numpy()).max() < 1e-4
 
 
 @pytest.mark.parametrize("kind", [*KINDS[:3], pa.list_(pa.float64())], ids=str)
 def test_resized_images_are_encoded_equally_one_by_one_and_together(kind):
     pixels = np.random.default_rng(0).integers(0, 256, (9, 12))
-    encoder, table = fitted(image(resize=[3, 5]), pa.array(pixels.tolist(), kind))
+    encoder, table = fit_encoder(image(resize=[3, 5]), pa.array(pixels.tolist(), kind))
     x = encode(encoder, table)
     assert encoder.input_shape == (3, 3, 5)
     assert b"".join(encode(encoder, table.slice(row, 1)).tobytes() for row in range(9)) == x.tobytes()
@@ -87,7 +87,7 @@ def test_resized_images_are_encoded_equally_one_by_one_and_together(kind):
 
 def test_a_wrong_number_of_pixels_is_refused():
     with pytest.raises(DataUnfit, match="column a has 22 values in 2 rows"):
-        fitted(image(), pa.array([[1] * 11] * 2))
+        fit_encoder(image(), pa.array([[1] * 11] * 2))
 
 
 def audio(**settings: Any) -> AudioInput:
@@ -98,9 +98,9 @@ def audio(**settings: Any) -> AudioInput:
 
 def test_the_spectrogram_equals_scipy():
     samples = np.random.default_rng(0).normal(size=(3, 4000))
-    _, _, wanted = stft(samples, window="hann", nperseg=256, noverlap=128, boundary=None, padded=False, scaling="psd")
-    found = power_spectrogram(samples, 256, 128)
-    ratio = found / np.abs(wanted.transpose(0, 2, 1)) ** 2
+    _, _, expected = stft(samples, window="hann", nperseg=256, noverlap=128, boundary=None, padded=False, scaling="psd")
+    power = power_spectrogram(samples, 256, 128)
+    ratio = power / np.abs(expected.transpose(0, 2, 1)) ** 2
     assert ratio.std() / ratio.mean() < 1e-6
 
 
@@ -116,12 +116,12 @@ def test_clips_of_any_length_are_encoded_equally_one_by_one_and_together():
     rng = np.random.default_rng(0)
     clips = pa.array([rng.normal(size=length) for length in (0, 10, 4000, 9000, *[3000] * 40)], pa.list_(pa.float32()))
     source = audio().model_dump()
-    encoder, table = fitted(source, clips)
+    encoder, table = fit_encoder(source, clips)
     x = encode(encoder, table)
     assert x.shape[1:] == encoder.input_shape == audio().input_shape == (1, 40, 30)
     assert (x.mean(), x.std()) == pytest.approx((0, 1), abs=1e-3)
     assert b"".join(encode(encoder, table.slice(row, 1)).tobytes() for row in range(len(table))) == x.tobytes()
-    assert fitted(source, clips, size=5)[0] == encoder
+    assert fit_encoder(source, clips, size=5)[0] == encoder
 
 
 @pytest.mark.slow
@@ -131,13 +131,13 @@ def test_a_linear_map_classifies_spoken_digits(datasets: Path):
         names = sorted(name for name in archive.namelist() if name.endswith(".wav"))
         waves = [wavfile.read(io.BytesIO(archive.read(name)))[1] / 2**15 for name in names]
     source = audio(duration_s=0.8, num_mels=32, step_s=0.032).model_dump()
-    encoder, table = fitted(source, pa.array(waves, pa.list_(pa.float32())))
+    encoder, table = fit_encoder(source, pa.array(waves, pa.list_(pa.float32())))
     x = encode(encoder, table).reshape(len(names), -1)
     digit, _, index = zip(*(Path(name).stem.split("_") for name in names), strict=True)
-    held_out = np.array([int(one) < 5 for one in index])
-    spoken = np.array(digit)
-    model = LogisticRegression(max_iter=200).fit(x[~held_out], spoken[~held_out])
-    assert model.score(x[held_out], spoken[held_out]) > 0.93
+    is_held_out = np.array([int(number) < 5 for number in index])
+    labels = np.array(digit)
+    model = LogisticRegression(max_iter=200).fit(x[~is_held_out], labels[~is_held_out])
+    assert model.score(x[is_held_out], labels[is_held_out]) > 0.93
 
 
 TEXTS = ["the cat sat", "The CAT ran", "a cat, [PAD] ate", "ein Käse für 3 €", "", "the the the the the the the the"]
@@ -148,16 +148,16 @@ def text(**settings: Any) -> dict[str, Any]:
 
 
 def test_a_text_becomes_its_token_ids():
-    encoder, table = fitted(text(length=40), pa.array(TEXTS))
+    encoder, table = fit_encoder(text(length=40), pa.array(TEXTS))
     x = encode(encoder, table)
     assert x.shape == (6, 40)
     assert not x[4].any()
     lengths = (x > 0).sum(axis=1)
     assert lengths[0] < len(TEXTS[0])
-    assert (x[2][: lengths[2]] > 0).all()  # a text that says [PAD] is not filling
+    assert (x[2][: lengths[2]] > 0).all()  # the text "[PAD]" is not encoded as padding
     tokenizer = __import__("tokenizers").Tokenizer.from_str(encoder.fitted[0].tokenizer)
-    letters = tokenizer.model
-    assert letters.id_to_token(0) == "[PAD]"
+    vocabulary = tokenizer.model
+    assert vocabulary.id_to_token(0) == "[PAD]"
     assert x.max() < 270
     assert (encoder.layout.kind, encoder.layout.shape, encoder.layout.num_tokens) == ("tokens", (40,), 270)
     assert tokenizer.get_vocab_size() == 270
@@ -167,18 +167,18 @@ def test_a_text_becomes_its_token_ids():
 @given(texts=st.lists(st.none() | st.text(max_size=30), min_size=2, max_size=8), order=st.randoms())
 def test_byte_pairs_are_independent_of_order_and_batches(texts, order):
     shuffled = order.sample(texts, len(texts))
-    encoder, table = fitted(text(missing="empty"), pa.array([*texts, "one word"], pa.string()))
-    assert fitted(text(missing="empty"), pa.array(["one word", *shuffled], pa.string()), size=1)[0] == encoder
+    encoder, table = fit_encoder(text(missing="empty"), pa.array([*texts, "one word"], pa.string()))
+    assert fit_encoder(text(missing="empty"), pa.array(["one word", *shuffled], pa.string()), size=1)[0] == encoder
     x = encode(encoder, table)
     assert b"".join(encode(encoder, table.slice(row, 1)).tobytes() for row in range(len(table))) == x.tobytes()
 
 
 def test_words_are_numbered_by_frequency_and_others_are_unknown():
-    encoder, _ = fitted(text(tokenizer="words", vocabulary_size=5), pa.array(["b a, b", "A b [PAD]", "c"]))
+    encoder, _ = fit_encoder(text(tokenizer="words", vocabulary_size=5), pa.array(["b a, b", "A b [PAD]", "c"]))
     assert encoder.layout.num_tokens == 5
-    read = pa.table({"a": ["b A ,", "zebra [PAD] [UNK]", "a-b", "", "b b b b b b b"]})
-    signs = [[2, 3, 4, 0, 0, 0], [1, 1, 1, 1, 1, 1], [3, 1, 2, 0, 0, 0], [0] * 6, [2] * 6]
-    assert encode(encoder, read).tolist() == signs
+    table = pa.table({"a": ["b A ,", "zebra [PAD] [UNK]", "a-b", "", "b b b b b b b"]})
+    expected = [[2, 3, 4, 0, 0, 0], [1, 1, 1, 1, 1, 1], [3, 1, 2, 0, 0, 0], [0] * 6, [2] * 6]
+    assert encode(encoder, table).tolist() == expected
 
 
 @settings(deadline=None, max_examples=examples(20))
@@ -186,8 +186,8 @@ def test_words_are_numbered_by_frequency_and_others_are_unknown():
 def test_words_are_independent_of_order_and_batches(texts, order):
     source = text(tokenizer="words", vocabulary_size=9, missing="empty")
     shuffled = order.sample(texts, len(texts))
-    encoder, table = fitted(source, pa.array([*texts, "one word"], pa.string()))
-    assert fitted(source, pa.array(["one word", *shuffled], pa.string()), size=1)[0] == encoder
+    encoder, table = fit_encoder(source, pa.array([*texts, "one word"], pa.string()))
+    assert fit_encoder(source, pa.array(["one word", *shuffled], pa.string()), size=1)[0] == encoder
     x = encode(encoder, table)
     assert x.max() < (encoder.layout.num_tokens or 0) <= 9
     assert b"".join(encode(encoder, table.slice(row, 1)).tobytes() for row in range(len(table))) == x.tobytes()
@@ -195,10 +195,10 @@ def test_words_are_independent_of_order_and_batches(texts, order):
 
 def test_a_byte_pair_vocabulary_smaller_than_the_bytes_is_refused():
     with pytest.raises(ValueError, match="at least 257"):
-        fitted(text(vocabulary_size=256), pa.array(TEXTS))
+        fit_encoder(text(vocabulary_size=256), pa.array(TEXTS))
 
 
 def test_a_fitted_text_round_trips_through_its_file(tmp_path: Path):
-    encoder, table = fitted(text(), pa.array(TEXTS))
+    encoder, table = fit_encoder(text(), pa.array(TEXTS))
     (tmp_path / "encoder.json").write_text(encoder.model_dump_json(indent=1), encoding="utf-8")
     assert encode(read_encoder(tmp_path / "encoder.json"), table).tobytes() == encode(encoder, table).tobytes()

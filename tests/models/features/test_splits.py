@@ -30,7 +30,7 @@ def test_stated_boundaries_are_integers_and_round_trip_through_json(val_from, te
 
 
 @pytest.mark.parametrize(
-    ("stated", "said"),
+    ("fields", "message"),
     [
         ({"by": "time", "column": "a", "val_from": 1}, "one needs the other"),
         ({"by": "group", "column": "a", "val_from": 1, "test_from": 2}, "are for `by: time`"),
@@ -38,6 +38,6 @@ def test_stated_boundaries_are_integers_and_round_trip_through_json(val_from, te
         ({"by": "time", "column": "a", "val_from": 2, "test_from": "2020-01-01"}, "both be numbers, or both dates"),
     ],
 )
-def test_invalid_boundaries_are_refused(stated, said):
-    with pytest.raises(ValidationError, match=said):
-        Split(**stated)
+def test_invalid_boundaries_are_refused(fields, message):
+    with pytest.raises(ValidationError, match=message):
+        Split(**fields)

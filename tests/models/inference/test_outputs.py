@@ -1,4 +1,4 @@
-"""What outputs mean: probabilities or figures; a row's answer depends on no other row."""
+"""Outputs as probabilities or values, independent of the other rows of a batch."""
 
 from pathlib import Path
 
@@ -36,8 +36,8 @@ def test_regression_outputs_are_converted_to_the_units_of_the_label() -> None:
 
 
 @pytest.fixture
-def quantized_as_rows_come(tmp_path: Path) -> Path:
-    """An ONNX file that rounds a batch to 8 bits between the least and the largest of all its values."""
+def dynamically_quantized(tmp_path: Path) -> Path:
+    """An ONNX file that rounds a batch to 8 bits, between the smallest and the largest value of the batch."""
     graph = onnx.helper.make_graph(
         [
             onnx.helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "scale", "zero"]),
@@ -53,16 +53,16 @@ def quantized_as_rows_come(tmp_path: Path) -> Path:
     return path
 
 
-def test_row_by_row_outputs_do_not_depend_on_other_rows(quantized_as_rows_come: Path) -> None:
-    runtime = create_session(quantized_as_rows_come)
+def test_row_by_row_outputs_do_not_depend_on_other_rows(dynamically_quantized: Path) -> None:
+    runtime = create_session(dynamically_quantized)
     x = np.array([[0.1, 0.2, 0.3], [100.0, 0.0, -100.0]], np.float32)
     alone, together = (compute_outputs(runtime, rows, is_row_by_row=True) for rows in (x[:1], x))
     assert (alone == together[:1]).all()
     assert not (compute_outputs(runtime, x, is_row_by_row=False)[:1] == alone).all()
 
 
-def test_outputs_of_many_rows_and_of_none_are_in_order(quantized_as_rows_come: Path) -> None:
-    runtime = create_session(quantized_as_rows_come)
+def test_outputs_of_many_rows_and_of_none_are_in_order(dynamically_quantized: Path) -> None:
+    runtime = create_session(dynamically_quantized)
     x = np.tile(np.arange(3000, dtype=np.float32)[:, None], 3)
     answers = compute_outputs(runtime, x, is_row_by_row=True)
     assert answers == pytest.approx(x, rel=0.01)

@@ -1,4 +1,4 @@
-"""Answers of an ONNX file."""
+"""ONNX Runtime sessions and softmax."""
 
 from __future__ import annotations
 

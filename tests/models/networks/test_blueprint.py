@@ -41,8 +41,8 @@ def test_writing_keeps_batch_normalisation_statistics(tmp_path: Path):
     network = build_network(BLUEPRINT)
     network(torch.randn(4, 2, 6, 4) + 3)
     write_network(network, BLUEPRINT, tmp_path / "w", tmp_path / "b")
-    again, _ = read_network(tmp_path / "w", tmp_path / "b")
-    assert {name: value.tolist() for name, value in again.state_dict().items()} == {
+    restored, _ = read_network(tmp_path / "w", tmp_path / "b")
+    assert {name: value.tolist() for name, value in restored.state_dict().items()} == {
         name: value.tolist() for name, value in network.state_dict().items()
     }
 
@@ -56,9 +56,9 @@ def test_weights_of_another_network_are_refused(tmp_path: Path):
 
 
 def test_parameters_are_counted():
-    # Two convolutions without bias, two normalisations of two values a channel, hidden layer and head with bias.
-    by_hand = 3 * 2 * 9 + 2 * 3 + 5 * 3 * 9 + 2 * 5 + (5 * 1 * 1 + 1) * 7 + (7 + 1) * 3
-    assert num_parameters(build_network(BLUEPRINT)) == by_hand
+    # Two convolutions without bias, two normalisations with two values per channel, hidden layer and head with bias.
+    expected = 3 * 2 * 9 + 2 * 3 + 5 * 3 * 9 + 2 * 5 + (5 * 1 * 1 + 1) * 7 + (7 + 1) * 3
+    assert num_parameters(build_network(BLUEPRINT)) == expected
 
 
 def test_a_blueprint_round_trips_through_json_and_is_frozen():
@@ -68,12 +68,12 @@ def test_a_blueprint_round_trips_through_json_and_is_frozen():
 
 
 def test_equal_seeds_give_equal_initial_weights():
-    def drawn(seed: int) -> torch.Tensor:
+    def initial_weights(seed: int) -> torch.Tensor:
         set_deterministic(seed, num_threads=1)
         return build_network(BLUEPRINT).head.weight
 
-    assert torch.equal(drawn(1), drawn(1))
-    assert not torch.equal(drawn(1), drawn(2))
+    assert torch.equal(initial_weights(1), initial_weights(1))
+    assert not torch.equal(initial_weights(1), initial_weights(2))
 
 
 def test_set_deterministic_reports_what_the_bits_depend_on():

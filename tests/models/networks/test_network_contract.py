@@ -1,6 +1,6 @@
-"""What every kind of network keeps, whatever it reads: one contract for all.
+"""The contract of every kind of network: training, export, padding, quantization and explanations.
 
-A new kind is held to it by a line in CASES.
+A line in CASES tests a new kind.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ CASES = {
     "transformer of padded steps": Case(PADDED, {"kind": "transformer", **_SMALL, "num_layers": 1, "max_length": 16}),
     "gpt": Case(TOKENS, {"kind": "gpt", **_SMALL, "max_length": 16}),
 }
-# One of each kind is quick enough for every change; these differ in what they read.
+# One case of each kind is quick enough for every change; these cases are slow.
 _SLOW = {
     "cnn of several convolutions",
     "strided cnn",
@@ -93,7 +93,7 @@ def blueprint_of(name: str, num_outputs: int = 2) -> Blueprint:
 
 
 def rows_of(layout: Layout, num_rows: int, length: int | None = None) -> torch.Tensor:
-    """Rows as the encoder writes them, drawn anew; of tokens and padded steps each has a length of its own."""
+    """Random rows as the encoder writes them; rows of tokens and padded steps have different lengths."""
     shape = layout.shape if length is None else (length, *layout.shape[1:])
     random = torch.Generator().manual_seed(num_rows)
     x = torch.randn(num_rows, *shape, generator=random)
@@ -103,16 +103,16 @@ def rows_of(layout: Layout, num_rows: int, length: int | None = None) -> torch.T
         x = torch.randint(1, layout.num_tokens, (num_rows, *shape), generator=random).float()
     if layout.kind == "tokens" or layout.is_padded:
         lengths = torch.randint(1, shape[0] + 1, (num_rows, 1), generator=random)
-        is_there = torch.arange(shape[0]) < lengths
+        is_valid = torch.arange(shape[0]) < lengths
         if layout.kind == "tokens":
-            return x * is_there
+            return x * is_valid
         x[..., -1] = 1
-        return x * is_there.unsqueeze(-1)
+        return x * is_valid.unsqueeze(-1)
     return x
 
 
-class Learnt(NamedTuple):
-    """A network that knows 8 rows by heart, what it was before, and its ONNX file."""
+class FittedNetwork(NamedTuple):
+    """A network that is fitted to 8 rows, its initial weights, and its ONNX file."""
 
     name: str
     blueprint: Blueprint
@@ -128,7 +128,7 @@ class Learnt(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def learnt(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Learnt:
+def fitted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> FittedNetwork:
     torch.manual_seed(0)
     blueprint = blueprint_of(request.param)
     network = build_network(blueprint)
@@ -141,15 +141,15 @@ def learnt(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         optimizer.step()
     path = tmp_path_factory.mktemp("contract") / "float.onnx"
     export_onnx(network.eval(), x, path)
-    return Learnt(request.param, blueprint, before, network, x, y, path)
+    return FittedNetwork(request.param, blueprint, before, network, x, y, path)
 
 
-def marked(names: Iterable[str]) -> list[Any]:
+def with_marks(names: Iterable[str]) -> list[Any]:
     return [pytest.param(name, marks=[pytest.mark.slow] if name in _SLOW else []) for name in names]
 
 
-every_kind = pytest.mark.parametrize("learnt", marked(CASES), indirect=True)
-every_kind_with_padding = pytest.mark.parametrize("learnt", marked(PADDABLE), indirect=True)
+every_kind = pytest.mark.parametrize("fitted", with_marks(CASES), indirect=True)
+every_kind_with_padding = pytest.mark.parametrize("fitted", with_marks(PADDABLE), indirect=True)
 
 
 @pytest.mark.parametrize("num_outputs", [1, 3])
@@ -159,86 +159,86 @@ def test_it_gives_one_row_of_outputs_per_row(name, num_outputs):
     blueprint = blueprint_of(name, num_outputs)
     network = build_network(blueprint)
     for num_rows in (1, 5):
-        answers_BK = network.train(num_rows > 1)(rows_of(blueprint.layout, num_rows))
-        assert (answers_BK.shape, answers_BK.dtype) == ((num_rows, num_outputs), torch.float32)
-        assert torch.isfinite(answers_BK).all()
+        outputs_BK = network.train(num_rows > 1)(rows_of(blueprint.layout, num_rows))
+        assert (outputs_BK.shape, outputs_BK.dtype) == ((num_rows, num_outputs), torch.float32)
+        assert torch.isfinite(outputs_BK).all()
 
 
 @every_kind
-def test_it_overfits_eight_rows(learnt):
+def test_it_overfits_eight_rows(fitted):
     with torch.no_grad():
-        assert torch.equal(learnt.network(learnt.x).argmax(1), learnt.y)
+        assert torch.equal(fitted.network(fitted.x).argmax(1), fitted.y)
 
 
 @every_kind
-def test_every_parameter_learns(learnt):
-    after = dict(learnt.network.named_parameters())
-    assert [name for name, weight in after.items() if torch.equal(weight, learnt.before[name])] == []
+def test_every_parameter_learns(fitted):
+    after = dict(fitted.network.named_parameters())
+    assert [name for name, weight in after.items() if torch.equal(weight, fitted.before[name])] == []
 
 
 @every_kind
-def test_the_output_of_a_row_does_not_depend_on_its_batch(learnt):
+def test_the_output_of_a_row_does_not_depend_on_its_batch(fitted):
     with torch.no_grad():
-        alone = torch.cat([learnt.network(row) for row in learnt.x.split(1)])
-        torch.testing.assert_close(learnt.network(learnt.x), alone, atol=1e-5, rtol=1e-4)
+        alone = torch.cat([fitted.network(row) for row in fitted.x.split(1)])
+        torch.testing.assert_close(fitted.network(fitted.x), alone, atol=1e-5, rtol=1e-4)
 
 
 @every_kind
 @pytest.mark.parametrize("num_rows", [1, 5, 33])
-def test_its_onnx_file_equals_it_for_any_number_of_rows(learnt, num_rows):
-    x = rows_of(learnt.blueprint.layout, num_rows)
+def test_its_onnx_file_equals_it_for_any_number_of_rows(fitted, num_rows):
+    x = rows_of(fitted.blueprint.layout, num_rows)
     with torch.no_grad():
-        expected = learnt.network(x).numpy()
-    np.testing.assert_allclose(run_session(learnt.runtime, x.numpy()), expected, atol=TOLERANCE)
+        expected = fitted.network(x).numpy()
+    np.testing.assert_allclose(run_session(fitted.runtime, x.numpy()), expected, atol=TOLERANCE)
 
 
 @every_kind_with_padding
 @pytest.mark.parametrize("length", [1, 4, 13])
-def test_its_onnx_file_equals_it_for_rows_of_any_length(learnt, length):
-    x = rows_of(learnt.blueprint.layout, 6, length)
+def test_its_onnx_file_equals_it_for_rows_of_any_length(fitted, length):
+    x = rows_of(fitted.blueprint.layout, 6, length)
     with torch.no_grad():
-        expected = learnt.network(x).numpy()
-    np.testing.assert_allclose(run_session(learnt.runtime, x.numpy()), expected, atol=TOLERANCE)
+        expected = fitted.network(x).numpy()
+    np.testing.assert_allclose(run_session(fitted.runtime, x.numpy()), expected, atol=TOLERANCE)
 
 
 @every_kind_with_padding
-def test_padding_does_not_affect_the_output(learnt):
-    layout, x = learnt.blueprint.layout, learnt.x
+def test_padding_does_not_affect_the_output(fitted):
+    layout, x = fitted.blueprint.layout, fitted.x
     longer = F.pad(x, (0, 4) if layout.kind == "tokens" else (0, 0, 0, 4))
     if layout.is_padded:
         noise = torch.randn(longer.shape) * (longer[..., -1:] == 0)
         noise[..., -1] = 0
         longer = longer + noise
     with torch.no_grad():
-        torch.testing.assert_close(learnt.network(longer), learnt.network(x), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(fitted.network(longer), fitted.network(x), atol=1e-5, rtol=1e-4)
     np.testing.assert_allclose(
-        run_session(learnt.runtime, longer.numpy()), run_session(learnt.runtime, x.numpy()), atol=TOLERANCE
+        run_session(fitted.runtime, longer.numpy()), run_session(fitted.runtime, x.numpy()), atol=TOLERANCE
     )
 
 
 @every_kind
-def test_it_keeps_most_predictions_in_8_bits(learnt, tmp_path: Path):
-    how = next(spec.quantize for spec in default_candidates(learnt.blueprint.config.kind) if spec.quantize)
-    quantize(learnt.path, tmp_path / "int8.onnx", learnt.x.numpy(), QuantizationOptions(mode=how))
+def test_it_keeps_most_predictions_in_8_bits(fitted, tmp_path: Path):
+    mode = next(spec.quantize for spec in default_candidates(fitted.blueprint.config.kind) if spec.quantize)
+    quantize(fitted.path, tmp_path / "int8.onnx", fitted.x.numpy(), QuantizationOptions(mode=mode))
     tensors = onnx.load(tmp_path / "int8.onnx").graph.initializer
     assert any(tensor.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8) for tensor in tensors)
-    answers_BK = run_session(create_session(tmp_path / "int8.onnx"), learnt.x.numpy())
-    assert (answers_BK.argmax(1) == learnt.y.numpy()).sum() >= 7
+    outputs_BK = run_session(create_session(tmp_path / "int8.onnx"), fitted.x.numpy())
+    assert (outputs_BK.argmax(1) == fitted.y.numpy()).sum() >= 7
 
 
 @every_kind
-def test_reading_inverts_writing(learnt, tmp_path: Path):
-    write_network(learnt.network, learnt.blueprint, tmp_path / "w", tmp_path / "b")
-    again, blueprint = read_network(tmp_path / "w", tmp_path / "b")
-    assert blueprint == learnt.blueprint
+def test_reading_inverts_writing(fitted, tmp_path: Path):
+    write_network(fitted.network, fitted.blueprint, tmp_path / "w", tmp_path / "b")
+    restored, blueprint = read_network(tmp_path / "w", tmp_path / "b")
+    assert blueprint == fitted.blueprint
     with torch.no_grad():
-        assert torch.equal(again(learnt.x), learnt.network(learnt.x))
+        assert torch.equal(restored(fitted.x), fitted.network(fitted.x))
 
 
 @every_kind
-def test_its_predictions_can_be_explained(learnt):
-    x, layout = learnt.x[:2], learnt.blueprint.layout
-    explained = explain(learnt.network, x, layout, make_baseline(x, layout, learnt.x))
-    assert explained.weights.shape == tuple(x.shape)
-    assert np.isfinite(explained.weights).all()
-    assert (np.abs(explained.weights).reshape(2, -1).sum(1) > 0).all()
+def test_its_predictions_can_be_explained(fitted):
+    x, layout = fitted.x[:2], fitted.blueprint.layout
+    explanation = explain(fitted.network, x, layout, make_baseline(x, layout, fitted.x))
+    assert explanation.weights.shape == tuple(x.shape)
+    assert np.isfinite(explanation.weights).all()
+    assert (np.abs(explanation.weights).reshape(2, -1).sum(1) > 0).all()

@@ -39,7 +39,7 @@ def write_model(
 ) -> Path:
     """Writes a file with the input `keras_tensor`, as Keras names it, whose last node produces `Identity:0`."""
     graph = helper.make_graph(
-        [helper.make_node(operator, inputs, outputs, **more) for operator, inputs, outputs, more in nodes],
+        [helper.make_node(operator, inputs, outputs, **attributes) for operator, inputs, outputs, attributes in nodes],
         "network",
         [helper.make_tensor_value_info("keras_tensor", dtype, shape)],
         [helper.make_tensor_value_info("Identity:0", output_dtype, width or ["unk__1", None])],
@@ -51,16 +51,16 @@ def write_model(
 
 
 def dense(
-    path: Path, *ends: Node, shape: list[Any] | None = None, outputs: int = 3, inputs: int = 4, **more: Any
+    path: Path, *last_nodes: Node, shape: list[Any] | None = None, outputs: int = 3, inputs: int = 4, **options: Any
 ) -> Path:
-    """x W + b as the tensor `h`, followed by `ends`."""
+    """Writes x W + b as the tensor `h`, followed by `last_nodes`."""
     nodes: list[Node] = [("MatMul", ["keras_tensor", "W"], ["x"], {}), ("Add", ["x", "b"], ["h"], {})]
-    weights = {"W": weight(inputs, outputs), "b": weight(outputs)} | more.pop("weights", {})
-    return write_model(path, shape or ["unk__0", inputs], [*nodes, *ends], weights, **more)
+    weights = {"W": weight(inputs, outputs), "b": weight(outputs)} | options.pop("weights", {})
+    return write_model(path, shape or ["unk__0", inputs], [*nodes, *last_nodes], weights, **options)
 
 
-def end(operator: str, **more: Any) -> Node:
-    return (operator, ["h"], ["Identity:0"], more)
+def end(operator: str, **attributes: Any) -> Node:
+    return (operator, ["h"], ["Identity:0"], attributes)
 
 
 def rows_of(layout: Layout, num: int = 40) -> np.ndarray:

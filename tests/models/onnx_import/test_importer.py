@@ -1,4 +1,4 @@
-"""Imports of ONNX files as Keras and PyTorch write them."""
+"""Imports of ONNX files that Keras and PyTorch export."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ def test_the_adapted_network_has_our_names_and_types_and_a_dynamic_batch(tmp_pat
     (input_info,), (output_info,) = model.graph.input, model.graph.output
     assert (input_info.name, output_info.name) == (INPUT, OUTPUT)
     sizes = [
-        [size.dim_param or size.dim_value for size in v.type.tensor_type.shape.dim] for v in (input_info, output_info)
+        [size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim]
+        for value in (input_info, output_info)
     ]
     assert sizes == [["batch", 4], ["batch", 3]]
     assert logits(model, rows_of(FLAT, 77)).shape == (77, 3)
@@ -96,8 +97,8 @@ def test_a_probability_of_0_has_a_finite_logarithm(tmp_path: Path) -> None:
 def test_sigmoids_of_several_classes_are_normalised(tmp_path: Path) -> None:
     path, x = dense(tmp_path / "n.onnx", end("Sigmoid")), rows_of(FLAT)
     imported = import_network(path, FLAT, "classification", 3, x)
-    each = run_original(path, x)
-    assert softmax(logits(imported.model, x)) == pytest.approx(each / each.sum(axis=1, keepdims=True), abs=1e-6)
+    sigmoids = run_original(path, x)
+    assert softmax(logits(imported.model, x)) == pytest.approx(sigmoids / sigmoids.sum(axis=1, keepdims=True), abs=1e-6)
 
 
 @pytest.mark.parametrize("shape", [[-1, 1], [-1]], ids=["column", "vector"])
@@ -108,13 +109,13 @@ def test_one_sigmoid_becomes_logits_of_two_classes(tmp_path: Path, shape: list[i
         dense(tmp_path / "n.onnx", *ends, outputs=1, weights=weights, width=["unk__1", 1][: len(shape)]),
         rows_of(FLAT),
     )
-    unmoved = dense(tmp_path / "plain.onnx", end("Sigmoid"), outputs=1)
-    for source in (path, unmoved):
+    without_reshape = dense(tmp_path / "plain.onnx", end("Sigmoid"), outputs=1)
+    for source in (path, without_reshape):
         imported = import_network(source, FLAT, "classification", 2, x)
         share = run_original(source, x).reshape(-1)
         assert softmax(logits(imported.model, x)) == pytest.approx(np.stack([1 - share, share], axis=1), abs=1e-5)
         assert (logits(imported.model, x)[:, 0] == 0).all()
-    assert "Sigmoid" not in operators(import_network(unmoved, FLAT, "classification", 2, x).model)
+    assert "Sigmoid" not in operators(import_network(without_reshape, FLAT, "classification", 2, x).model)
 
 
 def test_a_single_logit_belongs_to_the_second_class(tmp_path: Path) -> None:
@@ -137,8 +138,8 @@ def test_half_precision_outputs_become_float32(tmp_path: Path) -> None:
     imported = import_network(path, FLAT, "classification", 3, x)
     assert imported.changes == ["logarithm of the probabilities"]  # rounding to 16 bits is part of the network
     assert logits(imported.model, x).dtype == np.float32
-    figures: list[Node] = [("Cast", ["h"], ["Identity:0"], {"to": TensorProto.FLOAT16})]
-    regression = dense(tmp_path / "m.onnx", *figures, outputs=1, output_dtype=TensorProto.FLOAT16)
+    cast: list[Node] = [("Cast", ["h"], ["Identity:0"], {"to": TensorProto.FLOAT16})]
+    regression = dense(tmp_path / "m.onnx", *cast, outputs=1, output_dtype=TensorProto.FLOAT16)
     assert logits(import_network(regression, FLAT, "regression", 1, x).model, x).dtype == np.float32
 
 
@@ -148,9 +149,9 @@ def test_half_precision_outputs_become_float32(tmp_path: Path) -> None:
 def convolution(path: Path, shape: list[Any], *, is_last: bool) -> Path:
     """A convolution and a global mean, with channels first or last."""
     source = "t" if is_last else "keras_tensor"
-    moved: list[Node] = [("Transpose", ["keras_tensor"], ["t"], {"perm": [0, 3, 1, 2]})] if is_last else []
+    transposition: list[Node] = [("Transpose", ["keras_tensor"], ["t"], {"perm": [0, 3, 1, 2]})] if is_last else []
     nodes: list[Node] = [
-        *moved,
+        *transposition,
         ("Conv", [source, "K"], ["c"], {}),
         ("Relu", ["c"], ["r"], {}),
         ("GlobalAveragePool", ["r"], ["g"], {}),
@@ -164,10 +165,15 @@ def test_channels_last_inputs_are_transposed(tmp_path: Path) -> None:
     x = rows_of(IMAGE)
     last = convolution(tmp_path / "last.onnx", ["unk__0", 4, 5, 3], is_last=True)
     first = convolution(tmp_path / "first.onnx", ["unk__0", 3, 4, 5], is_last=False)
-    moved, unmoved = (import_network(path, IMAGE, "classification", 3, x) for path in (last, first))
-    assert (moved.changes, unmoved.changes) == (["channels moved to the end", "Softmax removed"], ["Softmax removed"])
-    assert logits(moved.model, x) == pytest.approx(logits(unmoved.model, x), abs=1e-6)
-    assert softmax(logits(moved.model, x)) == pytest.approx(run_original(last, x.transpose(0, 2, 3, 1)), abs=1e-6)
+    last_imported, first_imported = (import_network(path, IMAGE, "classification", 3, x) for path in (last, first))
+    assert (last_imported.changes, first_imported.changes) == (
+        ["channels moved to the end", "Softmax removed"],
+        ["Softmax removed"],
+    )
+    assert logits(last_imported.model, x) == pytest.approx(logits(first_imported.model, x), abs=1e-6)
+    assert softmax(logits(last_imported.model, x)) == pytest.approx(
+        run_original(last, x.transpose(0, 2, 3, 1)), abs=1e-6
+    )
 
 
 def test_ambiguous_channels_need_the_recipe(tmp_path: Path) -> None:
@@ -178,8 +184,8 @@ def test_ambiguous_channels_need_the_recipe(tmp_path: Path) -> None:
     assert "channels: last" in caught.value.remedy
     imported = import_network(path, cube, "classification", 3, x, channels="last")
     assert softmax(logits(imported.model, x)) == pytest.approx(run_original(path, x.transpose(0, 2, 3, 1)), abs=1e-6)
-    other = import_network(path, cube, "classification", 3, x, channels="first")
-    assert softmax(logits(other.model, x)) == pytest.approx(run_original(path, x), abs=1e-6)
+    channels_first = import_network(path, cube, "classification", 3, x, channels="first")
+    assert softmax(logits(channels_first.model, x)) == pytest.approx(run_original(path, x), abs=1e-6)
 
 
 @pytest.mark.parametrize("shape", [[4, 5, 1], [4, 5], [1, 4, 5], [20], [None, 5]], ids=str)
@@ -207,7 +213,7 @@ def test_a_sequence_is_read_as_steps_or_as_one_vector(tmp_path: Path) -> None:
     assert logits(imported.model, x) == pytest.approx(run_original(path, x), abs=1e-6)
 
 
-def embedded(path: Path, num_tokens: int, dtype: int = INT32) -> Path:
+def embedding_mean(path: Path, num_tokens: int, dtype: int = INT32) -> Path:
     """The mean of an embedding's vectors."""
     source: list[Node] = [] if dtype == INT32 else [("Cast", ["keras_tensor"], ["i"], {"to": INT32})]
     nodes: list[Node] = [
@@ -220,7 +226,7 @@ def embedded(path: Path, num_tokens: int, dtype: int = INT32) -> Path:
 
 @pytest.mark.parametrize("dtype", [INT32, TensorProto.FLOAT], ids=["int32", "float32"])
 def test_tokens_are_cast_to_the_integers_of_the_file(tmp_path: Path, dtype: int) -> None:
-    path, x = embedded(tmp_path / "n.onnx", 9, dtype), rows_of(TOKENS)
+    path, x = embedding_mean(tmp_path / "n.onnx", 9, dtype), rows_of(TOKENS)
     imported = import_network(path, TOKENS, "classification", 3, x)
     assert imported.changes == (["rows cast to int32"] if dtype == INT32 else [])
     assert logits(imported.model, x) == pytest.approx(weight(9, 3)[x.astype(int)].mean(axis=1), abs=1e-5)
@@ -228,7 +234,9 @@ def test_tokens_are_cast_to_the_integers_of_the_file(tmp_path: Path, dtype: int)
 
 def test_an_embedding_without_the_last_token_is_refused_even_if_no_row_has_it(tmp_path: Path) -> None:
     with pytest.raises(RecipeInvalid, match="fails on") as caught:
-        import_network(embedded(tmp_path / "n.onnx", 8), TOKENS, "classification", 3, np.minimum(rows_of(TOKENS), 7))
+        import_network(
+            embedding_mean(tmp_path / "n.onnx", 8), TOKENS, "classification", 3, np.minimum(rows_of(TOKENS), 7)
+        )
     assert "tokens below 9" in caught.value.required
 
 
@@ -282,12 +290,12 @@ def test_the_bytes_depend_on_the_network_only(tmp_path: Path) -> None:
 
 def test_unused_nodes_are_removed_but_not_those_that_loops_read(tmp_path: Path) -> None:
     body = helper.make_graph(
-        [helper.make_node("Add", ["held", "logits"], ["sum"]), helper.make_node("Identity", ["go"], ["on"])],
+        [helper.make_node("Add", ["state", "logits"], ["sum"]), helper.make_node("Identity", ["go"], ["on"])],
         "body",
         [
-            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+            helper.make_tensor_value_info("iteration", TensorProto.INT64, []),
             helper.make_tensor_value_info("go", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("held", FLOAT, [None, 3]),
+            helper.make_tensor_value_info("state", FLOAT, [None, 3]),
         ],
         [
             helper.make_tensor_value_info("on", TensorProto.BOOL, []),
@@ -317,10 +325,10 @@ def test_erfc_of_tensorflow_is_replaced_by_erf(tmp_path: Path) -> None:
 def test_convolutional_networks_are_quantized_statically(tmp_path: Path, exported: Path) -> None:
     assert choose_quantization(onnx.load(exported)) == "static"
     assert choose_quantization(read_onnx(dense(tmp_path / "n.onnx", end("Identity")))) == "dynamic"
-    attending: list[Node] = [
+    nodes: list[Node] = [
         ("Conv", ["keras_tensor", "K"], ["c"], {}),
         ("Softmax", ["c"], ["s"], {}),
         ("Identity", ["s"], ["Identity:0"], {}),
     ]
-    path = write_model(tmp_path / "m.onnx", [None, 3, 4, 5], attending, {"K": weight(2, 3, 1, 1)}, width=[None] * 4)
+    path = write_model(tmp_path / "m.onnx", [None, 3, 4, 5], nodes, {"K": weight(2, 3, 1, 1)}, width=[None] * 4)
     assert choose_quantization(read_onnx(path)) == "dynamic"

@@ -62,8 +62,8 @@ def test_any_tensors_decode_to_the_last_bit(data):
 )
 def test_matrices_of_few_values_decode(num_rows, num_columns, density, values, seed):
     random = np.random.default_rng(seed)
-    chosen = random.choice(np.array(values, np.uint32), (num_rows, num_columns))  # including NaNs and negative zeros
-    filled = np.where(random.random((num_rows, num_columns)) < density, chosen, np.uint32(0)).view(np.float32)
+    cells = random.choice(np.array(values, np.uint32), (num_rows, num_columns))  # including NaNs and negative zeros
+    filled = np.where(random.random((num_rows, num_columns)) < density, cells, np.uint32(0)).view(np.float32)
     model = model_of([filled, filled.T])
     assert decode(encode(model)) == model
 
@@ -100,7 +100,7 @@ def test_dense_weights_cost_no_more_than_zstd():
     assert len(encode(model)) < len(pa.Codec("zstd", compression_level=22).compress(model)) + 20
 
 
-def test_this_version_stays_readable():
+def test_files_of_this_version_stay_readable():
     # A change here needs a new version of the format; this one must stay readable.
     stored = bytes.fromhex(
         "424c590115522ce098026d0a536060743ec0c8c0c2c6c1c2c5c40002f7af5eb3cdd9cf60b7f793b27dbd1bfb3e0e3eab7e26"
@@ -114,8 +114,8 @@ def test_the_decisions_of_all_tensors_are_limited(monkeypatch):
     weight = sparse(40, 50, 0.1)
     model = model_of([weight, weight, weight])
     all_coded = encode(model)
-    for position in (encoder_module, decoder):
-        monkeypatch.setattr(position, "MAX_DECISIONS", 5000)  # enough for two of them
+    for module in (encoder_module, decoder):
+        monkeypatch.setattr(module, "MAX_DECISIONS", 5000)  # enough for two of them
     partly_coded = encode(model)
     assert len(partly_coded) > len(all_coded)
     assert decode(partly_coded) == model
@@ -136,15 +136,15 @@ STORED = encode(model_of([sparse(20, 30, 0.2), np.arange(50.0)]))
 
 
 @given(st.binary(max_size=200))
-def test_bytes_of_another_format_are_refused(given_bytes):
+def test_bytes_of_another_format_are_refused(content):
     with pytest.raises(OutputCorrupt, match="the stored model"):
-        decode(given_bytes)
+        decode(content)
 
 
 @given(st.binary(max_size=120))
-def test_bytes_with_only_a_valid_beginning_are_refused(given_bytes):
+def test_bytes_with_only_a_valid_beginning_are_refused(content):
     with pytest.raises(OutputCorrupt, match="the stored model"):
-        decode(STORED[:8] + given_bytes)
+        decode(STORED[:8] + content)
 
 
 @settings(deadline=None)

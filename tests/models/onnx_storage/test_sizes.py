@@ -29,8 +29,8 @@ def write(path, weights):
     return path
 
 
-@pytest.mark.parametrize("how", ["static", "dynamic"])
-def test_zeros_are_not_counted_as_floats_or_as_integers(tmp_path, how):
+@pytest.mark.parametrize("mode", ["static", "dynamic"])
+def test_zeros_are_not_counted_as_floats_or_as_integers(tmp_path, mode):
     weights = np.linspace(-1, 1, 40).reshape(5, 8)
     weights[:, 3:] = 0
     weights[0, 0] = 1.0  # the range has both ends
@@ -38,7 +38,10 @@ def test_zeros_are_not_counted_as_floats_or_as_integers(tmp_path, how):
     assert count_nonzero(file) == 15 + 8
     quantized = tmp_path / "int8.onnx"
     quantize(
-        file, quantized, np.random.default_rng(0).normal(size=(16, 5)).astype(np.float32), QuantizationOptions(mode=how)
+        file,
+        quantized,
+        np.random.default_rng(0).normal(size=(16, 5)).astype(np.float32),
+        QuantizationOptions(mode=mode),
     )
     assert 15 <= count_nonzero(quantized) <= 15 + 8  # biases may be rounded to zero
 
@@ -51,10 +54,10 @@ def test_the_count_of_a_trained_network_is_its_number_of_weights(exported, quant
 
 def test_zeros_reduce_the_compressed_size_only(tmp_path):
     random = np.random.default_rng(0).normal(size=(5, 1000))
-    full, sparse = write(tmp_path / "full.onnx", random), write(tmp_path / "sparse.onnx", random * (random > 1.5))
-    assert full.stat().st_size == sparse.stat().st_size
-    assert measure_zstd_bytes(sparse) < 0.3 * measure_zstd_bytes(full)
-    assert measure_zstd_bytes(full) == measure_zstd_bytes(full) <= full.stat().st_size + 50
+    dense, sparse = write(tmp_path / "full.onnx", random), write(tmp_path / "sparse.onnx", random * (random > 1.5))
+    assert dense.stat().st_size == sparse.stat().st_size
+    assert measure_zstd_bytes(sparse) < 0.3 * measure_zstd_bytes(dense)
+    assert measure_zstd_bytes(dense) == measure_zstd_bytes(dense) <= dense.stat().st_size + 50
 
 
 def test_the_coded_size_is_the_length_of_the_coded_file(few_valued):

@@ -113,8 +113,8 @@ def test_minify_shortens_names_and_drops_defaults_but_keeps_inputs_and_outputs()
 def test_dense_networks_and_old_opsets_are_not_packed():
     dense = model_of([np.random.default_rng(0).normal(size=(30, 20)).astype(np.float32)])
     assert pack_sparse_tensors(dense) == dense
-    old = model_of([sparse(30, 20, 0.1)], opset=11)
-    assert pack_sparse_tensors(old) == old
+    old_opset = model_of([sparse(30, 20, 0.1)], opset=11)
+    assert pack_sparse_tensors(old_opset) == old_opset
 
 
 def test_the_zstd_program_decompresses_it(tmp_path):

@@ -1,4 +1,4 @@
-"""Energy counters, simulated by files, since few machines let them be read."""
+"""Energy measurement with counters that are simulated by files, since few machines have readable ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bloomery.models.profiling.energy import compare_energy
 from bloomery.models.profiling.latency import ComparedFiles
 from bloomery.models.profiling.rapl import EnergyCounter, open_energy_counter
 
-MOST = 1_000_000
+MAX_RANGE_UJ = 1_000_000
 
 
 @pytest.fixture
@@ -23,20 +23,20 @@ def root(tmp_path: Path) -> Path:
         folder = tmp_path / f"intel-rapl:{name}"
         folder.mkdir()
         (folder / "name").write_text(f"{zone}\n")
-        (folder / "max_energy_range_uj").write_text(f"{MOST}\n")
-    count(tmp_path, 900_000, 100, 0, 0)
+        (folder / "max_energy_range_uj").write_text(f"{MAX_RANGE_UJ}\n")
+    write_energies(tmp_path, 900_000, 100, 0, 0)
     return tmp_path
 
 
-def count(root: Path, *energies_uj: int) -> None:
+def write_energies(root: Path, *energies_uj: int) -> None:
     for name, energy_uj in zip(("0", "1", "0:0", "2"), energies_uj, strict=True):
         (root / f"intel-rapl:{name}" / "energy_uj").write_text(f"{energy_uj}\n")
 
 
 def test_packages_are_summed_also_after_a_wraparound(root: Path):
-    counter = open_energy_counter(root, wait=lambda seconds: count(root, 950_000, 100, 0, 0))
+    counter = open_energy_counter(root, wait=lambda seconds: write_energies(root, 950_000, 100, 0, 0))
     before = counter.read()
-    count(root, 50_000, 300_100, 7, 7)
+    write_energies(root, 50_000, 300_100, 7, 7)
     assert counter.read() - before == pytest.approx(0.1 + 0.3)
     assert counter.read() == counter.read()
 

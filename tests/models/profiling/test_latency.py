@@ -20,8 +20,8 @@ def test_every_file_is_compared_with_the_baseline(exported, quantized, parts):
     assert list(timed) == list(paths)
     for latency in timed["fp32"]:
         assert (latency.ratio.low, latency.ratio.value, latency.tail_ratio.high) == (1, 1, 1)
-    for of_batches in timed.values():
-        assert [(one.batch_size, one.num_rounds) for one in of_batches] == [(3, 5), (1, 5)]
+    for latencies in timed.values():
+        assert [(item.batch_size, item.num_rounds) for item in latencies] == [(3, 5), (1, 5)]
     for latency in itertools.chain.from_iterable(timed.values()):
         assert 0 < latency.p50_ms <= latency.p90_ms <= latency.p95_ms <= latency.p99_ms
         assert 0 < latency.ratio.low <= latency.ratio.value <= latency.ratio.high
@@ -37,11 +37,11 @@ def test_any_file_can_be_the_baseline(exported, quantized, parts):
 def test_caches_of_another_file_do_not_count(exported, quantized, parts, monkeypatch):
     clock, last = 0.0, None
 
-    def answers(runtime: object, *_: object) -> None:
+    def run_batch(runtime: object, *_: object) -> None:
         nonlocal clock, last
         clock, last = clock + (0.001 if runtime is last else 1.0), runtime
 
-    monkeypatch.setattr("bloomery.models.profiling.latency.run_batch", answers)
+    monkeypatch.setattr("bloomery.models.profiling.latency.run_batch", run_batch)
     monkeypatch.setattr("bloomery.models.profiling.latency.time.perf_counter", lambda: clock)
     files = ComparedFiles({"fp32": exported, "int8": quantized, "again": exported}, baseline="fp32")
     timed = compare_latency(files, [parts.test.x[:1].numpy()], rounds=5)
@@ -50,42 +50,42 @@ def test_caches_of_another_file_do_not_count(exported, quantized, parts, monkeyp
 
 @settings(max_examples=examples(10), deadline=None)
 @given(st.floats(0.1, 10), st.integers(0, 100))
-def test_a_constant_ratio_is_measured_in_any_noise(times, seed):
-    theirs = np.random.default_rng(seed).lognormal(-9, 1, size=60)
-    latency = summarise(times * theirs, theirs, 1)
+def test_a_constant_ratio_is_measured_in_any_noise(factor, seed):
+    baseline = np.random.default_rng(seed).lognormal(-9, 1, size=60)
+    latency = summarise(factor * baseline, baseline, 1)
     for ratio in (latency.ratio, latency.tail_ratio):
-        assert (ratio.low, ratio.value, ratio.high) == pytest.approx((times, times, times))
-    assert latency.p99_ms == pytest.approx(1e3 * times * np.percentile(theirs, 99))
+        assert (ratio.low, ratio.value, ratio.high) == pytest.approx((factor, factor, factor))
+    assert latency.p99_ms == pytest.approx(1e3 * factor * np.percentile(baseline, 99))
     assert latency.percentile_ms(50) == latency.p50_ms
 
 
 def test_intervals_narrow_with_more_rounds_and_widen_with_long_disturbances():
     random = np.random.default_rng(0)
 
-    def width(ours, theirs):
-        ratio = summarise(ours, theirs, 1).ratio
+    def width(seconds, baseline):
+        ratio = summarise(seconds, baseline, 1).ratio
         return ratio.high - ratio.low
 
     def noise(size):
         return random.lognormal(0, 0.2, size)
 
-    few, many = width(noise(50), noise(50)), width(noise(1000), noise(1000))
-    assert many < 0.5 * few
-    lasting = np.repeat(random.lognormal(0, 0.2, 10), 100)  # each disturbance lasts 100 rounds
-    assert width(lasting, np.ones(1000)) > 2 * many
+    wide, narrow = width(noise(50), noise(50)), width(noise(1000), noise(1000))
+    assert narrow < 0.5 * wide
+    disturbances = np.repeat(random.lognormal(0, 0.2, 10), 100)  # each disturbance lasts 100 rounds
+    assert width(disturbances, np.ones(1000)) > 2 * narrow
 
 
 def test_equal_times_have_equal_intervals():
     random = np.random.default_rng(1)
-    ours, theirs = random.lognormal(size=(2, 100))
-    assert summarise(ours, theirs, 1) == summarise(ours, theirs, 1)
+    seconds, baseline = random.lognormal(size=(2, 100))
+    assert summarise(seconds, baseline, 1) == summarise(seconds, baseline, 1)
 
 
 def test_the_interval_contains_the_ratio_nearly_always():
     random = np.random.default_rng(2)
     hits = 0
     for _ in range(40):
-        theirs = random.lognormal(-9, 0.1, 60)
-        ratio = summarise(0.8 * theirs * random.lognormal(0, 0.3, 60), theirs, 1).ratio
+        baseline = random.lognormal(-9, 0.1, 60)
+        ratio = summarise(0.8 * baseline * random.lognormal(0, 0.3, 60), baseline, 1).ratio
         hits += ratio.low <= 0.8 <= ratio.high
     assert hits >= 34

@@ -1,4 +1,4 @@
-"""Training that is killed goes on where it was, and ends in the same bits."""
+"""Checkpoints: a killed training resumes and ends with the same bits."""
 
 from __future__ import annotations
 
@@ -48,28 +48,28 @@ class Killed(Exception):
     pass
 
 
-def made_up(num_rows: int, seed: int) -> Examples:
+def random_examples(num_rows: int, seed: int) -> Examples:
     random = torch.Generator().manual_seed(seed)
     y = torch.randint(0, 10, (num_rows,), generator=random)
     return Examples(torch.rand(num_rows, 1, 8, 8, generator=random), y, y.numpy())
 
 
 def run(
-    folder: Path, loop: Loop, checkpoints: Checkpoints, killed_at: int | None = None, seen: list[int] | None = None
+    folder: Path, loop: Loop, checkpoints: Checkpoints, killed_at: int | None = None, steps: list[int] | None = None
 ) -> tuple[str, list[EpochResult]]:
-    """The digest of the weights, and what was told of the epochs. Shows in `seen` each step that was taken."""
+    """The digest of the weights and the history. Appends the number of each step to `steps`."""
     set_deterministic(seed=0, num_threads=1)
     network = build_network(BLUEPRINT)
-    checkpointer = Checkpointer(folder / "kept", checkpoints)
+    checkpointer = Checkpointer(folder / "checkpoints", checkpoints)
 
     def save(state: TrainingState) -> None:
         checkpointer.save(state)
-        if seen is not None:
-            seen.append(state.step)
+        if steps is not None:
+            steps.append(state.step)
         if state.step == killed_at:
             raise Killed
 
-    parts = made_up(400, 1), made_up(60, 2)
+    parts = random_examples(400, 1), random_examples(60, 2)
     history = train(network, TrainingData(*parts, seed=1), loop, hooks=TrainingHooks(load=checkpointer.load, save=save))
     return write_network(network, BLUEPRINT, folder / "weights", folder / "blueprint"), history
 
@@ -77,13 +77,13 @@ def run(
 @pytest.mark.parametrize("loop", [PLAIN, RICH], ids=["plain", "rich"])
 @pytest.mark.parametrize("killed_at", [5, 9, 13, 16])
 def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path, loop: Loop, killed_at: int):
-    wanted = run(tmp_path, loop, NEVER)
-    assert not (tmp_path / "kept").exists()
+    expected = run(tmp_path, loop, NEVER)
+    assert not (tmp_path / "checkpoints").exists()
     with pytest.raises(Killed):
         run(tmp_path, loop, Checkpoints(every_steps=4), killed_at)
-    seen: list[int] = []
-    assert run(tmp_path, loop, Checkpoints(every_steps=4), seen=seen) == wanted
-    assert seen[0] == killed_at // 4 * 4 + 1 or (seen[0] == killed_at and killed_at % 4 == 0)
+    steps: list[int] = []
+    assert run(tmp_path, loop, Checkpoints(every_steps=4), steps=steps) == expected
+    assert steps[0] == killed_at // 4 * 4 + 1 or (steps[0] == killed_at and killed_at % 4 == 0)
 
 
 STEPS = Layout(kind="sequence", shape=(7, 4), is_padded=True)
@@ -95,7 +95,7 @@ SEQUENCES = [
 ]
 
 
-def written(path: Path, layout: Layout, num_rows: int) -> Path:
+def write_rows(path: Path, layout: Layout, num_rows: int) -> Path:
     """Rows of unequal lengths, in small row groups."""
     random = np.random.default_rng(num_rows)
     x = random.integers(1, 20, (num_rows, *layout.shape)).astype(np.float32)
@@ -112,10 +112,10 @@ def written(path: Path, layout: Layout, num_rows: int) -> Path:
 @pytest.mark.parametrize(("config", "layout"), SEQUENCES, ids=["gru", "lstm", "transformer"])
 def test_resumed_sequence_networks_end_with_the_same_bits_from_memory_and_disk(tmp_path, config, layout, is_streamed):
     loop = Loop(epochs=3, batch_size=16, clip_norm=1.0, ema=0.9)
-    train_path, val_path = (written(tmp_path / f"{num}.parquet", layout, num) for num in (310, 60))
+    train_path, val_path = (write_rows(tmp_path / f"{num}.parquet", layout, num) for num in (310, 60))
     blueprint = Blueprint(config=config, layout=layout, num_outputs=3)
 
-    def weights(folder: Path, every: int, killed_at: int | None = None) -> str:
+    def train_network(folder: Path, every: int, killed_at: int | None = None) -> str:
         set_deterministic(seed=0, num_threads=1)
         network, checkpointer = (
             build_network(blueprint),
@@ -130,7 +130,7 @@ def test_resumed_sequence_networks_end_with_the_same_bits_from_memory_and_disk(t
         part: ExampleSource = read_examples(train_path, "id", layout)
         if is_streamed:
             opened = open_stream(train_path, layout)
-            # Windows of some 70 rows, so that batches lie across them.
+            # Windows of about 70 rows, so that some batches span two windows.
             part = ExampleStream(train_path, layout, opened.groups, window_values=70 * layout.num_values)
         train(
             network,
@@ -140,43 +140,43 @@ def test_resumed_sequence_networks_end_with_the_same_bits_from_memory_and_disk(t
         )
         return write_network(network, blueprint, tmp_path / "weights", tmp_path / "blueprint")
 
-    wanted = weights(Path("undisturbed"), 10_000)
+    expected = train_network(Path("undisturbed"), 10_000)
     for killed_at in (7, 26, 33):  # in the first epoch and twice in the second
         with pytest.raises(Killed):
-            weights(Path("killed"), 6, killed_at)
-    assert weights(Path("killed"), 6) == wanted
+            train_network(Path("killed"), 6, killed_at)
+    assert train_network(Path("killed"), 6) == expected
 
 
 def test_only_the_newest_checkpoint_is_kept_and_it_can_be_deleted(tmp_path: Path):
     run(tmp_path, PLAIN, Checkpoints(every_steps=4))
-    assert len(list((tmp_path / "kept").iterdir())) == 1
-    Checkpointer(tmp_path / "kept", NEVER).delete()
-    assert not (tmp_path / "kept").exists()
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+    Checkpointer(tmp_path / "checkpoints", NEVER).delete()
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_checkpoints_are_written_after_a_time(tmp_path: Path):
     run(tmp_path, PLAIN, Checkpoints(every_minutes=1e-9))
-    (place,) = (tmp_path / "kept").iterdir()
-    assert place.name.endswith(f"{3 * 13}")
+    (step_folder,) = (tmp_path / "checkpoints").iterdir()
+    assert step_folder.name.endswith(f"{3 * 13}")
 
 
-@pytest.mark.parametrize("damage", ["weights.safetensors", "position.json", "state/.metadata"])
-def test_a_damaged_checkpoint_is_ignored(tmp_path: Path, damage: str):
-    wanted = run(tmp_path, PLAIN, NEVER)
+@pytest.mark.parametrize("file", ["weights.safetensors", "position.json", "state/.metadata"])
+def test_a_damaged_checkpoint_is_ignored(tmp_path: Path, file: str):
+    expected = run(tmp_path, PLAIN, NEVER)
     with pytest.raises(Killed):
         run(tmp_path, PLAIN, Checkpoints(every_steps=4), killed_at=6)
-    (place,) = (tmp_path / "kept").iterdir()
-    content = (place / damage).read_bytes()
-    (place / damage).write_bytes(content[: len(content) // 2])
-    seen: list[int] = []
-    assert run(tmp_path, PLAIN, NEVER, seen=seen) == wanted
-    assert seen[0] == 1
+    (step_folder,) = (tmp_path / "checkpoints").iterdir()
+    content = (step_folder / file).read_bytes()
+    (step_folder / file).write_bytes(content[: len(content) // 2])
+    steps: list[int] = []
+    assert run(tmp_path, PLAIN, NEVER, steps=steps) == expected
+    assert steps[0] == 1
 
 
 def test_an_incomplete_checkpoint_is_ignored(tmp_path: Path):
-    wanted = run(tmp_path, PLAIN, NEVER)
-    (tmp_path / "kept" / ".step-000000000009").mkdir(parents=True)
-    assert run(tmp_path, PLAIN, Checkpoints(every_steps=4)) == wanted
+    expected = run(tmp_path, PLAIN, NEVER)
+    (tmp_path / "checkpoints" / ".step-000000000009").mkdir(parents=True)
+    assert run(tmp_path, PLAIN, Checkpoints(every_steps=4)) == expected
 
 
 def test_a_network_with_tied_weights_is_saved(tmp_path: Path):
@@ -189,9 +189,9 @@ def test_a_network_with_tied_weights_is_saved(tmp_path: Path):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.second(self.first(x.flatten(1)).relu())[:, :10]
 
-    def once(checkpoints: Checkpoints, killed_at: int | None = None) -> torch.Tensor:
+    def train_tied(checkpoints: Checkpoints, killed_at: int | None = None) -> torch.Tensor:
         set_deterministic(seed=0, num_threads=1)
-        network, checkpointer = Tied(), Checkpointer(tmp_path / "kept", checkpoints)
+        network, checkpointer = Tied(), Checkpointer(tmp_path / "checkpoints", checkpoints)
 
         def save(state: TrainingState) -> None:
             checkpointer.save(state)
@@ -200,30 +200,30 @@ def test_a_network_with_tied_weights_is_saved(tmp_path: Path):
 
         train(
             network,
-            TrainingData(made_up(100, 1), made_up(20, 2)),
+            TrainingData(random_examples(100, 1), random_examples(20, 2)),
             PLAIN,
             hooks=TrainingHooks(load=checkpointer.load, save=save),
         )
         return network.first.weight.detach()
 
-    wanted = once(NEVER)
+    expected = train_tied(NEVER)
     with pytest.raises(Killed):
-        once(Checkpoints(every_steps=2), killed_at=5)
-    assert torch.equal(once(Checkpoints(every_steps=2)), wanted)
+        train_tied(Checkpoints(every_steps=2), killed_at=5)
+    assert torch.equal(train_tied(Checkpoints(every_steps=2)), expected)
 
 
 @pytest.mark.slow
 def test_killing_a_process_during_an_epoch_changes_nothing(tmp_path: Path):
-    wanted = run(tmp_path, RICH, NEVER)
+    expected = run(tmp_path, RICH, NEVER)
     child = subprocess.Popen([sys.executable, __file__, str(tmp_path)])
     deadline = time.monotonic() + 120
-    while not list((tmp_path / "kept").glob("step-*")) and child.poll() is None and time.monotonic() < deadline:
+    while not list((tmp_path / "checkpoints").glob("step-*")) and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
     child.send_signal(signal.SIGKILL)
     child.wait()
-    seen: list[int] = []
-    assert run(tmp_path, RICH, Checkpoints(every_steps=1), seen=seen) == wanted
-    assert 1 < seen[0] < 3 * 7
+    steps: list[int] = []
+    assert run(tmp_path, RICH, Checkpoints(every_steps=1), steps=steps) == expected
+    assert 1 < steps[0] < 3 * 7
 
 
 if __name__ == "__main__":

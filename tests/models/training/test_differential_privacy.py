@@ -1,4 +1,4 @@
-"""Private training: what it promises, what it costs, what it leaves behind."""
+"""Private training: the privacy budget, accuracy, reproducibility, and refused networks."""
 
 from __future__ import annotations
 
@@ -20,38 +20,40 @@ LOOP = Loop(epochs=8, batch_size=100, learning_rate=5e-3, schedule="constant")
 MLP = Mlp(kind="mlp", hidden=(32,), norm="none", dropout=0.0)
 
 
-def privately(parts, epsilon: float, config: Model = MLP, loop: Loop = LOOP, seed: int = 0):
+def train_with_privacy(parts, epsilon: float, config: Model = MLP, loop: Loop = LOOP, seed: int = 0):
     set_deterministic(0, num_threads=1)
     network = build_network(Blueprint(config=config, layout=Layout(kind="image", shape=(1, 8, 8)), num_outputs=10))
-    history, spent = train_privately(
+    history, privacy_spent = train_privately(
         network, TrainingData(parts.train, parts.val, seed=seed), loop, Privacy(epsilon=epsilon, delta=1e-4)
     )
-    return network, history, spent
+    return network, history, privacy_spent
 
 
 @pytest.mark.parametrize("epsilon", [1.0, 8.0])
 def test_nearly_all_of_epsilon_is_spent_and_no_more(parts, epsilon):
-    _, _, spent = privately(parts, epsilon)
-    assert 0.95 * epsilon < spent.epsilon <= epsilon
-    assert spent.delta == 1e-4
+    _, _, privacy_spent = train_with_privacy(parts, epsilon)
+    assert 0.95 * epsilon < privacy_spent.epsilon <= epsilon
+    assert privacy_spent.delta == 1e-4
 
 
 def test_more_privacy_needs_more_noise_and_costs_accuracy(parts):
-    runs = {epsilon: privately(parts, epsilon)[1:] for epsilon in (0.2, 8.0)}
+    runs = {epsilon: train_with_privacy(parts, epsilon)[1:] for epsilon in (0.2, 8.0)}
     assert runs[0.2][1].noise > 2 * runs[8.0][1].noise
     assert runs[0.2][0][-1].val_score + 0.1 < runs[8.0][0][-1].val_score
     assert runs[8.0][0][-1].val_score > 0.6
 
 
-def test_equal_seeds_give_equal_bits_and_other_noise_other_bits(parts):
+def test_equal_seeds_give_equal_bits_and_other_seeds_other_bits(parts):
     loop = LOOP.model_copy(update={"epochs": 1})
-    same, again, other = (privately(parts, 3.0, loop=loop, seed=seed)[0].state_dict() for seed in (1, 1, 2))
-    assert all(torch.equal(same[name], again[name]) for name in same)
-    assert not any(torch.equal(same[name], other[name]) for name in same)
+    weights, repeated, of_other_seed = (
+        train_with_privacy(parts, 3.0, loop=loop, seed=seed)[0].state_dict() for seed in (1, 1, 2)
+    )
+    assert all(torch.equal(weights[name], repeated[name]) for name in weights)
+    assert not any(torch.equal(weights[name], of_other_seed[name]) for name in weights)
 
 
 def test_a_privately_trained_network_can_be_exported(parts):
-    network, _, _ = privately(parts, 3.0, loop=LOOP.model_copy(update={"epochs": 1}))
+    network, _, _ = train_with_privacy(parts, 3.0, loop=LOOP.model_copy(update={"epochs": 1}))
     assert not network.training
     assert {key for parameter in network.parameters() for key in vars(parameter)} == set()
     with warnings.catch_warnings():
@@ -78,11 +80,11 @@ def test_networks_that_mix_rows_or_lack_per_row_gradients_are_refused(config, la
 
 
 @pytest.mark.parametrize(
-    ("epsilon", "delta", "told"),
+    ("epsilon", "delta", "message"),
     [(1.0, 0.01, "allows complete rows to leak"), (1e-4, 1e-4, "no noise achieves epsilon 0.0001")],
 )
-def test_meaningless_or_infeasible_privacy_is_refused(epsilon, delta, told):
+def test_meaningless_or_infeasible_privacy_is_refused(epsilon, delta, message):
     network = build_network(Blueprint(config=MLP, layout=Layout(kind="flat", shape=(6,)), num_outputs=2))
     rows = Examples(torch.zeros(100, 6), torch.zeros(100, dtype=torch.int64), torch.arange(100).numpy())
-    with pytest.raises(RecipeInvalid, match=told):
+    with pytest.raises(RecipeInvalid, match=message):
         train_privately(network, TrainingData(rows, rows), LOOP, Privacy(epsilon=epsilon, delta=delta))

@@ -30,7 +30,7 @@ def first(examples: Examples, num_rows: int) -> Examples:
 
 
 def with_value(examples: Examples, value: float) -> Examples:
-    """The same rows, but for one pixel."""
+    """The same rows with another value of one pixel."""
     x = examples.x.clone()
     x[0, 0, 3, 3] = value
     return examples._replace(x=x)
@@ -45,12 +45,12 @@ def trained_digest(folder: Path, parts, *, seed: int, order_seed: int) -> str:
 
 def test_a_network_can_overfit_eight_rows(parts):
     set_deterministic(seed=0, num_threads=1)
-    few = first(parts.train, 8)
+    rows = first(parts.train, 8)
     network = build_network(
         BLUEPRINT.model_copy(update={"config": Cnn(kind="cnn", channels=(8, 16), hidden=32, dropout=0)})
     )
-    epochs = train(network, TrainingData(few, few), Loop(epochs=60, batch_size=8, learning_rate=1e-2))
-    assert evaluate(network, few)[1] == 1
+    epochs = train(network, TrainingData(rows, rows), Loop(epochs=60, batch_size=8, learning_rate=1e-2))
+    assert evaluate(network, rows)[1] == 1
     assert epochs[-1].train_loss < 0.1 < epochs[0].train_loss
 
 
@@ -71,7 +71,7 @@ def test_other_seeds_give_other_bits(tmp_path: Path, parts):
 def test_the_network_ends_with_the_weights_of_its_best_epoch(parts):
     set_deterministic(seed=0, num_threads=1)
     network = build_network(BLUEPRINT)
-    # What is learnt here is wrong there, so the first epochs are the best.
+    # The validation labels contradict the training labels, so the first epochs are the best.
     contrary = parts.val._replace(y=(parts.val.y + 1) % 10)
     epochs = train(network, TrainingData(parts.train, contrary), Loop(epochs=6, learning_rate=1e-2))
     losses = [epoch.val_loss for epoch in epochs]
@@ -81,26 +81,28 @@ def test_the_network_ends_with_the_weights_of_its_best_epoch(parts):
 
 
 def test_every_epoch_is_reported_in_order(parts):
-    told: list[EpochResult] = []
+    reported: list[EpochResult] = []
     epochs = train(
         build_network(BLUEPRINT),
         TrainingData(first(parts.train, 64), first(parts.val, 20)),
         LOOP,
-        hooks=TrainingHooks(on_epoch=told.append),
+        hooks=TrainingHooks(on_epoch=reported.append),
     )
-    assert told == epochs
+    assert reported == epochs
     assert [epoch.number for epoch in epochs] == [1, 2, 3]
     assert all(0 <= epoch.val_score <= 1 and epoch.train_loss > 0 for epoch in epochs)
     assert epochs[-1].learning_rate < max(epoch.learning_rate for epoch in epochs) <= LOOP.learning_rate
 
 
 def test_every_epoch_has_a_different_order(parts):
-    network, seen = build_network(BLUEPRINT), []
-    network.register_forward_pre_hook(lambda module, given: seen.append(given[0]) if module.training else None)
+    network, inputs = build_network(BLUEPRINT), []
+    network.register_forward_pre_hook(
+        lambda module, arguments: inputs.append(arguments[0]) if module.training else None
+    )
     train(network, TrainingData(first(parts.train, 64), first(parts.val, 20)), Loop(epochs=2, batch_size=64))
-    one, other = seen
-    assert not torch.equal(one, other)
-    assert torch.equal(one.flatten(1).sum(1).sort().values, other.flatten(1).sum(1).sort().values)
+    first_epoch, second_epoch = inputs
+    assert not torch.equal(first_epoch, second_epoch)
+    assert torch.equal(first_epoch.flatten(1).sum(1).sort().values, second_epoch.flatten(1).sum(1).sort().values)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -135,17 +137,17 @@ def test_any_number_of_rows_and_epochs_fits_the_schedule(parts, num_rows, num_ep
 
 
 def test_predictions_do_not_depend_on_batches(trained, parts):
-    whole = predict(trained.network, parts.test.x)
-    torch.testing.assert_close(predict(trained.network, parts.test.x, num_batches=50), whole, atol=1e-5, rtol=1e-5)
-    assert whole.shape == (len(parts.test.y), 10)
-    assert not whole.requires_grad
+    outputs_BK = predict(trained.network, parts.test.x)
+    torch.testing.assert_close(predict(trained.network, parts.test.x, num_batches=50), outputs_BK, atol=1e-5, rtol=1e-5)
+    assert outputs_BK.shape == (len(parts.test.y), 10)
+    assert not outputs_BK.requires_grad
 
 
 def test_evaluation_changes_nothing(trained, parts):
     network = copy.deepcopy(trained.network).train()
     before = copy.deepcopy(network.state_dict())
-    once, again = (evaluate(network, parts.test) for _ in range(2))
-    assert once == again
+    result, repeated = (evaluate(network, parts.test) for _ in range(2))
+    assert result == repeated
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
     assert not network.training
 

@@ -1,4 +1,4 @@
-"""What a search may change, and what it tries."""
+"""Search spaces: valid paths and values, and the default spaces."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_complete_optional_block_can_be_a_choice():
 
 
 @pytest.mark.parametrize(
-    ("space", "told"),
+    ("space", "message"),
     [
         ({"model.periodic": (None, {"spred": 8})}, "model.periodic"),
         ({"training": ({"epochs": 3},)}, "no searchable option 'training'"),
@@ -56,37 +56,39 @@ def test_a_complete_optional_block_can_be_a_choice():
         ({"training.schedule": ("cosine", "sine")}, "schedule"),
     ],
 )
-def test_an_invalid_space_is_refused_before_training(space, told):
+def test_an_invalid_space_is_refused_before_training(space, message):
     training = TRAINING.model_copy(update={"search": Search(space=space)})
-    with pytest.raises(RecipeInvalid, match=told):
+    with pytest.raises(RecipeInvalid, match=message):
         require_valid_space(Mlp(kind="mlp"), training)
 
 
 def test_with_auto_a_path_applies_only_to_the_networks_that_have_it():
-    possible = {"model.hidden": ((8,), (16,)), "training.batch_size": (16, 32)}
-    require_valid_space(Auto(kind="auto"), TRAINING.model_copy(update={"search": Search(space=possible)}))
-    assert search_space(Mlp(kind="mlp"), possible) == possible
-    assert search_space(FtTransformer(kind="ft_transformer"), possible).keys() == {"training.batch_size"}
-    assert search_space(Rnn(kind="rnn"), possible).keys() == {"training.batch_size"}  # whose width is one figure
-    for space, told in (
+    valid_space = {"model.hidden": ((8,), (16,)), "training.batch_size": (16, 32)}
+    require_valid_space(Auto(kind="auto"), TRAINING.model_copy(update={"search": Search(space=valid_space)}))
+    assert search_space(Mlp(kind="mlp"), valid_space) == valid_space
+    assert search_space(FtTransformer(kind="ft_transformer"), valid_space).keys() == {"training.batch_size"}
+    assert search_space(Rnn(kind="rnn"), valid_space).keys() == {
+        "training.batch_size"
+    }  # its `hidden` is a single number
+    for space, message in (
         ({"model.hiden": (8,)}, "no searchable option 'model.hiden'"),
         ({"model.cell": ("lstn",)}, "model.cell"),
     ):
-        with pytest.raises(RecipeInvalid, match=told):
+        with pytest.raises(RecipeInvalid, match=message):
             require_valid_space(Auto(kind="auto"), TRAINING.model_copy(update={"search": Search(space=space)}))
 
 
 def test_epochs_are_either_searched_or_fixed_and_choices_are_not_empty():
-    both = TRAINING.model_copy(update={"search": Search(epochs=3, space={"training.epochs": (2, 4)})})
+    training = TRAINING.model_copy(update={"search": Search(epochs=3, space={"training.epochs": (2, 4)})})
     with pytest.raises(RecipeInvalid, match=r"training\.epochs is searched"):
-        require_valid_space(Mlp(kind="mlp"), both)
+        require_valid_space(Mlp(kind="mlp"), training)
     with pytest.raises(ValidationError, match="at least 1 item"):
         Search(space={"model.dropout": ()})
 
 
-def test_a_stated_space_replaces_the_default_one():
-    stated = {"model.dropout": (0.0, 0.5)}
-    assert search_space(Cnn(kind="cnn"), stated) == stated
+def test_a_configured_space_replaces_the_default_one():
+    space = {"model.dropout": (0.0, 0.5)}
+    assert search_space(Cnn(kind="cnn"), space) == space
     assert {"training.learning_rate", "model.hidden"} <= search_space(Rnn(kind="rnn"), {}).keys()
 
 

@@ -1,4 +1,4 @@
-"""What the loop is put together from: losses and scores, rates, running means, and changes to batches."""
+"""The components of the training loop: losses, schedules, moving averages, and augmentation."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ CLASSES = torch.tensor([0, 0, 0, 1, 2, 2])
 LOGITS = torch.tensor([[2.0, 0, 1], [0, 3, 0], [1, 1, 1], [0, 2, 0], [0, 0, 1], [4, 0, 0]])
 
 
-def line(num_rows: int = 200) -> Examples:
-    """A regression: the label is a sum of the row's values."""
+def regression_rows(num_rows: int = 200) -> Examples:
+    """Rows of a regression whose label is a weighted sum of the row's values."""
     x = torch.randn(num_rows, 3, generator=torch.Generator().manual_seed(0))
     return Examples(x, x @ torch.tensor([1.0, -2.0, 0.5]), np.arange(num_rows))
 
@@ -38,16 +38,16 @@ def linear() -> nn.Module:
     return nn.Linear(3, 1)
 
 
-def rates(**stated: Any) -> list[float]:
-    loop = Loop(epochs=1, learning_rate=1.0, **stated)
+def scheduled_rates(**options: Any) -> list[float]:
+    loop = Loop(epochs=1, learning_rate=1.0, **options)
     optimizer = build_optimizer(linear(), loop)
     schedule = build_schedule(optimizer, loop, 20)
-    found = []
+    learning_rates = []
     for _ in range(20):
-        found.append(optimizer.param_groups[0]["lr"])
+        learning_rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step()
-    return found
+    return learning_rates
 
 
 def test_the_classification_loss_is_torchs_summed_cross_entropy():
@@ -69,15 +69,15 @@ def test_balanced_class_weights_are_equal_per_class_with_mean_one():
 @pytest.mark.parametrize(("loss", "measure"), [("squared", F.mse_loss), ("huber", F.huber_loss)])
 def test_the_regression_loss_is_the_configured_one(loss, measure):
     outputs, y = torch.tensor([[0.0], [3.0]]), torch.tensor([0.5, 0.0])
-    found = build_loss(Loop(epochs=1, loss=loss), y)(outputs, y)
-    assert found.item() == pytest.approx(2 * measure(outputs[:, 0], y).item())
+    value = build_loss(Loop(epochs=1, loss=loss), y)(outputs, y)
+    assert value.item() == pytest.approx(2 * measure(outputs[:, 0], y).item())
 
 
 def test_sums_of_batches_give_the_score_of_all_rows():
-    whole = loss_and_score(loss_and_metric_sums(LOGITS, CLASSES), CLASSES)
+    expected = loss_and_score(loss_and_metric_sums(LOGITS, CLASSES), CLASSES)
     parts = loss_and_metric_sums(LOGITS[:2], CLASSES[:2]) + loss_and_metric_sums(LOGITS[2:], CLASSES[2:])
-    assert loss_and_score(parts, CLASSES) == pytest.approx(whole)
-    rows = line()
+    assert loss_and_score(parts, CLASSES) == pytest.approx(expected)
+    rows = regression_rows()
     loss, rmse = evaluate(linear(), rows)
     assert rmse == pytest.approx(math.sqrt(loss))
 
@@ -86,69 +86,71 @@ def test_biases_and_norms_have_no_decay_and_frozen_parameters_are_excluded():
     network = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 1))
     network[2].requires_grad_(False)
     groups = build_optimizer(network, Loop(epochs=1, weight_decay=0.3), {"0.weight": 0.5}).param_groups
-    found = {id(one): (group["weight_decay"], group["lr"]) for group in groups for one in group["params"]}
-    assert found[id(network[0].weight)] == (0.3, 0.5 * 3e-3)
-    assert found[id(network[0].bias)] == found[id(network[1].weight)] == (0.0, 3e-3)
-    assert len(found) == 4
+    settings_of = {
+        id(parameter): (group["weight_decay"], group["lr"]) for group in groups for parameter in group["params"]
+    }
+    assert settings_of[id(network[0].weight)] == (0.3, 0.5 * 3e-3)
+    assert settings_of[id(network[0].bias)] == settings_of[id(network[1].weight)] == (0.0, 3e-3)
+    assert len(settings_of) == 4
 
 
 @pytest.mark.parametrize("schedule", ["one_cycle", "cosine", "linear", "constant"])
 def test_learning_rates_rise_to_the_configured_one_and_fall_by_schedule(schedule):
-    found = rates(schedule=schedule, warmup=0.25)
-    assert max(found) == pytest.approx(1.0, abs=0.05)
-    top = found.index(max(found))
+    learning_rates = scheduled_rates(schedule=schedule, warmup=0.25)
+    assert max(learning_rates) == pytest.approx(1.0, abs=0.05)
+    top = learning_rates.index(max(learning_rates))
     assert 4 <= top <= 6
-    assert found[:top] == sorted(found[:top])
-    assert found[top:] == sorted(found[top:], reverse=True)
-    assert (found[-1] < 0.2) == (schedule != "constant")
+    assert learning_rates[:top] == sorted(learning_rates[:top])
+    assert learning_rates[top:] == sorted(learning_rates[top:], reverse=True)
+    assert (learning_rates[-1] < 0.2) == (schedule != "constant")
 
 
 def test_without_warm_up_the_first_rate_is_the_configured_one():
-    assert rates(schedule="cosine", warmup=0)[0] == rates(schedule="constant")[0] == 1.0
+    assert scheduled_rates(schedule="cosine", warmup=0)[0] == scheduled_rates(schedule="constant")[0] == 1.0
 
 
 @settings(deadline=None, max_examples=examples(30))
-@given(scale=st.floats(1e-3, 1e3), largest=st.floats(0.1, 10))
-def test_clipped_gradients_have_at_most_the_configured_norm(scale, largest):
+@given(scale=st.floats(1e-3, 1e3), max_norm=st.floats(0.1, 10))
+def test_clipped_gradients_have_at_most_the_configured_norm(scale, max_norm):
     network = linear()
     (network(torch.ones(2, 3)).sum() * scale).backward()
-    before = torch.cat([one.grad.flatten() for one in network.parameters()])
-    clip_gradients(network, largest)
-    after = torch.cat([one.grad.flatten() for one in network.parameters()])
-    assert after.norm() <= largest * 1.001
-    torch.testing.assert_close(after, before * min(1.0, largest / before.norm().item()), rtol=1e-3, atol=1e-6)
+    before = torch.cat([parameter.grad.flatten() for parameter in network.parameters()])
+    clip_gradients(network, max_norm)
+    after = torch.cat([parameter.grad.flatten() for parameter in network.parameters()])
+    assert after.norm() <= max_norm * 1.001
+    torch.testing.assert_close(after, before * min(1.0, max_norm / before.norm().item()), rtol=1e-3, atol=1e-6)
 
 
 def test_the_moving_average_follows_the_weights_without_changing_them():
     network = linear()
-    mean, first = EMA(network, 0.9), network.weight.detach().clone()
+    mean, initial_weight = EMA(network, 0.9), network.weight.detach().clone()
     with torch.no_grad():
         network.weight += 1
     mean.update(network)
     with mean.applied_to(network):
-        assert torch.all(network.weight > first)
-        assert torch.all(network.weight < first + 1)
-    torch.testing.assert_close(network.weight.detach(), first + 1)
+        assert torch.all(network.weight > initial_weight)
+        assert torch.all(network.weight < initial_weight + 1)
+    torch.testing.assert_close(network.weight.detach(), initial_weight + 1)
 
 
 def test_the_moving_average_is_evaluated_and_returned():
-    rows, network = line(), linear()
+    rows, network = regression_rows(), linear()
     epochs = train(network, TrainingData(rows, rows), Loop(epochs=2, batch_size=20, ema=0.99))
     assert evaluate(network, rows) == (epochs[-1].val_loss, epochs[-1].val_score)
-    plain = linear()
-    train(plain, TrainingData(rows, rows), Loop(epochs=2, batch_size=20))
-    assert not torch.equal(plain.weight, network.weight)
+    without_average = linear()
+    train(without_average, TrainingData(rows, rows), Loop(epochs=2, batch_size=20))
+    assert not torch.equal(without_average.weight, network.weight)
 
 
 def test_accumulated_batches_equal_one_large_batch():
-    rows, (small, large) = line(64), (linear(), linear())
+    rows, (small, large) = regression_rows(64), (linear(), linear())
     train(small, TrainingData(rows, rows), Loop(epochs=3, batch_size=8, accumulate=4, learning_rate=0.1))
     train(large, TrainingData(rows, rows), Loop(epochs=3, batch_size=32, learning_rate=0.1))
     torch.testing.assert_close(small.weight, large.weight, rtol=1e-4, atol=1e-5)
 
 
 def test_training_stops_after_patience_epochs_without_improvement():
-    rows = line()
+    rows = regression_rows()
     contrary = rows._replace(y=-rows.y)
     epochs = train(
         linear(), TrainingData(rows, contrary), Loop(epochs=20, learning_rate=0.1, patience=2, batch_size=20)
@@ -158,52 +160,56 @@ def test_training_stops_after_patience_epochs_without_improvement():
 
 
 def test_the_best_epoch_is_selected_by_the_configured_metric():
-    told = [EpochResult(1, 1.0, 0.5, 0.7, 0.1), EpochResult(2, 1.0, 0.4, 0.8, 0.1), EpochResult(3, 1.0, 0.6, 0.9, 0.1)]
-    by_loss, by_score, by_none = (Loop(epochs=3, best_by=figure) for figure in ("loss", "score", "last"))
-    assert [best_epoch(told, loop, is_error=False).number for loop in (by_loss, by_score, by_none)] == [2, 3, 3]
-    assert [best_epoch(told, loop, is_error=True).number for loop in (by_loss, by_score, by_none)] == [2, 1, 3]
-    alike = [one._replace(val_loss=0.4, val_score=0.8) for one in told]
-    assert [best_epoch(alike, loop, is_error=False).number for loop in (by_loss, by_score)] == [3, 3]
+    history = [
+        EpochResult(1, 1.0, 0.5, 0.7, 0.1),
+        EpochResult(2, 1.0, 0.4, 0.8, 0.1),
+        EpochResult(3, 1.0, 0.6, 0.9, 0.1),
+    ]
+    by_loss, by_score, by_none = (Loop(epochs=3, best_by=metric) for metric in ("loss", "score", "last"))
+    assert [best_epoch(history, loop, is_error=False).number for loop in (by_loss, by_score, by_none)] == [2, 3, 3]
+    assert [best_epoch(history, loop, is_error=True).number for loop in (by_loss, by_score, by_none)] == [2, 1, 3]
+    equal_epochs = [epoch._replace(val_loss=0.4, val_score=0.8) for epoch in history]
+    assert [best_epoch(equal_epochs, loop, is_error=False).number for loop in (by_loss, by_score)] == [3, 3]
 
 
 @pytest.mark.parametrize("best_by", ["loss", "score"])
 def test_a_classifier_ends_with_the_weights_of_its_best_epoch(best_by):
-    # A sixth of the validation part's labels is wrong: who is surer and surer of the truth loses by them.
+    # A sixth of the validation labels is wrong, so the loss rises again when the network becomes more confident.
     x = torch.randn(300, 3, generator=torch.Generator().manual_seed(0))
     y = (x[:, 0] + x[:, 1] * x[:, 2] > 0).long()
     rows = Examples(x, y, np.arange(300))
-    others = rows._replace(y=torch.where(torch.arange(300) % 6 == 0, 1 - y, y))
+    val_rows = rows._replace(y=torch.where(torch.arange(300) % 6 == 0, 1 - y, y))
     torch.manual_seed(1)
     network = nn.Sequential(nn.Linear(3, 32), nn.ReLU(), nn.Linear(32, 2))
     loop = Loop(epochs=25, batch_size=20, learning_rate=0.03, best_by=best_by)
-    epochs = train(network, TrainingData(rows, others), loop)
+    epochs = train(network, TrainingData(rows, val_rows), loop)
     best = best_epoch(epochs, loop, is_error=False)
-    assert evaluate(network, others) == (best.val_loss, best.val_score)
-    # By the other figure another epoch is best, or this would show nothing.
-    other = loop.model_copy(update={"best_by": "score" if best_by == "loss" else "loss"})
-    assert best_epoch(epochs, other, is_error=False).number != best.number
+    assert evaluate(network, val_rows) == (best.val_loss, best.val_score)
+    # Another epoch is best by the other metric; otherwise this test would show nothing.
+    other_loop = loop.model_copy(update={"best_by": "score" if best_by == "loss" else "loss"})
+    assert best_epoch(epochs, other_loop, is_error=False).number != best.number
 
 
-@pytest.mark.parametrize("stated", [{"precision": "bf16"}, {"loss": "huber"}, {"clip_norm": 0.5}])
-def test_a_regression_is_learnt(stated):
-    rows, network = line(), linear()
-    train(network, TrainingData(rows, rows), Loop(epochs=30, learning_rate=0.1, batch_size=20, **stated))
+@pytest.mark.parametrize("options", [{"precision": "bf16"}, {"loss": "huber"}, {"clip_norm": 0.5}])
+def test_a_regression_is_learnt(options):
+    rows, network = regression_rows(), linear()
+    train(network, TrainingData(rows, rows), Loop(epochs=30, learning_rate=0.1, batch_size=20, **options))
     assert evaluate(network, rows)[1] < 0.1
 
 
 @pytest.mark.parametrize(
-    ("has_circuits", "may", "same_as"), [(True, True, "bf16"), (True, False, "fp32"), (False, True, "fp32")]
+    ("has_amx", "is_allowed", "same_as"), [(True, True, "bf16"), (True, False, "fp32"), (False, True, "fp32")]
 )
-def test_auto_precision_follows_the_cpu_and_its_allowed_instructions(has_circuits, may, same_as, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has_circuits})
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: may)
-    rows, learnt = line(), {}
+def test_auto_precision_follows_the_cpu_and_its_allowed_instructions(has_amx, is_allowed, same_as, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has_amx})
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: is_allowed)
+    rows, outputs = regression_rows(), {}
     for precision in ("auto", "bf16", "fp32"):
         network = linear()
         train(network, TrainingData(rows, rows), Loop(epochs=3, batch_size=20, precision=precision))
-        learnt[precision] = predict(network, rows.x)
-    assert torch.equal(learnt["auto"], learnt[same_as])
-    assert not torch.equal(learnt["bf16"], learnt["fp32"])
+        outputs[precision] = predict(network, rows.x)
+    assert torch.equal(outputs["auto"], outputs[same_as])
+    assert not torch.equal(outputs["bf16"], outputs["fp32"])
 
 
 def images(num_rows: int = 12) -> torch.Tensor:
@@ -218,18 +224,20 @@ def images(num_rows: int = 12) -> torch.Tensor:
 def test_augmentation_depends_only_on_the_generator_and_keeps_the_shape(augment):
     x = images()
     before = x.clone()
-    once, again, other = (augment_batch(x, augment, batch_generator(1, 2, batch)) for batch in (3, 3, 4))
+    augmented, repeated, of_other_batch = (
+        augment_batch(x, augment, batch_generator(1, 2, batch)) for batch in (3, 3, 4)
+    )
     assert torch.equal(x, before)
-    assert torch.equal(once, again)
-    assert not torch.equal(once, other)
-    assert once.shape == x.shape
-    assert not torch.equal(once, x)
+    assert torch.equal(augmented, repeated)
+    assert not torch.equal(augmented, of_other_batch)
+    assert augmented.shape == x.shape
+    assert not torch.equal(augmented, x)
 
 
 def test_flipped_images_are_the_images_or_their_mirror_images():
     x = images(40)
     changed = augment_batch(x, Augment(flip=True), batch_generator(0, 1, 0))
-    is_same, is_mirror = ((changed == one).flatten(1).all(1) for one in (x, x.flip(3)))
+    is_same, is_mirror = ((changed == expected).flatten(1).all(1) for expected in (x, x.flip(3)))
     assert torch.all(is_same | is_mirror)
     assert 8 < int(is_mirror.sum()) < 32
 
@@ -238,7 +246,7 @@ def test_shifted_images_keep_their_middle():
     x = images(40)
     changed = augment_batch(x, Augment(shift=1), batch_generator(0, 1, 0))
     moves = [x[:, :, 1 + down : 8 + down, 1 + right : 6 + right] for down in (-1, 0, 1) for right in (-1, 0, 1)]
-    hits = torch.stack([(changed[:, :, 1:8, 1:6] == one).flatten(1).all(1) for one in moves])
+    hits = torch.stack([(changed[:, :, 1:8, 1:6] == shifted).flatten(1).all(1) for shifted in moves])
     assert torch.all(hits.sum(0) == 1)
     assert torch.all(hits.any(1))
 
@@ -253,12 +261,12 @@ def test_a_rotation_keeps_a_circle_round_in_a_wide_image():
 def test_erased_images_lose_one_rectangle():
     x = images(60)
     changed = augment_batch(x, Augment(erase=0.5), batch_generator(0, 1, 0))
-    gone = (changed == 0).float()
+    erased = (changed == 0).float()
     assert torch.equal(torch.where(changed == 0, x, changed), x)
-    shares = gone.flatten(1).mean(1)
+    shares = erased.flatten(1).mean(1)
     assert 15 < int((shares > 0).sum()) < 45
     assert shares.max() < 0.4
-    for hole in gone[shares > 0][:, 0]:
+    for hole in erased[shares > 0][:, 0]:
         assert torch.equal(hole, hole.amax(1, keepdim=True) * hole.amax(0, keepdim=True))
 
 
@@ -271,25 +279,25 @@ def test_remaining_tokens_keep_their_order_and_padding_stays_at_the_end(lengths,
     for row, length in zip(
         augment_batch(x, Augment(drop_tokens=share), batch_generator(seed, 1, 1)), lengths, strict=True
     ):
-        left = row[row > 0]
-        assert torch.all(row[len(left) :] == 0)
-        assert left.tolist() == sorted(set(left.tolist()))
-        assert len(left) <= length
-        assert length == 0 or left[0] == 1
+        tokens = row[row > 0]
+        assert torch.all(row[len(tokens) :] == 0)
+        assert tokens.tolist() == sorted(set(tokens.tolist()))
+        assert len(tokens) <= length
+        assert length == 0 or tokens[0] == 1
 
 
 def test_mixup_rows_have_the_reported_share():
     x, y = torch.eye(6), torch.arange(6)
-    blend = mixup(x, y, 0.4, batch_generator(0, 1, 1))
-    assert 0.5 <= blend.share <= 1
-    torch.testing.assert_close(blend.x, x * blend.share + torch.eye(6)[blend.other_y] * (1 - blend.share))
+    mixed = mixup(x, y, 0.4, batch_generator(0, 1, 1))
+    assert 0.5 <= mixed.share <= 1
+    torch.testing.assert_close(mixed.x, x * mixed.share + torch.eye(6)[mixed.other_y] * (1 - mixed.share))
 
 
 def test_flops_count_forward_and_backward_without_changing_the_network():
     network = nn.Sequential(nn.Linear(8, 16, bias=False), nn.BatchNorm1d(16), nn.Linear(16, 4, bias=False))
     before = copy.deepcopy(network.state_dict())
-    counted = count_flops_per_row(network, torch.rand(2, 8))
-    # Two for each weight forward, four backward, but for the input, whose gradient nobody wants.
-    assert counted == 2 * (3 * (8 * 16 + 16 * 4) - 8 * 16)
+    flops = count_flops_per_row(network, torch.rand(2, 8))
+    # Two for each weight forward, four backward, without the gradient of the input.
+    assert flops == 2 * (3 * (8 * 16 + 16 * 4) - 8 * 16)
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
     assert all(parameter.grad is None for parameter in network.parameters())

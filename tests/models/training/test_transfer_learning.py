@@ -1,4 +1,4 @@
-"""Weights of another network, frozen layers and discounted ones."""
+"""Transfer learning: initial weights, frozen layers, and learning rates by layer."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ def network_of(num_outputs: int, seed: int = 0) -> torch.nn.Module:
     return build_network(Blueprint(config=CNN, layout=IMAGES, num_outputs=num_outputs))
 
 
-def scenes(num: int, seed: int) -> Examples:
-    """Noise in which one of six patterns of 3 x 3 pixels lies somewhere; the class says which."""
+def pattern_images(num_rows: int, seed: int) -> Examples:
+    """Images of noise and one of six patterns of 3 x 3 pixels at a random position; the class is the pattern."""
     random = torch.Generator().manual_seed(seed)
     patterns = torch.randn(6, 3, 3, generator=torch.Generator().manual_seed(7)).sign() * 1.5
-    y = torch.randint(6, (num,), generator=random)
-    x = torch.randn(num, 1, 8, 8, generator=random) * 0.7
-    for row, (top, left) in enumerate(torch.randint(0, 6, (num, 2), generator=random).tolist()):
+    y = torch.randint(6, (num_rows,), generator=random)
+    x = torch.randn(num_rows, 1, 8, 8, generator=random) * 0.7
+    for row, (top, left) in enumerate(torch.randint(0, 6, (num_rows, 2), generator=random).tolist()):
         x[row, 0, top : top + 3, left : left + 3] += patterns[y[row]]
-    return Examples(x, y, np.arange(num))
+    return Examples(x, y, np.arange(num_rows))
 
 
-def in_two(examples: Examples) -> Examples:
-    """The same rows with another question: whether the number of the pattern is odd."""
+def with_odd_labels(examples: Examples) -> Examples:
+    """The same rows with another label: whether the number of the pattern is odd."""
     return examples._replace(y=examples.y % 2)
 
 
 def test_weights_of_equal_name_and_shape_are_loaded_and_others_initialised():
     source, target = network_of(10, seed=1), network_of(3, seed=2)
     head = target.head.weight.detach().clone()
-    told = transfer_weights(target, source.state_dict(), StartFrom(network="source"))
+    result = transfer_weights(target, source.state_dict(), StartFrom(network="source"))
     assert torch.equal(target.hidden.weight, source.hidden.weight)
     assert torch.equal(target.head.weight, head)
-    assert set(told.initialised) == {"head.weight", "head.bias"}
-    assert set(told.loaded) == source.state_dict().keys() - set(told.initialised)
+    assert set(result.initialised) == {"head.weight", "head.bias"}
+    assert set(result.loaded) == source.state_dict().keys() - set(result.initialised)
 
 
 def test_weights_without_any_match_are_refused():
@@ -95,8 +95,8 @@ def test_each_layer_has_a_fraction_of_the_next_layers_learning_rate():
 
 def test_pretraining_on_many_rows_helps_with_few_rows():
     source = network_of(6)
-    train(source, TrainingData(scenes(2000, 0), scenes(300, 1)), Loop(epochs=6))
-    few, held_out = in_two(scenes(24, 10)), in_two(scenes(600, 2))
+    train(source, TrainingData(pattern_images(2000, 0), pattern_images(300, 1)), Loop(epochs=6))
+    train_rows, val_rows = with_odd_labels(pattern_images(24, 10)), with_odd_labels(pattern_images(600, 2))
     scores = {}
     for name in ("scratch", "transfer"):
         network, shares = network_of(2, seed=3), None
@@ -104,6 +104,6 @@ def test_pretraining_on_many_rows_helps_with_few_rows():
             shares = transfer_weights(
                 network, source.state_dict(), StartFrom(network="source", discount=0.5)
             ).rate_shares
-        train(network, TrainingData(few, few), Loop(epochs=15, batch_size=8), rate_shares=shares)
-        scores[name] = evaluate(network, held_out)[1]
+        train(network, TrainingData(train_rows, train_rows), Loop(epochs=15, batch_size=8), rate_shares=shares)
+        scores[name] = evaluate(network, val_rows)[1]
     assert scores["transfer"] > scores["scratch"] + 0.08

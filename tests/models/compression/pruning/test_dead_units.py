@@ -28,33 +28,32 @@ def test_units_without_outgoing_weights_are_removed_and_outputs_stay(config):
     network = build_network(blueprint).eval()
     with torch.no_grad():
         network.head.weight[:, ::2] = 0
-    smaller, found = remove_dead_units(network, blueprint)
+    smaller, pruned = remove_dead_units(network, blueprint)
     assert smaller.head.in_features == network.head.in_features // 2
     assert num_parameters(smaller) < num_parameters(network)
     x = torch.randn(4, 1, 16, 16)
     assert torch.allclose(network(x), smaller(x), atol=1e-5)
-    build_network(found).load_state_dict(smaller.state_dict())
+    build_network(pruned).load_state_dict(smaller.state_dict())
 
 
 def test_a_unit_is_removed_after_its_last_reader():
     blueprint = Blueprint(config=LeNet(kind="lenet", channels=(4, 6), hidden=10), layout=IMAGE, num_outputs=5)
     network = build_network(blueprint).eval()
     with torch.no_grad():
-        network.head.weight[:, 3:] = (
-            0  # hidden units 3 to 9 have no outgoing weights, and only they read channels from 2 on
-        )
+        # Hidden units 3 to 9 have no outgoing weights, and only they read channels from 2 on.
+        network.head.weight[:, 3:] = 0
         network.hidden.weight[:3, 2:] = 0
         network.second.weight[:2, 1:] = 0
-    _, found = remove_dead_units(network, blueprint)
-    assert found.config == LeNet(kind="lenet", channels=(1, 2), hidden=3)
+    _, pruned = remove_dead_units(network, blueprint)
+    assert pruned.config == LeNet(kind="lenet", channels=(1, 2), hidden=3)
 
 
 def test_a_layer_keeps_one_unit_and_the_network_does_not_change():
     blueprint = Blueprint(config=Mlp(kind="mlp", hidden=(8,), norm="none"), layout=IMAGE, num_outputs=5)
     network = build_network(blueprint).eval()
     with fixed_masks(network, {"head.weight": torch.zeros(5, 8, dtype=torch.bool)}):
-        smaller, found = remove_dead_units(network, blueprint)
-    assert found.config.hidden == (1,)
+        smaller, pruned = remove_dead_units(network, blueprint)
+    assert pruned.config.hidden == (1,)
     assert network.head.weight.shape == (5, 8)
     assert torch.allclose(smaller(torch.ones(1, 1, 16, 16)), network.head.bias)
 

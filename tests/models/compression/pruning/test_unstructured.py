@@ -28,10 +28,10 @@ from bloomery.models.training.config import Loop
 from bloomery.models.training.data.batches import TrainingData
 from bloomery.models.training.loop import evaluate, train
 
-FIGURES = st.lists(st.floats(-10, 10, width=32), min_size=1, max_size=40)
+VALUES = st.lists(st.floats(-10, 10, width=32), min_size=1, max_size=40)
 
 
-def pair() -> nn.Module:
+def two_layers() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(20, 30), nn.Linear(30, 2))
 
@@ -46,19 +46,19 @@ def test_the_density_falls_to_the_final_one_quickly_at_first(num_steps, last):
     assert scheduled_density(num_steps + 1, num_steps, last=last) == last
 
 
-@given(FIGURES)
-def test_a_lamp_score_is_a_share_of_the_larger_squares(figures):
-    weight = torch.tensor(figures).reshape(1, -1)
+@given(VALUES)
+def test_a_lamp_score_is_a_share_of_the_larger_squares(values):
+    weight = torch.tensor(values).reshape(1, -1)
     scores = lamp_scores(weight).flatten()
     squares = weight.double().flatten().square()
-    for place in range(len(figures)):
-        larger = squares[squares > squares[place]].sum()
-        alike = squares[squares == squares[place]]
-        if squares[place] == 0:
-            assert scores[place] == 0
+    for position in range(len(values)):
+        larger = squares[squares > squares[position]].sum()
+        equal_squares = squares[squares == squares[position]]
+        if squares[position] == 0:
+            assert scores[position] == 0
         else:  # equal weights are ordered by position
-            possible = squares[place] / (larger + torch.arange(1, len(alike) + 1) * squares[place])
-            assert (possible - scores[place]).abs().min() < 1e-9
+            possible = squares[position] / (larger + torch.arange(1, len(equal_squares) + 1) * squares[position])
+            assert (possible - scores[position]).abs().min() < 1e-9
     if squares.max() > 0:
         assert scores.max() == 1
 
@@ -66,7 +66,7 @@ def test_a_lamp_score_is_a_share_of_the_larger_squares(figures):
 @pytest.mark.parametrize("criterion", ["lamp", "global_magnitude", "layer_magnitude"])
 @pytest.mark.parametrize("density", [0.01, 0.3, 1.0])
 def test_masks_have_the_requested_density(criterion, density):
-    masks = compute_masks(pair(), density, criterion)
+    masks = compute_masks(two_layers(), density, criterion)
     assert {name: mask.shape for name, mask in masks.items()} == {"0.weight": (30, 20), "1.weight": (2, 30)}
     num_kept = sum(int(mask.sum()) for mask in masks.values())
     if criterion == "layer_magnitude":
@@ -76,7 +76,7 @@ def test_masks_have_the_requested_density(criterion, density):
 
 
 def test_global_magnitude_can_remove_a_layer_and_lamp_cannot():
-    network = pair()
+    network = two_layers()
     with torch.no_grad():
         network[1].weight.mul_(1e-3)
     assert not compute_masks(network, 0.05, "global")["1.weight"].any()
@@ -85,7 +85,7 @@ def test_global_magnitude_can_remove_a_layer_and_lamp_cannot():
 
 @pytest.mark.parametrize("criterion", ["lamp", "global_magnitude", "layer_magnitude"])
 def test_masks_only_shrink_from_round_to_round(criterion):
-    network = pair()
+    network = two_layers()
     before = compute_masks(network, 0.3, criterion)
     with fixed_masks(network, before):
         pass
@@ -96,7 +96,7 @@ def test_masks_only_shrink_from_round_to_round(criterion):
 @pytest.mark.parametrize("density", [0.0, -0.1, 1.1])
 def test_an_impossible_density_is_refused(density):
     with pytest.raises(RecipeInvalid, match="the density is"):
-        compute_masks(pair(), density)
+        compute_masks(two_layers(), density)
 
 
 @settings(deadline=None)
@@ -105,17 +105,17 @@ def test_an_impossible_density_is_refused(density):
     inputs=st.integers(1, 17),
     kernel=st.sampled_from([(), (3,), (2, 2)]),
     n=st.integers(1, 4),
-    more=st.integers(0, 4),
+    num_removed=st.integers(0, 4),
 )
-def test_the_largest_inputs_of_each_group_stay(outputs, inputs, kernel, n, more):
-    m = n + more
+def test_the_largest_inputs_of_each_group_stay(outputs, inputs, kernel, n, num_removed):
+    m = n + num_removed
     weight = torch.randn(outputs, inputs, *kernel, generator=torch.Generator().manual_seed(outputs * 31 + inputs))
     mask = n_of_m_mask(weight, n, m)
     assert mask.shape == weight.shape
     for start in range(0, inputs // m * m, m):
-        kept, sizes = mask[:, start : start + m], weight[:, start : start + m].abs()
-        assert bool((kept.sum(1) == n).all())
-        assert bool((sizes.masked_fill(~kept, torch.inf).amin(1) >= sizes.masked_fill(kept, 0).amax(1)).all())
+        is_kept, sizes = mask[:, start : start + m], weight[:, start : start + m].abs()
+        assert bool((is_kept.sum(1) == n).all())
+        assert bool((sizes.masked_fill(~is_kept, torch.inf).amin(1) >= sizes.masked_fill(is_kept, 0).amax(1)).all())
     assert bool(mask[:, inputs // m * m :].all())
 
 
@@ -155,9 +155,9 @@ def test_a_candidate_keeps_its_pattern_after_training(rounds, trained, parts):
     weights = maskable_weights(network).values()
     assert [tuple(weight.shape) for weight in weights] == [(8, 1, 3, 3), (16, 8, 3, 3), (32, 64), (10, 32)]
     for weight in itertools.islice(weights, 1, None):
-        kept = (weight != 0).unflatten(1, (-1, 4)).sum(2)
-        assert bool((kept <= 2).all())
-        assert (kept == 2).float().mean() > 0.95
+        num_kept = (weight != 0).unflatten(1, (-1, 4)).sum(2)
+        assert bool((num_kept <= 2).all())
+        assert (num_kept == 2).float().mean() > 0.95
     assert evaluate(network, parts.val)[1] > evaluate(trained.network, parts.val)[1] - 0.1
 
 
@@ -180,7 +180,7 @@ def test_zeros_stay_zero_during_training(trained, parts, ema):
 
 
 def test_weights_are_masked_after_a_failure():
-    network = pair()
+    network = two_layers()
     masks = compute_masks(network, 0.1)
 
     def fail() -> None:

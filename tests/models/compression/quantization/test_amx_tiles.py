@@ -42,7 +42,7 @@ def network_file(tmp_path_factory) -> tuple[Path, np.ndarray]:
     return path, x.numpy()
 
 
-def zeros_of(path: Path) -> dict[str, set[int]]:
+def zero_points_of(path: Path) -> dict[str, set[int]]:
     """The zero point of each weight."""
     tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
     ending = "weight_zero_point"
@@ -58,8 +58,8 @@ def test_large_convolutions_get_another_zero_point_and_outputs_keep_their_bits(n
     without_amx, with_amx = tmp_path / "usual.onnx", tmp_path / "tiled.onnx"
     quantize(source, without_amx, x, QuantizationOptions(reduce_range=reduce_range))
     quantize(source, with_amx, x, QuantizationOptions(reduce_range=reduce_range, amx=True))
-    assert zeros_of(without_amx) == {"small": {0}, "large": {0}, "grouped": {0}, "head": {0}}
-    assert zeros_of(with_amx) == {"small": {0}, "large": {-1}, "grouped": {0}, "head": {0}}
+    assert zero_points_of(without_amx) == {"small": {0}, "large": {0}, "grouped": {0}, "head": {0}}
+    assert zero_points_of(with_amx) == {"small": {0}, "large": {-1}, "grouped": {0}, "head": {0}}
     assert np.array_equal(run_session(create_session(without_amx), x), run_session(create_session(with_amx), x))
     assert measure_integer_coverage(with_amx) == measure_integer_coverage(without_amx)
     onnx.checker.check_model(onnx.load(with_amx))
@@ -69,18 +69,18 @@ def test_float_layers_do_not_change(network_file, tmp_path: Path):
     source, x = network_file
     names = [node.name for node in onnx.load(source).graph.node if node.op_type == "Conv"]
     quantize(source, tmp_path / "float.onnx", x, QuantizationOptions(keep_float=names, amx=True))
-    assert zeros_of(tmp_path / "float.onnx") == {"head": {0}}
+    assert zero_points_of(tmp_path / "float.onnx") == {"head": {0}}
 
 
 def test_dynamic_files_do_not_change(network_file, tmp_path: Path):
     source, x = network_file
-    for name, tiles in (("usual", False), ("tiled", True)):
-        quantize(source, tmp_path / name, x, QuantizationOptions(mode="dynamic", amx=tiles))
+    for name, amx in (("usual", False), ("tiled", True)):
+        quantize(source, tmp_path / name, x, QuantizationOptions(mode="dynamic", amx=amx))
     assert (tmp_path / "usual").read_bytes() == (tmp_path / "tiled").read_bytes()
 
 
 @pytest.mark.parametrize(
     ("flags", "expected"), [(("avx512_vnni", "amx_tile", "amx_int8"), True), (("avx512_vnni", "amx_bf16"), False)]
 )
-def test_which_processors_have_amx(flags, expected):
+def test_processors_with_the_flag_amx_int8_have_amx(flags, expected):
     assert has_amx(flags) == expected

@@ -71,13 +71,13 @@ def test_an_outlier_does_not_widen_the_range_of_percentile(exported, parts, tmp_
     rows = parts.train.x.numpy().copy()
     rows[0, 0, 0, 0] = 100.0
     widths = {}
-    for how in ("minmax", "percentile"):
-        quantize(exported, tmp_path / f"{how}.onnx", rows, QuantizationOptions(calibration_method=how))
-        scales = {one.name: one for one in onnx.load(tmp_path / f"{how}.onnx").graph.initializer}
-        widths[how] = 255 * float(onnx.numpy_helper.to_array(scales["x_scale"]))
-    usual = float(parts.train.x.max() - parts.train.x.min())
+    for method in ("minmax", "percentile"):
+        quantize(exported, tmp_path / f"{method}.onnx", rows, QuantizationOptions(calibration_method=method))
+        scales = {tensor.name: tensor for tensor in onnx.load(tmp_path / f"{method}.onnx").graph.initializer}
+        widths[method] = 255 * float(onnx.numpy_helper.to_array(scales["x_scale"]))
+    expected_width = float(parts.train.x.max() - parts.train.x.min())
     assert widths["minmax"] > 100
-    assert widths["percentile"] < 1.2 * usual
+    assert widths["percentile"] < 1.2 * expected_width
 
 
 def test_entropy_chooses_other_ranges_than_minmax(exported, quantized, parts, tmp_path: Path):
@@ -89,8 +89,8 @@ def test_entropy_chooses_other_ranges_than_minmax(exported, quantized, parts, tm
     )
     assert (tmp_path / "entropy.onnx").read_bytes() != quantized.read_bytes()
     x = parts.test.x.numpy()
-    same = [run_session(create_session(path), x).argmax(1) for path in (exported, tmp_path / "entropy.onnx")]
-    assert (same[0] == same[1]).mean() > 0.95
+    predictions = [run_session(create_session(path), x).argmax(1) for path in (exported, tmp_path / "entropy.onnx")]
+    assert (predictions[0] == predictions[1]).mean() > 0.95
 
 
 def test_reduce_range_gives_7_bit_weights(exported, parts, tmp_path: Path):
@@ -101,7 +101,7 @@ def test_reduce_range_gives_7_bit_weights(exported, parts, tmp_path: Path):
         if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) > 1
     ]
     assert len(levels) == 4
-    assert all(np.abs(one.astype(int)).max() == 64 for one in levels)
+    assert all(np.abs(values.astype(int)).max() == 64 for values in levels)
 
 
 @pytest.mark.parametrize(

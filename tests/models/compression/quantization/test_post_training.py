@@ -142,8 +142,8 @@ def test_static_quantization_covers_all_weights_of_a_transformer(tmp_path: Path)
     x = torch.randint(1, 500, (64, 10)) * (torch.arange(10) < torch.randint(1, 11, (64, 1))).float()
     export_onnx(network, x, tmp_path / "float.onnx")
     quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx", x.numpy(), QuantizationOptions(mode="static"))
-    found = measure_integer_coverage(tmp_path / "int8.onnx")
-    assert (found.share, found.float_operators) == (1.0, {"MultiHeadAttention": 1})
+    coverage = measure_integer_coverage(tmp_path / "int8.onnx")
+    assert (coverage.share, coverage.float_operators) == (1.0, {"MultiHeadAttention": 1})
 
 
 def test_the_first_layer_can_stay_in_float(exported, parts, tmp_path: Path):
@@ -156,10 +156,10 @@ def test_the_first_layer_can_stay_in_float(exported, parts, tmp_path: Path):
     assert len(layers) == 4
 
 
-@pytest.mark.parametrize("how", ["static", "dynamic"])
-def test_a_network_without_weights_has_no_first_layer(how, tmp_path: Path):
+@pytest.mark.parametrize("mode", ["static", "dynamic"])
+def test_a_network_without_weights_has_no_first_layer(mode, tmp_path: Path):
     export_onnx(torch.nn.Tanh(), torch.zeros(2, 3), tmp_path / "tanh.onnx")
-    assert find_first_layer(tmp_path / "tanh.onnx", how) == ()
+    assert find_first_layer(tmp_path / "tanh.onnx", mode) == ()
 
 
 def test_dynamic_quantization_needs_no_calibration_rows(exported, parts, tmp_path: Path):
@@ -167,7 +167,7 @@ def test_dynamic_quantization_needs_no_calibration_rows(exported, parts, tmp_pat
     quantize(exported, tmp_path / "dynamic.onnx", parts.train.x[:0].numpy(), QuantizationOptions(mode="dynamic"))
     assert exported.read_bytes() == before
     x = parts.test.x.numpy()
-    same = [run_session(create_session(path), x).argmax(1) for path in (exported, tmp_path / "dynamic.onnx")]
-    assert (same[0] == same[1]).mean() > 0.95
+    predictions = [run_session(create_session(path), x).argmax(1) for path in (exported, tmp_path / "dynamic.onnx")]
+    assert (predictions[0] == predictions[1]).mean() > 0.95
     operators = {node.op_type for node in onnx.load(tmp_path / "dynamic.onnx").graph.node}
     assert {"Conv", "MatMulInteger"} <= operators

@@ -38,7 +38,7 @@ from bloomery.models.training.loop import train
 
 
 def with_large_channel(network: nn.Module, times: float) -> nn.Module:
-    """The same function with one channel scaled up, so that 8 bits resolve only that channel."""
+    """A network with the same outputs but one large channel, so that 8 bits are precise for that channel only."""
     network = copy.deepcopy(network)
     with torch.no_grad():
         norm, following = network.blocks[0][1], network.blocks[1][0]
@@ -78,24 +78,24 @@ def test_layers_around_uneven_channels_are_the_most_sensitive(source, rows):
     assert list(divergences.values()) == sorted(divergences.values(), reverse=True)
 
 
-def test_only_as_many_layers_stay_in_float_as_the_limit_needs(source, rows, parts, tmp_path: Path):
+def test_no_more_layers_stay_in_float_than_the_limit_needs(source, rows, parts, tmp_path: Path):
     x, y = parts.val.x.numpy(), parts.val.y.numpy()
     exact = run_session(create_session(source), x).argmax(1)
 
-    def changed(outputs_BK: np.ndarray) -> float:
+    def changed_share(outputs_BK: np.ndarray) -> float:
         return float((outputs_BK.argmax(1) != exact).mean())
 
     assert len(y) == 200
-    kept = find_float_layers(source, rows, x, changed, 0.005)
-    quantize(source, tmp_path / "part.onnx", rows, QuantizationOptions(keep_float=kept))
+    float_layers = find_float_layers(source, rows, x, changed_share, 0.005)
+    quantize(source, tmp_path / "part.onnx", rows, QuantizationOptions(keep_float=float_layers))
     quantize(source, tmp_path / "all.onnx", rows)
-    assert changed(run_session(create_session(tmp_path / "part.onnx"), x)) <= 0.005
-    assert changed(run_session(create_session(tmp_path / "all.onnx"), x)) > 0.005
+    assert changed_share(run_session(create_session(tmp_path / "part.onnx"), x)) <= 0.005
+    assert changed_share(run_session(create_session(tmp_path / "all.onnx"), x)) > 0.005
     assert measure_integer_coverage(tmp_path / "all.onnx").share == 1
-    some = measure_integer_coverage(tmp_path / "part.onnx")
-    assert 0 < some.share < 1
-    assert sum(some.float_operators.values()) == len(kept) == 2
-    assert find_float_layers(source, rows, x, changed, 1.0) == ()
+    coverage = measure_integer_coverage(tmp_path / "part.onnx")
+    assert 0 < coverage.share < 1
+    assert sum(coverage.float_operators.values()) == len(float_layers) == 2
+    assert find_float_layers(source, rows, x, changed_share, 1.0) == ()
 
 
 def test_quantization_aware_training_recovers_the_accuracy(trained, rows, parts, reduce_range, tmp_path: Path):
@@ -118,8 +118,8 @@ def test_quantization_aware_training_recovers_the_accuracy(trained, rows, parts,
     x = parts.test.x
     with torch.no_grad():
         rounded_BK = fake_quantized(x).numpy()
-    given_BK = run_session(create_session(quantized), x.numpy())
-    assert (rounded_BK.argmax(1) == given_BK.argmax(1)).mean() > 0.98
+    outputs_BK = run_session(create_session(quantized), x.numpy())
+    assert (rounded_BK.argmax(1) == outputs_BK.argmax(1)).mean() > 0.98
     assert measure_integer_coverage(quantized).share == 1
 
 
@@ -129,7 +129,7 @@ def test_quantization_aware_training_recovers_the_accuracy(trained, rows, parts,
         (Transformer(kind="transformer", width=32, num_layers=1), Layout(kind="sequence", shape=(7, 3))),
         (FtTransformer(kind="ft_transformer", width=32, num_layers=1, num_heads=4), Layout(kind="flat", shape=(6,))),
     ],
-    ids=lambda one: one.kind,
+    ids=lambda value: value.kind,
 )
 def test_learned_ranges_of_linear_layers_over_steps_reach_the_file(config, layout, reduce_range, tmp_path: Path):
     """The exporter transposes their weights, which then have no names."""
@@ -140,8 +140,8 @@ def test_learned_ranges_of_linear_layers_over_steps_reach_the_file(config, layou
     fake_quantized(x)  # in training mode: updates the ranges
     fake_quantized.eval()
     export_onnx(remove_fake_quantization(fake_quantized), x, tmp_path / "learnt.onnx", keep_names=True)
-    seen = {layer: (20 * low, 20 * high) for layer, (low, high) in learned_ranges(fake_quantized).items()}
-    for name, ranges in (("learnt", learned_ranges(fake_quantized)), ("wider", seen)):
+    wide_ranges = {layer: (20 * low, 20 * high) for layer, (low, high) in learned_ranges(fake_quantized).items()}
+    for name, ranges in (("learnt", learned_ranges(fake_quantized)), ("wider", wide_ranges)):
         target = tmp_path / f"{name}-int8.onnx"
         quantize(
             tmp_path / "learnt.onnx", target, x.numpy(), QuantizationOptions(ranges=ranges, reduce_range=reduce_range)
@@ -159,9 +159,9 @@ def test_learned_ranges_of_linear_layers_over_steps_reach_the_file(config, layou
 
 def test_fake_quantization_copies_the_network_and_can_be_removed(uneven_network, parts):
     before = copy.deepcopy(uneven_network.state_dict())
-    back = remove_fake_quantization(add_fake_quantization(uneven_network))
-    assert list(back.state_dict()) == list(before)
-    for state in (back.state_dict(), uneven_network.state_dict()):
+    restored = remove_fake_quantization(add_fake_quantization(uneven_network))
+    assert list(restored.state_dict()) == list(before)
+    for state in (restored.state_dict(), uneven_network.state_dict()):
         assert all(torch.equal(state[name], weight) for name, weight in before.items())
 
 
@@ -173,7 +173,7 @@ def test_the_output_layer_of_torchs_attention_is_not_rounded():
     assert set(learned_ranges(fake_quantized)) == {"linear1", "linear2"}
 
 
-class _LastFirst(nn.Module):
+class _ReversedLayers(nn.Module):
     """Calls its layers in another order than it defines them."""
 
     def __init__(self) -> None:
@@ -186,7 +186,7 @@ class _LastFirst(nn.Module):
 
 
 def test_a_first_layer_in_float_is_not_rounded_in_training(uneven_network, parts):
-    network, x = _LastFirst(), torch.randn(8, 3)
+    network, x = _ReversedLayers(), torch.randn(8, 3)
     assert find_first_called_layer(network, x) == ("inputs",)
     fake_quantized = add_fake_quantization(network, keep_float=find_first_called_layer(network, x))
     assert list(learned_ranges(fake_quantized)) == ["outputs"]

@@ -44,8 +44,8 @@ def test_the_file_is_smaller_and_runs_like_the_float_file(kind, weight_type, gru
     share, error = EXPECTED[weight_type]
     overhead = 5_000  # of the decoding nodes, which matter for small networks
     assert (tmp_path / "stored.onnx").stat().st_size < share * source.stat().st_size + overhead
-    exact_BK, given_BK = (run_session(create_session(path), x) for path in (source, tmp_path / "stored.onnx"))
-    assert 0 < np.square(given_BK - exact_BK).mean() ** 0.5 < error * exact_BK.std()
+    exact_BK, quantized_BK = (run_session(create_session(path), x) for path in (source, tmp_path / "stored.onnx"))
+    assert 0 < np.square(quantized_BK - exact_BK).mean() ** 0.5 < error * exact_BK.std()
     # Decoding is folded when the file is opened: the operators of the float file run.
     before, after = (
         [node.op_type for node in optimized_graph(path).graph.node] for path in (source, tmp_path / "stored.onnx")
@@ -60,7 +60,7 @@ def test_weight_quantization_is_deterministic(exported, tmp_path: Path):
     assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
 
 
-def _decoded(weight: np.ndarray, weight_type, block: int, folder: Path) -> np.ndarray:
+def _store_and_decode(weight: np.ndarray, weight_type, block: int, folder: Path) -> np.ndarray:
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
         [helper.make_node("Add", ["x", "w"], ["y"])],
@@ -85,7 +85,7 @@ def _decoded(weight: np.ndarray, weight_type, block: int, folder: Path) -> np.nd
 def test_the_error_of_a_value_is_at_most_its_blocks_step(seed, shape, scale, block, weight_type, tmp_path_factory):
     weight = (np.random.default_rng(seed).standard_normal(shape) * scale).astype(np.float32)
     weight.flat[:block] = 0  # a block of zeros
-    decoded = _decoded(weight, weight_type, block, tmp_path_factory.mktemp("w"))
+    decoded = _store_and_decode(weight, weight_type, block, tmp_path_factory.mktemp("w"))
     assert decoded.shape == weight.shape
     assert (decoded.flat[:block] == 0).all()
     blocks = np.pad(np.abs(weight).ravel(), (0, -weight.size % block)).reshape(-1, block).max(1).repeat(block)

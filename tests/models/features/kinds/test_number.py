@@ -1,4 +1,4 @@
-"""Numbers, booleans and dates: what each setting makes of them, computed by hand."""
+"""Numbers, booleans and dates: each setting against values computed by hand."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ VALUES = [3.0, None, -1.0, 10.0, 0.0, 4.0, None, 100.0]
 PRESENT = np.array([value for value in VALUES if value is not None])
 
 
-def fitted(source: dict[str, Any], values: Any) -> tuple[Encoder, pa.Table]:
+def fit_encoder(source: dict[str, Any], values: Any) -> tuple[Encoder, pa.Table]:
     features = Features.model_validate({"key": "id", "label": "y", "inputs": [source]})
     column = values if isinstance(values, pa.Array) else pa.array(values)
     table = pa.table({"id": range(len(column)), "y": [row % 2 for row in range(len(column))], "a": column})
     return fit(
-        features, [one[STATISTICS][0].as_py() for one in partial_statistics(features, table.to_batches())]
+        features, [summary[STATISTICS][0].as_py() for summary in partial_statistics(features, table.to_batches())]
     ), table
 
 
-def encoded(source: dict[str, Any], values: Any) -> list[list[float]]:
-    encoder, table = fitted({"columns": ["a"], **source}, values)
+def encode_values(source: dict[str, Any], values: Any) -> list[list[float]]:
+    encoder, table = fit_encoder({"columns": ["a"], **source}, values)
     return encode(encoder, table).tolist()
 
 
 def number(**settings: Any) -> list[float]:
-    return [row[0] for row in encoded({"kind": "number", **settings}, VALUES)]
+    return [row[0] for row in encode_values({"kind": "number", **settings}, VALUES)]
 
 
 def by_hand(values: np.ndarray, fill: float) -> list[float]:
-    it = iter(values.astype(np.float32).tolist())
-    return [float(np.float32(fill)) if value is None else next(it) for value in VALUES]
+    remaining = iter(values.astype(np.float32).tolist())
+    return [float(np.float32(fill)) if value is None else next(remaining) for value in VALUES]
 
 
 def test_standard_scaling_uses_mean_and_deviation_of_non_missing_values():
@@ -62,15 +62,15 @@ def test_robust_scaling_uses_median_and_quartiles():
 
 def test_min_max_scaling_is_from_0_to_1_after_clipping():
     clipped = np.clip(PRESENT, 0, 50)
-    found = number(missing="zero", scale="min_max", clip={"low": 0, "high": 50})
-    assert found == pytest.approx(by_hand(clipped / 50, 0.0))
+    values = number(missing="zero", scale="min_max", clip={"low": 0, "high": 50})
+    assert values == pytest.approx(by_hand(clipped / 50, 0.0))
 
 
 def test_clipping_at_quantiles_precedes_mean_and_deviation():
     low, high = np.quantile(PRESENT, [0.2, 0.8], method="inverted_cdf")
     clipped = np.clip(PRESENT, low, high)
-    found = number(missing="mean", clip={"low_quantile": 0.2, "high_quantile": 0.8})
-    assert found == pytest.approx(by_hand((clipped - clipped.mean()) / clipped.std(), 0.0), abs=1e-6)
+    values = number(missing="mean", clip={"low_quantile": 0.2, "high_quantile": 0.8})
+    assert values == pytest.approx(by_hand((clipped - clipped.mean()) / clipped.std(), 0.0), abs=1e-6)
 
 
 def test_the_logarithm_keeps_the_sign():
@@ -90,46 +90,46 @@ def test_a_quantile_transform_gives_ranks_and_normal_scores():
 
 def test_a_quantile_transform_of_many_values_is_uniform():
     values = np.random.default_rng(0).lognormal(size=50_000)
-    x = np.array(encoded({"kind": "number", "transform": "quantile_uniform", "scale": "none"}, values))
+    x = np.array(encode_values({"kind": "number", "transform": "quantile_uniform", "scale": "none"}, values))
     assert np.quantile(x, [0.1, 0.5, 0.9]) == pytest.approx([0.1, 0.5, 0.9], abs=2e-3)
 
 
 def test_indicators_follow_all_columns():
-    found = encoded({"kind": "number", "missing": "zero", "scale": "none", "indicator": True}, VALUES)
-    assert [row[1] for row in found] == [float(value is None) for value in VALUES]
+    rows = encode_values({"kind": "number", "missing": "zero", "scale": "none", "indicator": True}, VALUES)
+    assert [row[1] for row in rows] == [float(value is None) for value in VALUES]
 
 
 @pytest.mark.parametrize("scale", ["standard", "robust", "min_max"])
 def test_constant_values_become_zero(scale):
-    assert encoded({"kind": "number", "scale": scale}, [0.1] * 4) == [[0.0]] * 4
+    assert encode_values({"kind": "number", "scale": scale}, [0.1] * 4) == [[0.0]] * 4
 
 
 def test_values_too_large_for_float32_are_clamped():
     largest = float(np.finfo(np.float32).max)
-    assert encoded({"kind": "number", "scale": "none"}, [1e300, -1e300]) == [[largest], [-largest]]
+    assert encode_values({"kind": "number", "scale": "none"}, [1e300, -1e300]) == [[largest], [-largest]]
 
 
 @pytest.mark.parametrize("kind", ["number", "boolean", "date"])
 def test_missing_values_are_refused_by_default(kind):
     column = {"number": [1.0, 2.0, None], "boolean": [True, False, None], "date": [date(2024, 1, 1)] * 2 + [None]}[kind]
     source = {"kind": kind, "columns": ["a"], **({"parts": ["month"]} if kind == "date" else {})}
-    encoder, table = fitted(source, column)
+    encoder, table = fit_encoder(source, column)
     with pytest.raises(DataUnfit, match="column a has a missing value"):
         encode(encoder, table)
 
 
 def test_a_column_without_values_is_refused():
     with pytest.raises(DataUnfit, match="column a has no value in the training split"):
-        fitted({"kind": "number", "columns": ["a"], "missing": "mean"}, pa.array([None, None], pa.float64()))
+        fit_encoder({"kind": "number", "columns": ["a"], "missing": "mean"}, pa.array([None, None], pa.float64()))
 
 
 def test_booleans_are_ones_and_zeros():
-    found = encoded({"kind": "boolean", "missing": True, "indicator": True}, [True, False, None])
-    assert found == [[1, 0], [0, 0], [1, 1]]
+    rows = encode_values({"kind": "boolean", "missing": True, "indicator": True}, [True, False, None])
+    assert rows == [[1, 0], [0, 0], [1, 1]]
 
 
-def circle(place: float, num_parts: int) -> list[float]:
-    angle = 2 * math.pi * place / num_parts
+def circle(position: float, num_parts: int) -> list[float]:
+    angle = 2 * math.pi * position / num_parts
     return [math.sin(angle), math.cos(angle)]
 
 
@@ -144,7 +144,7 @@ def circle(place: float, num_parts: int) -> list[float]:
 )
 def test_calendar_parts_are_points_on_circles(moment):
     source = {"kind": "date", "parts": ["month", "day_of_month", "day_of_year", "day_of_week", "hour", "minute"]}
-    wanted = [
+    expected = [
         *circle(moment.month - 1, 12),
         *circle(moment.day - 1, 31),
         *circle(moment.timetuple().tm_yday - 1, 366),
@@ -152,17 +152,17 @@ def test_calendar_parts_are_points_on_circles(moment):
         *circle(moment.hour, 24),
         *circle(moment.minute, 60),
     ]
-    found = encoded(source, pa.array([moment, moment], pa.timestamp("us", "UTC")))
-    assert found[0] == pytest.approx(wanted, abs=1e-6)
+    rows = encode_values(source, pa.array([moment, moment], pa.timestamp("us", "UTC")))
+    assert rows[0] == pytest.approx(expected, abs=1e-6)
     start = moment.replace(hour=0, minute=0)
-    (day, _) = encoded({**source, "parts": source["parts"][:4]}, pa.array([start.date()] * 2))
-    assert day == pytest.approx(wanted[:8], abs=1e-6)
+    (day, _) = encode_values({**source, "parts": source["parts"][:4]}, pa.array([start.date()] * 2))
+    assert day == pytest.approx(expected[:8], abs=1e-6)
 
 
 def test_elapsed_days_have_mean_0_and_deviation_1_and_a_missing_date_is_0():
     days = [date(2024, 1, 1), date(2024, 1, 3), None]
-    found = encoded({"kind": "date", "elapsed": True, "missing": "zero", "indicator": True}, days)
-    assert found == [[-1, 0], [1, 0], [0, 1]]
+    rows = encode_values({"kind": "date", "elapsed": True, "missing": "zero", "indicator": True}, days)
+    assert rows == [[-1, 0], [1, 0], [0, 1]]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Windows over time: encoded alike in every type and batch, refused where they are not whole, read by a perceptron."""
+"""Windows over time: equal encoding of every type and batch, missing values, and incomplete windows."""
 
 from __future__ import annotations
 
@@ -30,26 +30,28 @@ WINDOWS = st.lists(st.lists(st.integers(-100, 100), min_size=LENGTH, max_size=LE
 SERIES: dict[str, Any] = {"kind": "series", "columns": ["a", "b"], "time": "t", "length": LENGTH}
 
 
-def fitted(a: pa.Array, b: pa.Array, size: int = 10**6, **more: Any) -> tuple[Encoder, pa.Table]:
-    features = Features.model_validate({"key": "id", "label": "y", "inputs": [{**SERIES, **more}]})
+def fit_encoder(a: pa.Array, b: pa.Array, size: int = 10**6, **options: Any) -> tuple[Encoder, pa.Table]:
+    features = Features.model_validate({"key": "id", "label": "y", "inputs": [{**SERIES, **options}]})
     table = pa.table({"id": range(len(a)), "y": [row % 2 for row in range(len(a))], "a": a, "b": b})
     batches = table.to_batches(max_chunksize=size)
-    return fit(features, [one[STATISTICS][0].as_py() for one in partial_statistics(features, batches)]), table
+    return fit(features, [summary[STATISTICS][0].as_py() for summary in partial_statistics(features, batches)]), table
 
 
 @settings(deadline=None, max_examples=examples(40))
 @given(rows=WINDOWS, kind=st.sampled_from(KINDS), scale=st.sampled_from(["standard", "none"]))
 def test_windows_are_scaled_per_column_for_every_type_and_batch(rows, kind, scale):
-    other = pa.array([[value / 3 for value in row] for row in rows], pa.list_(pa.float64()))
-    encoder, table = fitted(pa.array(rows, kind), other, scale=scale)
+    second_column = pa.array([[value / 3 for value in row] for row in rows], pa.list_(pa.float64()))
+    encoder, table = fit_encoder(pa.array(rows, kind), second_column, scale=scale)
     x = encode(encoder, table)
     assert x.shape == (len(rows), LENGTH, 2)
     for column, values in enumerate((np.array(rows, np.float64), np.array(rows) / 3)):
         spread = values.std() if np.ptp(values) else 1.0
-        wanted = (values - values.mean()) / spread if scale == "standard" else values
-        assert x[:, :, column] == pytest.approx(wanted, rel=1e-5, abs=1e-5)
+        expected = (values - values.mean()) / spread if scale == "standard" else values
+        assert x[:, :, column] == pytest.approx(expected, rel=1e-5, abs=1e-5)
     assert b"".join(encode(encoder, table.slice(row, 1)).tobytes() for row in range(len(rows))) == x.tobytes()
-    shuffled = fitted(pa.array(rows[::-1], KINDS[0]), other.take(pa.array(range(len(rows)))[::-1]), 1, scale=scale)[0]
+    shuffled = fit_encoder(
+        pa.array(rows[::-1], KINDS[0]), second_column.take(pa.array(range(len(rows)))[::-1]), 1, scale=scale
+    )[0]
     assert shuffled == encoder
 
 
@@ -58,13 +60,13 @@ GAPS = st.lists(
 ).filter(lambda rows: any(value is not None for row in rows for value in row))
 
 
-def filled(row: list[int | None], how: str, mean: float) -> list[float]:
-    """The window as a loop fills it."""
-    found: list[float] = []
+def fill_window(row: list[int | None], method: str, mean: float) -> list[float]:
+    """The window, filled by a loop over its values."""
+    values: list[float] = []
     for value in row:
-        before = found[-1] if found and how == "previous" else 0.0 if how == "zero" else mean
-        found.append(before if value is None else value)
-    return found
+        fill = values[-1] if values and method == "previous" else 0.0 if method == "zero" else mean
+        values.append(fill if value is None else value)
+    return values
 
 
 @settings(deadline=None, max_examples=examples(60))
@@ -76,37 +78,37 @@ def filled(row: list[int | None], how: str, mean: float) -> list[float]:
     kind=st.sampled_from(KINDS[:3]),
 )
 def test_missing_values_are_filled_within_their_window(rows, missing, indicator, scale, kind):
-    whole = pa.array([[1.0, 2.0, 4.0]] * len(rows))
-    stated = {"missing": missing, "indicator": indicator, "scale": scale}
-    encoder, table = fitted(pa.array(rows, kind), whole, **stated)
+    complete_column = pa.array([[1.0, 2.0, 4.0]] * len(rows))
+    options = {"missing": missing, "indicator": indicator, "scale": scale}
+    encoder, table = fit_encoder(pa.array(rows, kind), complete_column, **options)
     present = np.array([value for row in rows for value in row if value is not None], np.float64)
-    wanted = np.array([filled(row, missing, present.mean()) for row in rows])
+    expected = np.array([fill_window(row, missing, present.mean()) for row in rows])
     if scale == "standard":
-        wanted = (wanted - present.mean()) / (present.std() or 1.0)
+        expected = (expected - present.mean()) / (present.std() or 1.0)
     x = encode(encoder, table)
     assert encoder.layout.shape == x.shape[1:] == (LENGTH, 4 if indicator else 2)
-    assert x[:, :, 0] == pytest.approx(wanted, rel=1e-5, abs=1e-5)
+    assert x[:, :, 0] == pytest.approx(expected, rel=1e-5, abs=1e-5)
     if indicator:
         assert x[:, :, 2].tolist() == [[float(value is None) for value in row] for row in rows]
         assert not x[:, :, 3].any()
     assert b"".join(encode(encoder, table.slice(row, 1)).tobytes() for row in range(len(rows))) == x.tobytes()
     order = pa.array(range(len(rows))[::-1])
-    assert fitted(pa.array(rows[::-1], KINDS[0]), whole.take(order), 1, **stated)[0] == encoder
+    assert fit_encoder(pa.array(rows[::-1], KINDS[0]), complete_column.take(order), 1, **options)[0] == encoder
 
 
 def test_a_column_of_only_missing_values_is_refused():
-    nothing = pa.array([[None] * LENGTH] * 2, KINDS[0])
+    missing_windows = pa.array([[None] * LENGTH] * 2, KINDS[0])
     with pytest.raises(DataUnfit, match="column a has no value in the training split"):
-        fitted(nothing, pa.array([[1, 2, 3]] * 2), missing="previous")
+        fit_encoder(missing_windows, pa.array([[1, 2, 3]] * 2), missing="previous")
 
 
 def test_values_beyond_float32_are_clamped():
-    encoder, table = fitted(pa.array([[1e300, -1e300, 0]] * 2), pa.array([[1.0, 2, 3]] * 2), scale="none")
+    encoder, table = fit_encoder(pa.array([[1e300, -1e300, 0]] * 2), pa.array([[1.0, 2, 3]] * 2), scale="none")
     assert np.isfinite(encode(encoder, table)).all()
 
 
 @pytest.mark.parametrize(
-    ("windows", "sentence"),
+    ("windows", "message"),
     [
         ([[1, 2, 3], [1, 2]], "of 2 values"),
         ([[1, 2, 3], None], "of 0 values"),
@@ -115,23 +117,23 @@ def test_values_beyond_float32_are_clamped():
     ],
     ids=str,
 )
-def test_incomplete_windows_are_refused(windows, sentence):
-    encoder, table = fitted(pa.array([[1, 2, 3]] * 2), pa.array([[1, 2, 3]] * 2))
-    with pytest.raises(DataUnfit, match=f"column a has windows {sentence}"):
+def test_incomplete_windows_are_refused(windows, message):
+    encoder, table = fit_encoder(pa.array([[1, 2, 3]] * 2), pa.array([[1, 2, 3]] * 2))
+    with pytest.raises(DataUnfit, match=f"column a has windows {message}"):
         encode(encoder, table.set_column(2, "a", pa.array(windows)))
 
 
 def test_a_fitted_series_round_trips_through_its_file(tmp_path: Path):
-    encoder, table = fitted(pa.array([[1, 2, 3], [7, 2, 1]]), pa.array([[0.1, 2, 3]] * 2), spacing=0.5, group="g")
+    encoder, table = fit_encoder(pa.array([[1, 2, 3], [7, 2, 1]]), pa.array([[0.1, 2, 3]] * 2), spacing=0.5, group="g")
     (tmp_path / "encoder.json").write_text(encoder.model_dump_json(indent=1), encoding="utf-8")
-    again = read_encoder(tmp_path / "encoder.json")
-    assert again == encoder
-    assert encode(again, table).tobytes() == encode(encoder, table).tobytes()
-    assert again.features.window_lengths == {"a": LENGTH, "b": LENGTH}
+    restored = read_encoder(tmp_path / "encoder.json")
+    assert restored == encoder
+    assert encode(restored, table).tobytes() == encode(encoder, table).tobytes()
+    assert restored.features.window_lengths == {"a": LENGTH, "b": LENGTH}
 
 
 @pytest.mark.parametrize(
-    ("series", "features", "sentence"),
+    ("series", "features", "message"),
     [
         ({"columns": ["a", "t"]}, {}, "is the series' time"),
         ({"group": "a"}, {}, "is the series' group"),
@@ -148,14 +150,14 @@ def test_a_fitted_series_round_trips_through_its_file(tmp_path: Path):
     ],
     ids=str,
 )
-def test_invalid_series_inputs_are_refused(series, features, sentence):
-    with pytest.raises(ValidationError, match=sentence):
+def test_invalid_series_inputs_are_refused(series, features, message):
+    with pytest.raises(ValidationError, match=message):
         Features.model_validate({"key": "id", "label": "y", "inputs": [{**SERIES, **series}], **features})
 
 
 def test_a_forecast_may_read_its_own_label_column():
-    stated = {**SERIES, "columns": ["a", "y"], "horizon": 2}
-    features = Features.model_validate({"key": "id", "label": "y", "task": "regression", "inputs": [stated]})
+    source = {**SERIES, "columns": ["a", "y"], "horizon": 2}
+    features = Features.model_validate({"key": "id", "label": "y", "task": "regression", "inputs": [source]})
     assert features.is_forecast
     assert features.label_column not in ("y", "a")
 

@@ -1,4 +1,4 @@
-"""Moments that are exact, and quantiles within a thousandth, whatever the order of the values."""
+"""Exact moments, and quantiles within a thousandth, independent of the order of the values."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def test_moments_are_exact_for_all_finite_values(values):
 @settings(deadline=None, max_examples=examples(100))
 @given(data=st.data(), values=VALUES)
 def test_merged_sketches_equal_the_sketch_of_all_values(data, values):
-    whole = build_sketch(np.array(values))
+    expected = build_sketch(np.array(values))
     shuffled = np.array(data.draw(st.permutations(values)))
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(values)), max_size=4)))
-    assert merge_sketches([build_sketch(part) for part in np.split(shuffled, cuts)]) == whole
-    assert parse_sketch(whole.to_text()) == whole
+    boundaries = sorted(data.draw(st.lists(st.integers(0, len(values)), max_size=4)))
+    assert merge_sketches([build_sketch(part) for part in np.split(shuffled, boundaries)]) == expected
+    assert parse_sketch(expected.to_text()) == expected
 
 
 @settings(deadline=None, max_examples=examples(100))
@@ -60,12 +60,13 @@ def test_moments_after_clipping_at_quantiles_are_exact(values, shares):
 @settings(deadline=None, max_examples=examples(200))
 @given(values=VALUES, share=st.floats(0, 1))
 def test_a_quantile_is_an_observed_value_within_a_thousandth(values, share):
-    (found,) = quantiles(build_sketch(np.array(values)), [share])
-    wanted = float(np.sort(values)[max(int(np.ceil(share * len(values))), 1) - 1])
-    assert found in values
-    assert found <= wanted
+    (quantile,) = quantiles(build_sketch(np.array(values)), [share])
+    expected = float(np.sort(values)[max(int(np.ceil(share * len(values))), 1) - 1])
+    assert quantile in values
+    assert quantile <= expected
     assert (
-        abs(Fraction(wanted) - Fraction(found)) <= Fraction(max(abs(wanted), abs(found))) / 1000 + Fraction(2) ** -1022
+        abs(Fraction(expected) - Fraction(quantile))
+        <= Fraction(max(abs(expected), abs(quantile))) / 1000 + Fraction(2) ** -1022
     )
 
 
@@ -79,9 +80,9 @@ def test_quantiles_of_few_different_values_are_exact():
 def test_quantiles_agree_with_numpy(draw):
     values = getattr(np.random.default_rng(0), draw)(size=300_000)
     shares = np.linspace(0.001, 0.999, 99)
-    wanted = np.quantile(values, shares, method="inverted_cdf")
-    found = np.array(quantiles(build_sketch(values), shares))
-    assert np.max(np.abs(found - wanted) / np.abs(wanted)) <= 2**-10
+    expected = np.quantile(values, shares, method="inverted_cdf")
+    sketched = np.array(quantiles(build_sketch(values), shares))
+    assert np.max(np.abs(sketched - expected) / np.abs(expected)) <= 2**-10
 
 
 def test_many_equal_values_do_not_overflow():

@@ -34,8 +34,8 @@ def test_every_weight_affects_the_output(shape):
         Cnn(kind="cnn", channels=(3, 4), hidden=50, dropout=0), Layout(kind="image", shape=shape), num_outputs=3
     )
     network(torch.randn(6, *shape)).square().sum().backward()
-    without = [name for name, weight in network.named_parameters() if not weight.grad.abs().sum() > 0]
-    assert without == []
+    unaffected = [name for name, weight in network.named_parameters() if not weight.grad.abs().sum() > 0]
+    assert unaffected == []
 
 
 def test_blocks_halve_the_image_until_a_side_is_one():
@@ -53,12 +53,12 @@ def test_blocks_halve_the_image_until_a_side_is_one():
 def test_strided_blocks_halve_by_a_convolution_and_round_up(strided, sides):
     config = Cnn(kind="cnn", channels=(2, 3, 4), convolutions=(1, 2, 3), strided=strided, hidden=5)
     network = ConvNet(config, Layout(kind="image", shape=(1, 27, 27)), num_outputs=2)
-    found = []
+    block_sides = []
     x_BCHW = torch.zeros(2, 1, 27, 27)
     for block in network.blocks:
         x_BCHW = block(x_BCHW)
-        found.append(x_BCHW.shape[-1])
-    assert found == sides
+        block_sides.append(x_BCHW.shape[-1])
+    assert block_sides == sides
     assert network.hidden.in_features == 4 * sides[-1] ** 2
     layers = [[layer for layer in block if isinstance(layer, torch.nn.Conv2d)] for block in network.blocks]
     assert [len(block) for block in layers] == [1, 2, 3]
@@ -75,15 +75,15 @@ def test_strided_blocks_read_images_of_any_size(shape):
 
 
 @pytest.mark.parametrize(
-    ("stated", "why"),
+    ("options", "message"),
     [
         ({"convolutions": [1, 2, 1]}, "`convolutions` lists 3 blocks, but `channels` lists 2"),
         ({"strided": 3}, "`strided` is 3, but `channels` lists only 2 blocks"),
     ],
 )
-def test_options_for_the_wrong_number_of_blocks_are_refused(stated, why):
-    with pytest.raises(ValidationError, match=why):
-        Cnn.model_validate({"kind": "cnn", "channels": [4, 8], **stated})
+def test_options_for_the_wrong_number_of_blocks_are_refused(options, message):
+    with pytest.raises(ValidationError, match=message):
+        Cnn.model_validate({"kind": "cnn", "channels": [4, 8], **options})
 
 
 def test_the_output_of_a_row_does_not_depend_on_its_batch(trained, parts):

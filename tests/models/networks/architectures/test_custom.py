@@ -1,4 +1,4 @@
-"""Networks of a user's own: what they must be, and what is said of those that are not."""
+"""Custom networks: building, requirements and error messages."""
 
 from __future__ import annotations
 
@@ -53,20 +53,20 @@ def looping(layout, num_outputs):
 }
 
 
-def own(name: str, **options: object) -> Blueprint:
+def blueprint_of(name: str, **options: object) -> Blueprint:
     config = Custom(kind="custom", function=f"ownnets:{name}", options=options, code=CODE)
     return Blueprint(config=config, layout=TABLE, num_outputs=2)
 
 
 def test_a_package_with_submodules_is_built_from_its_source(tmp_path: Path):
-    network = build_network(own("good", width=3))
+    network = build_network(blueprint_of("good", width=3))
     assert network[0].weight.shape == (3, 4)
     x = torch.cat([torch.randn(32, 3), torch.randint(0, 5, (32, 1)).float()], dim=1)
     assert export_onnx(network, x, tmp_path / "own.onnx") < 1e-4
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "told"),
+    ("name", "options", "message"),
     [
         ("raising", {}, "failed: LookupError: 'no such width'|failed: LookupError: no such width"),
         ("wide", {}, r"returned float32 \(2, 3\) for \(2, 4\)"),
@@ -76,15 +76,15 @@ def test_a_package_with_submodules_is_built_from_its_source(tmp_path: Path):
         ("mixing", {}, "changes its output for a row"),
     ],
 )
-def test_networks_that_do_not_fit_the_rows_are_refused_before_training(name, options, told):
+def test_networks_that_do_not_fit_the_rows_are_refused_before_training(name, options, message):
     set_deterministic(0, num_threads=1)
-    with pytest.raises(RecipeInvalid, match=told) as refused:
-        build_network(own(name, **options))
-    assert "model.function" in refused.value.where
+    with pytest.raises(RecipeInvalid, match=message) as caught:
+        build_network(blueprint_of(name, **options))
+    assert "model.function" in caught.value.where
 
 
 def test_a_network_that_cannot_be_exported_is_refused_with_a_remedy(tmp_path: Path):
-    network = build_network(own("looping"))
-    with pytest.raises(ParityBroken, match="cannot export this network to ONNX") as refused:
+    network = build_network(blueprint_of("looping"))
+    with pytest.raises(ParityBroken, match="cannot export this network to ONNX") as caught:
         export_onnx(network, torch.randn(32, 4), tmp_path / "own.onnx")
-    assert "read no value of a tensor" in refused.value.remedy
+    assert "read no value of a tensor" in caught.value.remedy

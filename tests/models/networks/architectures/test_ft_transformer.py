@@ -56,8 +56,8 @@ def test_computing_only_the_first_token_does_not_change_the_output():
         x_BTW = network.tokens(x_BF)
         for block in network.blocks:
             x_BTW = block(x_BTW)
-        in_full = network.head(torch.relu(network.norm(x_BTW[:, 0])))
-        torch.testing.assert_close(network(x_BF), in_full)
+        expected = network.head(torch.relu(network.norm(x_BTW[:, 0])))
+        torch.testing.assert_close(network(x_BF), expected)
 
 
 def test_it_learns_interactions_of_columns():

@@ -1,4 +1,4 @@
-"""The decoder: causality, the next token, generation with remembered keys and values."""
+"""The decoder: causality, next-token prediction, and generation with cached keys and values."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from bloomery.models.networks.config import Gpt
 TOKENS = Layout(kind="tokens", shape=(16,), num_tokens=11)
 
 
-def config_of(**more: object) -> Gpt:
-    return Gpt.model_validate({"kind": "gpt", "width": 8, "num_heads": 2, "dropout": 0.0, **more})
+def config_of(**options: object) -> Gpt:
+    return Gpt.model_validate({"kind": "gpt", "width": 8, "num_heads": 2, "dropout": 0.0, **options})
 
 
 @pytest.fixture(scope="module")
 def decoder() -> GptDecoder:
-    """One whose weights are large enough that its states differ much."""
+    """A decoder with weights so large that its states differ clearly."""
     torch.manual_seed(0)
-    made = GptDecoder(config_of(), TOKENS).eval()
-    for weight in made.parameters():
+    network = GptDecoder(config_of(), TOKENS).eval()
+    for weight in network.parameters():
         if weight.dim() > 1:
             torch.nn.init.normal_(weight, std=0.5)
-    return made
+    return network
 
 
 def tokens_of(num_rows: int, length: int) -> torch.Tensor:
     return torch.randint(1, 11, (num_rows, length), generator=torch.Generator().manual_seed(length))
 
 
-def uncached(decoder: GptDecoder, tokens_BT: torch.Tensor, num_tokens: int) -> torch.Tensor:
-    """The likeliest tokens, with all states reckoned anew at each step."""
+def generate_without_cache(decoder: GptDecoder, tokens_BT: torch.Tensor, num_tokens: int) -> torch.Tensor:
+    """The most likely tokens, with all states computed again at each step."""
     for _ in range(num_tokens):
         logits_BV = decoder.next_token_logits(tokens_BT)[:, -1]
         tokens_BT = torch.cat([tokens_BT, logits_BV[:, 1:].argmax(1, keepdim=True) + 1], dim=1)
@@ -46,21 +46,21 @@ def uncached(decoder: GptDecoder, tokens_BT: torch.Tensor, num_tokens: int) -> t
 
 def test_the_gpt_2_small_config_has_its_published_number_of_parameters():
     with torch.device("meta"):
-        made = GptDecoder(
+        network = GptDecoder(
             config_of(width=768, num_layers=12, num_heads=12, max_length=1024),
             Layout(kind="tokens", shape=(1024,), num_tokens=50257),
         )
-    assert num_parameters(made) == 124_439_808
+    assert num_parameters(network) == 124_439_808
 
 
 def test_later_tokens_do_not_affect_earlier_states(decoder):
     x = tokens_of(2, 9)
     logits_BTV = decoder.next_token_logits(x)
-    for at in range(1, 9):
+    for position in range(1, 9):
         changed = x.clone()
-        changed[:, at:] = changed[:, at:] % 10 + 1
-        torch.testing.assert_close(decoder.next_token_logits(changed)[:, :at], logits_BTV[:, :at])
-        assert not torch.allclose(decoder.next_token_logits(changed)[:, at], logits_BTV[:, at])
+        changed[:, position:] = changed[:, position:] % 10 + 1
+        torch.testing.assert_close(decoder.next_token_logits(changed)[:, :position], logits_BTV[:, :position])
+        assert not torch.allclose(decoder.next_token_logits(changed)[:, position], logits_BTV[:, position])
 
 
 def test_the_next_token_logits_use_the_embedding(decoder):
@@ -71,17 +71,17 @@ def test_the_next_token_logits_use_the_embedding(decoder):
 @pytest.mark.parametrize("length", [1, 5, 10])
 def test_the_key_value_cache_does_not_change_the_logits(decoder, length):
     prompt = tokens_of(3, length)
-    assert torch.equal(generate(decoder, prompt, 6, temperature=0), uncached(decoder, prompt, 6))
+    assert torch.equal(generate(decoder, prompt, 6, temperature=0), generate_without_cache(decoder, prompt, 6))
 
 
 def test_generation_is_reproducible_by_seed(decoder):
-    one, same, other = (
+    tokens, repeated, of_other_seed = (
         generate(decoder, tokens_of(4, 2), 14, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
     )
-    assert torch.equal(one, same)
-    assert not torch.equal(one, other)
-    assert (one.shape, one.dtype) == ((4, 16), torch.int64)
-    assert torch.equal(one[:, :2], tokens_of(4, 2))
+    assert torch.equal(tokens, repeated)
+    assert not torch.equal(tokens, of_other_seed)
+    assert (tokens.shape, tokens.dtype) == ((4, 16), torch.int64)
+    assert torch.equal(tokens[:, :2], tokens_of(4, 2))
 
 
 def test_tokens_are_sampled_by_their_probability(decoder):
@@ -89,24 +89,28 @@ def test_tokens_are_sampled_by_their_probability(decoder):
     with torch.no_grad():
         logits_V = decoder.next_token_logits(prompt)[0, -1]
     logits_V[0] = -torch.inf
-    drawn = generate(decoder, prompt.expand(20_000, -1), 1, temperature=2.0, generator=torch.Generator().manual_seed(0))
-    share_V = torch.bincount(drawn[:, -1], minlength=11) / 20_000
+    samples = generate(
+        decoder, prompt.expand(20_000, -1), 1, temperature=2.0, generator=torch.Generator().manual_seed(0)
+    )
+    share_V = torch.bincount(samples[:, -1], minlength=11) / 20_000
     torch.testing.assert_close(share_V, (logits_V / 2).softmax(0), atol=0.02, rtol=0)
     assert share_V[0] == 0
 
 
 def test_top_k_restricts_sampling_to_the_most_likely_tokens(decoder):
     prompt = tokens_of(1, 3).expand(300, -1)
-    few = generate(decoder, prompt, 1, top_k=2, temperature=5.0, generator=torch.Generator().manual_seed(0))
-    assert len(few[:, -1].unique()) == 2
-    one = generate(decoder, prompt[:5], 6, top_k=1)
-    assert torch.equal(one, generate(decoder, prompt[:5], 6, temperature=0))
+    top_two = generate(decoder, prompt, 1, top_k=2, temperature=5.0, generator=torch.Generator().manual_seed(0))
+    assert len(top_two[:, -1].unique()) == 2
+    top_one = generate(decoder, prompt[:5], 6, top_k=1)
+    assert torch.equal(top_one, generate(decoder, prompt[:5], 6, temperature=0))
 
 
-@pytest.mark.parametrize(("prompt", "num"), [([[1, 2]], 15), ([[1, 0]], 1), ([[]], 1)], ids=["long", "padded", "empty"])
-def test_invalid_prompts_are_refused(decoder, prompt, num):
+@pytest.mark.parametrize(
+    ("prompt", "num_tokens"), [([[1, 2]], 15), ([[1, 0]], 1), ([[]], 1)], ids=["long", "padded", "empty"]
+)
+def test_invalid_prompts_are_refused(decoder, prompt, num_tokens):
     with pytest.raises(ValueError, match="16 tokens at most"):
-        generate(decoder, torch.tensor(prompt, dtype=torch.int64), num)
+        generate(decoder, torch.tensor(prompt, dtype=torch.int64), num_tokens)
 
 
 def test_the_loss_covers_next_tokens_and_ignores_padding():
@@ -120,20 +124,20 @@ def test_the_loss_covers_next_tokens_and_ignores_padding():
 
 def test_a_learnt_pattern_is_continued():
     torch.manual_seed(0)
-    made = GptDecoder(config_of(width=16), TOKENS)
-    optimizer = torch.optim.AdamW(made.parameters(), lr=1e-2)
+    decoder = GptDecoder(config_of(width=16), TOKENS)
+    optimizer = torch.optim.AdamW(decoder.parameters(), lr=1e-2)
     rows = torch.stack([(torch.arange(16) + start) % 5 + 1 for start in range(5)])
     for _ in range(60):
         optimizer.zero_grad()
-        next_token_loss(made.next_token_logits(rows), rows).backward()
+        next_token_loss(decoder.next_token_logits(rows), rows).backward()
         optimizer.step()
-    assert torch.equal(generate(made, rows[:, :3], 13, temperature=0), rows)
+    assert torch.equal(generate(decoder, rows[:, :3], 13, temperature=0), rows)
 
 
 def test_a_decoder_of_steps_has_no_next_token_logits():
-    made = GptDecoder(config_of(), Layout(kind="sequence", shape=(5, 2)))
+    decoder = GptDecoder(config_of(), Layout(kind="sequence", shape=(5, 2)))
     with pytest.raises(ValueError, match="of tokens"):
-        made.next_token_logits(torch.zeros(1, 5, 2))
+        decoder.next_token_logits(torch.zeros(1, 5, 2))
 
 
 @pytest.mark.parametrize("is_training", [True, False])
@@ -176,7 +180,7 @@ def test_pruning_zero_hidden_units_does_not_change_the_outputs():
     )
     x = tokens_of(3, 16).float()
     torch.testing.assert_close(smaller(x), network(x), atol=1e-6, rtol=1e-5)
-    again = build(blueprint.config, TOKENS, 3).eval()
-    again.load_state_dict(smaller.state_dict())
-    assert torch.equal(again(x), smaller(x))
-    assert num_parameters(again) < num_parameters(network)
+    rebuilt = build(blueprint.config, TOKENS, 3).eval()
+    rebuilt.load_state_dict(smaller.state_dict())
+    assert torch.equal(rebuilt(x), smaller(x))
+    assert num_parameters(rebuilt) < num_parameters(network)

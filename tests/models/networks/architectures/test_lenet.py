@@ -1,4 +1,4 @@
-"""LeNet-5 in the form of the papers on compression."""
+"""LeNet-5 as used in papers on compression."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def test_it_has_the_published_number_of_parameters():
 
 @pytest.mark.parametrize("shape", [(1, 16, 16), (3, 17, 40), (1, 28, 28), (3, 32, 32), (2, 19, 23)], ids=str)
 def test_images_of_every_valid_size_give_outputs(shape):
-    answers_BK = network_for(*shape)(torch.randn(4, *shape))
-    assert (answers_BK.shape, answers_BK.dtype) == ((4, 10), torch.float32)
+    outputs_BK = network_for(*shape)(torch.randn(4, *shape))
+    assert (outputs_BK.shape, outputs_BK.dtype) == ((4, 10), torch.float32)
 
 
 @pytest.mark.parametrize("shape", [(1, 15, 28), (1, 28, 8), (3, 1, 1)], ids=str)

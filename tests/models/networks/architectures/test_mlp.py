@@ -1,4 +1,4 @@
-"""The network for flat vectors: learns, shrinks, is exported and quantized like any other."""
+"""The multilayer perceptron: training, pruning, export, quantization and embeddings."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ def test_it_learns_a_nonlinear_function_and_keeps_it_when_pruned_and_quantized(n
 def test_reading_inverts_writing(norm, rows, tmp_path: Path):
     network = build_network(blueprint_of(norm)).eval()
     write_network(network, blueprint_of(norm), tmp_path / "w", tmp_path / "b")
-    again, blueprint = read_network(tmp_path / "w", tmp_path / "b")
+    restored, blueprint = read_network(tmp_path / "w", tmp_path / "b")
     assert blueprint == blueprint_of(norm)
     with torch.no_grad():
-        assert torch.equal(again(rows.x), network(rows.x))
+        assert torch.equal(restored(rows.x), network(rows.x))
 
 
 def test_a_layer_with_one_unit_is_not_removed():
@@ -84,20 +84,20 @@ def test_categories_become_embeddings_and_numbers_are_inputs(num_outputs):
     network = build_network(
         Blueprint(config=Mlp(kind="mlp", embedding=7), layout=TABLE, num_outputs=num_outputs)
     ).eval()
-    assert [tuple(one.weight.shape) for one in network.embeddings] == [(5, 7), (100, 7)]
+    assert [tuple(embedding.weight.shape) for embedding in network.embeddings] == [(5, 7), (100, 7)]
     assert network.layers[0][0].in_features == 2 + 2 * 7
     x_BF = table_rows(6)
-    given = torch.cat(
+    features = torch.cat(
         [
             x_BF[:, [0, 2]],
-            *(one.weight[x_BF[:, at].long()] for one, at in zip(network.embeddings, (1, 3), strict=True)),
+            *(embedding.weight[x_BF[:, at].long()] for embedding, at in zip(network.embeddings, (1, 3), strict=True)),
         ],
         1,
     )
     with torch.no_grad():
-        answers_BK = network(x_BF)
-        torch.testing.assert_close(answers_BK, network.head(network.layers(given)))
-    assert answers_BK.shape == (6, num_outputs)
+        outputs_BK = network(x_BF)
+        torch.testing.assert_close(outputs_BK, network.head(network.layers(features)))
+    assert outputs_BK.shape == (6, num_outputs)
 
 
 def test_embeddings_grow_with_the_number_of_categories_up_to_a_limit():
@@ -111,11 +111,11 @@ def test_a_code_out_of_range_is_clamped(code):
     network = build_network(Blueprint(config=Mlp(kind="mlp", hidden=(4,)), layout=TABLE, num_outputs=2)).eval()
     x_BF = torch.tensor([[0.5, code, -0.5, 7.0]])
     with torch.no_grad():
-        answer_BK = network(x_BF)
-        assert torch.isfinite(answer_BK).all()
+        outputs_BK = network(x_BF)
+        assert torch.isfinite(outputs_BK).all()
         if abs(code) < 1e9:
             x_BF[0, 1] = min(max(int(code), 0), 4)
-            assert torch.equal(answer_BK, network(x_BF))
+            assert torch.equal(outputs_BK, network(x_BF))
 
 
 def test_every_column_affects_the_output():
@@ -124,9 +124,9 @@ def test_every_column_affects_the_output():
     x_BF = torch.tensor([[0.5, 2.0, -0.5, 7.0]])
     with torch.no_grad():
         for position in range(4):
-            other_BF = x_BF.clone()
-            other_BF[0, position] += 1
-            assert not torch.allclose(network(other_BF), network(x_BF))
+            changed_BF = x_BF.clone()
+            changed_BF[0, position] += 1
+            assert not torch.allclose(network(changed_BF), network(x_BF))
 
 
 def test_a_pruned_network_keeps_its_embeddings():
@@ -134,8 +134,8 @@ def test_a_pruned_network_keeps_its_embeddings():
     network = build_network(blueprint)
     smaller, pruned = prune_network(network, blueprint, Pruning(ratio=0.5))
     assert pruned.config.hidden == (4, 2)
-    for was, now in zip(network.embeddings, smaller.embeddings, strict=True):
-        assert torch.equal(was.weight, now.weight)
+    for original, pruned_embedding in zip(network.embeddings, smaller.embeddings, strict=True):
+        assert torch.equal(original.weight, pruned_embedding.weight)
 
 
 @pytest.mark.parametrize("layout", [TABLE, Layout(kind="flat", shape=(4,))], ids=["table", "numbers"])
@@ -148,8 +148,11 @@ def test_periodic_embeddings_have_frequencies_per_column_and_survive_pruning(lay
     angles = 2 * torch.pi * numbers_BN[:, :, None] * network.waves.frequencies_NQ
     with torch.no_grad():
         waves = network.waves(numbers_BN)
-        each = [torch.relu(network.waves.linear(torch.cat([one.sin(), one.cos()], 1))) for one in angles.unbind(1)]
-        torch.testing.assert_close(waves, torch.cat(each, 1))
+        columns = [
+            torch.relu(network.waves.linear(torch.cat([column_angles.sin(), column_angles.cos()], 1)))
+            for column_angles in angles.unbind(1)
+        ]
+        torch.testing.assert_close(waves, torch.cat(columns, 1))
     smaller, pruned = prune_network(network, blueprint, Pruning(ratio=0.5))
     assert (pruned.config.hidden, pruned.config.periodic) == ((4, 2), config.periodic)
     assert torch.equal(smaller.waves.frequencies_NQ, network.waves.frequencies_NQ)

@@ -28,8 +28,8 @@ SOUND = Layout(kind="image", shape=(1, 4, 9))
 LAYOUTS = {"tokens": TOKENS, "padded": PADDED, "steps": STEPS, "sound": SOUND}
 
 
-def config_of(**more: object) -> Transformer:
-    return Transformer.model_validate({"kind": "transformer", "width": 8, "num_heads": 2, **more})
+def config_of(**options: object) -> Transformer:
+    return Transformer.model_validate({"kind": "transformer", "width": 8, "num_heads": 2, **options})
 
 
 def rows_of(layout: Layout, num_rows: int) -> torch.Tensor:
@@ -42,7 +42,7 @@ def rows_of(layout: Layout, num_rows: int) -> torch.Tensor:
 
 
 def test_the_bert_base_config_has_its_published_number_of_parameters():
-    """Those of BERT's encoder of 12 layers without its pooler; two segments there, one more normalisation here."""
+    """BERT's encoder without its pooler: BERT has two segments, and this network one more normalisation."""
     with torch.device("meta"):
         config = config_of(width=768, num_layers=12, num_heads=12, max_length=512)
         network = build(config, Layout(kind="tokens", shape=(128,), num_tokens=30522), 2)
@@ -60,21 +60,21 @@ def test_a_small_transformer_has_about_a_hundred_thousand_parameters():
 def test_padding_does_not_affect_outputs(layout, pooling):
     torch.manual_seed(0)
     network = build(config_of(pooling=pooling), layout, 2).eval()
-    for num_there in (1, 4, 8):
+    for num_valid in (1, 4, 8):
         x = rows_of(layout, 3)
-        x[:, num_there:] = 0
+        x[:, num_valid:] = 0
         if layout.is_padded:
-            x[:, num_there:, :-1] = torch.randn(3, 9 - num_there, 2) * 1e3
-        torch.testing.assert_close(network(x), network(x[:, :num_there]), atol=1e-6, rtol=1e-5)
+            x[:, num_valid:, :-1] = torch.randn(3, 9 - num_valid, 2) * 1e3
+        torch.testing.assert_close(network(x), network(x[:, :num_valid]), atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("layout", [TOKENS, PADDED], ids=["tokens", "padded"])
 @pytest.mark.parametrize("is_training", [True, False])
 def test_rows_of_only_padding_have_finite_outputs_and_gradients(layout, is_training):
     network = build(config_of(), layout, 2).train(is_training)
-    answers = network(torch.zeros(2, *layout.shape))
-    answers.sum().backward()
-    assert torch.isfinite(answers).all()
+    outputs = network(torch.zeros(2, *layout.shape))
+    outputs.sum().backward()
+    assert torch.isfinite(outputs).all()
     assert all(weight.grad is None or torch.isfinite(weight.grad).all() for weight in network.parameters())
 
 
@@ -85,7 +85,7 @@ def test_trimming_common_padding_does_not_change_the_output(layout):
     x = rows_of(layout, 3)
     x[0, 2:], x[1, 5:], x[2, 1:] = 0, 0, 0
     lengths = []
-    network.blocks[0].register_forward_pre_hook(lambda _, given: lengths.append(given[0].shape[1]))
+    network.blocks[0].register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
     torch.testing.assert_close(network.train()(x), network.eval()(x), atol=1e-6, rtol=1e-5)
     assert lengths == [5, 9]
 
@@ -119,7 +119,7 @@ def test_rows_that_are_not_sequences_are_refused():
 
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing")
 def test_per_row_gradients_can_be_computed():
-    """What private training asks for: a row's gradient is that of the row alone."""
+    """Private training needs them: the gradient of a row equals that of the row alone."""
     from opacus import GradSampleModule
 
     torch.manual_seed(0)
@@ -131,8 +131,8 @@ def test_per_row_gradients_can_be_computed():
         network(row).sum().backward()
         alone.append({name: weight.grad.clone() for name, weight in network.named_parameters()})
     network.zero_grad()
-    watched = GradSampleModule(network, loss_reduction="sum")
-    watched(x).sum().backward()
+    wrapped = GradSampleModule(network, loss_reduction="sum")
+    wrapped(x).sum().backward()
     for name, weight in network.named_parameters():
         torch.testing.assert_close(weight.grad_sample, torch.stack([row[name] for row in alone]), msg=name)
 
@@ -154,10 +154,10 @@ def test_pruning_zero_hidden_units_does_not_change_the_outputs(layout):
     x = rows_of(layout, 4)
     torch.testing.assert_close(smaller(x), network(x), atol=1e-6, rtol=1e-5)
     assert all(torch.equal(weight, before[name]) for name, weight in network.state_dict().items())
-    again = build(blueprint.config, layout, 3).eval()
-    again.load_state_dict(smaller.state_dict())
-    assert torch.equal(again(x), smaller(x))
-    assert num_parameters(again) < num_parameters(network)
+    rebuilt = build(blueprint.config, layout, 3).eval()
+    rebuilt.load_state_dict(smaller.state_dict())
+    assert torch.equal(rebuilt(x), smaller(x))
+    assert num_parameters(rebuilt) < num_parameters(network)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.9, 0.999])
@@ -172,7 +172,7 @@ def test_pruning_any_share_keeps_a_unit_and_updates_the_config(share):
 
 def test_the_wide_part_is_the_sum_of_token_weights_and_initially_zero():
     torch.manual_seed(0)
-    narrow, wide = (build(config_of(wide=one, dropout=0.0), TOKENS, 2).eval() for one in (False, True))
+    narrow, wide = (build(config_of(wide=is_wide, dropout=0.0), TOKENS, 2).eval() for is_wide in (False, True))
     wide.load_state_dict(narrow.state_dict(), strict=False)
     x = torch.tensor([[3.0, 5, 5, 0]])
     assert torch.equal(wide(x), narrow(x))
@@ -190,14 +190,14 @@ def test_the_convolution_reads_neighbouring_steps_and_no_padding(layout):
     with torch.no_grad():
         network.neighbours.convolution.weight.zero_()
         network.neighbours.convolution.bias.zero_()
-    torch.testing.assert_close(network(x), build_like(network, layout)(x))
+    torch.testing.assert_close(network(x), build_without_convolution(network, layout)(x))
     assert not torch.allclose(network(x), before)
 
 
-def build_like(network, layout):
-    plain = build(config_of(), layout, 2).eval()
-    plain.load_state_dict(network.state_dict(), strict=False)
-    return plain
+def build_without_convolution(network, layout):
+    network_without_convolution = build(config_of(), layout, 2).eval()
+    network_without_convolution.load_state_dict(network.state_dict(), strict=False)
+    return network_without_convolution
 
 
 def test_invalid_options_are_refused():
@@ -207,8 +207,8 @@ def test_invalid_options_are_refused():
         config_of(convolution=4)
 
 
-class Attends(nn.Module):
-    """Rows attend to themselves, head by head; what they hold is also query, key and value."""
+class SelfAttention(nn.Module):
+    """Self-attention whose queries, keys and values are the input itself."""
 
     max_length = 6
 
@@ -217,26 +217,26 @@ class Attends(nn.Module):
         self._is_causal, self._is_masked = is_causal, is_masked
 
     def forward(self, x_BTW: torch.Tensor) -> torch.Tensor:
-        there_BT = x_BTW[..., 0] > 0 if self._is_masked else None
-        return attend(QueryKeyValue(x_BTW, x_BTW, x_BTW), 2, there_BT, is_causal=self._is_causal).flatten(2).sum(1)
+        valid_BT = x_BTW[..., 0] > 0 if self._is_masked else None
+        return attend(QueryKeyValue(x_BTW, x_BTW, x_BTW), 2, valid_BT, is_causal=self._is_causal).flatten(2).sum(1)
 
 
 @pytest.mark.parametrize(("is_causal", "is_masked"), [(False, False), (False, True), (True, False)])
-@pytest.mark.parametrize("size", [1.0, 1000.0])
+@pytest.mark.parametrize("scale", [1.0, 1000.0])
 def test_attention_is_one_onnx_operator_and_exact_for_large_values(
-    is_causal: bool, is_masked: bool, size: float, tmp_path: Path
+    is_causal: bool, is_masked: bool, scale: float, tmp_path: Path
 ):
-    """Of large values the products differ by more than what a file would be masked with by default, 10,000."""
+    """The products of large values differ by more than 10,000, ONNX Runtime's default mask value."""
     torch.manual_seed(0)
-    x_BTW = torch.randn(32, 6, 4) * size
+    x_BTW = torch.randn(32, 6, 4) * scale
     x_BTW[..., 0] = torch.where(torch.rand(32, 6) < 0.6, x_BTW[..., 0].abs(), -x_BTW[..., 0].abs())
-    x_BTW[:, 0, 0] = x_BTW[:, 0, 0].abs()  # a step of each row is there
-    network = Attends(is_causal=is_causal, is_masked=is_masked).eval()
+    x_BTW[:, 0, 0] = x_BTW[:, 0, 0].abs()  # one step of each row is valid
+    network = SelfAttention(is_causal=is_causal, is_masked=is_masked).eval()
     program = torch.onnx.export(network, (x_BTW[:2],), dynamo=True, verbose=False, input_names=["x"])
     assert program is not None
     onnx.save(program.model_proto, tmp_path / "attends.onnx")
     operators = Counter(node.op_type for node in program.model_proto.graph.node)
     assert operators["MultiHeadAttention"] == 1
     assert not operators.keys() & {"MatMul", "Softmax", "Transpose"}
-    (answered,) = create_session(tmp_path / "attends.onnx").run(None, {"x": x_BTW[:2].numpy()})
-    torch.testing.assert_close(torch.from_numpy(answered), network(x_BTW[:2]), rtol=1e-5, atol=1e-5 * size)
+    (outputs,) = create_session(tmp_path / "attends.onnx").run(None, {"x": x_BTW[:2].numpy()})
+    torch.testing.assert_close(torch.from_numpy(outputs), network(x_BTW[:2]), rtol=1e-5, atol=1e-5 * scale)

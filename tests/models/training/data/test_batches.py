@@ -1,4 +1,4 @@
-"""Encoded Parquet as tensors, and tensors as batches."""
+"""Reading encoded Parquet files, and forming batches."""
 
 from __future__ import annotations
 
@@ -18,74 +18,74 @@ from bloomery.models.training.process_group import ProcessGroup
 from tests.examples import examples
 
 
-def numbered(num_rows: int) -> Examples:
+def numbered_rows(num_rows: int) -> Examples:
     """Rows whose input and class are their own number."""
     numbers = torch.arange(num_rows)
     return Examples(numbers.float().reshape(-1, 1, 1, 1), numbers, numbers.numpy())
 
 
-def order(examples: Examples, batch_size: int, *, seed: int, epoch: int) -> list[int]:
+def row_numbers(examples: Examples, batch_size: int, *, seed: int, epoch: int) -> list[int]:
     return [int(row) for _, y in iterate_batches(examples, batch_size, seed=seed, epoch=epoch) for row in y]
 
 
 @settings(deadline=None, max_examples=examples(100))
 @given(num_rows=st.integers(0, 40), batch_size=st.integers(2, 12), seed=st.integers(0, 10**6), epoch=st.integers(1, 99))
 def test_every_row_occurs_once_except_in_a_last_batch_of_one(num_rows, batch_size, seed, epoch):
-    seen = order(numbered(num_rows), batch_size, seed=seed, epoch=epoch)
-    assert len(seen) == len(set(seen)) == num_rows - (num_rows % batch_size == 1)
+    row_order = row_numbers(numbered_rows(num_rows), batch_size, seed=seed, epoch=epoch)
+    assert len(row_order) == len(set(row_order)) == num_rows - (num_rows % batch_size == 1)
 
 
 @settings(deadline=None, max_examples=examples(50))
 @given(num_rows=st.integers(2, 40), batch_size=st.integers(2, 12), seed=st.integers(0, 99))
 def test_all_batches_but_the_last_are_full_and_pair_inputs_with_classes(num_rows, batch_size, seed):
-    found = list(iterate_batches(numbered(num_rows), batch_size, seed=seed, epoch=1))
-    assert all(len(y) == batch_size for _, y in found[:-1])
-    assert all(torch.equal(x.flatten(), y.float()) for x, y in found)
+    batches = list(iterate_batches(numbered_rows(num_rows), batch_size, seed=seed, epoch=1))
+    assert all(len(y) == batch_size for _, y in batches[:-1])
+    assert all(torch.equal(x.flatten(), y.float()) for x, y in batches)
 
 
 @settings(deadline=None, max_examples=examples(50))
 @given(num_rows=st.integers(0, 60), batch_size=st.integers(2, 12), data=st.data())
 def test_a_resumed_epoch_is_the_tail_of_an_uninterrupted_one(num_rows, batch_size, data):
-    whole = [y.tolist() for _, y in iterate_batches(numbered(num_rows), batch_size, seed=1, epoch=1)]
-    start = data.draw(st.integers(0, len(whole)))
-    tail = [y.tolist() for _, y in iterate_batches(numbered(num_rows), batch_size, seed=1, epoch=1, start=start)]
-    assert tail == whole[start:]
+    batches = [y.tolist() for _, y in iterate_batches(numbered_rows(num_rows), batch_size, seed=1, epoch=1)]
+    start = data.draw(st.integers(0, len(batches)))
+    tail = [y.tolist() for _, y in iterate_batches(numbered_rows(num_rows), batch_size, seed=1, epoch=1, start=start)]
+    assert tail == batches[start:]
 
 
 @settings(deadline=None, max_examples=examples(50))
 @given(num_rows=st.integers(0, 60), batch_size=st.integers(2, 12), size=st.integers(2, 4))
 def test_processes_divide_every_batch(num_rows, batch_size, size):
-    rows = numbered(num_rows)
+    rows = numbered_rows(num_rows)
     shares = [
         [y.tolist() for _, y in iterate_batches(rows, batch_size, seed=1, epoch=1, group=ProcessGroup(rank, size))]
         for rank in range(size)
     ]
-    together = [sorted(row for share in step for row in share) for step in zip(*shares, strict=True)]
-    alone = [sorted(y.tolist()) for _, y in iterate_batches(rows, batch_size, seed=1, epoch=1)]
-    assert together == alone[: len(together)]
+    joined = [sorted(row for share in step for row in share) for step in zip(*shares, strict=True)]
+    single_process = [sorted(y.tolist()) for _, y in iterate_batches(rows, batch_size, seed=1, epoch=1)]
+    assert joined == single_process[: len(joined)]
 
 
 def test_the_order_depends_only_on_seed_and_epoch():
-    examples = numbered(200)
+    examples = numbered_rows(200)
     orders = {}
     for seed in (0, 1):
         for epoch in (1, 2):
-            torch.manual_seed(epoch)  # what else is drawn in the process does not matter
-            orders[seed, epoch] = order(examples, 32, seed=seed, epoch=epoch)
-            assert order(examples, 32, seed=seed, epoch=epoch) == orders[seed, epoch]
+            torch.manual_seed(epoch)  # the global generator has no effect
+            orders[seed, epoch] = row_numbers(examples, 32, seed=seed, epoch=epoch)
+            assert row_numbers(examples, 32, seed=seed, epoch=epoch) == orders[seed, epoch]
     assert len({tuple(rows) for rows in orders.values()}) == 4
 
 
 def test_the_batch_size_does_not_change_the_order():
-    assert order(numbered(60), 10, seed=3, epoch=1) == order(numbered(60), 60, seed=3, epoch=1)
+    assert row_numbers(numbered_rows(60), 10, seed=3, epoch=1) == row_numbers(numbered_rows(60), 60, seed=3, epoch=1)
 
 
 def test_shuffling_does_not_change_the_global_random_state():
     torch.manual_seed(5)
-    wanted = torch.rand(3)
+    expected = torch.rand(3)
     torch.manual_seed(5)
-    list(iterate_batches(numbered(10), 3, seed=1, epoch=1))
-    assert torch.equal(torch.rand(3), wanted)
+    list(iterate_batches(numbered_rows(10), 3, seed=1, epoch=1))
+    assert torch.equal(torch.rand(3), expected)
 
 
 def test_reading_examples_inverts_writing_encoded_rows(tmp_path: Path, digits, encoder):

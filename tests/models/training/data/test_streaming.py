@@ -1,4 +1,4 @@
-"""Rows that stay on disk: their order, what is read to go on, and that training on them is training."""
+"""Streaming rows from disk: their order, resuming, memory, and training on a stream."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ LAYOUT = Layout(kind="flat", shape=(WIDTH,))
 
 
 def write(path: Path, num_rows: int, group_rows: int, kind: type = np.int64) -> Path:
-    """Rows that are told by their number: key, label (but for `kind`) and first value."""
+    """Rows whose key, label and first value are the row number; labels have the type `kind`."""
     numbers = np.arange(num_rows)
     values = np.stack([numbers, numbers % 7, numbers % 5], axis=1).astype(np.float32)
     table = pa.table(
@@ -52,8 +52,8 @@ def write(path: Path, num_rows: int, group_rows: int, kind: type = np.int64) -> 
 
 def stream_of(folder: Path, num_rows: int, group_rows: int, window_rows: int) -> ExampleStream:
     path = folder / f"{num_rows}-{group_rows}.parquet"
-    opened = open_stream(path if path.exists() else write(path, num_rows, group_rows), LAYOUT)
-    return ExampleStream(opened.path, LAYOUT, opened.groups, window_values=window_rows * WIDTH)
+    stream = open_stream(path if path.exists() else write(path, num_rows, group_rows), LAYOUT)
+    return ExampleStream(stream.path, LAYOUT, stream.groups, window_values=window_rows * WIDTH)
 
 
 @pytest.fixture(scope="module")
@@ -69,12 +69,12 @@ READING = {"window_rows": st.integers(1, 400), "batch_size": st.integers(2, 33)}
 @given(**FILES, **READING, seed=st.integers(0, 99), epoch=st.integers(1, 9))
 def test_every_row_occurs_once_in_full_batches(folder, num_rows, group_rows, window_rows, batch_size, seed, epoch):
     stream = stream_of(folder, num_rows, group_rows, window_rows)
-    found = list(iterate_batches(stream, batch_size, seed=seed, epoch=epoch))
-    seen = torch.cat([y for _, y in found]).tolist() if found else []
-    assert len(found) == num_batches(stream, batch_size)
-    assert len(set(seen)) == len(seen) == num_rows - (num_rows % batch_size == 1)
-    assert all(len(y) == batch_size for _, y in found[:-1])
-    assert all(torch.equal(x[:, 0], y.float()) for x, y in found)
+    batches = list(iterate_batches(stream, batch_size, seed=seed, epoch=epoch))
+    row_order = torch.cat([y for _, y in batches]).tolist() if batches else []
+    assert len(batches) == num_batches(stream, batch_size)
+    assert len(set(row_order)) == len(row_order) == num_rows - (num_rows % batch_size == 1)
+    assert all(len(y) == batch_size for _, y in batches[:-1])
+    assert all(torch.equal(x[:, 0], y.float()) for x, y in batches)
 
 
 @settings(deadline=None, max_examples=examples(60))
@@ -83,9 +83,9 @@ def test_a_resumed_epoch_is_the_tail_of_an_uninterrupted_one(
     folder, num_rows, group_rows, window_rows, batch_size, data
 ):
     stream = stream_of(folder, num_rows, group_rows, window_rows)
-    whole = [y.tolist() for _, y in iterate_batches(stream, batch_size, seed=1, epoch=2)]
-    start = data.draw(st.integers(0, len(whole)))
-    assert [y.tolist() for _, y in iterate_batches(stream, batch_size, seed=1, epoch=2, start=start)] == whole[start:]
+    batches = [y.tolist() for _, y in iterate_batches(stream, batch_size, seed=1, epoch=2)]
+    start = data.draw(st.integers(0, len(batches)))
+    assert [y.tolist() for _, y in iterate_batches(stream, batch_size, seed=1, epoch=2, start=start)] == batches[start:]
 
 
 @settings(deadline=None, max_examples=examples(40))
@@ -96,10 +96,10 @@ def test_processes_divide_every_batch(folder, num_rows, group_rows, window_rows,
         [y.tolist() for _, y in iterate_batches(stream, batch_size, seed=1, epoch=1, group=ProcessGroup(rank, size))]
         for rank in range(size)
     ]
-    together = [sorted(row for share in step for row in share) for step in zip(*shares, strict=True)]
-    alone = [sorted(y.tolist()) for _, y in iterate_batches(stream, batch_size, seed=1, epoch=1)]
-    assert together == alone[: len(together)]
-    assert len(together) == num_batches(stream, batch_size, ProcessGroup(0, size))
+    joined = [sorted(row for share in step for row in share) for step in zip(*shares, strict=True)]
+    single_process = [sorted(y.tolist()) for _, y in iterate_batches(stream, batch_size, seed=1, epoch=1)]
+    assert joined == single_process[: len(joined)]
+    assert len(joined) == num_batches(stream, batch_size, ProcessGroup(0, size))
 
 
 def test_orders_differ_by_epoch_and_seed_and_are_reproducible(folder):
@@ -113,7 +113,7 @@ def test_orders_differ_by_epoch_and_seed_and_are_reproducible(folder):
     assert orders[1, 2] == tuple(torch.cat([y for _, y in iterate_batches(stream, 32, seed=1, epoch=2)]).tolist())
 
 
-def test_the_first_batch_has_rows_from_several_places_of_a_sorted_file(folder):
+def test_the_first_batch_has_rows_from_several_groups_of_a_sorted_file(folder):
     stream = stream_of(folder, 3000, 100, 200)
     _, y = next(iterate_batches(stream, 64, seed=0, epoch=1))
     assert len(set((y // 100).tolist())) >= 6
@@ -121,16 +121,16 @@ def test_the_first_batch_has_rows_from_several_places_of_a_sorted_file(folder):
 
 def test_skipped_windows_are_not_read(folder, monkeypatch):
     stream = stream_of(folder, 3000, 100, 800)
-    asked: list[int] = []
+    groups_read: list[int] = []
     iter_batches = pq.ParquetFile.iter_batches
 
-    def watched(self, *arguments, row_groups, **more):
-        asked.extend(row_groups)
-        return iter_batches(self, *arguments, row_groups=row_groups, **more)
+    def record_groups(self, *arguments, row_groups, **options):
+        groups_read.extend(row_groups)
+        return iter_batches(self, *arguments, row_groups=row_groups, **options)
 
-    monkeypatch.setattr(pq.ParquetFile, "iter_batches", watched)
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", record_groups)
     list(iterate_batches(stream, 100, seed=0, epoch=1, start=25))
-    assert len(asked) <= 8 + 6
+    assert len(groups_read) <= 8 + 6
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path):

@@ -1,4 +1,4 @@
-"""One network on several processes of this machine: the same weights as in one."""
+"""Distributed training: several processes end with the weights of a single one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bloomery.models.training.distributed.pipeline_parallel import num_microbatc
 ROOT = Path(__file__).resolve().parents[4]
 
 # Trains one network alone and one together with the other processes, on the same batches.
-TOGETHER = """
+SCRIPT = """
 import copy, json, sys
 from pathlib import Path
 import torch
@@ -43,9 +43,9 @@ random = torch.Generator().manual_seed(0)
 x = torch.randint(1, 50, (301, 12), generator=random).float()
 x[::3, 7:] = 0
 y = (x[:, 0] % 3).long()
-rows, few = Examples(x, y, y.numpy()), Examples(x[:51], y[:51], y[:51].numpy())
+rows, val_rows = Examples(x, y, y.numpy()), Examples(x[:51], y[:51], y[:51].numpy())
 loop = Loop(epochs=2, batch_size=32, learning_rate=1e-3, clip_norm=0.5, ema=0.9, class_weights="balanced")
-told = {}
+report = {}
 for name, strategy, config in (
     ("ddp", "ddp", transformer),
     ("fsdp", "fsdp", transformer),
@@ -54,51 +54,52 @@ for name, strategy, config in (
     ("pipeline of a gpt", "pipeline", gpt),
 ):
     set_deterministic(0, 1)
-    alone = build_network(Blueprint(config=config, layout=layout, num_outputs=3))
-    together = copy.deepcopy(alone)
-    before = {at: weight.clone() for at, weight in alone.state_dict().items()}
-    data = TrainingData(rows, few)
-    by_one = train(alone, data, loop)
-    by_many = train(
-        together, data, loop, placement=Placement(
+    single = build_network(Blueprint(config=config, layout=layout, num_outputs=3))
+    distributed = copy.deepcopy(single)
+    before = {key: weight.clone() for key, weight in single.state_dict().items()}
+    data = TrainingData(rows, val_rows)
+    single_history = train(single, data, loop)
+    history = train(
+        distributed, data, loop, placement=Placement(
             group=parallelize.data_parallel_group(strategy),
             parallelize=lambda network, loop: parallelize.parallelize(network, loop, strategy, torch.device("cpu")),
         ),
     )
-    num_held = sum(weight.to_local().numel() if hasattr(weight, "to_local") else weight.numel()
-                   for weight in together.parameters())
-    held, histories = [0, 0], [None, None]
-    dist.all_gather_object(held, num_held / sum(weight.numel() for weight in alone.parameters()))
-    dist.all_gather_object(histories, by_many)
-    weights = parallelize.gather_weights(together)
-    told[name] = {
-        "held": held,
-        "losses": [[loss for epoch in history for loss in epoch[1:3]] for history in (by_one, *histories)],
+    num_own = sum(weight.to_local().numel() if hasattr(weight, "to_local") else weight.numel()
+                   for weight in distributed.parameters())
+    shares, histories = [0, 0], [None, None]
+    dist.all_gather_object(shares, num_own / sum(weight.numel() for weight in single.parameters()))
+    dist.all_gather_object(histories, history)
+    weights = parallelize.gather_weights(distributed)
+    report[name] = {
+        "shares": shares,
+        "losses": [[loss for epoch in history for loss in epoch[1:3]] for history in (single_history, *histories)],
     }
     if dist.get_rank() == 0:
-        gaps = {at: (weights[at] - weight).abs().max().item() for at, weight in alone.state_dict().items()}
-        told[name] |= {
-            "apart": max(gaps.values()),
-            "moved": max((weight - before[at]).abs().max().item() for at, weight in alone.state_dict().items()),
+        differences = {key: (weights[key] - weight).abs().max().item() for key, weight in single.state_dict().items()}
+        report[name] |= {
+            "difference": max(differences.values()),
+            "change": max((weight - before[key]).abs().max().item() for key, weight in single.state_dict().items()),
         }
 
-# A pipeline of two processes in which both give up after a step, and begin again.
-def ends_with(folder, gives_up_after=None):
-    class GivenUp(Exception):
+# A pipeline of two processes, both of which are interrupted after a step and resume.
+def train_pipeline(folder, interrupted_at=None):
+    class Interrupted(Exception):
         pass
 
     def save(state):
         checkpointer.save(state)
-        if state.step == gives_up_after:
-            raise GivenUp
+        if state.step == interrupted_at:
+            raise Interrupted
 
     set_deterministic(0, 1)
     network = build_network(Blueprint(config=gpt.model_copy(update={"dropout": 0.2}), layout=layout, num_outputs=3))
-    shares = {at: 0.5 for at, _ in network.named_parameters() if "decoder" in at}
+    rate_shares = {key: 0.5 for key, _ in network.named_parameters() if "decoder" in key}
     checkpointer = Checkpointer(Path(sys.argv[1]) / folder, Checkpoints(every_steps=4))
     try:
         train(
-            network, TrainingData(rows, few), loop.model_copy(update={"schedule": "cosine"}), rate_shares=shares,
+            network, TrainingData(rows, val_rows), loop.model_copy(update={"schedule": "cosine"}),
+            rate_shares=rate_shares,
             hooks=TrainingHooks(load=checkpointer.load, save=save),
             placement=Placement(
                 group=parallelize.data_parallel_group("pipeline"),
@@ -107,60 +108,60 @@ def ends_with(folder, gives_up_after=None):
                 ),
             ),
         )
-    except GivenUp:
-        return ends_with(folder)
+    except Interrupted:
+        return train_pipeline(folder)
     return parallelize.gather_weights(network)
 
-undisturbed, disturbed = ends_with("undisturbed"), ends_with("disturbed", 13)
-told["resumed"] = [torch.equal(disturbed[at], weight) for at, weight in undisturbed.items()]
+undisturbed, disturbed = train_pipeline("undisturbed"), train_pipeline("disturbed", 13)
+report["resumed"] = [torch.equal(disturbed[key], weight) for key, weight in undisturbed.items()]
 if dist.get_rank() == 0:
-    print("TOLD", json.dumps(told))
+    print("REPORT", json.dumps(report))
 dist.destroy_process_group()
 """
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("together")
     script = folder / "together.py"
-    script.write_text(TOGETHER, encoding="utf-8")
-    starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    script.write_text(SCRIPT, encoding="utf-8")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(
-        [*starter, str(script), str(folder)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
+    process = subprocess.run(
+        [*launcher, str(script), str(folder)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
     )
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    return json.loads(ended.stdout.partition("TOLD")[2])
+    assert process.returncode == 0, process.stderr[-3000:]
+    return json.loads(process.stdout.partition("REPORT")[2])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", "tensor", "pipeline", "pipeline of a gpt"])
-def test_two_processes_end_with_the_weights_of_one_process(told, strategy):
-    # Sums in another order: float32 rounds at 1e-7, and a weight moves by a hundred thousand times that.
-    assert told[strategy]["apart"] < 2e-6
-    assert told[strategy]["moved"] > 1e-4
-    alone, together, other = told[strategy]["losses"]
-    assert together == pytest.approx(alone, abs=1e-6)
-    assert other == together
+def test_two_processes_end_with_the_weights_of_one_process(report, strategy):
+    # The order of the sums differs: float32 rounds at 1e-7, and weights change by a hundred thousand times that.
+    assert report[strategy]["difference"] < 2e-6
+    assert report[strategy]["change"] > 1e-4
+    single_process, first_process, second_process = report[strategy]["losses"]
+    assert first_process == pytest.approx(single_process, abs=1e-6)
+    assert second_process == first_process
 
 
 @pytest.mark.slow
-def test_sharding_leaves_each_process_a_part_of_the_weights(told):
-    assert told["ddp"]["held"] == [1, 1]
-    assert told["fsdp"]["held"] == pytest.approx([0.5, 0.5], abs=0.02)
-    assert all(0.5 < share < 0.7 for share in told["tensor"]["held"])
-    assert all(0.4 < share < 0.6 for share in told["pipeline"]["held"])
-    assert sum(told["pipeline"]["held"]) == pytest.approx(1, abs=1e-12)
+def test_sharding_leaves_each_process_a_part_of_the_weights(report):
+    assert report["ddp"]["shares"] == [1, 1]
+    assert report["fsdp"]["shares"] == pytest.approx([0.5, 0.5], abs=0.02)
+    assert all(0.5 < share < 0.7 for share in report["tensor"]["shares"])
+    assert all(0.4 < share < 0.6 for share in report["pipeline"]["shares"])
+    assert sum(report["pipeline"]["shares"]) == pytest.approx(1, abs=1e-12)
 
 
 @pytest.mark.slow
-def test_a_resumed_pipeline_ends_with_the_same_bits(told):
-    # With dropout, and with rates that only one of the processes has.
-    assert told["resumed"]
-    assert all(told["resumed"])
+def test_a_resumed_pipeline_ends_with_the_same_bits(report):
+    # With dropout, and with learning rates for parameters that only one process has.
+    assert report["resumed"]
+    assert all(report["resumed"])
 
 
-def refused(model: Model, **training: Any) -> str:
+def refusal(model: Model, **training: Any) -> str:
     with pytest.raises(RecipeInvalid) as error:
         require_supported_strategy(Training(epochs=1, **training), model)
     return str(error.value)
@@ -169,22 +170,22 @@ def refused(model: Model, **training: Any) -> str:
 @pytest.mark.parametrize("strategy", ["tensor", "pipeline"])
 @pytest.mark.parametrize("model", [Cnn(kind="cnn"), Mlp(kind="mlp")], ids=lambda model: model.kind)
 def test_a_network_without_blocks_supports_no_tensor_or_pipeline_parallelism(model, strategy):
-    assert f"strategy: {strategy}` with a network of kind {model.kind}" in refused(model, strategy=strategy, devices=2)
+    assert f"strategy: {strategy}` with a network of kind {model.kind}" in refusal(model, strategy=strategy, devices=2)
     require_supported_strategy(Training(epochs=1, strategy="fsdp", devices=2), model)
 
 
 def test_heads_must_be_divisible_and_layers_sufficient():
     network = Transformer(kind="transformer", num_heads=4, num_layers=3)
-    assert "4 heads for 3 processes" in refused(network, strategy="tensor", devices=3)
+    assert "4 heads for 3 processes" in refusal(network, strategy="tensor", devices=3)
     require_supported_strategy(Training(epochs=1, strategy="pipeline", devices=3), network)
-    assert "3 layers for 4 processes" in refused(network, strategy="pipeline", devices=2, nodes=2)
+    assert "3 layers for 4 processes" in refusal(network, strategy="pipeline", devices=2, nodes=2)
     require_supported_strategy(Training(epochs=1, strategy="tensor", devices=4), network)
 
 
 def test_microbatches_are_at_least_processes_and_at_most_rows():
     network = Gpt(kind="gpt", num_layers=4)
-    few = {"strategy": "pipeline", "devices": 4, "batch_size": 8}
-    assert "3 microbatches for 4 processes" in refused(network, microbatches=3, **few)
-    assert "9 microbatches" in refused(network, microbatches=9, **few)
-    require_supported_strategy(Training(epochs=1, **few), network)
+    options = {"strategy": "pipeline", "devices": 4, "batch_size": 8}
+    assert "3 microbatches for 4 processes" in refusal(network, microbatches=3, **options)
+    assert "9 microbatches" in refusal(network, microbatches=9, **options)
+    require_supported_strategy(Training(epochs=1, **options), network)
     assert [num_microbatches(None, batch_size, 4) for batch_size in (8, 64)] == [8, 16]
