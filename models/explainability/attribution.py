@@ -332,7 +332,7 @@ def _sample_shapley_values(row: _Row) -> torch.Tensor:
     """The mean gain of the output by each group, float32 (G,), over sampled permutations of the groups.
 
     Each permutation is also used in reverse, which reduces the variance. Captum's `ShapleyValueSampling` computes the
-    same, about four times slower for small networks (docs/explanations.md).
+    same, about four times slower for small networks (docs/decisions/0015-explanations.md).
 
     Source: Mitchell, Cooper, Frank & Holmes 2022, "Sampling Permutations for Shapley Value Estimation", section 3.
     """
