@@ -1,6 +1,6 @@
 """The BentoML service of a bento: validates, encodes and predicts raw rows in the contract's columns.
 
-Everything it needs lies in the bento's `artifacts` folder, so a bento gives the same predictions wherever it is served.
+All its data is in the bento's `artifacts` folder, so a bento gives the same predictions wherever it is served.
 It never imports torch.
 """
 
@@ -33,7 +33,7 @@ from bloomery.deployments.endpoint.parent_watchdog import terminate_with_parent
 from bloomery.deployments.endpoint.startup import load_versions, read_serving_options, start_endpoint
 from bloomery.deployments.endpoint.telemetry.metrics import Metrics
 
-PARENT_PID = os.getppid()  # read early, while the parent certainly lives
+PARENT_PID = os.getppid()  # read early, while the parent certainly runs
 ARTIFACTS = Path(__file__).resolve().parents[2] / "artifacts"
 limits = read_limits()
 install_protocol(limits)
@@ -44,10 +44,10 @@ logging.getLogger("uvicorn.access").propagate = False
 
 
 class EndpointService(Service[Any]):
-    """Puts our application in front of BentoML's layers.
+    """Puts `application` in front of BentoML's layers.
 
-    Mounted behind them, as documented, it would give the same responses in several times the time. This is the one
-    place that relies on undocumented behaviour of BentoML, and `tests/flows/test_pipeline.py` tests it.
+    Behind them, as documented, each response would take several times as long. Only this class relies on undocumented
+    behaviour of BentoML; `tests/flows/test_pipeline.py` tests it.
     """
 
     def to_asgi(self, is_main: bool = True) -> EndpointApp:
@@ -73,20 +73,20 @@ class Endpoint:
 
     @bentoml.on_shutdown
     def shut_down(self) -> None:
-        """Write the rest of the prediction log."""
+        """Writes the rest of the prediction log."""
         self._shut_down()
 
     @bentoml.on_deployment
     @staticmethod
     def check() -> None:
-        """Fail before the first worker starts, because BentoML restarts a failing worker again and again."""
+        """Fails before the first worker starts, because BentoML restarts a failing worker repeatedly."""
         read_key_settings(os.environ)
         read_manifest(ARTIFACTS)
         load_versions(ARTIFACTS, read_serving_options())
 
     @bentoml.api
     async def predict(self, rows: list[Any], ctx: bentoml.Context) -> dict[str, Any]:
-        """`/predict` for BentoML's own clients, which read its description; over HTTP `EndpointService` serves it."""
+        """Describes `/predict` to BentoML's own clients; over HTTP `EndpointService` serves it."""
         status, document = await application.predict(rows)
         ctx.response.status_code = status
         return document

@@ -52,7 +52,7 @@ def monitor(recipe: str = "digits", since: datetime | None = None, until: dateti
     publishing.emit_alert_events(report)
     _add_evidently_report(report, spec.monitor, run_id)  # last, since it is slow and nothing depends on it
     if flow_run.id:
-        verdict = f"{len(report.alerts)} alarms" if report.alerts else "no alarm"
+        verdict = f"{len(report.alerts)} alerts" if report.alerts else "no alerts"
         with get_client(sync_client=True) as client:
             client.update_flow_run(flow_run.id, name=f"{report.name} v{report.version}: {verdict}")
     return report

@@ -44,12 +44,14 @@ class Stages:
     promote: Callable[[Bento, Gates, PromotionTerms], Release]
 
 
-def run_stages(stages: Stages, recipe: Recipe, source: LocatedSource, start: InitialWeights | None) -> Release:
+def run_stages(
+    stages: Stages, recipe: Recipe, source: LocatedSource, initial_weights: InitialWeights | None
+) -> Release:
     rows = stages.ingest(source)
-    checked = stages.validate(rows, recipe.contract)
-    dataset = stages.prepare(checked, recipe.features, recipe.engine_settings)
-    trained = stages.train(dataset, recipe.model, recipe.training, start, recipe.engine_settings)
-    options = stages.compress(trained, recipe.compression)
-    chosen = stages.choose(options, recipe.budget)
-    bento = stages.package(chosen, recipe.name, recipe.as_stated)
+    valid_rows = stages.validate(rows, recipe.contract)
+    dataset = stages.prepare(valid_rows, recipe.features, recipe.engine_settings)
+    trained = stages.train(dataset, recipe.model, recipe.training, initial_weights, recipe.engine_settings)
+    candidates = stages.compress(trained, recipe.compression)
+    choice = stages.choose(candidates, recipe.budget)
+    bento = stages.package(choice, recipe.name, recipe.as_stated)
     return stages.promote(bento, recipe.gates, recipe.promotion_terms)

@@ -28,10 +28,10 @@ NEW_DATA_EVENT = "bloomery.new-data"
 
 
 class WatchState(Document):
-    """What the last check found. It is kept in the state folder of the machine that checks."""
+    """The result of the last check, stored in the state folder of the machine that checks."""
 
-    stamp: str  # digest of file sizes and modification times
-    digest: str | None  # of the content with that stamp, once it was unchanged for one interval
+    stat_digest: str  # of file sizes and modification times
+    digest: str | None  # of the content, once sizes and times were unchanged for one interval
     started_digest: str | None  # the content of the last pipeline run
     num_started: int = 0  # pipeline runs started
 
@@ -61,13 +61,13 @@ def watch(recipe: str) -> Any:
 def _check(recipe: Recipe, path: Path) -> Any:
     last = _read(path)
     try:
-        stamp = change_digest(recipe.data)
+        stat_digest = change_digest(recipe.data)
     except DataMissing as failure:
         return Completed(name="No data", message=failure.found)
-    if last is None or last.stamp != stamp:
+    if last is None or last.stat_digest != stat_digest:
         started_digest = None if last is None else last.started_digest
         num_started = 0 if last is None else last.num_started
-        state = WatchState(stamp=stamp, digest=None, started_digest=started_digest, num_started=num_started)
+        state = WatchState(stat_digest=stat_digest, digest=None, started_digest=started_digest, num_started=num_started)
         _write(path, state)
         return Completed(name="Changing", message="sizes or times differ from the last check; wait for the next")
     if last.digest is not None and last.digest == last.started_digest:

@@ -1,4 +1,4 @@
-"""Ends a worker whose server was killed; the worker would otherwise keep the port."""
+"""Ends a worker whose server was killed, since it would otherwise keep the port."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _POLL_INTERVAL_S = 1.0
 
 
 def terminate_with_parent(parent_pid: int) -> None:
-    """Start a thread that sends SIGTERM to this process once `parent_pid` is no longer its parent.
+    """Starts a thread that sends SIGTERM to this process once `parent_pid` is no longer its parent.
 
     BentoML's server ends its workers itself, unless it was killed.
     """

@@ -1,4 +1,4 @@
-"""Starts the endpoint as its environment configures it.
+"""Starts the endpoint with the options in its environment.
 
 | variable, after `BLOOMERY_SERVE_` | |
 | --- | --- |
@@ -28,7 +28,7 @@ PREFIX = "BLOOMERY_SERVE_"
 
 
 class ServingOptions(NamedTuple):
-    """None turns an option off."""
+    """The options of the endpoint. None turns an option off."""
 
     pointer: Path | None = None
     canary: Path | None = None
@@ -46,7 +46,7 @@ class LoadedVersions(NamedTuple):
 
 
 def read_serving_options(environment: Mapping[str, str] = os.environ) -> ServingOptions:
-    """Read the options. Raises SettingInvalid where the share is not valid, or an option lacks another one."""
+    """Reads the options. Raises SettingInvalid if the share is not valid, or an option requires another one."""
     values = {name: environment.get(f"{PREFIX}{name.upper()}", "") for name in ServingOptions._fields}
     paths = {name: Path(text) if text else None for name, text in values.items() if name != "canary_share"}
     share = _parse_share(values["canary_share"])
@@ -58,7 +58,7 @@ def read_serving_options(environment: Mapping[str, str] = os.environ) -> Serving
 
 
 def load_versions(artifacts: Path, options: ServingOptions) -> LoadedVersions:
-    """Load the champion (from the pointer, or else from `artifacts`), the canary and the shadow.
+    """Loads the champion (from the pointer, or else from `artifacts`), the canary and the shadow.
 
     Raises:
         OutputCorrupt: a version fails its self-test or its files have changed.
@@ -73,10 +73,10 @@ def load_versions(artifacts: Path, options: ServingOptions) -> LoadedVersions:
 
 
 def start_endpoint(application: Application, artifacts: Path, options: ServingOptions) -> Callable[[], None]:
-    """Load the versions and start logging, so that `application` serves.
+    """Loads the versions and starts logging, so that `application` serves.
 
     Returns:
-        A function that ends what was started, to be called after the last request.
+        A function that stops all started threads. Call it after the last request.
 
     Raises as `load_versions` does.
     """
@@ -134,9 +134,9 @@ def _parse_share(text: str) -> float:
     return share
 
 
-def _invalid(name: str, rule: str, found: str) -> SettingInvalid:
+def _invalid(name: str, rule: str, value: str) -> SettingInvalid:
     return SettingInvalid(
-        f"{name} is {found!r}",
+        f"{name} is {value!r}",
         required=f"{name} {rule}",
         where="the environment of the endpoint",
         remedy="correct the variable, or let `bloomery serve` set it",

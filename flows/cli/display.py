@@ -152,7 +152,7 @@ def print_release(console: Console, release: Release, seconds: float, reference:
     facts.add_row("time", f"{seconds:.1f} s")
     console.print(facts)
     console.print("\n[dim]next:[/]")
-    # After `make run` the command is installed, but not on the path.
+    # After `make run` the command is installed, but not on the PATH.
     installed = Path(sys.executable).parent / "bloomery"
     program = installed.relative_to(Path.cwd()) if installed.is_relative_to(Path.cwd()) else installed
     bloomery = "bloomery" if shutil.which("bloomery") else str(program)

@@ -39,7 +39,7 @@ def reporting_errors(
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         document = {"error": "KeyboardInterrupt", "exit_code": INTERRUPTED}
-        _report(document, "stopped; the outputs of complete stages are kept", as_json, out, err)
+        _report(document, "interrupted; the outputs of complete stages are kept", as_json, out, err)
         raise SystemExit(INTERRUPTED) from None
     except Exception as error:
         with contextlib.suppress(OSError):
@@ -48,10 +48,10 @@ def reporting_errors(
         from bloomery.tasks.infrastructure.settings import settings
 
         home = settings().home
-        known = share_lost_error(error, home) or disk_full_error(error, "the run", home)
-        if known is not None:
-            _report(known.as_document(), str(known), as_json, out, err)
-            raise SystemExit(known.exit_code) from None
+        disk_error = share_lost_error(error, home) or disk_full_error(error, "the run", home)
+        if disk_error is not None:
+            _report(disk_error.as_document(), str(disk_error), as_json, out, err)
+            raise SystemExit(disk_error.exit_code) from None
         text = f"{type(error).__name__}: {error}"
         document = {"error": type(error).__name__, "found": str(error), "exit_code": 1}
         _report(document, text, as_json, out, err, log)

@@ -52,7 +52,7 @@ def run(recipe: RecipeName, period: Period = None, as_json: AsJson = False) -> N
         log = require_state_folder().logs / f"run-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     from bloomery.flows.cli.display import ProgressDisplay, engine_output_to_log, print_release
 
-    begin = time.perf_counter()
+    start_time = time.perf_counter()
     with engine_output_to_log(log) as (out, err), reporting_errors(as_json, out, err, log):
         from bloomery.flows.execution.local_run import run_recipe
 
@@ -62,7 +62,7 @@ def run(recipe: RecipeName, period: Period = None, as_json: AsJson = False) -> N
         else:
             with ProgressDisplay(out):
                 release = run_recipe(recipe, period)
-            print_release(out, release, time.perf_counter() - begin, recipe, period)
+            print_release(out, release, time.perf_counter() - start_time, recipe, period)
 
 
 def check(recipe: RecipeName, period: Period = None, as_json: AsJson = False) -> None:
@@ -87,7 +87,7 @@ def check(recipe: RecipeName, period: Period = None, as_json: AsJson = False) ->
                 "recipe": spec.name,
                 "digest": spec.digest,
                 "contract": f"{spec.contract.name} {spec.contract.version}",
-                "stages": [{"stage": stage.stage, "found": stage.found} for stage in stages],
+                "stages": [{"stage": stage.stage, "digest": stage.digest} for stage in stages],
             }
             out.file.write(json.dumps(document) + "\n")
             return
@@ -95,7 +95,7 @@ def check(recipe: RecipeName, period: Period = None, as_json: AsJson = False) ->
         out.print(f"contract {spec.contract.name} {spec.contract.version}, {len(spec.contract.rules())} rules")
         out.print(f"data     {spec.data.description}")
         for stage in stages:
-            state = "[yellow]compute[/]" if stage.found is None else f"[cyan]found[/]    {stage.found[:16]}"
+            state = "[yellow]compute[/]" if stage.digest is None else f"[cyan]found[/]    {stage.digest[:16]}"
             out.print(f"  {stage.stage:<9} {state}")
 
 

@@ -49,7 +49,7 @@ def _section(name: str, command: Any) -> Iterator[str]:
     context = typer.Context(command, info_name=name)
     yield from (f"## {name}", "", _escape(command.help), "")
     yield f"    {name} {' '.join(command.collect_usage_pieces(context))}"
-    parameters = [one for one in command.get_params(context) if one.name not in ("help", "as_json")]
+    parameters = [item for item in command.get_params(context) if item.name not in ("help", "as_json")]
     records = [parameter.get_help_record(context) for parameter in parameters]
     if records:
         yield from ("", "| parameter | meaning |", "| --- | --- |")

@@ -1,4 +1,4 @@
-"""The dry run: which stages a run would compute and which outputs it would find, without running anything."""
+"""The dry run: which stages a run would compute and which stored outputs it would reuse. It runs nothing."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from bloomery.flows.recipe.recipe import Recipe
 
 
 class PlannedStage(NamedTuple):
-    """A stage of the plan. `found` is the digest of its stored output, or None if a run has to compute it."""
+    """A stage of the plan. `digest` is that of its stored output, or None if a run has to compute it."""
 
     stage: str
-    found: str | None
+    digest: str | None
     seconds: float = 0.0
 
 
@@ -45,13 +45,13 @@ def dry_run(recipe: Recipe) -> DryRun:
 
     planned: list[PlannedStage] = []
 
-    def look_up(stage: Any) -> Any:
+    def lookup_of(stage: Any) -> Any:
         def find_output(*arguments: Any) -> Any:
-            begin = time.perf_counter()
+            start_time = time.perf_counter()
             record = stage.lookup(*arguments)
             if record is None:
                 raise _NotStored
-            planned.append(PlannedStage(stage.name, record.digest, time.perf_counter() - begin))
+            planned.append(PlannedStage(stage.name, record.digest, time.perf_counter() - start_time))
             return record
 
         return find_output
@@ -59,7 +59,7 @@ def dry_run(recipe: Recipe) -> DryRun:
     source = locate_source(recipe.data, recipe.contract.personal_columns)
     try:
         release = run_stages(
-            Stages(**{stage.name: look_up(stage) for stage in STAGES}),
+            Stages(**{stage.name: lookup_of(stage) for stage in STAGES}),
             recipe,
             source,
             locate_initial_weights(recipe.training.start_from),

@@ -17,7 +17,7 @@ from bloomery.tasks.orchestration.events import StageEnded, StageStarted, emit
 
 
 def run_recipe(reference: str, period: str | None = None) -> Release:
-    """Runs the recipe as a Prefect flow and returns its release. Errors of a stage are raised unchanged.
+    """Runs the recipe as a Prefect flow and returns its release. Raises the errors of its stages unchanged.
 
     The engines that the run will need start while the Prefect server starts, on another core. If the recipe has been
     released before, no server starts until a stage is known to need computing.
@@ -26,32 +26,32 @@ def run_recipe(reference: str, period: str | None = None) -> Release:
     recipe = read_recipe(reference, period)
     check_machine_requirements(recipe)
     emit(StageStarted("start"))
-    begin = time.perf_counter()
+    start_time = time.perf_counter()
     with ephemeral_prefect_api() as start_server, _stop_engines_at_end():
         wait_until_ready = None if _was_released(recipe.name) else start_server()
         from bloomery.flows.execution.dry_run import dry_run
         from bloomery.flows.pipeline import pipeline
         from bloomery.flows.recipe.handover import hand_over
 
-        planned = dry_run(recipe)
-        if planned.release is not None and settings().prefect_api_url is None:
-            # There is nothing to orchestrate and no page to show it on: a server would only delay the look-up.
-            lookup_s = sum(stage.seconds for stage in planned.stages)
-            emit(StageEnded("start", "ready", time.perf_counter() - begin - lookup_s))
-            for stage in planned.stages:
+        plan = dry_run(recipe)
+        if plan.release is not None and settings().prefect_api_url is None:
+            # Nothing remains to orchestrate, and no server shows the run: starting one would only delay the result.
+            lookup_s = sum(stage.seconds for stage in plan.stages)
+            emit(StageEnded("start", "ready", time.perf_counter() - start_time - lookup_s))
+            for stage in plan.stages:
                 emit(StageEnded(stage.stage, "found", stage.seconds))
-            return planned.release
+            return plan.release
         wait_until_ready = wait_until_ready or start_server()
-        missing = [stage.stage for stage in planned.stages if stage.found is None]
+        missing = [stage.stage for stage in plan.stages if stage.digest is None]
         engines = _start_engines(missing, recipe.engine_settings)
         wait_until_ready()
-        emit(StageEnded("start", "ready", time.perf_counter() - begin, ", ".join(["Prefect", *engines])))
-        hand_over(reference, recipe.period, recipe, planned.source)
+        emit(StageEnded("start", "ready", time.perf_counter() - start_time, ", ".join(["Prefect", *engines])))
+        hand_over(reference, recipe.period, recipe, plan.source)
         return pipeline(reference, recipe.period)
 
 
 def _was_released(name: str) -> bool:
-    """Whether a run of this state folder ended in a release of that name, so that nothing may be left to compute.
+    """Whether an earlier run has released this name, so that all outputs may be stored.
 
     Starting a server during the look-up would cost more processor time than the look-up itself.
     """

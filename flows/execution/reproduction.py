@@ -60,7 +60,7 @@ def read_outcome(outcome: Path, log: Path) -> Reproduction | FailedReproduction:
         return _OUTCOME.validate_json(outcome.read_bytes())
     except (OSError, ValidationError):
         lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        return FailedReproduction(stage="", error={"found": lines[-1] if lines else "it ended without any output"})
+        return FailedReproduction(stage="", error={"found": lines[-1] if lines else "the process ended without output"})
 
 
 _OUTCOME: TypeAdapter[Reproduction | FailedReproduction] = TypeAdapter(Reproduction | FailedReproduction)
@@ -118,18 +118,18 @@ def pin_weight_bits(original: Environment, recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"compression": recipe.compression.model_copy(update={"candidates": pinned})})
 
 
-def _choose_as_before(options: Candidates, provenance: Provenance) -> Choice:
+def _choose_as_before(candidates: Candidates, provenance: Provenance) -> Choice:
     original = provenance.choice
-    candidate = next((one for one in options.candidates if one.name == original.candidate.name), None)
+    candidate = next((item for item in candidates.candidates if item.name == original.candidate.name), None)
     if candidate is None:
         raise DataMissing(
             f"the candidate {original.candidate.name} was not built",
             required="the candidate that was chosen originally",
             where="the stage compress",
-            remedy="compare the code: what builds candidates has changed",
+            remedy="compare the versions of the code: the stage that builds candidates has changed",
         )
-    digest = digest_of_document([candidate.name, candidate.sha256, options.digest])
-    return original.model_copy(update={"candidate": candidate, "candidates": options, "digest": digest})
+    digest = digest_of_document([candidate.name, candidate.sha256, candidates.digest])
+    return original.model_copy(update={"candidate": candidate, "candidates": candidates, "digest": digest})
 
 
 def main() -> None:

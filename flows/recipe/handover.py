@@ -1,4 +1,4 @@
-"""Passes a recipe that this process has read to the flow run that needs it, so that it is read once per run."""
+"""Passes a recipe that this process has read on to its flow run, so that each run reads it once."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def recipe_for_run(
 
 
 def take_recipe(reference: str, period: str | None = None, overrides: Mapping[str, Any] | None = None) -> LoadedRecipe:
-    """As `recipe_for_run`, and keeps it no longer: the next run reads its file again.
+    """As `recipe_for_run`, but does not keep the recipe: the next run reads its file again.
 
     Raises:
         as `read_recipe`.

@@ -51,7 +51,7 @@ class Watch(Document):
 
 
 class RecipeFile(Document):
-    """A recipe as its file states it."""
+    """The content of a recipe file."""
 
     name: Annotated[
         str,
@@ -157,20 +157,20 @@ def read_recipe(reference: str, period: str | None = None, overrides: Mapping[st
             inconsistent.
     """
     path = _find_recipe(reference)
-    stated = apply_overrides(read_document(path, RecipeFile, RecipeInvalid), overrides or {}, path)
-    contract = read_contract(_find_contract(stated.contract, path))
-    period = _resolve_period(stated, period, path)
-    data = stated.data.with_absolute_paths(path.parent)
+    file = apply_overrides(read_document(path, RecipeFile, RecipeInvalid), overrides or {}, path)
+    contract = read_contract(_find_contract(file.contract, path))
+    period = _resolve_period(file, period, path)
+    data = file.data.with_absolute_paths(path.parent)
     recipe = Recipe(
         **{
-            **dict(stated),
+            **dict(file),
             "contract": contract,
             "data": data if period is None else data.for_period(period),
             "period": period,
-            "model": bundle_user_code(stated.model, path.parent),
-            "training": _with_absolute_start(stated.training, path.parent),
-            "monitor": _with_absolute_labels(stated.monitor, path.parent),
-            "gates": _with_absolute_recent(stated.gates, path.parent),
+            "model": bundle_user_code(file.model, path.parent),
+            "training": _with_absolute_start(file.training, path.parent),
+            "monitor": _with_absolute_labels(file.monitor, path.parent),
+            "gates": _with_absolute_recent(file.gates, path.parent),
         }
     )
     require_valid_space(recipe.model, recipe.training)

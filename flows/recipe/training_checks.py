@@ -17,8 +17,8 @@ from bloomery.models.features.input_config import CategoryInput, ImageInput
 from bloomery.models.networks.config import Mlp, Model
 from bloomery.models.training.config import Training
 
-# The form of encoded rows by kind of input, and the forms that a network reads. Networks that are missing here were
-# built elsewhere, or are searched for among those that fit.
+# The form of encoded rows by kind of input, and the forms that each kind of network reads. Kinds that are not listed
+# read any form (`imported`, `custom`), or are chosen among those that fit (`auto`).
 _TABLE, _SEQUENCE, _IMAGE, _AUDIO, _TEXT = "table columns", "a sequence", "an image", "audio", "text"
 _FORMS = {"image": _IMAGE, "audio": _AUDIO, "text": _TEXT, "series": _SEQUENCE, "sequence": _SEQUENCE}
 _READABLE_FORMS = {

@@ -1,4 +1,4 @@
-"""Waits for a person's approval before a flow run promotes a version."""
+"""Makes a flow run wait for a person's approval before it promotes a version."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _POLL_S = 2
 
 
 class ApprovalForm(RunInput):
-    """The form on Prefect's page."""
+    """The form on the page of the paused flow run in Prefect's web interface."""
 
     decision: Literal["approve", "refuse"]
     by: str = Field(min_length=1, max_length=200, description="your name, kept in the history")
@@ -57,12 +57,12 @@ def promote_when_approved(bento: Bento, gates: Gates, terms: PromotionTerms) -> 
 
 @task(name="approval", task_run_name="approval", persist_result=False)
 def _request_approval(bento: Bento, gates: Gates, terms: PromotionTerms) -> ApprovalRequest | None:
-    begin = time.perf_counter()
+    start_time = time.perf_counter()
     emit(StageStarted("approval"))
     try:
         request = submit_for_approval(bento, gates, terms)
     except BaseException as failure:
-        emit(StageEnded("approval", "failed", time.perf_counter() - begin, type(failure).__name__))
+        emit(StageEnded("approval", "failed", time.perf_counter() - start_time, type(failure).__name__))
         raise
     if request is not None and request.decision is None:
         approval_report.publish_approval_request(bento, request)
@@ -78,9 +78,9 @@ def _wait_for_decision(request: ApprovalRequest, figures: str) -> None:
     is_deployed = deployment.id is not None
     if not is_deployed and settings().prefect_api_url is None and not sys.stdin.isatty():
         raise approvals.approval_pending(request)
-    waiter = None if is_deployed else _this_process()
-    waiting = {"flow_run": flow_run.id, "prefect_api": os.environ.get("PREFECT_API_URL"), "waiting_process": waiter}
-    approvals.save_request(request.model_copy(update=waiting))
+    process = None if is_deployed else _this_process()
+    details = {"flow_run": flow_run.id, "prefect_api": os.environ.get("PREFECT_API_URL"), "waiting_process": process}
+    approvals.save_request(request.model_copy(update=details))
     emit(
         Waiting(
             "approval",
@@ -91,13 +91,13 @@ def _wait_for_decision(request: ApprovalRequest, figures: str) -> None:
     )
     try:
         if is_deployed:
-            answer: Any = suspend_flow_run(wait_for_input=form, timeout=left_s, key=key)
+            reply: Any = suspend_flow_run(wait_for_input=form, timeout=left_s, key=key)
         else:
-            answer = pause_flow_run(wait_for_input=form, timeout=left_s, poll_interval=_POLL_S, key=key)
+            reply = pause_flow_run(wait_for_input=form, timeout=left_s, poll_interval=_POLL_S, key=key)
     except FlowPauseTimeout:
         approvals.refuse_expired(request.name)
         return
-    decision = Decision(decision=answer.decision, by=answer.by, reason=answer.why, at=datetime.now(UTC))
+    decision = Decision(decision=reply.decision, by=reply.by, reason=reply.why, at=datetime.now(UTC))
     with champion.champion_lock(request.name):
         approvals.record_decision(request, decision)
     emit(StageEnded("approval", "asked", 0.0, f"{decision.decision} by {decision.by}"))

@@ -1,4 +1,4 @@
-"""GPU slots: two trainings share a GPU only if a recipe allows it."""
+"""GPU slots, which keep two trainings off the same GPU unless a recipe allows it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bloomery.models.training.config import Training
 from bloomery.tasks.infrastructure.device import select_device
 
 GPU_LIMIT = "gpu"  # a global concurrency limit in Prefect; `bloomery up` creates it with one slot for each GPU
-_LEASE_S = 60  # the slots of a dead training are released after this time
+_LEASE_S = 60  # the slots of a killed training are released after this time
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -1,4 +1,4 @@
-"""Which process runs a flow run, and which flow runs have lost theirs.
+"""Records the process of each flow run, and ends flow runs whose process is gone.
 
 Prefect's server only knows what it is sent, so a run whose process is killed stays `Running`. Each run writes a file
 with its process into the state folder; the supervisor reports runs whose process is gone to the server.
@@ -21,7 +21,7 @@ from bloomery.data_contracts.documents.documents import Document
 from bloomery.tasks.infrastructure.tethered_process import is_running
 
 _PENDING_LIMIT = timedelta(minutes=3)  # a worker starts the process of a run within this time
-_MAX_STARTS = 3  # a run that kills its process each time must not be restarted forever
+_MAX_STARTS = 3  # limits the restarts of a run whose process is killed each time
 
 
 class RunProcess(Document):

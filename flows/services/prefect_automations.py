@@ -28,14 +28,14 @@ def ensure_automation(client: SyncPrefectClient, automation: AutomationCore) -> 
     return existing[0].id
 
 
-def ensure_retraining(name: str, pause: timedelta = timedelta(hours=6), *, is_wanted: bool = True) -> UUID | None:
+def ensure_retraining(name: str, pause: timedelta = timedelta(hours=6), *, is_enabled: bool = True) -> UUID | None:
     """Creates or updates the automation that starts the deployment `pipeline/NAME` when NAME has drifted.
 
-    Two starts are at least `pause` apart, however often drift is found in between. With `is_wanted=False` the
+    Two starts are at least `pause` apart, however often drift is detected in between. With `is_enabled=False` the
     automation is deleted. Repeated calls are safe, also after the deployment was created anew.
 
     Returns:
-        The id of the automation; None if it is not wanted.
+        The id of the automation; None if `is_enabled` is False.
 
     Raises:
         DataMissing: the server has no such deployment.
@@ -43,7 +43,7 @@ def ensure_retraining(name: str, pause: timedelta = timedelta(hours=6), *, is_wa
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
-        if is_wanted:
+        if is_enabled:
             return ensure_automation(client, _retraining(name, _deployment(client, name).id, pause))
         for automation in client.read_automations_by_name(_retraining_name(name)):
             client.delete_automation(automation.id)

@@ -69,8 +69,8 @@ def register_recipes(references: Sequence[str]) -> list[str]:
             else:
                 _delete_deployment(client, f"watch/{recipe.name}")
     for recipe in recipes.values():
-        is_wanted = recipe.monitor.retrain and recipe.monitor.schedule is not None
-        ensure_retraining(recipe.name, recipe.monitor.pause, is_wanted=is_wanted)
+        is_enabled = recipe.monitor.retrain and recipe.monitor.schedule is not None
+        ensure_retraining(recipe.name, recipe.monitor.pause, is_enabled=is_enabled)
     return deployments
 
 

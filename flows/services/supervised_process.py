@@ -14,13 +14,13 @@ import psutil
 from bloomery.tasks.infrastructure.service_status import Service, ServiceKind, ServiceState
 from bloomery.tasks.infrastructure.tethered_process import start_tethered, stop_tethered
 
-MAX_PAUSE_S = 60.0  # between two starts of what keeps failing
-_START_TIMEOUT_S = 180.0  # for a server to respond for the first time
+MAX_PAUSE_S = 60.0  # the longest pause between two starts of a process that fails repeatedly
+_START_TIMEOUT_S = 180.0  # within which a server must respond for the first time
 
 
 @dataclass
 class SupervisedProcess:
-    """A server and the state it is in."""
+    """A server with its state."""
 
     name: str
     kind: ServiceKind
@@ -33,8 +33,8 @@ class SupervisedProcess:
     restarts: int = 0
     why: str = ""
     tether: subprocess.Popen[bytes] | None = None
-    pid: int | None = None  # of the server below its tether; kept, since to find it scans every process of the machine
-    next_start: float = 0.0  # monotonic; when it was started, or is to be started again
+    pid: int | None = None  # of the server, a child of its tether; kept, since the search lists all processes
+    next_start: float = 0.0  # monotonic; the time of its last start, or of the scheduled next one
     pause_s: float = 1.0
 
     def check(self) -> None:

@@ -39,7 +39,7 @@ _HTTP = httpx.Client(trust_env=False, timeout=5)  # the environment's proxy does
 
 
 class ServicePlan(Document):
-    """What to keep up. A port of None stands for an external server, at the address of the settings."""
+    """The services to run. A port of None stands for an external server, whose address is in the settings."""
 
     prefect_port: int | None
     mlflow_port: int | None
@@ -53,7 +53,7 @@ class RecipeRegistration:
 
     recipes: tuple[str, ...]
     log: Path
-    has_ended: bool = False  # at least once, successfully or not
+    has_ended: bool = False  # whether it has ended at least once, successfully or not
     failures: int = 0
     why: str = ""
     _process: subprocess.Popen[bytes] | None = None
@@ -159,7 +159,7 @@ class Supervisor:
 
     def _prefect_is_up(self) -> bool:
         is_external = self._plan.prefect_port is None
-        return is_external or any(one.kind == "prefect" and one.state == "up" for one in self._processes)
+        return is_external or any(process.kind == "prefect" and process.state == "up" for process in self._processes)
 
     def _register(self) -> None:
         """Registers pool and deployments, reaps dead runs, then starts the worker.
@@ -184,9 +184,11 @@ class Supervisor:
         with contextlib.suppress(OSError, ValueError):
             ports = json.loads(self._ports.read_text(encoding="utf-8"))
         if name not in ports:
-            taken = {*ports.values(), self._plan.prefect_port, self._plan.mlflow_port}
+            used_ports = {*ports.values(), self._plan.prefect_port, self._plan.mlflow_port}
             ports[name] = next(
-                port for port in range(self._plan.first_endpoint_port, 65_536) if port not in taken and _is_free(port)
+                port
+                for port in range(self._plan.first_endpoint_port, 65_536)
+                if port not in used_ports and _is_free(port)
             )
             write_text(self._ports, json.dumps(ports), mode=0o600)
         return ports[name]
@@ -253,7 +255,7 @@ def _worker(api: str, settings: Settings) -> SupervisedProcess:
     def is_online() -> bool:
         with contextlib.suppress(httpx.HTTPError, ValueError):
             workers = _HTTP.post(f"{api}/work_pools/{WORK_POOL}/workers/filter", json={}).json()
-            return any(one["name"] == name and one["status"] == "ONLINE" for one in workers)
+            return any(worker["name"] == name and worker["status"] == "ONLINE" for worker in workers)
         return False
 
     return SupervisedProcess("worker", "worker", command, is_online, settings.logs / "up-worker.log", "", environment)

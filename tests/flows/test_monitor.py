@@ -142,7 +142,7 @@ def test_drift_starts_one_retraining_and_normal_data_or_a_second_event_start_non
     assert len(artifacts) == len(checks) == 2
     assert any("data:image/png;base64," in str(item.data) for item in artifacts)
     assert 'model="digits"' in (copy / "metrics" / "digits.prom").read_text()
-    assert ensure_retraining("digits", is_wanted=False) is None
+    assert ensure_retraining("digits", is_enabled=False) is None
     with get_client(sync_client=True) as client:
         assert client.read_automations_by_name("retrain digits") == []
 

@@ -1,7 +1,7 @@
 """The endpoint over HTTP, as a plain ASGI application.
 
-A request of one row is a few microseconds of work, which the layers of a web framework would multiply; so this reads
-and writes ASGI messages itself. `inner`, BentoML's application, serves the paths of its own.
+It reads and writes ASGI messages itself, because a request of one row takes microseconds, which the layers of a web
+framework would multiply. `inner`, BentoML's application, serves BentoML's own paths.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ _log = logging.getLogger("bloomery.endpoint")
 
 
 class Application:
-    """Serves `/predict`, `/explain` and the documentation pages with the version that `use_version` was last given.
+    """Serves `/predict`, `/explain` and the documentation pages with the version last passed to `use_version`.
 
     A share of the requests may go to another version, the canary.
     """
 
     def __init__(self, limits: Limits, metrics: Metrics, key_policy: KeyPolicy = "off") -> None:
-        """`key_policy` says where a key is required, for the OpenAPI document."""
+        """Creates an endpoint without a version. `key_policy` is described in the OpenAPI document."""
         self._limits = limits
         self._key_policy = key_policy
         self.inner: ASGIApp | None = None
@@ -67,13 +67,13 @@ class Application:
         self.request_listeners: list[Callable[[str, int, Sequence[Mapping[str, Any]]], None]] = []
 
     def use_version(self, version: LoadedVersion) -> None:
-        """Switch to `version`; pending requests stay with the version they were submitted to. Thread-safe."""
+        """Switches to `version`; pending requests stay with the version they were submitted to. Thread-safe."""
         pages, batcher = DocumentationPages(version, self._key_policy), MicroBatcher(version, self._notify_batch)
         self._pages, self._champion = pages, batcher
         self.metrics.set_version(version.tag)
 
     def use_canary(self, version: LoadedVersion, share: float) -> None:
-        """Give a random `share` of the requests to `version`."""
+        """Sends a random `share` of the requests to `version`."""
         self._canary, self._canary_share = MicroBatcher(version, self._notify_batch, CANARY), share
 
     def _require_champion(self) -> MicroBatcher:
@@ -105,7 +105,7 @@ class Application:
 
     @property
     def _is_ready(self) -> bool:
-        """Whether a further request would be served, so that a load balancer may send it here."""
+        """Whether another request would be served, so that a load balancer may send one."""
         return self._champion is not None and self._num_waiting < self._limits.waiting
 
     async def _handle_rows(self, scope: Scope, receive: Receive, send: Send, *, is_explanation: bool) -> None:
@@ -133,10 +133,7 @@ class Application:
         await write_response(response, send)
 
     def handle_predict(self, scope: Mapping[str, Any], body: bytes, send_response: SendResponse) -> None:
-        """Serve `POST /predict` with a complete body.
-
-        A task and ASGI messages for each request would double the cost of a row.
-        """
+        """Serves `POST /predict` with a complete body, without a task or ASGI messages, which would double its cost."""
         request = self._open_request(scope["headers"])
 
         def finish(result: RequestResult | Exception) -> None:
@@ -223,7 +220,7 @@ class Application:
         page = None if self._pages is None else self._pages.page(scope["path"])
         if page is None:
             paths = "/predict, /explain, /info, /card, /docs, /livez, /readyz and /metrics"
-            raise HTTPError(HTTPStatus.NOT_FOUND, f"unknown path; there are {paths}")
+            raise HTTPError(HTTPStatus.NOT_FOUND, f"unknown path; the paths are {paths}")
         headers = [(name.encode(), value.encode()) for name, value in page.headers.items()]
         headers += [(b"x-model-version", version.tag.encode()), (b"content-type", page.media_type.encode())]
         return Response(page.status, [*headers, (b"content-length", b"%d" % len(page.body))], page.body)
@@ -239,7 +236,7 @@ class _Request:
         self.headers, self.request_id = headers, request_id
         self.media_type = JSON
         self.version: LoadedVersion | None = None  # champion or canary, drawn for this request
-        self.problems: Sequence[Mapping[str, Any]] = ()  # as many as the response has
+        self.problems: Sequence[Mapping[str, Any]] = ()  # those in the response
 
 
 async def _submit_and_wait(
@@ -248,7 +245,7 @@ async def _submit_and_wait(
     future: asyncio.Future[RequestResult] = asyncio.get_running_loop().create_future()
 
     def set_result(result: RequestResult | Exception) -> None:
-        if future.done():  # cancelled: the client has gone
+        if future.done():  # cancelled: the client has disconnected
             return
         if isinstance(result, Exception):
             future.set_exception(result)

@@ -53,7 +53,7 @@ class DocumentationPages:
         return path in ("/", "/info", "/card", "/openapi.json", "/docs") or path.removeprefix("/docs/") in _ASSETS
 
     def page(self, path: str) -> Page | None:
-        """None where there is none."""
+        """Returns the page at `path`, or None if there is none."""
         name = path.removeprefix("/docs/")
         if name != path and name in _ASSETS:
             return _read_asset(name)

@@ -12,9 +12,9 @@ _Value = TypeVar("_Value")
 
 
 class EagerTask(Generic[_Value]):
-    """Runs `coroutine` up to its first suspension; if it ends before, `value` is its result, else None.
+    """Runs `coroutine` up to its first suspension. `value` is its result if it ends before, else None.
 
-    This saves a timeout for a result that is there already.
+    A result that is available at once needs no timeout.
     """
 
     def __init__(self, coroutine: Coroutine[Any, Any, _Value]) -> None:
@@ -22,11 +22,11 @@ class EagerTask(Generic[_Value]):
         self._coroutine = coroutine
         try:
             self._awaited = coroutine.send(None)
-        except StopIteration as ended:
-            self.value = ended.value
+        except StopIteration as stop:
+            self.value = stop.value
 
     def __await__(self) -> Generator[Any, Any, _Value]:
-        """Await the rest of a coroutine that has not ended."""
+        """Awaits the rest of a coroutine that has not ended."""
         try:
             yield self._awaited
         except BaseException:

@@ -31,7 +31,7 @@ _KEY_ERRORS = {
 
 
 def openapi_document(version: LoadedVersion, key_policy: KeyPolicy, *, has_card: bool) -> dict[str, Any]:
-    """OpenAPI 3.1, with the security schemes of API keys unless they are off."""
+    """Returns an OpenAPI 3.1 document, with the security schemes of API keys unless they are off."""
     error_responses = {
         status: {"description": description, "content": _json_content(_ref("Error"))}
         for status, description in _ERRORS.items()
@@ -143,7 +143,7 @@ def _schemas(version: LoadedVersion) -> dict[str, Any]:
 
 
 def _object(properties: dict[str, Any]) -> dict[str, Any]:
-    """An object that has all of these properties."""
+    """Returns the schema of an object with exactly these required properties."""
     return {"type": "object", "required": list(properties), "properties": properties}
 
 
@@ -163,9 +163,9 @@ def _explanation_schema(version: LoadedVersion) -> dict[str, Any]:
     required = {
         **({} if version.is_regression else {"label": {"enum": list(version.encoder.classes)}}),
         "output": {**_NUMBER, "description": "what /predict returns: a probability, or a value"},
-        "base_value": {**_NUMBER, "description": "the mean output where no column of the row is known"},
+        "base_value": {**_NUMBER, "description": "the mean output if no column of the row is known"},
         "contributions": _object(dict.fromkeys(version.encoder.columns, _NUMBER)),
-        "is_exact": {"type": "boolean", "description": "false where orders of the columns were sampled"},
+        "is_exact": {"type": "boolean", "description": "false if only a sample of the column orders was evaluated"},
     }
     regions = {
         "type": "array",
@@ -176,7 +176,7 @@ def _explanation_schema(version: LoadedVersion) -> dict[str, Any]:
 
 
 def _add_security(document: dict[str, Any], *, is_required_on_loopback: bool) -> None:
-    """Add the security schemes of API keys, and the errors of requests without a valid key."""
+    """Adds the security schemes of API keys, and the errors of requests without a valid key."""
     schemes = {
         "bearer": {"type": "http", "scheme": "bearer", "description": "A key created with `bloomery key create`"},
         "header": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "The same key"},

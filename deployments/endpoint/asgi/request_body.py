@@ -21,11 +21,11 @@ class ClientDisconnected(Exception):
 
 
 async def read_body(headers: Mapping[bytes, bytes], receive: Receive, limits: Limits) -> bytes:
-    """The complete body.
+    """Reads and returns the complete body.
 
     Raises:
         HTTPError: it is too large or takes too long.
-        ClientDisconnected: the client has gone.
+        ClientDisconnected: the client has disconnected.
     """
     max_bytes = limits.body_bytes
     content_length = headers.get(b"content-length", b"0")
@@ -45,7 +45,7 @@ async def read_body(headers: Mapping[bytes, bytes], receive: Receive, limits: Li
 
 
 async def _read_chunks(first_message: EagerTask[Message], receive: Receive, limits: Limits) -> tuple[Message, bytes]:
-    """The last message and the joined body of a request that is not complete yet."""
+    """Reads the rest of an incomplete request. Returns its last message and its body."""
     max_bytes, timeout_s = limits.body_bytes, limits.body_seconds
     try:
         async with asyncio.timeout(timeout_s):
@@ -68,7 +68,7 @@ async def _read_chunks(first_message: EagerTask[Message], receive: Receive, limi
 
 
 def read_media_type(headers: Mapping[bytes, bytes]) -> str:
-    """JSON or Arrow. Raises HTTPError for another type, or a compressed body."""
+    """Returns the media type, JSON or Arrow. Raises HTTPError for another type, or a compressed body."""
     if headers.get(b"content-encoding", b"identity") != b"identity":
         encoding = headers[b"content-encoding"].decode("latin-1")
         raise HTTPError(

@@ -1,14 +1,14 @@
 """uvicorn's HTTP protocol with time limits, and a fast path for requests that arrive complete.
 
 uvicorn limits neither the time to send the head of a request nor the time to read a response, so an idle client could
-hold its connection for ever. Two timers end that; neither runs while requests arrive complete and responses are read at
-once.
+keep its connection forever. Two timers prevent that. They do not run while requests arrive complete and responses are
+read at once.
 
 A prediction request whose body arrives with its head is served without a task and without ASGI messages, which take as
-long as a row of a small network. Every other request takes uvicorn's way.
+long as a row of a small network. uvicorn handles every other request as usual.
 
-uvicorn looks up its protocol in a table that is not documented; `tests/deployments/test_authenticated_server.py` checks
-that and the limits, `test_uvicorn_protocol.py` that both ways give the same responses.
+uvicorn looks up its protocol in an undocumented table; `tests/deployments/test_authenticated_server.py` checks that and
+the limits, `test_uvicorn_protocol.py` that both paths give the same responses.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ _MAX_HEAD_BYTES = 65_536
 
 
 def install_protocol(limits: Limits) -> None:
-    """Make uvicorn use `EndpointProtocol` with these limits. Call it before uvicorn is configured."""
+    """Makes uvicorn use `EndpointProtocol` with these limits. Call it before uvicorn is configured."""
     EndpointProtocol.limits = limits
     HTTP_PROTOCOLS["auto"] = f"{EndpointProtocol.__module__}:{EndpointProtocol.__name__}"
 
 
 class EndpointProtocol(HttpToolsProtocol):
-    """One connection."""
+    """The protocol of one connection."""
 
     limits: ClassVar[Limits] = Limits()
     endpoint: ClassVar[EndpointApp | None] = None  # serves the fast path
@@ -50,11 +50,11 @@ class EndpointProtocol(HttpToolsProtocol):
         self._is_in_head = False
         self._head_bytes = 0
         self._is_parsing = self._is_message_complete = False
-        self._held_cycle: RequestResponseCycle | None = None  # until it is known whether the body comes with the head
+        self._held_cycle: RequestResponseCycle | None = None  # held until the body has come with the head or has not
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._head_timer = self.loop.call_later(self.limits.head_seconds, self._end_for_timeout)
+        self._head_timer = self.loop.call_later(self.limits.head_seconds, self._end_after_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -76,7 +76,7 @@ class EndpointProtocol(HttpToolsProtocol):
                 self._head_timer = None
             return
         if self._head_timer is None:  # part of a head, empty lines, or the rest of a rejected body
-            self._head_timer = self.loop.call_later(self.limits.head_seconds, self._end_for_timeout)
+            self._head_timer = self.loop.call_later(self.limits.head_seconds, self._end_after_timeout)
         if self._is_in_head:
             self._head_bytes += len(data)
             if self._head_bytes > _MAX_HEAD_BYTES:
@@ -117,7 +117,7 @@ class EndpointProtocol(HttpToolsProtocol):
         )
 
     def _send_response(self, cycle: RequestResponseCycle, response: Response) -> None:
-        """What `RequestResponseCycle.send` does with a complete response, in one write."""
+        """Sends a complete response as `RequestResponseCycle.send` does, but in one write."""
         if cycle.disconnected:
             return
         pieces = [STATUS_LINE[response.status], _header_lines(self.server_state.default_headers)]
@@ -144,7 +144,7 @@ class EndpointProtocol(HttpToolsProtocol):
             self._write_timer.cancel()
             self._write_timer = None
 
-    def _end_for_timeout(self) -> None:
+    def _end_after_timeout(self) -> None:
         if self._is_in_head:
             seconds = self.limits.head_seconds
             self._end(HTTPError(HTTPStatus.REQUEST_TIMEOUT, f"the head was not complete within {seconds:g} s"))
@@ -167,7 +167,7 @@ _cached_lines: tuple[Headers, bytes] = [], b""
 
 
 def _header_lines(headers: Headers) -> bytes:
-    """Headers as bytes. uvicorn makes a new list of default headers once per second, so the last one is cached."""
+    """Returns the headers as bytes. The last list is cached, since uvicorn's default headers change once per second."""
     global _cached_lines
     if headers is not _cached_lines[0]:
         _cached_lines = headers, b"".join(b"%b: %b\r\n" % header for header in headers)

@@ -30,7 +30,7 @@ class KeyMetrics:
         )
 
     def counter(self, key_name: str, outcome: str) -> Callable[[], None]:
-        """A function that counts one request."""
+        """Returns a function that counts one request."""
         increment: Callable[[], None] = self._requests.labels(key_name, outcome).inc
         return increment
 
@@ -51,7 +51,7 @@ class KeyRing:
     """The keys of a file, which is read again when it changes."""
 
     def __init__(self, path: Path | None, metrics: KeyMetrics) -> None:
-        """Raises DocumentInvalid where the file exists and cannot be read."""
+        """Reads the file. Raises DocumentInvalid if it exists and cannot be read."""
         self.path = path
         self._metrics = metrics
         self._clients: dict[bytes, Client] = {}  # by the digest of the key
@@ -89,7 +89,7 @@ class KeyRing:
         except BloomeryError as failure:
             if self.is_readable:
                 _log.error("the key file has changed and cannot be read; all requests are rejected\n%s", failure)
-            # A key may have been revoked meanwhile, so none of the old ones is valid.
+            # A key may have been revoked in the new file, so no earlier key is valid.
             self._clients, self.is_readable = {}, False
 
     def _read(self, file_state: object) -> None:

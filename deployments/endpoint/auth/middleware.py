@@ -1,7 +1,7 @@
-"""API key authentication: an ASGI application in front of ours that admits a request or rejects it.
+"""API key authentication: an ASGI middleware that admits or rejects each request.
 
-Whether a key is required depends on the address at which a connection arrives. The socket states that address, not the
-client. The body of a rejected request is not read.
+Whether a key is required depends on the local address of the connection. That address comes from the socket, not from
+the client. The body of a rejected request is not read.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from bloomery.deployments.endpoint.http.responses import (
 )
 
 PUBLIC_PATHS = frozenset({"/livez", "/readyz", "/healthz"})  # for the orchestrator that starts and watches the process
-_ROW_PATHS = ("/predict", "/explain")  # a browser must not ask its user for a password on behalf of these
+_ROW_PATHS = ("/predict", "/explain")  # a browser must not ask for a password when a script calls these
 _is_loopback = lru_cache(maxsize=256)(is_loopback)
 
 OnRejected = Callable[[int, float], None]  # status, seconds
@@ -81,7 +81,7 @@ class AuthMiddleware:
         return None
 
     def authenticate(self, headers: Headers) -> str:
-        """The name of the key in the headers. Raises HTTPError where there is none, or it is not valid now."""
+        """Returns the name of the key in the headers. Raises HTTPError if there is none, or it is not valid now."""
         key = _read_key(headers)
         now = time.monotonic()
         client = self._keys.find_client(key, now)
@@ -111,7 +111,7 @@ class AuthMiddleware:
         if server is None:
             return True
         host, port = server
-        return port is not None and not _is_loopback(host)  # a Unix socket has no port; a proxy may stand behind it
+        return port is not None and not _is_loopback(host)  # a Unix socket has no port, and may belong to a proxy
 
     def _unauthorized(self, *, has_key: bool) -> HTTPError:
         if not self._keys.is_readable:
@@ -142,7 +142,7 @@ class AuthMiddleware:
 
 
 def read_key_settings(environment: Mapping[str, str]) -> tuple[KeyPolicy, Path | None]:
-    """Where a key is required, and the key file.
+    """Returns where a key is required, and the key file.
 
     Raises:
         SettingInvalid: a variable is not valid.
@@ -167,7 +167,7 @@ def require_keys(
     metrics: KeyMetrics,
     on_rejected: OnRejected | None = None,
 ) -> EndpointApp:
-    """`application` behind the authentication that the environment configures; unchanged where keys are off.
+    """Adds the authentication that the environment configures; returns `application` unchanged if keys are off.
 
     Raises as `read_key_settings` does.
     """
@@ -178,10 +178,10 @@ def require_keys(
 
 
 def _read_key(headers: Headers) -> bytes:
-    """The key that a client sends; empty where there is none."""
+    """Returns the key that a client sends, or no bytes if there is none."""
     authorization = b""
     for name, value in headers:
-        if name == b"x-api-key":  # comes first: `authorization` may be for a proxy on the way
+        if name == b"x-api-key":  # has precedence: `authorization` may be meant for a proxy
             return value.strip()
         if name == b"authorization":
             authorization = value
@@ -189,7 +189,7 @@ def _read_key(headers: Headers) -> bytes:
     match scheme.lower():
         case b"bearer":
             return credentials.strip()
-        case b"basic":  # from a browser, which has no other way to ask its user
+        case b"basic":  # from a browser, which asks its user for a password
             try:
                 return base64.b64decode(credentials.strip()).partition(b":")[2]
             except binascii.Error:

@@ -6,7 +6,7 @@ import time
 
 
 class TokenBucket:
-    """Holds the requests of one second, and at least one."""
+    """A bucket with a capacity of one second's requests, and at least one."""
 
     def __init__(self, per_second: float | None) -> None:
         """`per_second` None means no limit."""
@@ -15,7 +15,7 @@ class TokenBucket:
         self._tokens, self._updated_at = self._capacity, time.monotonic()
 
     def take(self, now: float) -> float:
-        """Take a token for a request at `now`. Returns 0, or the seconds until the next token if there is none."""
+        """Takes a token for a request at `now`. Returns 0, or the seconds until the next token if there is none."""
         if self.per_second is None:
             return 0.0
         tokens = min(self._capacity, self._tokens + (now - self._updated_at) * self.per_second)

@@ -29,17 +29,17 @@ class HTTPError(Exception):
         return {"error": self.error, "problems": self.problems}
 
 
-def body_too_large(limit: int, found: str) -> HTTPError:
+def body_too_large(limit: int, size: str) -> HTTPError:
     return HTTPError(
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        f"the body has {found}; the limit is {limit:,} bytes; send the rows in several requests",
+        f"the body has {size}; the limit is {limit:,} bytes; send the rows in several requests",
     )
 
 
-def too_many_rows(found: int, limit: int) -> HTTPError:
+def too_many_rows(num_rows: int, limit: int) -> HTTPError:
     return HTTPError(
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        f"the request has {found:,} rows; the limit is {limit:,}; send them in several requests",
+        f"the request has {num_rows:,} rows; the limit is {limit:,}; send them in several requests",
     )
 
 
@@ -51,9 +51,9 @@ def overloaded() -> HTTPError:
     )
 
 
-def unsupported_media_type(found: str, supported: tuple[str, ...]) -> HTTPError:
+def unsupported_media_type(media_type: str, supported: tuple[str, ...]) -> HTTPError:
     return HTTPError(
         HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-        f"the content type is {found or 'missing'}; supported: {' or '.join(supported)}",
+        f"the content type is {media_type or 'missing'}; supported: {' or '.join(supported)}",
         headers={"accept": ", ".join(supported)},
     )

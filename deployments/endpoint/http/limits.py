@@ -17,7 +17,7 @@ class Limits(NamedTuple):
 
     body_bytes: int = 16_000_000
     rows: int = 10_000
-    waiting: int = 512  # requests at once; a further one gets 503
+    waiting: int = 512  # requests at the same time; each additional one gets 503
     head_seconds: float = 10.0  # until the head of a request is complete
     body_seconds: float = 30.0  # until the body is complete
     explain_rows: int = 16  # of a request to /explain
@@ -27,7 +27,7 @@ class Limits(NamedTuple):
 
 
 def read_limits(environment: Mapping[str, str] = os.environ) -> Limits:
-    """Read the limits. Raises SettingInvalid where a variable is not a number above 0."""
+    """Reads the limits. Raises SettingInvalid if a variable is not a number above 0."""
     defaults = Limits._field_defaults.items()
     return Limits(
         **{
@@ -52,6 +52,6 @@ def _read_positive(
             f"{name} is {text!r}",
             required="a number above 0",
             where="the environment of the endpoint",
-            remedy=f"set {name} to such a number, or remove it to use the default {default}",
+            remedy=f"set {name} to a number above 0, or remove it to use the default {default}",
         )
     return value

@@ -1,4 +1,4 @@
-"""HTTP responses, and the interface of the applications that give them."""
+"""HTTP responses, and the interface of the applications that send them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class EndpointApp(Protocol):
 
 
 def error_response(error: HTTPError, headers: Sequence[tuple[bytes, bytes]] = ()) -> Response:
-    """The response for an error; `headers` come before the error's own."""
+    """Returns the response for an error. `headers` precede the error's own headers."""
     body = orjson.dumps(error.document, default=str)
     error_headers = ((name.encode(), value.encode()) for name, value in error.headers.items())
     content_headers = ((b"content-type", JSON.encode()), (b"content-length", b"%d" % len(body)))
@@ -42,6 +42,6 @@ def error_response(error: HTTPError, headers: Sequence[tuple[bytes, bytes]] = ()
 
 
 async def write_response(response: Response, send: Send, *, is_head: bool = False) -> None:
-    """Send a response as ASGI messages; a HEAD request gets no body."""
+    """Sends a response as ASGI messages; a HEAD request gets no body."""
     await send({"type": "http.response.start", "status": int(response.status), "headers": response.headers})
     await send({"type": "http.response.body", "body": b"" if is_head else response.body})

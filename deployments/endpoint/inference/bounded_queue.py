@@ -9,7 +9,7 @@ from bloomery.deployments.endpoint.inference.micro_batcher import PredictionBatc
 
 
 class BoundedQueue:
-    """The event loop puts and never waits; one thread takes."""
+    """The event loop puts batches and never waits; one thread takes them."""
 
     def __init__(self, max_rows: int, on_dropped: Callable[[int], None]) -> None:
         """`on_dropped` is called with the number of rows for which the queue has no room."""
@@ -33,7 +33,7 @@ class BoundedQueue:
             self._not_empty.set()
 
     def take_all(self, timeout_s: float | None = None) -> list[PredictionBatch]:
-        """Wait for batches and take all; returns none after `timeout_s` or once the queue is closed and empty."""
+        """Waits for batches and returns all; returns none after `timeout_s`, or if the queue is closed and empty."""
         if not self.is_closed:
             self._not_empty.wait(timeout_s)
         with self._lock:
@@ -43,6 +43,6 @@ class BoundedQueue:
         return batches
 
     def close(self) -> None:
-        """Wake the thread that waits in `take_all`."""
+        """Wakes the thread that waits in `take_all`."""
         self.is_closed = True
         self._not_empty.set()

@@ -29,14 +29,14 @@ _MAX_SHOWN_LETTERS = 80
 
 
 class Explainer:
-    """Explains rows with the version it is given, and keeps no state of it."""
+    """Explains rows with any version. It keeps no state of a version."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._running = threading.Lock()  # held by the explaining thread, even if its client has gone
+        self._running = threading.Lock()  # held by the explaining thread, even if its client has disconnected
 
     async def explain(self, version: LoadedVersion, rows: pa.RecordBatch, query: bytes) -> list[dict[str, Any]]:
-        """An explanation for each validated row, in order.
+        """Returns an explanation for each validated row, in order.
 
         Raises:
             HTTPError: the query is not valid for the version, another explanation is running, this one takes too long,
@@ -106,7 +106,7 @@ class Explainer:
 
 
 class _Deadline:
-    """The time limit of a request, and how many of its rows are done."""
+    """The time limit of a request, and the number of its explained rows."""
 
     def __init__(self, seconds: float, num_rows: int) -> None:
         self._seconds, self._num_rows = seconds, num_rows
@@ -124,7 +124,7 @@ class _Deadline:
 
 
 def requested_class(version: LoadedVersion, query: bytes) -> int | None:
-    """The index of the class whose probability is to be explained; None for the predicted class of each row.
+    """Returns the index of the class whose probability is explained; None for the predicted class of each row.
 
     Raises:
         HTTPError: the query has more than one `label` or another parameter, or the version has no such class.
@@ -149,10 +149,10 @@ def requested_class(version: LoadedVersion, query: bytes) -> int | None:
     return classes.index(label)
 
 
-def _invalid_query(found: str, rule: str) -> HTTPError:
-    shown = found if len(found) <= _MAX_SHOWN_LETTERS else f"{found[: _MAX_SHOWN_LETTERS - 3]}..."
-    problem = {"row": "", "column": "", "found": repr(shown), "rule": rule}
-    return HTTPError(HTTPStatus.UNPROCESSABLE_ENTITY, f"the query has {shown!r}, but {rule}", [problem])
+def _invalid_query(value: str, rule: str) -> HTTPError:
+    excerpt = value if len(value) <= _MAX_SHOWN_LETTERS else f"{value[: _MAX_SHOWN_LETTERS - 3]}..."
+    problem = {"row": "", "column": "", "found": repr(excerpt), "rule": rule}
+    return HTTPError(HTTPStatus.UNPROCESSABLE_ENTITY, f"the query has {excerpt!r}, but {rule}", [problem])
 
 
 def _require_shap() -> None:

@@ -1,8 +1,8 @@
 """Micro-batching: requests that arrive in the same turn of the event loop share one run of the network.
 
-No timer is involved, so a single client does not wait. If several requests shared a run, more are probably on the way,
-and the next run waits for a turn that brings none. Rows are validated before, so an invalid row affects its own client
-only.
+No timer is involved, so a single client does not wait. If several requests shared a run, more are likely to follow, and
+the next run waits for a turn without new requests. Rows are validated before, so an invalid row affects only its own
+client.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from bloomery.data_contracts.serving.prediction_log import CHAMPION
 from bloomery.deployments.endpoint.inference.model_version import LoadedVersion
 from bloomery.models.features.statistics.arrow_arrays import Rows
 
-_MAX_BATCH_ROWS = 256  # of several requests; a longer request has a run of its own
-_MAX_BATCH_REQUESTS = 32  # that a run waits for; more would save little
-_MAX_LOOP_SECONDS = 0.005  # a longer run gets a thread, so that the event loop stays responsive
+_MAX_BATCH_ROWS = 256  # of several requests; a larger request gets its own run
+_MAX_BATCH_REQUESTS = 32  # for which a run waits; more would save little
+_MAX_LOOP_SECONDS = 0.005  # longer runs use a thread, so that the event loop stays responsive
 
 
 class _BatchResult:
@@ -105,7 +105,7 @@ class MicroBatcher:
         self._seconds_per_row = _measure_seconds_per_row(version)
 
     def submit(self, rows: list[Row] | pa.RecordBatch, request_id: str, start_time: float, on_result: OnResult) -> None:
-        """Queue validated rows. `on_result` is called once, after this turn, with their result or the exception.
+        """Queues validated rows. `on_result` is called once, after this turn, with their result or the exception.
 
         The exception may be DataUnfit, where the encoder rejects a value.
         """
@@ -135,7 +135,7 @@ class MicroBatcher:
         self._deliver(requests, *await asyncio.to_thread(self._run, requests))
 
     def _run(self, requests: list[_Request]) -> tuple[Rows | None, np.ndarray | Exception, float]:
-        """The rows, their outputs or the exception, and the duration in seconds."""
+        """Returns the rows, their outputs or the exception, and the duration in seconds."""
         start = time.perf_counter()
         try:
             rows = self._join_rows(requests)
@@ -181,7 +181,7 @@ class MicroBatcher:
 
 
 def _group_requests(pending: list[_Request]) -> list[list[_Request]]:
-    """Requests that share a run, in their order. Arrow streams have a run of their own."""
+    """Groups the requests that share a run, in their order. Each Arrow stream gets its own run."""
     groups: list[list[_Request]] = []
     num_rows = _MAX_BATCH_ROWS
     for request in pending:
@@ -195,7 +195,7 @@ def _group_requests(pending: list[_Request]) -> list[list[_Request]]:
 
 
 def _measure_seconds_per_row(version: LoadedVersion) -> float:
-    """Of the bento's example rows, which the self-test has run once before."""
+    """Measures with the bento's example rows, which the self-test has run once before."""
     if not version.examples:
         return 0.0
     rows = version.row_check.to_columns(version.row_check.parse_json(version.example_request))

@@ -33,12 +33,12 @@ _log = logging.getLogger("bloomery.endpoint")
 
 
 def read_manifest(artifacts: Path) -> dict[str, Any]:
-    """Read the bento's manifest after verifying its signature, then verify the digest of each file that it lists.
+    """Reads the bento's manifest after verifying its signature, and verifies the digest of each file that it lists.
 
     Raises:
         SignatureRefused: the manifest has no valid signature of a trusted key.
         OutputCorrupt: a file is missing or has changed.
-        SettingInvalid: the environment names no key where it must.
+        SettingInvalid: the environment lacks a required key.
     """
     try:
         content = (artifacts / MANIFEST_FILE).read_bytes()
@@ -53,9 +53,9 @@ def read_manifest(artifacts: Path) -> dict[str, Any]:
     return manifest
 
 
-def _corrupt(found: str, required: str, where: Path) -> OutputCorrupt:
+def _corrupt(problem: str, required: str, where: Path) -> OutputCorrupt:
     return OutputCorrupt(
-        found,
+        problem,
         required=required,
         where=str(where),
         remedy="package the version again, or serve another one",
@@ -66,7 +66,7 @@ class LoadedVersion:
     """A version that has passed its self-test: its predictions for the bento's example rows are as measured."""
 
     def __init__(self, artifacts: Path) -> None:
-        """Load a version. Raises as `read_manifest` does, and OutputCorrupt where the self-test fails."""
+        """Loads a version. Raises as `read_manifest` does, and OutputCorrupt if the self-test fails."""
         self.artifacts = artifacts
         self.manifest = read_manifest(artifacts)
         self.tag: str = self.manifest["tag"]
@@ -82,7 +82,7 @@ class LoadedVersion:
         self._self_test()
         if self.manifest.get("needs_vnni") and needs_reduced_range(cpu_flags()):
             _log.warning(
-                "%s may predict otherwise than measured: this processor has no VNNI, so sums of 8-bit products "
+                "%s may predict differently than measured: this processor has no VNNI, so sums of 8-bit products "
                 "saturate; compress with `reduce_range: true`, or serve on a processor with VNNI",
                 self.tag,
             )
@@ -96,7 +96,7 @@ class LoadedVersion:
         return self.predict_encoded(encode(self.encoder, rows))
 
     def predict_encoded(self, x: np.ndarray) -> np.ndarray:
-        """`predict` for encoded rows float32 (B, ...)."""
+        """As `predict`, for encoded rows float32 (B, ...)."""
         return predictions_from(
             self.encoder, compute_outputs(self._session, x, is_row_by_row=self.manifest["is_row_by_row"])
         )
@@ -128,7 +128,7 @@ class LoadedVersion:
         return table.replace_schema_metadata({"model": self.tag, "classes": json.dumps(self._class_names)})
 
     def _self_test(self) -> None:
-        """Compare predictions for the bento's example rows with those measured. This also warms up ONNX Runtime."""
+        """Compares predictions for the bento's example rows with the measured ones. This also warms up ONNX Runtime."""
         if not self.examples:
             return
         try:

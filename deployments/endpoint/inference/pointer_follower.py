@@ -1,6 +1,6 @@
-"""Follows the champion pointer: loads and tests the version it names, then switches to it between two requests.
+"""Follows the champion pointer: loads and tests the version that it names, then switches to it between two requests.
 
-The current version serves meanwhile. A version that cannot be loaded or fails its self-test is rejected, and the
+Meanwhile the current version serves. A version that cannot be loaded or fails its self-test is rejected, and the
 current version stays.
 """
 
@@ -31,7 +31,7 @@ _log = logging.getLogger("bloomery.endpoint")
 
 
 def load_version(pointer: ChampionPointer) -> LoadedVersion:
-    """Load the version that the pointer names.
+    """Loads the version that the pointer names.
 
     Raises:
         OutputCorrupt: its manifest is not the promoted one, a file has changed, or the self-test fails.
@@ -59,10 +59,10 @@ class PointerFollower:
         on_version: Callable[[LoadedVersion], None],
         on_rejected: Callable[[], None],
     ) -> None:
-        """`on_version` is called with each further version, `on_rejected` for each that cannot serve."""
+        """`on_version` is called with each new version, `on_rejected` for each version that cannot serve."""
         self._path, self._on_version, self._on_rejected = path, on_version, on_rejected
         self._bento = current.tag
-        self._file_state: tuple[int, int] | None = None  # so that a change since `current` was loaded is noticed
+        self._file_state: tuple[int, int] | None = None  # unknown, to notice a change since `current` was loaded
         self._stopped = threading.Event()
         self._status_file: Path | None = None
         self._write_status()
@@ -76,7 +76,7 @@ class PointerFollower:
             self._status_file.unlink(missing_ok=True)
 
     def poll(self) -> None:
-        """Switch to the version that the pointer names now, or reject it."""
+        """Switches to the version that the pointer names now, or rejects it."""
         file_state = _stat(self._path)
         if file_state == self._file_state or file_state is None:
             return
@@ -90,7 +90,7 @@ class PointerFollower:
                 self._bento = pointer.bento
             self._write_status()
             _log.info("serving %s", self._bento)
-        except Exception as failure:  # whatever is wrong with a new version must not end the current one
+        except Exception as failure:  # no error of a new version may end the current one
             reason = failure.found if isinstance(failure, BloomeryError) else f"{type(failure).__name__}: {failure}"
             _log.error("%s stays; %s is rejected: %s", self._bento, candidate or "the pointer", reason)
             self._on_rejected()
@@ -120,7 +120,7 @@ class PointerFollower:
 
 
 def _stat(path: Path) -> tuple[int, int] | None:
-    """Changes whenever the file is replaced; None while there is no file."""
+    """Returns a state that changes whenever the file is replaced; None if there is no file."""
     try:
         status = path.stat()
     except FileNotFoundError:

@@ -18,7 +18,7 @@ _log = logging.getLogger("bloomery.endpoint")
 
 
 class Shadow:
-    """A listener to the champion's batches that calls `on_batch` with its own."""
+    """A listener to the champion's batches that calls `on_batch` with the shadow's batches."""
 
     def __init__(
         self,
@@ -26,7 +26,7 @@ class Shadow:
         on_batch: Callable[[PredictionBatch], None],
         on_dropped: Callable[[int], None],
     ) -> None:
-        """`on_dropped` is called with the number of rows that it was too slow for or could not predict."""
+        """`on_dropped` is called with the number of rows that the shadow skips because it is too slow or fails."""
         self.version = version
         self._on_batch, self._on_dropped = on_batch, on_dropped
         self._queue = BoundedQueue(_MAX_PENDING_ROWS, on_dropped)
@@ -39,7 +39,7 @@ class Shadow:
         self._queue.put(batch)
 
     def close(self) -> None:
-        """Predict for all rows that are queued, then end."""
+        """Predicts all queued rows, then ends."""
         self._queue.close()
         self._thread.join()
 

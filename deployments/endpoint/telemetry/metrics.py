@@ -1,4 +1,4 @@
-"""Prometheus metrics of requests. All label values are known beforehand, so their number is bounded."""
+"""Prometheus metrics of requests. All label values are known in advance, so their number is bounded."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _STATUSES = (200, 400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 500, 501, 50
 
 
 class Metrics:
-    """The metrics of one process, which BentoML adds up over its workers."""
+    """The metrics of one process. BentoML sums them over its workers."""
 
     def __init__(self) -> None:
         requests = Counter("bloomery_requests_total", "Prediction requests by HTTP status", ["status"])
-        # Labels are looked up beforehand: a lookup costs as much as an increment.
+        # Labels are looked up in advance, since a lookup costs as much as an increment.
         self._requests = {status: requests.labels(str(status)) for status in _STATUSES}
         self._request_seconds = Histogram(
             "bloomery_request_seconds", "Time from the head of a request to its response", buckets=_SECONDS_BUCKETS

@@ -1,6 +1,6 @@
-"""Counts of request outcomes, including rejected requests, which the prediction log does not have.
+"""Counts request outcomes, including rejected requests, which the prediction log does not contain.
 
-Counted in memory; a thread appends a line per version to a file every few seconds.
+It counts in memory; a thread appends a line per version to a file every few seconds.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class OutcomeLog:
         self._thread.start()
 
     def __call__(self, version: str, status: int, problems: Sequence[Mapping[str, Any]]) -> None:
-        """Count one request to `version`."""
+        """Counts one request to `version`."""
         with self._lock:
             self._statuses[version][int(status)] += 1
             for problem in problems:
@@ -48,7 +48,7 @@ class OutcomeLog:
                 counts[rule if rule in counts or len(counts) < _MAX_RULES else _OTHER_RULES] += 1
 
     def close(self) -> None:
-        """Write all counts to the file, then end."""
+        """Writes all counts to the file, then ends."""
         self._closing.set()
         self._thread.join()
 

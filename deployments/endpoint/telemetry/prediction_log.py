@@ -2,7 +2,7 @@
 
 Batches go to a queue; a thread appends them once per second to an Arrow stream, which is complete up to its last batch
 after a kill, and converts the stream to Parquet when it is large or old enough. The next process converts the streams
-that a killed one has left.
+of a killed one.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class PredictionLog:
         self._queue.put(batch)
 
     def close(self) -> None:
-        """Write all batches to Parquet files, then end."""
+        """Writes all batches to Parquet files, then ends."""
         self._closing.set()
         self._queue.close()
         self._thread.join()
@@ -75,7 +75,7 @@ class PredictionLog:
         self._log_errors(self._close_file)
 
     def _log_errors(self, step: Callable[[], None]) -> bool:
-        """Run `step`; returns False, after a line in the log, where it failed."""
+        """Runs `step`. Logs a failure and returns False."""
         try:
             step()
         except (OSError, pa.ArrowException):
@@ -114,7 +114,7 @@ class PredictionLog:
             _remove_oldest(self._folder, self._limits.total_bytes)
 
     def _convert_orphans(self) -> None:
-        """Convert the streams of processes that have ended to Parquet."""
+        """Converts the streams of ended processes to Parquet."""
         for path in sorted(self._folder.glob(f"day=*/*{STREAM_SUFFIX}")):
             pid = int(path.stem.split("-")[1])
             if pid == os.getpid() or not psutil.pid_exists(pid):
@@ -143,7 +143,7 @@ class _StreamFile:
 
 
 def to_log_batch(batches: Sequence[PredictionBatch]) -> pa.RecordBatch:
-    """Log rows of batches that one version served in one role."""
+    """Returns the log rows of batches that one version served in one role."""
     version, role = batches[0].version, batches[0].role
     epoch = time.time() - time.perf_counter()  # the time of day at which perf_counter was 0
     request_sizes = np.array([size for batch in batches for size in batch.request_sizes])
@@ -174,7 +174,7 @@ def to_log_batch(batches: Sequence[PredictionBatch]) -> pa.RecordBatch:
 
 
 def non_personal_columns(contract: Contract, names: Sequence[str]) -> list[str]:
-    """The columns that the contract does not mark as personal; only these are logged."""
+    """Returns the columns that the contract does not mark as personal; only these are logged."""
     return [name for name in names if name not in contract.personal_columns]
 
 

@@ -25,7 +25,7 @@ _MAX_LISTED = 12  # periods without data that the error lists
 
 
 class PeriodResult(NamedTuple):
-    """The result of a period. `outcome` is "done" (by an earlier run), "released", "failed" or "not run"."""
+    """The result of a period. `outcome` is "done" (released by an earlier run), "released", "failed" or "not run"."""
 
     period: str
     outcome: str
@@ -36,9 +36,11 @@ class PeriodResult(NamedTuple):
     error: dict[str, Any] | None = None
 
 
-class _Running(NamedTuple):
+class _PeriodRun(NamedTuple):
+    """A run that has been started. `start_time` is monotonic; `out` is the file of its standard output."""
+
     period: str
-    begin: float
+    start_time: float
     tether: subprocess.Popen[bytes]
     out: Path
 
@@ -121,17 +123,17 @@ def _run_all(
 ) -> Iterator[PeriodResult]:
     """Yields the result of each period, oldest first. After a failure no further period starts, unless `keep_going`."""
     results: dict[str, PeriodResult] = {}
-    running: list[_Running] = []
+    running: list[_PeriodRun] = []
     waiting = list(recipes)
     has_failed = False
     try:
         while running or (waiting and not (has_failed and not keep_going)):
             while waiting and len(running) < concurrency and not (has_failed and not keep_going):
                 recipe = waiting.pop(0)
-                done = _find_done(recipe)
-                if done is not None:
-                    results[done.period] = done
-                    report(f"= {done.period}  done by an earlier run, version {done.version}")
+                earlier_result = _find_done(recipe)
+                if earlier_result is not None:
+                    results[earlier_result.period] = earlier_result
+                    report(f"= {earlier_result.period}  done by an earlier run, version {earlier_result.version}")
                 else:
                     running.append(_start(reference, recipe.period or ""))
             for run in [run for run in running if run.tether.poll() is not None]:
@@ -147,17 +149,17 @@ def _run_all(
 
 
 def _with_aliases(name: str, results: Iterator[PeriodResult]) -> list[PeriodResult]:
-    """Returns the results with their final aliases: one champion at most, all others have their period's alias."""
+    """Returns the results with their final aliases: at most one champion; all others have their period's alias."""
     from bloomery.tasks.registry import model_registry
 
-    complete = list(results)
+    result_list = list(results)
     champion = model_registry.find_champion(name)
     serving = None if champion is None else int(champion.version)
     return [
         result
         if result.version is None
         else result._replace(alias=model_registry.CHAMPION if result.version == serving else result.period)
-        for result in complete
+        for result in result_list
     ]
 
 
@@ -166,7 +168,7 @@ def _find_done(recipe: Recipe) -> PeriodResult | None:
     from bloomery.flows.execution.dry_run import dry_run
     from bloomery.tasks.registry import period_aliases
 
-    outputs = {stage.stage: stage.found for stage in dry_run(recipe).stages}
+    outputs = {stage.stage: stage.digest for stage in dry_run(recipe).stages}
     bento = outputs["package"]
     if bento is None or recipe.period is None:
         return None
@@ -176,7 +178,7 @@ def _find_done(recipe: Recipe) -> PeriodResult | None:
     return PeriodResult(recipe.period, "done", int(version.version), score=version.tags.get("score"))
 
 
-def _start(reference: str, period: str) -> _Running:
+def _start(reference: str, period: str) -> _PeriodRun:
     """Starts the run in a process that ends when this one does."""
     from bloomery.tasks.infrastructure import tethered_process
     from bloomery.tasks.infrastructure.settings import settings
@@ -184,16 +186,16 @@ def _start(reference: str, period: str) -> _Running:
     out = settings().logs / f"backfill-{os.getpid()}-{period}.json"
     command = [sys.executable, "-m", "bloomery.flows.cli", "run", reference, "--period", period, "--json"]
     with out.open("wb") as stream:
-        return _Running(period, time.monotonic(), tethered_process.start_tethered(command, stream), out)
+        return _PeriodRun(period, time.monotonic(), tethered_process.start_tethered(command, stream), out)
 
 
-def _read_result(run: _Running) -> PeriodResult:
-    """Returns the result that an ended run has printed."""
+def _read_result(run: _PeriodRun) -> PeriodResult:
+    """Returns the result that a completed run has printed."""
     from bloomery.data_contracts.records.records import Release
     from bloomery.data_contracts.records.score_format import format_score_value
 
     run.tether.wait()
-    seconds = time.monotonic() - run.begin
+    seconds = time.monotonic() - run.start_time
     lines = run.out.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
     try:
         document = json.loads(lines[-1])
@@ -209,7 +211,7 @@ def _read_result(run: _Running) -> PeriodResult:
     return PeriodResult(run.period, "released", release.version, score=score, seconds=seconds)
 
 
-def _stop(running: Sequence[_Running]) -> None:
+def _stop(running: Sequence[_PeriodRun]) -> None:
     from bloomery.tasks.infrastructure import tethered_process
 
     for run in running:

@@ -1,4 +1,4 @@
-"""Checks of everything a run needs, without running anything."""
+"""`bloomery doctor`: checks what every run needs, and runs nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _DISK_NEEDED_GB = 2.0
 
 
 class CheckResult(NamedTuple):
-    """The result of one check. `passed` is False if a run would fail."""
+    """The result of a check. `passed` is False if a run would fail."""
 
     name: str
     passed: bool
@@ -27,7 +27,7 @@ class CheckResult(NamedTuple):
 
 
 def run_checks() -> list[CheckResult]:
-    """Returns the result of every check, in the order in which a run needs the things."""
+    """Returns the result of every check, in the order in which a run needs what they check."""
     results: list[CheckResult] = []
     for check in (_python, _state_folder, _disk, _packages, _java, _ports, _processor, _gpu, _litert, _energy):
         results += _catch_errors(check)

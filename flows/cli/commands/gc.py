@@ -1,4 +1,4 @@
-"""`bloomery gc`: removes what no kept version needs."""
+"""`bloomery gc`: removes files that no kept version needs."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class ProjectDraft(NamedTuple):
 
     contract: Path
     recipe: Path
-    guessed: ReaderOptions
+    reader_options: ReaderOptions
     plan: DraftPlan
     names: dict[str, str]
 
@@ -104,20 +104,22 @@ def write_drafts(
     _require_name(name)
     contract, recipe = output / f"{name}.odcs.yaml", output / f"{name}.yaml"
     _require_absent([contract, recipe], force)
-    guessed = infer_reader_options(sources, label, options)
-    data = guessed.data.with_absolute_paths(Path.cwd())
+    reader_options = infer_reader_options(sources, label, options)
+    data = reader_options.data.with_absolute_paths(Path.cwd())
     with tempfile.TemporaryDirectory(dir=settings().home) as scratch:
         data_profile = profile_source(data, Path(scratch))
         names = contract_names([column.name for column in data_profile.columns])
-        planned = plan_draft(data_profile, data, Path(scratch), names, label=label, key=key, shape=guessed.array_shape)
-    names = rename_reserved_key(names, planned.key.name)
+        plan = plan_draft(
+            data_profile, data, Path(scratch), names, label=label, key=key, shape=reader_options.array_shape
+        )
+    names = rename_reserved_key(names, plan.key.name)
     source_options = _relative_paths(recipe_options(data), output.resolve())
     texts = {
-        contract: draft_contract(name, planned, names, ", ".join(sources)),
-        recipe: draft_recipe(name, planned, names, source_options, guessed.notes),
+        contract: draft_contract(name, plan, names, ", ".join(sources)),
+        recipe: draft_recipe(name, plan, names, source_options, reader_options.notes),
     }
     _write(texts, output)
-    return ProjectDraft(contract, recipe, guessed, planned, names)
+    return ProjectDraft(contract, recipe, reader_options, plan, names)
 
 
 def _require_name(name: str) -> None:
@@ -179,10 +181,10 @@ def _write(texts: dict[Path, str], folder: Path) -> None:
 
 def _inferences(draft: ProjectDraft) -> list[tuple[str, str]]:
     """Returns each inferred option and its value, with the reason if there is one."""
-    plan, notes = draft.plan, draft.guessed.notes
+    plan, notes = draft.plan, draft.reader_options.notes
     inferences = [
         (option, f"{value!r}: {notes[option]}")
-        for option, value in draft.guessed.data.model_dump(exclude_none=True).items()
+        for option, value in draft.reader_options.data.model_dump(exclude_none=True).items()
         if option in notes and option != "header"
     ]
     inferences += [("header", notes["header"])] if "header" in notes else []

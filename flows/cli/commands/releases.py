@@ -6,7 +6,7 @@ import contextlib
 import getpass
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +21,7 @@ from bloomery.flows.cli.exit_codes import command_session
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
+    from rich.table import Table
 
     from bloomery.tasks.registry.champion import Promotion
 
@@ -104,7 +105,7 @@ def approve(
         if is_resumed:
             out.print(f"the run {request.flow_run} continues{'' if refuse else ' and promotes it'}")
         elif not refuse:
-            out.print("no run waits for it any more, so this command promoted it: it is the champion")
+            out.print("no run waits for it, so this command promoted it: it is the champion")
 
 
 def rollback(name: ModelName, reason: Reason = "", as_json: AsJson = False) -> None:
@@ -127,10 +128,8 @@ def rollback(name: ModelName, reason: Reason = "", as_json: AsJson = False) -> N
 
 
 def history(name: ModelName, as_json: AsJson = False) -> None:
-    """Show who promoted which version when, and why."""
+    """Show promotions, rollbacks and refusals, with person, time and reason."""
     with command_session(as_json, "history") as out:
-        from rich.table import Table
-
         from bloomery.tasks.registry import approvals
         from bloomery.tasks.registry import champion as promotions
         from bloomery.tasks.registry import model_registry as registry
@@ -141,14 +140,25 @@ def history(name: ModelName, as_json: AsJson = False) -> None:
         if as_json:
             out.file.write(json.dumps([change.model_dump(mode="json") for change in changes]) + "\n")
             return
-        table = Table(title=name, title_justify="left")
-        for heading in ("time", "action", "from", "to", "by", "reason", "metrics"):
-            table.add_column(heading)
-        for change in reversed(changes):
-            replaced = "" if change.replaced is None else str(change.replaced)
-            row = (f"{change.at:%Y-%m-%d %H:%M:%S}Z", change.action, replaced, str(change.version))
-            table.add_row(*row, change.by, change.why, change.what)
-        out.print(table)
+        out.print(history_table(name, changes))
+
+
+def history_table(name: str, changes: Sequence[Promotion]) -> Table:
+    """Returns a table of the changes, newest first. It has no links: their targets are relative to MLflow's page."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from bloomery.flows.cli.commands.show import remove_link_targets
+
+    table = Table(title=name, title_justify="left")
+    for heading in ("time", "action", "from", "to", "by", "reason", "metrics"):
+        table.add_column(heading)
+    for change in reversed(changes):
+        replaced = "" if change.replaced is None else str(change.replaced)
+        row = (f"{change.at:%Y-%m-%d %H:%M:%S}Z", change.action, replaced, str(change.version))
+        metrics = remove_link_targets(change.what.split("\n")[0])
+        table.add_row(*row, escape(change.by), escape(change.why), metrics)
+    return table
 
 
 def compare(
@@ -188,7 +198,7 @@ def _require_not_refused(version: ModelVersion, despite_refusal: bool) -> None:
     if verdict.startswith("refused") and not despite_refusal:
         raise ReleaseRefused(
             f"{version.name} version {version.version} was {verdict.splitlines()[0]}",
-            required="a version that passed its gates, or an explicit override",
+            required="a version that passed its gates, or --despite-refusal",
             where="the version's tag `release` in the registry",
             remedy="add --despite-refusal and --reason",
         )

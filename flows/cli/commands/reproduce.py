@@ -54,14 +54,14 @@ def reproduce(
 
 
 def compare_digests(provenance: Provenance, reproduced: tuple[StageDigest, ...]) -> Iterator[dict[str, Any]]:
-    """Yields each digest of the version and whether it was reproduced, up to the first that is missing."""
+    """Yields each digest of the version with the reproduced one, up to the first that was not reproduced."""
     from bloomery.data_contracts.records.provenance import StageDigest, digest_chain
 
     content = StageDigest(stage="package", content="content of the bento", digest=provenance.digest)
     digests = {(step.stage, step.content): step.digest for step in reproduced}
     for step in (*digest_chain(provenance.choice), content):
         digest = digests.get((step.stage, step.content))
-        yield {**step.model_dump(), "found": digest, "is_equal": digest == step.digest}
+        yield {**step.model_dump(), "reproduced_digest": digest, "is_equal": digest == step.digest}
         if digest is None:
             return
 
@@ -128,7 +128,7 @@ def _difference_error(
     causes = likely_causes(provenance, outcome.code, outcome.environment, line["stage"])
     return OutputDiffers(
         f"{line['stage']} is the first stage that differs: {line['content']} was {line['digest'][:16]}, and is now "
-        f"{str(line['found'])[:16]}",
+        f"{str(line['reproduced_digest'])[:16]}",
         required=f"the digests of {provenance.tag}",
         where=f"stage {line['stage']}; likely causes: {'; '.join(causes)}",
         remedy="reproduce it where these are as before; or, if none is named, inspect the outputs with --folder",

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 _LINK = re.compile(r"\[([^\]]+)\]\([^)]*\)")
 
 
+def remove_link_targets(markdown: str) -> str:
+    """Returns the Markdown with the text of each link in its place, escaped for a terminal."""
+    return escape(_LINK.sub(r"\1", markdown))
+
+
 def versions_document(name: str) -> dict[str, Any]:
     """Returns all versions of a model, newest first.
 
@@ -144,7 +149,7 @@ def versions_tree(document: dict[str, Any]) -> Tree:
 
 def _description(document: dict[str, Any]) -> str:
     """Returns MLflow's description of the version without link targets, which are relative to MLflow's page."""
-    return escape(_LINK.sub(r"\1", document["description"]))
+    return remove_link_targets(document["description"])
 
 
 def bento_tree(document: dict[str, Any]) -> Tree:

@@ -78,7 +78,11 @@ def down(as_json: AsJson = False) -> None:
         if as_json:
             out.file.write(json.dumps({"was_up": status is not None, "ended": len(orphans)}) + "\n")
         else:
-            out.print("nothing is up" if status is None and not orphans else "down; the state is kept")
+            out.print(
+                "no services run"
+                if status is None and not orphans
+                else "all services have stopped; the state folder is kept"
+            )
 
 
 def _start(settings: Settings, prefect_port: int, mlflow_port: int, port: int, recipes: list[str]) -> None:
@@ -147,27 +151,27 @@ def _register(recipes: list[str], settings: Settings) -> None:
 
 
 def _wait(home: Path) -> ServiceStatus:
-    """Returns the status once each server has responded or failed.
+    """Returns the status once each service has responded or failed.
 
     Raises:
         EngineMissing: the supervisor has ended, or the timeout has passed.
     """
     from bloomery.tasks.infrastructure.service_status import read_service_status
 
-    begin, was_up = time.monotonic(), False
-    while time.monotonic() - begin < _START_TIMEOUT_S:
+    start_time, was_up = time.monotonic(), False
+    while time.monotonic() - start_time < _START_TIMEOUT_S:
         status = read_service_status(home)
         if status is not None and status.is_settled:
             return status
         was_up |= status is not None
-        if status is None and (was_up or time.monotonic() - begin > 30):
+        if status is None and (was_up or time.monotonic() - start_time > 30):
             break
         time.sleep(0.2)
     raise EngineMissing(
         "the services did not start",
-        required="a running supervisor, and servers that respond",
+        required="a running supervisor, and services that respond",
         where=str(home / "logs"),
-        remedy="read up.log there, and the files that begin with up-",
+        remedy="read up.log there, and the files whose names begin with up-",
     )
 
 
@@ -190,7 +194,7 @@ def _report(out: Any, as_json: bool, status: ServiceStatus | None) -> None:
         document = {"is_up": False, "servers": []} if status is None else {"is_up": True, **status.model_dump()}
         out.file.write(json.dumps(document) + "\n")
     elif status is None:
-        out.print("nothing is up; `bloomery up` starts it")
+        out.print("no services run; `bloomery up` starts them")
     else:
         out.print(_table(status))
     failed = [] if status is None else [server for server in status.servers if server.state == "failed"]

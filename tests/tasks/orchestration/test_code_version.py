@@ -131,7 +131,7 @@ def test_stages_that_a_change_does_not_affect_are_found(
         command = [sys.executable, "-m", "bloomery.flows.cli", "check", "digits", "--json"]
         ended = subprocess.run(command, cwd=root, env=clean_environment(home), capture_output=True, text=True)
         assert ended.returncode == 0, ended.stderr
-        return [stage["stage"] for stage in json.loads(ended.stdout)["stages"] if stage["found"]]
+        return [stage["stage"] for stage in json.loads(ended.stdout)["stages"] if stage["digest"] is not None]
 
     def apply(name: str) -> None:
         path, old, new, _ = EDITS[name]

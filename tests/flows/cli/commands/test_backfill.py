@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from bloomery.data_contracts.errors import DataMissing, RecipeInvalid, SettingInvalid
-from bloomery.flows.cli.commands.backfill import _recipes, _require_data, _run_all, _Running
+from bloomery.flows.cli.commands.backfill import _PeriodRun, _recipes, _require_data, _run_all
 from bloomery.flows.recipe.recipe import read_recipe
 
 Bloomery = Callable[..., subprocess.CompletedProcess[str]]
@@ -110,10 +110,10 @@ def test_after_a_failure_no_period_starts_without_keep_going(
     """Each run is replaced by a process that fails at once."""
     error = {"error": "ContractBroken", "found": "a column is missing", "exit_code": 3}
 
-    def fail(reference: str, period: str) -> _Running:
+    def fail(reference: str, period: str) -> _PeriodRun:
         out = dated.parent / f"{period}.json"
         out.write_text(json.dumps(error))
-        return _Running(period, time.monotonic(), subprocess.Popen(["false"], stdin=subprocess.DEVNULL), out)
+        return _PeriodRun(period, time.monotonic(), subprocess.Popen(["false"], stdin=subprocess.DEVNULL), out)
 
     monkeypatch.setattr("bloomery.flows.cli.commands.backfill._start", fail)
     recipes = _recipes(str(dated), "2019-01", "2019-02")

@@ -53,7 +53,7 @@ def test_a_version_is_reproduced_bit_for_bit(
     assert (document["version"], document["verdict"]) == (release["bento"]["tag"], "identical")
     stages = list(dict.fromkeys(step["stage"] for step in document["steps"]))
     assert stages == ["ingest", "validate", "prepare", "train", "compress", "package"]
-    assert all(step["found"] == step["digest"] for step in document["steps"])
+    assert all(step["reproduced_digest"] == step["digest"] for step in document["steps"])
     assert len([step for step in document["steps"] if step["stage"] == "compress"]) == 2
     assert document["steps"][-1]["digest"] == release["bento"]["digest"]
     assert list((tmp_path / "again" / "state" / "stages" / "train").iterdir())
@@ -148,7 +148,7 @@ def test_other_networks_are_reproduced_and_a_changed_source_is_reported(
     completed = forked_bloomery(tmp_path / "other", "reproduce", folder, "--json")
     result = json.loads(completed.stdout)
     assert (completed.returncode, result["verdict"]) == (0, "identical"), result
-    assert result["steps"][-1]["found"] == packaged.digest
+    assert result["steps"][-1]["reproduced_digest"] == packaged.digest
     if kind == "transformer":  # the network does not depend on the source
         (tmp_path / "wishes.csv").write_text("id,text,wish\n" + "".join(rows).replace("stop song", "stop it", 1))
         completed = forked_bloomery(tmp_path / "other", "reproduce", folder, "--json")
