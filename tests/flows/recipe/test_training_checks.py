@@ -1,0 +1,153 @@
+"""Training, compression and network of a recipe are consistent with its features and with each other."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.flows.recipe.recipe_problems import (
+    CNN,
+    IMPORTED,
+    MLP,
+    NUMBER,
+    PHOTO,
+    RNN,
+    TEXT,
+    find_problems,
+)
+
+
+@pytest.mark.parametrize(
+    ("source", "model", "task", "training", "sentence"),
+    [
+        (NUMBER, MLP, "classification", {"slices": ["nobody"]}, "training.slices: contract people has no column"),
+        (NUMBER, MLP, "classification", {"slices": ["email"]}, "column 'email' is not stored in plain form (drop)"),
+        (NUMBER, MLP, "classification", {"slices": ["photo"]}, "column 'photo' is an array"),
+        (NUMBER, MLP, "classification", {"loss": "huber"}, "training.loss: huber is for a regression"),
+        (NUMBER, MLP, "regression", {"class_weights": "balanced"}, "training.class_weights: a regression has no"),
+        (NUMBER, MLP, "regression", {"label_smoothing": 0.1}, "training.label_smoothing: a regression has no"),
+        (NUMBER, MLP, "classification", {"augment": {"flip": True}}, "training.augment.flip applies to an image"),
+        (PHOTO, CNN, "classification", {"augment": {"mask": 0.1}}, "training.augment.mask applies to audio"),
+        (TEXT, RNN, "classification", {"augment": {"mixup": 0.2}}, "but an encoded row is text"),
+        ({"kind": "category", "columns": ["kind"], "encoding": "index"}, MLP, "classification",
+         {"augment": {"mixup": 0.2}}, "cannot be interpolated"),
+        (NUMBER, MLP, "classification", {"privacy": {"epsilon": 1, "delta": 1e-5}}, "set `norm: none`"),
+        (NUMBER, {**MLP, "norm": "none", "periodic": {}}, "classification", {"privacy": {"epsilon": 1, "delta": 1e-5}},
+         "frequencies of `periodic`"),
+        (NUMBER, {**MLP, "norm": "none"}, "classification",
+         {"privacy": {"epsilon": 1, "delta": 1e-5}, "search": {"trials": 2}}, "training.search: every trial"),
+        (PHOTO, CNN, "classification", {"privacy": {"epsilon": 1, "delta": 1e-5}}, "a cnn normalises over the rows"),
+        (NUMBER, {**MLP, "norm": "none"}, "classification", {"privacy": {"epsilon": 1, "delta": 1e-5}, "ema": 0.9},
+         "training.ema is not supported by private training"),
+        (NUMBER, {"kind": "auto"}, "classification", {"privacy": {"epsilon": 1, "delta": 1e-5}}, "name a network"),
+        (NUMBER, {**MLP, "norm": "none"}, "classification", {"privacy": {"epsilon": 1, "delta": 1e-5}, "devices": 2},
+         "training.devices is not supported by private training"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_inconsistent_training_options_are_reported(source, model, task, training, sentence):
+    label = "city" if task == "classification" else "price"
+    label_problems = find_problems(source, model=model, label=label, task=task)
+    (problem,) = [text for text in find_problems(source, model=model, label=label, task=task, training=training)
+                  if text not in label_problems]  # fmt: skip
+    assert sentence in problem
+
+
+@pytest.mark.parametrize(
+    ("source", "model", "training"),
+    [
+        (NUMBER, MLP, {"slices": ["city", "age"], "augment": {"mixup": 0.2}}),
+        (PHOTO, CNN, {"label_smoothing": 0.1, "augment": {"flip": True, "shift": 1}}),
+        (TEXT, RNN, {"class_weights": "balanced", "augment": {"drop_tokens": 0.1}}),
+        (NUMBER, {**MLP, "norm": "none"}, {"privacy": {"epsilon": 1, "delta": 1e-5}}),
+    ],
+    ids=str,
+)
+def test_consistent_training_options_have_no_problems(source, model, training):
+    assert find_problems(source, model=model, training=training) == []
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"epochs": 3},
+        {"epochs": 3, "search": {"trials": 2}},
+        {"privacy": {"epsilon": 1, "delta": 1e-5}},
+        {"start_from": {"network": "digits@champion"}},
+        {"devices": 2},
+        {"nodes": 2},
+        {"learning_rate": 0.1},
+        {"class_weights": "balanced"},
+        {"augment": {"flip": True}},
+    ],
+    ids=str,
+)
+def test_an_imported_network_is_not_trained(training):
+    problems = find_problems(NUMBER, model=IMPORTED, training=training)
+    assert [problem.split(":")[0] for problem in problems] == [f"training.{name}" for name in training]
+    assert all("an imported network is already trained" in problem for problem in problems)
+
+
+def test_evaluation_options_apply_to_an_imported_network():
+    options = {"slices": ["city"], "seed": 3, "num_threads": 2, "explain": {"rows": 2, "method": "lime"}}
+    assert find_problems(NUMBER, model=IMPORTED, training=options) == []
+    assert find_problems(NUMBER, model=IMPORTED, training={"explain": None}) == []
+    (gradients,) = find_problems(NUMBER, model=IMPORTED, training={"explain": {"method": "integrated_gradients"}})
+    assert "training.explain.method: an imported network has no gradients" in gradients
+    (slices,) = find_problems(NUMBER, model=IMPORTED, training={"slices": ["nobody"]})
+    assert "training.slices" in slices
+
+
+@pytest.mark.parametrize("model", [IMPORTED, {"kind": "custom", "function": "mine:network"}], ids=str)
+def test_imported_and_custom_networks_are_not_pruned(model):
+    candidates = [{"name": "fp32"}, {"name": "small", "prune": 0.5}]
+    (problem,) = find_problems(NUMBER, model=model, candidates=candidates)
+    assert "compression.candidates: small cannot be pruned" in problem
+    assert find_problems(NUMBER, model=model, candidates=candidates[:1]) == []
+    assert find_problems(NUMBER, model=MLP, candidates=candidates) == []
+
+
+@pytest.mark.parametrize(
+    ("model", "candidate", "problem"),
+    [
+        (MLP, {"prune": {"ratio": 0.5, "structures": ["heads"]}}, "a mlp has no heads to remove"),
+        (MLP, {"student": {"model": CNN}}, "one's student: model: a network of kind cnn reads an image"),
+        (MLP, {"student": {"model": {"kind": "auto"}}}, "has a student of kind auto"),
+        (
+            MLP,
+            {"student": {"model": RNN}, "prune": {"ratio": 0.5, "scope": "global"}},
+            "share their width in the config",
+        ),
+        (IMPORTED, {"factorize": 0.5}, "cannot be factorised: an imported network is not changed"),
+    ],
+)
+def test_impossible_candidates_are_reported_before_anything_runs(model, candidate, problem):
+    problems = find_problems(NUMBER, model=model, candidates=[{"name": "fp32"}, {"name": "one", **candidate}])
+    assert any(problem in sentence for sentence in problems), problems
+
+
+def test_an_imported_network_has_no_extra_formats_but_its_student_has():
+    student = {"name": "one", "student": {"model": MLP}}
+    for candidates in (None, [{"name": "fp32"}, student | {"quantize": "static"}]):
+        (problem,) = find_problems(NUMBER, model=IMPORTED, extra_formats=["pt2"], candidates=candidates)
+        assert "compression.extra_formats: an imported network is not a PyTorch network" in problem
+    assert find_problems(NUMBER, model=IMPORTED, extra_formats=["pt2"], candidates=[{"name": "fp32"}, student]) == []
+    assert find_problems(NUMBER, model=MLP, extra_formats=["pt2", "litert"]) == []
+
+
+def test_an_imported_network_has_no_candidate_search_but_its_student_may_be_pruned():
+    (problem,) = find_problems(NUMBER, model=IMPORTED, search=True)
+    assert "compression.search: an imported network cannot be pruned" in problem
+    assert find_problems(NUMBER, model=MLP, search=True) == []
+    student = {"name": "one", "student": {"model": MLP}, "prune": 0.5}
+    assert find_problems(NUMBER, model=IMPORTED, candidates=[{"name": "fp32"}, student]) == []
+
+
+def test_impossible_distillation_is_reported_before_anything_runs():
+    candidates = [{"name": "fp32"}, {"name": "one", "student": {"model": MLP}}]
+    for weight in ("feature_weight", "attention_weight"):
+        (problem,) = find_problems(NUMBER, model=IMPORTED, candidates=candidates, distill={weight: 1})
+        assert "compression.distill: one cannot be distilled from the trained network:" in problem
+        assert find_problems(NUMBER, model=IMPORTED, candidates=candidates[:1], distill={weight: 1}) == []
+    (problem,) = find_problems(NUMBER, model=MLP, distill={"attention_weight": 1})
+    assert "a pruned network cannot be distilled from the trained network: a network of kind mlp has no know" in problem
+    assert find_problems(NUMBER, model=MLP, distill={"feature_weight": 1}) == []
