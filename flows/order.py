@@ -44,13 +44,11 @@ class Stages:
     promote: Callable[[Bento, Gates, PromotionTerms], Release]
 
 
-def run_stages(
-    stages: Stages, recipe: Recipe, source: LocatedSource, initial_weights: InitialWeights | None
-) -> Release:
+def run_stages(stages: Stages, recipe: Recipe, source: LocatedSource, weights: InitialWeights | None) -> Release:
     rows = stages.ingest(source)
     valid_rows = stages.validate(rows, recipe.contract)
     dataset = stages.prepare(valid_rows, recipe.features, recipe.engine_settings)
-    trained = stages.train(dataset, recipe.model, recipe.training, initial_weights, recipe.engine_settings)
+    trained = stages.train(dataset, recipe.model, recipe.training, weights, recipe.engine_settings)
     candidates = stages.compress(trained, recipe.compression)
     choice = stages.choose(candidates, recipe.budget)
     bento = stages.package(choice, recipe.name, recipe.as_stated)
