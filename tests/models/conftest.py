@@ -29,7 +29,7 @@ from bloomery.models.training.determinism import set_deterministic
 from bloomery.models.training.loop import train
 
 
-class Parts(NamedTuple):
+class Splits(NamedTuple):
     train: Examples
     val: Examples
     test: Examples
@@ -77,17 +77,17 @@ def encoder(digits: pa.Table, features: Features) -> Encoder:
 
 
 @pytest.fixture(scope="session")
-def parts(digits: pa.Table, encoder: Encoder) -> Parts:
+def splits(digits: pa.Table, encoder: Encoder) -> Splits:
     x = torch.from_numpy(encode(encoder, digits))
     y = torch.from_numpy(encode_labels(encoder, digits["label"]).to_numpy().copy())
     key = digits["id"].to_numpy()
-    return Parts(
+    return Splits(
         *(Examples(x[rows], y[rows], key[rows]) for rows in (slice(1000), slice(1000, 1200), slice(1200, None)))
     )
 
 
 @pytest.fixture(scope="session")
-def trained(parts: Parts) -> Trained:
+def trained(splits: Splits) -> Trained:
     """A small network that classifies most digits correctly. Copy it before you change it."""
     set_deterministic(seed=0, num_threads=1)
     blueprint = Blueprint(
@@ -96,30 +96,30 @@ def trained(parts: Parts) -> Trained:
         num_outputs=10,
     )
     network = build_network(blueprint)
-    train(network, TrainingData(parts.train, parts.val), Loop(epochs=8))
+    train(network, TrainingData(splits.train, splits.val), Loop(epochs=8))
     return Trained(network, blueprint)
 
 
 @pytest.fixture(scope="session")
-def exported(trained: Trained, parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(trained: Trained, splits: Splits, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("exported") / "float.onnx"
-    export_onnx(trained.network, parts.test.x, path)
+    export_onnx(trained.network, splits.test.x, path)
     return path
 
 
 @pytest.fixture(scope="session")
-def quantized(exported: Path, parts: Parts) -> Path:
+def quantized(exported: Path, splits: Splits) -> Path:
     path = exported.with_name("int8.onnx")
-    quantize(exported, path, parts.train.x[:200].numpy())
+    quantize(exported, path, splits.train.x[:200].numpy())
     return path
 
 
 @pytest.fixture(scope="session")
-def few_valued(trained: Trained, parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def few_valued(trained: Trained, splits: Splits, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The network with a tenth of its weights, in 8 values. Without fine-tuning, most predictions are wrong."""
     network = copy.deepcopy(trained.network)
     with fixed_masks(network, compute_masks(network, 0.1)), shared_weights(network, cluster_weights(network, 8)):
         pass
     path = tmp_path_factory.mktemp("few") / "few.onnx"
-    export_onnx(network, parts.test.x, path)
+    export_onnx(network, splits.test.x, path)
     return path

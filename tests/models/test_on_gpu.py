@@ -76,10 +76,8 @@ def train_network(
     set_deterministic(seed=0, num_threads=1)
     blueprint = blueprint_of(name)
     network = build_network(blueprint)
-    parts = rows_of(blueprint.layout, 400, 1), rows_of(blueprint.layout, 100, 2)
-    return network, train(
-        network, TrainingData(*parts, seed=1), loop, placement=Placement(device), hooks=hooks or TrainingHooks()
-    )
+    data = TrainingData(rows_of(blueprint.layout, 400, 1), rows_of(blueprint.layout, 100, 2), seed=1)
+    return network, train(network, data, loop, placement=Placement(device), hooks=hooks or TrainingHooks())
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -146,16 +144,16 @@ def test_compressed_networks_are_fine_tuned_and_exported(
 ) -> None:
     teacher, _ = train_network("cnn", "cuda")
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
-    parts = rows_of(IMAGE, 400, 1), rows_of(IMAGE, 100, 2)
+    train_rows, val_rows = rows_of(IMAGE, 400, 1), rows_of(IMAGE, 100, 2)
     compression = Compression(fine_tune=Loop(epochs=4, batch_size=32), distill=distillation)
-    fine_tuning = FineTuning(*parts, teacher, compression, device="cuda")
+    fine_tuning = FineTuning(train_rows, val_rows, teacher, compression, device="cuda")
     smaller = compress_network(teacher, blueprint_of("cnn"), CANDIDATES[candidate], fine_tuning)
     assert {tensor.device.type for network in (smaller, teacher) for tensor in network.state_dict().values()} == {"cpu"}
     assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
-    assert evaluate(smaller, parts[1])[1] > 0.6
+    assert evaluate(smaller, val_rows)[1] > 0.6
     if CANDIDATES[candidate].quantization_aware:
         return  # the ranges are removed before the export
-    assert export_onnx(smaller, parts[1].x, tmp_path / "model.onnx") < 1e-3
+    assert export_onnx(smaller, val_rows.x, tmp_path / "model.onnx") < 1e-3
 
 
 def test_training_with_augmented_images_works() -> None:

@@ -59,20 +59,20 @@ def test_the_weight_divides_the_gradient_between_labels_and_soft_targets(weight)
     assert teacher.weight.grad is None
 
 
-def test_unlabelled_rows_teach_by_the_teachers_outputs(trained, parts):
+def test_unlabelled_rows_teach_by_the_teachers_outputs(trained, splits):
     """A student with few labels makes fewer errors with the teacher's outputs for unlabelled rows."""
-    labelled = Examples(parts.train.x[:60], parts.train.y[:60], parts.train.key[:60])
+    labelled = Examples(splits.train.x[:60], splits.train.y[:60], splits.train.key[:60])
     loop = Loop(epochs=12, batch_size=32, learning_rate=3e-3)
     blueprint = trained.blueprint.model_copy(update={"config": Mlp(kind="mlp", hidden=(32,))})
     errors = []
-    for rows, weight in ((labelled, 0.0), (add_unlabelled(labelled, parts.train.x[60:]), 0.9)):
+    for rows, weight in ((labelled, 0.0), (add_unlabelled(labelled, splits.train.x[60:]), 0.9)):
         set_deterministic(seed=0, num_threads=1)
         spec = CandidateSpec(name="student", student=Student(model=blueprint.config, training=loop))
         compression = Compression(distill=Distillation(weight=weight))
         student = compress_network(
-            trained.network, blueprint, spec, FineTuning(rows, parts.val, trained.network, compression)
+            trained.network, blueprint, spec, FineTuning(rows, splits.val, trained.network, compression)
         )
-        errors.append(1 - evaluate(student, parts.test)[1])
+        errors.append(1 - evaluate(student, splits.test)[1])
     assert errors[1] < errors[0] / 2
 
 
@@ -107,63 +107,63 @@ def record_passes(rows: Examples, loop: Loop) -> tuple[list[torch.Tensor], list[
     return inputs, outputs
 
 
-def test_student_and_teacher_see_the_same_augmented_rows(parts):
+def test_student_and_teacher_see_the_same_augmented_rows(splits):
     """Both get the same mixture of two images."""
-    rows = Examples(*(column[:64] for column in parts.train))
+    rows = Examples(*(column[:64] for column in splits.train))
     inputs, _ = record_passes(rows, Loop(epochs=1, batch_size=64, augment=Augment(shift=2, mixup=0.4)))
     assert torch.equal(inputs[0], inputs[1])
     assert not torch.equal(inputs[0], rows.x)
 
 
-def test_student_and_teacher_run_in_the_precision_of_the_loop(parts):
+def test_student_and_teacher_run_in_the_precision_of_the_loop(splits):
     """Regression test: both ran in float32, which halves the speed of processors with AMX."""
-    rows = Examples(*(column[:64] for column in parts.train))
+    rows = Examples(*(column[:64] for column in splits.train))
     _, outputs = record_passes(rows, Loop(epochs=1, batch_size=64, precision="bf16"))
     dtypes = [outputs_BK.dtype for outputs_BK in outputs]
     assert dtypes == [torch.bfloat16, torch.bfloat16, torch.float32]  # the last one is the evaluation
 
 
-def test_a_teacher_is_channels_last_during_distillation_only(trained, parts):
+def test_a_teacher_is_channels_last_during_distillation_only(trained, splits):
     strides: list[bool] = []
     first = next(
         module for module in trained.network.modules() if isinstance(module, nn.Conv2d) and module.in_channels > 1
     )
     hook = first.register_forward_hook(lambda *_: strides.append(first.weight.is_contiguous()))
-    compress(trained, parts, prune=0.5)
+    compress(trained, splits, prune=0.5)
     hook.remove()
     assert not strides[-1]
     assert first.weight.is_contiguous()
 
 
-def compress(trained, parts, **fields) -> nn.Module:
+def compress(trained, splits, **fields) -> nn.Module:
     compression = Compression(fine_tune=Loop(epochs=6, learning_rate=3e-3), **fields.pop("compression", {}))
     spec = CandidateSpec.model_validate({"name": "small", **fields})
     return compress_network(
-        trained.network, trained.blueprint, spec, FineTuning(parts.train, parts.val, trained.network, compression)
+        trained.network, trained.blueprint, spec, FineTuning(splits.train, splits.val, trained.network, compression)
     )
 
 
-def test_a_pruned_network_recovers_its_accuracy(trained, parts):
+def test_a_pruned_network_recovers_its_accuracy(trained, splits):
     before_fine_tuning = prune_network(trained.network, trained.blueprint, Pruning(ratio=0.5)).network
-    pruned = compress(trained, parts, prune=0.5)
+    pruned = compress(trained, splits, prune=0.5)
     assert num_parameters(pruned) < 0.4 * num_parameters(trained.network)
-    assert evaluate(pruned, parts.test)[1] > evaluate(before_fine_tuning, parts.test)[1] + 0.1
+    assert evaluate(pruned, splits.test)[1] > evaluate(before_fine_tuning, splits.test)[1] + 0.1
     assert not pruned.training
 
 
-def test_a_candidate_does_not_depend_on_those_built_before_it(trained, parts):
-    x = parts.test.x
-    outputs = predict(compress(trained, parts, prune=0.5), x)
+def test_a_candidate_does_not_depend_on_those_built_before_it(trained, splits):
+    x = splits.test.x
+    outputs = predict(compress(trained, splits, prune=0.5), x)
     torch.rand(7)
-    compress(trained, parts, student={"model": {"kind": "mlp", "hidden": [4]}})
-    assert torch.equal(predict(compress(trained, parts, prune=0.5), x), outputs)
+    compress(trained, splits, student={"model": {"kind": "mlp", "hidden": [4]}})
+    assert torch.equal(predict(compress(trained, splits, prune=0.5), x), outputs)
 
 
-def test_a_student_replaces_the_network_and_is_pruned_and_factorized(trained, parts):
+def test_a_student_replaces_the_network_and_is_pruned_and_factorized(trained, splits):
     student = {"model": {"kind": "mlp", "hidden": [256, 128], "norm": "none"}}
-    full = compress(trained, parts, student=student)
-    halved = compress(trained, parts, student=student, prune=Pruning(ratio=0.5).model_dump())
-    thin = compress(trained, parts, student=student, prune=0.5, factorize=0.5)
+    full = compress(trained, splits, student=student)
+    halved = compress(trained, splits, student=student, prune=Pruning(ratio=0.5).model_dump())
+    thin = compress(trained, splits, student=student, prune=0.5, factorize=0.5)
     assert num_parameters(thin) < num_parameters(halved) < num_parameters(full)
     assert isinstance(Cnn(kind="cnn"), type(trained.blueprint.config))
-    assert all(evaluate(module, parts.test)[1] > 0.75 for module in (full, halved, thin))
+    assert all(evaluate(module, splits.test)[1] > 0.75 for module in (full, halved, thin))

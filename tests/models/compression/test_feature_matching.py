@@ -175,14 +175,14 @@ def test_networks_without_attention_match_features(kind: str) -> None:
     )
 
 
-def test_pruned_and_rounded_networks_match_features(trained, parts) -> None:
+def test_pruned_and_rounded_networks_match_features(trained, splits) -> None:
     """Pruning and rounding replace the head and the maps; hooks of one step do not affect the next."""
     spec = CandidateSpec.model_validate(
         {"name": "small", "prune": 0.5, "factorize": 0.5, "quantize": "static", "quantization_aware": True}
     )
     loop = Loop(epochs=1, batch_size=128, augment=Augment(shift=1))
     compression = Compression(fine_tune=loop, distill=Distillation(feature_weight=1.0, attention_weight=1.0))
-    fine_tuning = FineTuning(parts.train, parts.val, trained.network, compression)
+    fine_tuning = FineTuning(splits.train, splits.val, trained.network, compression)
     compressed = compress_network(trained.network, trained.blueprint, spec, fine_tuning)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in compressed.modules())
 
@@ -194,18 +194,18 @@ def test_pruned_and_rounded_networks_match_features(trained, parts) -> None:
         (ENCODER, {"attention_weight": 0.5}, "a transformer attends to steps or columns and a cnn to image positions"),
     ],
 )
-def test_impossible_attention_transfer_is_refused(trained, parts, student: Model, weights, message: str) -> None:
+def test_impossible_attention_transfer_is_refused(trained, splits, student: Model, weights, message: str) -> None:
     spec = CandidateSpec.model_validate({"name": "student", "student": {"model": student.model_dump()}})
-    fine_tuning = FineTuning(parts.train, parts.val, trained.network, Compression(distill=Distillation(**weights)))
+    fine_tuning = FineTuning(splits.train, splits.val, trained.network, Compression(distill=Distillation(**weights)))
     with pytest.raises(RecipeInvalid, match=message):
         compress_network(trained.network, trained.blueprint, spec, fine_tuning)
 
 
-def test_a_map_of_one_position_has_no_attention(trained, parts) -> None:
+def test_a_map_of_one_position_has_no_attention(trained, splits) -> None:
     config = Cnn(kind="cnn", channels=(4, 4, 4), hidden=0)  # three blocks halve 8 x 8 pixels to one
     spec = CandidateSpec.model_validate({"name": "student", "student": {"model": config.model_dump()}})
     fine_tuning = FineTuning(
-        parts.train, parts.val, trained.network, Compression(distill=Distillation(attention_weight=1.0))
+        splits.train, splits.val, trained.network, Compression(distill=Distillation(attention_weight=1.0))
     )
     with pytest.raises(RecipeInvalid, match="have a single position"):
         compress_network(trained.network, trained.blueprint, spec, fine_tuning)

@@ -82,14 +82,14 @@ def test_the_gradient_of_a_centroid_is_the_sum_over_its_weights():
         assert centroids.grad.tolist() == [100.0, 11.0]
 
 
-def test_centroids_are_trained_and_weights_stay_clustered(trained, parts):
+def test_centroids_are_trained_and_weights_stay_clustered(trained, splits):
     network = copy.deepcopy(trained.network)
     with shared_weights(network, cluster_weights(network, 2)):
-        initial_loss, _ = evaluate(network, parts.val)
+        initial_loss, _ = evaluate(network, splits.val)
         centroids = [parameter.detach().clone() for parameter in network.parameters()]
-        train(network, TrainingData(parts.train, parts.val), Loop(epochs=2, learning_rate=3e-3, batch_size=32))
+        train(network, TrainingData(splits.train, splits.val), Loop(epochs=2, learning_rate=3e-3, batch_size=32))
         assert any(not torch.equal(*pair) for pair in zip(centroids, network.parameters(), strict=True))
-    trained_loss, _ = evaluate(network, parts.val)
+    trained_loss, _ = evaluate(network, splits.val)
     assert trained_loss < initial_loss
     assert all(len(weight[weight != 0].unique()) <= 2 for weight in network.parameters())
 
@@ -100,7 +100,7 @@ def test_an_impossible_number_of_clusters_is_refused(num_clusters):
         cluster_weights(nn.Linear(2, 2), num_clusters)
 
 
-def test_the_forward_pass_uses_centroids_while_weights_are_trained(trained, parts):
+def test_the_forward_pass_uses_centroids_while_weights_are_trained(trained, splits):
     network = copy.deepcopy(trained.network)
     masks = compute_masks(network, 0.3)
     before = copy.deepcopy(network)
@@ -108,11 +108,11 @@ def test_the_forward_pass_uses_centroids_while_weights_are_trained(trained, part
         with straight_through_clusters(network, 3):
             network.eval()
             assert len(network.head.weight.unique()) <= 4
-            loss_before, _ = evaluate(network, parts.val)
-            train(network, TrainingData(parts.train, parts.val), Loop(epochs=2, learning_rate=3e-3))
+            loss_before, _ = evaluate(network, splits.val)
+            train(network, TrainingData(splits.train, splits.val), Loop(epochs=2, learning_rate=3e-3))
         assert len(network.head.weight.unique()) > 4
         assert not network.head.weight[~masks["head.weight"]].any()
     assert not torch.equal(network.head.weight, before.head.weight)
     with shared_weights(network, cluster_weights(network, 3)):
-        trained_loss, _ = evaluate(network, parts.val)
+        trained_loss, _ = evaluate(network, splits.val)
     assert trained_loss < loss_before

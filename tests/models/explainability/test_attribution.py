@@ -271,8 +271,8 @@ def test_another_target_can_be_explained(trained_network: Callable[..., nn.Modul
     np.testing.assert_allclose(first, -second, atol=1e-5)  # of two classes
 
 
-def test_an_onnx_file_and_its_network_have_the_same_explanation(trained, exported, parts):
-    x, layout, session = parts.test.x[:3], trained.blueprint.layout, create_session(exported)
+def test_an_onnx_file_and_its_network_have_the_same_explanation(trained, exported, splits):
+    x, layout, session = splits.test.x[:3], trained.blueprint.layout, create_session(exported)
     baseline = make_baseline(x, layout, x)
     from_session = explain_session(session, x.numpy(), layout, baseline.numpy(), AttributionOptions(num_passes=128))
     from_network = explain(trained.network, x, layout, baseline, AttributionOptions("shapley", num_passes=128))

@@ -15,22 +15,22 @@ from bloomery.models.export.onnx_exporter import TOLERANCE
 
 
 @pytest.mark.slow
-def test_litert_and_pytorch_have_the_same_outputs(trained, parts, tmp_path: Path):
+def test_litert_and_pytorch_have_the_same_outputs(trained, splits, tmp_path: Path):
     python = os.environ.get(PYTHON_VARIABLE)
     if python is None:
         pytest.skip(f"{PYTHON_VARIABLE} names no Python with litert-torch")
     require_litert(python)
-    error = export_litert(trained.network, parts.test.x[:4], tmp_path / "network.tflite", python)
+    error = export_litert(trained.network, splits.test.x[:4], tmp_path / "network.tflite", python)
     assert 0 <= error <= TOLERANCE
     assert (tmp_path / "network.tflite").read_bytes()[4:8] == b"TFL3"
 
 
 @pytest.mark.parametrize("python", [None, "no-such-python", sys.executable], ids=["unset", "absent", "without litert"])
-def test_missing_packages_are_reported(python, trained, parts, tmp_path: Path):
+def test_missing_packages_are_reported(python, trained, splits, tmp_path: Path):
     with pytest.raises(EngineMissing, match="networks cannot be exported to LiteRT"):
         require_litert(python)
     with pytest.raises(EngineMissing, match="networks cannot be exported to LiteRT") as caught:
-        export_litert(trained.network, parts.test.x[:2], tmp_path / "network.tflite", python)
+        export_litert(trained.network, splits.test.x[:2], tmp_path / "network.tflite", python)
     assert "pip install litert-torch" in caught.value.remedy
     assert not (tmp_path / "network.tflite").exists()
 

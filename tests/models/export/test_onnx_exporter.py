@@ -23,25 +23,25 @@ from bloomery.models.networks.config import Cnn, Rnn, Transformer
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 7, 64, 300])
-def test_onnx_runtime_and_pytorch_have_the_same_outputs(exported, trained, parts, num_rows):
-    x = parts.test.x[:num_rows]
+def test_onnx_runtime_and_pytorch_have_the_same_outputs(exported, trained, splits, num_rows):
+    x = splits.test.x[:num_rows]
     with torch.no_grad():
         expected = trained.network(x).numpy()
     np.testing.assert_allclose(run_session(create_session(exported), x.numpy()), expected, atol=TOLERANCE)
 
 
-def test_export_is_deterministic(exported, trained, parts, tmp_path: Path):
+def test_export_is_deterministic(exported, trained, splits, tmp_path: Path):
     again = tmp_path / "another name.onnx"
-    error = export_onnx(copy.deepcopy(trained.network), parts.train.x[:40], again)
+    error = export_onnx(copy.deepcopy(trained.network), splits.train.x[:40], again)
     assert again.read_bytes() == exported.read_bytes()
     assert 0 <= error <= TOLERANCE
 
 
-def test_other_weights_give_other_bytes(exported, trained, parts, tmp_path: Path):
+def test_other_weights_give_other_bytes(exported, trained, splits, tmp_path: Path):
     network = copy.deepcopy(trained.network)
     with torch.no_grad():
         network.head.bias[0] += 1e-3
-    export_onnx(network, parts.test.x, tmp_path / "other.onnx")
+    export_onnx(network, splits.test.x, tmp_path / "other.onnx")
     assert (tmp_path / "other.onnx").read_bytes() != exported.read_bytes()
 
 
@@ -65,9 +65,9 @@ def test_the_batch_size_is_dynamic_and_names_are_those_of_the_runtime(exported):
     assert [side.dim_value for side in network_input.type.tensor_type.shape.dim] == [0, 1, 8, 8]
 
 
-def test_a_network_in_training_mode_is_exported_for_evaluation(trained, parts, exported, tmp_path: Path):
+def test_a_network_in_training_mode_is_exported_for_evaluation(trained, splits, exported, tmp_path: Path):
     network = copy.deepcopy(trained.network).train()
-    export_onnx(network, parts.test.x, tmp_path / "again.onnx")
+    export_onnx(network, splits.test.x, tmp_path / "again.onnx")
     assert (tmp_path / "again.onnx").read_bytes() == exported.read_bytes()
 
 
@@ -81,20 +81,20 @@ def test_images_of_any_size_can_be_exported(shape, tmp_path: Path):
     assert export_onnx(network, torch.randn(40, *shape), tmp_path / "any.onnx") <= TOLERANCE
 
 
-def test_one_example_is_enough(trained, parts, tmp_path: Path, exported):
-    export_onnx(trained.network, parts.test.x[:1], tmp_path / "one.onnx")
-    x = parts.test.x[:5].numpy()
+def test_one_example_is_enough(trained, splits, tmp_path: Path, exported):
+    export_onnx(trained.network, splits.test.x[:1], tmp_path / "one.onnx")
+    x = splits.test.x[:5].numpy()
     np.testing.assert_array_equal(
         run_session(create_session(tmp_path / "one.onnx"), x), run_session(create_session(exported), x)
     )
 
 
-def test_a_network_with_nan_outputs_is_not_exported(trained, parts, tmp_path: Path):
+def test_a_network_with_nan_outputs_is_not_exported(trained, splits, tmp_path: Path):
     network = copy.deepcopy(trained.network)
     with torch.no_grad():
         network.head.bias[0] = float("nan")
     with pytest.raises(ParityBroken, match="differ by up to nan"):
-        export_onnx(network, parts.test.x, tmp_path / "nan.onnx")
+        export_onnx(network, splits.test.x, tmp_path / "nan.onnx")
 
 
 TOKENS = Layout(kind="tokens", shape=(12,), num_tokens=20)
@@ -198,7 +198,7 @@ def test_a_network_without_max_length_has_a_fixed_length(tmp_path: Path):
     assert export_onnx(network, torch.randn(40, 12, 4), tmp_path / "flat.onnx") <= TOLERANCE
 
 
-def test_the_runtime_returns_the_metadata(exported, parts, tmp_path: Path):
+def test_the_runtime_returns_the_metadata(exported, splits, tmp_path: Path):
     for name, items in (("one", [("version", "3"), ("data", "ab12")]), ("other", [("data", "ab12"), ("version", "3")])):
         (tmp_path / name).write_bytes(exported.read_bytes())
         add_metadata(tmp_path / name, {"replaced": "yes"})
@@ -207,7 +207,7 @@ def test_the_runtime_returns_the_metadata(exported, parts, tmp_path: Path):
     assert (tmp_path / "one").stat().st_size < exported.stat().st_size + 100
     runtime = create_session(tmp_path / "one")
     assert runtime.get_modelmeta().custom_metadata_map == {"data": "ab12", "version": "3"}
-    x = parts.test.x[:5].numpy()
+    x = splits.test.x[:5].numpy()
     np.testing.assert_array_equal(run_session(runtime, x), run_session(create_session(exported), x))
 
 
@@ -217,8 +217,8 @@ def test_constants_of_a_traced_network_are_folded(tmp_path: Path):
 
 
 @pytest.mark.parametrize("kind", ["cnn", "lstm"])
-def test_a_torch_export_program_runs_without_our_code(kind, trained, parts, tmp_path: Path):
-    network, x = (trained.network, parts.test.x) if kind == "cnn" else (recurrent("lstm", TOKENS), rows_of(TOKENS, 40))
+def test_a_torch_export_program_runs_without_our_code(kind, trained, splits, tmp_path: Path):
+    network, x = (trained.network, splits.test.x) if kind == "cnn" else (recurrent("lstm", TOKENS), rows_of(TOKENS, 40))
     assert export_program(network, x, tmp_path / "network.pt2") <= TOLERANCE
     export_program(copy.deepcopy(network), x[:5], tmp_path / "other.pt2")
     content = (tmp_path / "network.pt2").read_bytes()

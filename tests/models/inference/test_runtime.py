@@ -50,8 +50,8 @@ def test_a_session_has_the_endpoints_settings(exported):
     assert runtime.get_session_options().intra_op_num_threads == 1
 
 
-def test_outputs_are_float32_logits_per_row(exported, parts):
-    runtime, x = create_session(exported), parts.test.x[:17].numpy()
+def test_outputs_are_float32_logits_per_row(exported, splits):
+    runtime, x = create_session(exported), splits.test.x[:17].numpy()
     together = run_session(runtime, x)
     assert (together.dtype, together.shape) == (np.float32, (17, 10))
     alone = np.concatenate([run_session(runtime, row[None]) for row in x])

@@ -19,13 +19,13 @@ BLUEPRINT = Blueprint(
 )
 
 
-def test_reading_a_network_inverts_writing_it(tmp_path: Path, trained, parts):
+def test_reading_a_network_inverts_writing_it(tmp_path: Path, trained, splits):
     write_network(trained.network, trained.blueprint, tmp_path / "w", tmp_path / "b")
     network, blueprint = read_network(tmp_path / "w", tmp_path / "b")
     assert blueprint == trained.blueprint
     assert not network.training
     with torch.no_grad():
-        assert torch.equal(network(parts.test.x), trained.network(parts.test.x))
+        assert torch.equal(network(splits.test.x), trained.network(splits.test.x))
 
 
 def test_the_digest_is_that_of_the_file_and_depends_only_on_the_weights(tmp_path: Path):

@@ -266,13 +266,13 @@ def test_weights_listed_as_inputs_by_older_files_are_not_inputs(tmp_path: Path) 
 # Complete networks
 
 
-def test_a_pytorch_export_needs_no_changes(tmp_path: Path, exported: Path, parts: Any) -> None:
-    layout, x = Layout(kind="image", shape=(1, 8, 8)), parts.test.x.numpy()
+def test_a_pytorch_export_needs_no_changes(tmp_path: Path, exported: Path, splits: Any) -> None:
+    layout, x = Layout(kind="image", shape=(1, 8, 8)), splits.test.x.numpy()
     imported = import_network(exported, layout, "classification", 10, x)
     assert imported.changes == []
     assert logits(imported.model, x) == pytest.approx(run_session(create_session(exported), x), abs=1e-6)
     assert torch.equal(
-        SessionModule(create_session(exported))(parts.test.x),
+        SessionModule(create_session(exported))(splits.test.x),
         torch.from_numpy(run_session(create_session(exported), x)),
     )
 

@@ -123,10 +123,10 @@ def test_the_decisions_of_all_tensors_are_limited(monkeypatch):
         decode(all_coded)
 
 
-def test_a_trained_network_keeps_the_bits_of_its_outputs(few_valued, parts):
+def test_a_trained_network_keeps_the_bits_of_its_outputs(few_valued, splits):
     from bloomery.models.inference.runtime import create_session, run_session
 
-    model, x = few_valued.read_bytes(), parts.test.x.numpy()
+    model, x = few_valued.read_bytes(), splits.test.x.numpy()
     stored = encode(model)
     assert len(stored) < len(model) / 8
     assert np.array_equal(run_session(create_session(decode(stored)), x), run_session(create_session(few_valued), x))

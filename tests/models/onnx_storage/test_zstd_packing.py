@@ -65,8 +65,8 @@ def test_any_sparse_network_keeps_the_bits_of_its_outputs(widths, density, seed)
         assert np.array_equal(run_session(create_session(packed), x), expected)
 
 
-def test_a_trained_network_keeps_its_outputs_and_is_far_smaller(few_valued, parts):
-    model, x = few_valued.read_bytes(), parts.test.x.numpy()
+def test_a_trained_network_keeps_its_outputs_and_is_far_smaller(few_valued, splits):
+    model, x = few_valued.read_bytes(), splits.test.x.numpy()
     for packed in (minify(model), pack_sparse_tensors(minify(model))):
         assert np.array_equal(run_session(create_session(packed), x), run_session(create_session(few_valued), x))
     stored = pack_for_zstd(model)

@@ -65,7 +65,7 @@ def test_a_machine_without_the_folder_is_refused(tmp_path: Path):
         open_energy_counter(tmp_path / "powercap")
 
 
-def test_joules_of_a_batch_are_compared_with_the_baseline(exported, quantized, parts, monkeypatch):
+def test_joules_of_a_batch_are_compared_with_the_baseline(exported, quantized, splits, monkeypatch):
     """A simulated processor that takes one joule per row, and two if rows run one by one."""
     total_j = 0.0
 
@@ -75,7 +75,7 @@ def test_joules_of_a_batch_are_compared_with_the_baseline(exported, quantized, p
 
     monkeypatch.setattr("bloomery.models.profiling.energy.run_batch", run_batch)
     paths = {"fp32": exported, "int8": quantized, "again": exported}
-    files, x = ComparedFiles(paths, baseline="fp32", row_by_row={"int8"}), parts.test.x[:3].numpy()
+    files, x = ComparedFiles(paths, baseline="fp32", row_by_row={"int8"}), splits.test.x[:3].numpy()
     energies = compare_energy(files, x, lambda: total_j, rounds=5, turn_s=1e-4)
     assert {name: (energy.batch_size, energy.num_rounds, energy.p50_j) for name, energy in energies.items()} == {
         "fp32": (3, 5, 3.0),
@@ -89,8 +89,8 @@ def test_joules_of_a_batch_are_compared_with_the_baseline(exported, quantized, p
     ]
 
 
-def test_a_counter_that_stops_is_detected(exported, parts):
-    files, x = ComparedFiles({"fp32": exported}, baseline="fp32"), parts.test.x[:1].numpy()
+def test_a_counter_that_stops_is_detected(exported, splits):
+    files, x = ComparedFiles({"fp32": exported}, baseline="fp32"), splits.test.x[:1].numpy()
     rising = itertools.count()
     energies = compare_energy(files, x, lambda: float(next(rising)), rounds=2, turn_s=1e-4)
     assert 0 < energies["fp32"].p50_j <= 1

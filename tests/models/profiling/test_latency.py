@@ -13,9 +13,9 @@ from bloomery.models.profiling.latency import ComparedFiles, compare_latency, su
 from tests.examples import examples
 
 
-def test_every_file_is_compared_with_the_baseline(exported, quantized, parts):
+def test_every_file_is_compared_with_the_baseline(exported, quantized, splits):
     paths = {"fp32": exported, "int8": quantized, "again": exported}
-    batches = [parts.test.x[:size].numpy() for size in (3, 1)]
+    batches = [splits.test.x[:size].numpy() for size in (3, 1)]
     timed = compare_latency(ComparedFiles(paths, "fp32", row_by_row={"int8"}), batches, rounds=5)
     assert list(timed) == list(paths)
     for latency in timed["fp32"]:
@@ -27,14 +27,14 @@ def test_every_file_is_compared_with_the_baseline(exported, quantized, parts):
         assert 0 < latency.ratio.low <= latency.ratio.value <= latency.ratio.high
 
 
-def test_any_file_can_be_the_baseline(exported, quantized, parts):
+def test_any_file_can_be_the_baseline(exported, quantized, splits):
     files = ComparedFiles({"fp32": exported, "int8": quantized}, baseline="int8")
-    timed = compare_latency(files, [parts.test.x[:1].numpy()], rounds=1)
+    timed = compare_latency(files, [splits.test.x[:1].numpy()], rounds=1)
     assert timed["int8"][0].ratio.value == 1
     assert timed["fp32"][0].p50_ms == timed["fp32"][0].p99_ms
 
 
-def test_caches_of_another_file_do_not_count(exported, quantized, parts, monkeypatch):
+def test_caches_of_another_file_do_not_count(exported, quantized, splits, monkeypatch):
     clock, last = 0.0, None
 
     def run_batch(runtime: object, *_: object) -> None:
@@ -44,7 +44,7 @@ def test_caches_of_another_file_do_not_count(exported, quantized, parts, monkeyp
     monkeypatch.setattr("bloomery.models.profiling.latency.run_batch", run_batch)
     monkeypatch.setattr("bloomery.models.profiling.latency.time.perf_counter", lambda: clock)
     files = ComparedFiles({"fp32": exported, "int8": quantized, "again": exported}, baseline="fp32")
-    timed = compare_latency(files, [parts.test.x[:1].numpy()], rounds=5)
+    timed = compare_latency(files, [splits.test.x[:1].numpy()], rounds=5)
     assert [latency.p99_ms for (latency,) in timed.values()] == pytest.approx([1, 1, 1])
 
 

@@ -69,8 +69,8 @@ def run(
         if state.step == killed_at:
             raise Killed
 
-    parts = random_examples(400, 1), random_examples(60, 2)
-    history = train(network, TrainingData(*parts, seed=1), loop, hooks=TrainingHooks(load=checkpointer.load, save=save))
+    data = TrainingData(random_examples(400, 1), random_examples(60, 2), seed=1)
+    history = train(network, data, loop, hooks=TrainingHooks(load=checkpointer.load, save=save))
     return write_network(network, BLUEPRINT, folder / "weights", folder / "blueprint"), history
 
 

@@ -20,46 +20,46 @@ LOOP = Loop(epochs=8, batch_size=100, learning_rate=5e-3, schedule="constant")
 MLP = Mlp(kind="mlp", hidden=(32,), norm="none", dropout=0.0)
 
 
-def train_with_privacy(parts, epsilon: float, config: Model = MLP, loop: Loop = LOOP, seed: int = 0):
+def train_with_privacy(splits, epsilon: float, config: Model = MLP, loop: Loop = LOOP, seed: int = 0):
     set_deterministic(0, num_threads=1)
     network = build_network(Blueprint(config=config, layout=Layout(kind="image", shape=(1, 8, 8)), num_outputs=10))
     history, privacy_spent = train_privately(
-        network, TrainingData(parts.train, parts.val, seed=seed), loop, Privacy(epsilon=epsilon, delta=1e-4)
+        network, TrainingData(splits.train, splits.val, seed=seed), loop, Privacy(epsilon=epsilon, delta=1e-4)
     )
     return network, history, privacy_spent
 
 
 @pytest.mark.parametrize("epsilon", [1.0, 8.0])
-def test_nearly_all_of_epsilon_is_spent_and_no_more(parts, epsilon):
-    _, _, privacy_spent = train_with_privacy(parts, epsilon)
+def test_nearly_all_of_epsilon_is_spent_and_no_more(splits, epsilon):
+    _, _, privacy_spent = train_with_privacy(splits, epsilon)
     assert 0.95 * epsilon < privacy_spent.epsilon <= epsilon
     assert privacy_spent.delta == 1e-4
 
 
-def test_more_privacy_needs_more_noise_and_costs_accuracy(parts):
-    runs = {epsilon: train_with_privacy(parts, epsilon)[1:] for epsilon in (0.2, 8.0)}
+def test_more_privacy_needs_more_noise_and_costs_accuracy(splits):
+    runs = {epsilon: train_with_privacy(splits, epsilon)[1:] for epsilon in (0.2, 8.0)}
     assert runs[0.2][1].noise > 2 * runs[8.0][1].noise
     assert runs[0.2][0][-1].val_score + 0.1 < runs[8.0][0][-1].val_score
     assert runs[8.0][0][-1].val_score > 0.6
 
 
-def test_equal_seeds_give_equal_bits_and_other_seeds_other_bits(parts):
+def test_equal_seeds_give_equal_bits_and_other_seeds_other_bits(splits):
     loop = LOOP.model_copy(update={"epochs": 1})
     weights, repeated, of_other_seed = (
-        train_with_privacy(parts, 3.0, loop=loop, seed=seed)[0].state_dict() for seed in (1, 1, 2)
+        train_with_privacy(splits, 3.0, loop=loop, seed=seed)[0].state_dict() for seed in (1, 1, 2)
     )
     assert all(torch.equal(weights[name], repeated[name]) for name in weights)
     assert not any(torch.equal(weights[name], of_other_seed[name]) for name in weights)
 
 
-def test_a_privately_trained_network_can_be_exported(parts):
-    network, _, _ = train_with_privacy(parts, 3.0, loop=LOOP.model_copy(update={"epochs": 1}))
+def test_a_privately_trained_network_can_be_exported(splits):
+    network, _, _ = train_with_privacy(splits, 3.0, loop=LOOP.model_copy(update={"epochs": 1}))
     assert not network.training
     assert {key for parameter in network.parameters() for key in vars(parameter)} == set()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.export.export(network, (parts.val.x[:2],))
-    torch.testing.assert_close(program.module()(parts.val.x[:2]), network(parts.val.x[:2]))
+        program = torch.export.export(network, (splits.val.x[:2],))
+    torch.testing.assert_close(program.module()(splits.val.x[:2]), network(splits.val.x[:2]))
 
 
 @pytest.mark.parametrize(

@@ -64,11 +64,11 @@ def test_invalid_freeze_prefixes_are_refused(freeze):
         transfer_weights(network_of(3), network_of(3).state_dict(), StartFrom(network="same", freeze=freeze))
 
 
-def test_frozen_layers_and_their_batch_statistics_do_not_change_in_training(parts):
+def test_frozen_layers_and_their_batch_statistics_do_not_change_in_training(splits):
     network = network_of(10)
     transfer_weights(network, network_of(10, seed=1).state_dict(), StartFrom(network="same", freeze=("blocks",)))
     before = copy.deepcopy(network.state_dict())
-    train(network, TrainingData(parts.train, parts.val), Loop(epochs=1))
+    train(network, TrainingData(splits.train, splits.val), Loop(epochs=1))
     changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"hidden.weight", "hidden.bias", "head.weight", "head.bias"}
 

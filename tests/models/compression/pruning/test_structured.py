@@ -70,17 +70,17 @@ def test_round_to_needs_channels_and_local_scope():
         Pruning(ratio=0.5, round_to=16, scope="global")
 
 
-def test_a_pruned_network_can_be_built_again_from_its_blueprint(trained, parts):
+def test_a_pruned_network_can_be_built_again_from_its_blueprint(trained, splits):
     network, blueprint = prune_network(trained.network, trained.blueprint, Pruning(ratio=0.5))
     rebuilt_network = build_network(blueprint).eval()
     rebuilt_network.load_state_dict(network.state_dict())
     with torch.no_grad():
-        assert torch.equal(rebuilt_network(parts.test.x), network(parts.test.x))
+        assert torch.equal(rebuilt_network(splits.test.x), network(splits.test.x))
     assert blueprint.layout == trained.blueprint.layout
     assert blueprint.config.dropout == trained.blueprint.config.dropout
 
 
-def test_the_original_network_does_not_change(trained, parts):
+def test_the_original_network_does_not_change(trained, splits):
     before = copy.deepcopy(trained.network.state_dict())
     blueprint = trained.blueprint.model_dump()
     network, _ = prune_network(trained.network, trained.blueprint, Pruning(ratio=0.5))
@@ -88,7 +88,7 @@ def test_the_original_network_does_not_change(trained, parts):
         network.head.bias += 1
     assert all(torch.equal(before[name], value) for name, value in trained.network.state_dict().items())
     assert trained.blueprint.model_dump() == blueprint
-    assert evaluate(trained.network, parts.test)[1] > 0.85
+    assert evaluate(trained.network, splits.test)[1] > 0.85
 
 
 @pytest.mark.parametrize("is_training", [True, False])

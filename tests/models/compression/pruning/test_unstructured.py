@@ -146,11 +146,11 @@ def test_a_pattern_applies_to_layers_that_multiply_adjacent_inputs():
 
 
 @pytest.mark.parametrize("rounds", [1, 3])
-def test_a_candidate_keeps_its_pattern_after_training(rounds, trained, parts):
+def test_a_candidate_keeps_its_pattern_after_training(rounds, trained, splits):
     compression = Compression(fine_tune=Loop(epochs=2, learning_rate=1e-3))
     spec = CandidateSpec(name="pattern", sparsify=Sparsification(pattern="2:4", rounds=rounds))
     network = compress_network(
-        trained.network, trained.blueprint, spec, FineTuning(parts.train, parts.val, trained.network, compression)
+        trained.network, trained.blueprint, spec, FineTuning(splits.train, splits.val, trained.network, compression)
     )
     weights = maskable_weights(network).values()
     assert [tuple(weight.shape) for weight in weights] == [(8, 1, 3, 3), (16, 8, 3, 3), (32, 64), (10, 32)]
@@ -158,18 +158,18 @@ def test_a_candidate_keeps_its_pattern_after_training(rounds, trained, parts):
         num_kept = (weight != 0).unflatten(1, (-1, 4)).sum(2)
         assert bool((num_kept <= 2).all())
         assert (num_kept == 2).float().mean() > 0.95
-    assert evaluate(network, parts.val)[1] > evaluate(trained.network, parts.val)[1] - 0.1
+    assert evaluate(network, splits.val)[1] > evaluate(trained.network, splits.val)[1] - 0.1
 
 
 @pytest.mark.parametrize("ema", [None, 0.9])
-def test_zeros_stay_zero_during_training(trained, parts, ema):
+def test_zeros_stay_zero_during_training(trained, splits, ema):
     network = copy.deepcopy(trained.network)
     masks = compute_masks(network, 0.2)
-    loss, _ = evaluate(network, parts.val)
+    loss, _ = evaluate(network, splits.val)
     with fixed_masks(network, masks):
         before = {name: weight.detach().clone() for name, weight in maskable_weights(network).items()}
         loop = Loop(epochs=2, learning_rate=5e-3, weight_decay=0.1, ema=ema, best_by="score")
-        history = train(network, TrainingData(parts.train, parts.val), loop)
+        history = train(network, TrainingData(splits.train, splits.val), loop)
     assert measure_density(network) <= 0.2 + 1e-3
     for name, weight in maskable_weights(network).items():
         assert not weight.view(torch.int32)[~masks[name]].any()  # no negative zeros

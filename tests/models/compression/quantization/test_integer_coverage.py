@@ -40,8 +40,8 @@ def test_a_compressed_file_is_decompressed_first(compress, quantized, tmp_path: 
     assert measure_integer_coverage(tmp_path / "stored") == measure_integer_coverage(quantized)
 
 
-def test_float_layers_count_by_their_weights(exported, parts, tmp_path: Path):
-    quantize(exported, tmp_path / "dynamic.onnx", parts.train.x[:0].numpy(), QuantizationOptions(mode="dynamic"))
+def test_float_layers_count_by_their_weights(exported, splits, tmp_path: Path):
+    quantize(exported, tmp_path / "dynamic.onnx", splits.train.x[:0].numpy(), QuantizationOptions(mode="dynamic"))
     coverage = measure_integer_coverage(tmp_path / "dynamic.onnx")
     assert coverage.float_operators == {"Conv": 2}
     # Convolutions of 1 x 8 and 8 x 16 channels, dense layers of 64 x 32 and 32 x 10.
@@ -61,40 +61,40 @@ def test_lstms_run_in_integers_and_grus_do_not(cell, share, tmp_path: Path):
     assert coverage.float_operators == ({} if cell == "lstm" else {"GRU": 1})
 
 
-def test_logits_have_more_than_256_levels(quantized, parts):
+def test_logits_have_more_than_256_levels(quantized, splits):
     assert "DequantizeLinear" not in {node.op_type for node in onnx.load(quantized).graph.node[-1:]}
-    logits_BK = run_session(create_session(quantized), parts.test.x.numpy())
+    logits_BK = run_session(create_session(quantized), splits.test.x.numpy())
     assert len(np.unique(logits_BK)) > 1000
 
 
-def test_an_outlier_does_not_widen_the_range_of_percentile(exported, parts, tmp_path: Path):
-    rows = parts.train.x.numpy().copy()
+def test_an_outlier_does_not_widen_the_range_of_percentile(exported, splits, tmp_path: Path):
+    rows = splits.train.x.numpy().copy()
     rows[0, 0, 0, 0] = 100.0
     widths = {}
     for method in ("minmax", "percentile"):
         quantize(exported, tmp_path / f"{method}.onnx", rows, QuantizationOptions(calibration_method=method))
         scales = {tensor.name: tensor for tensor in onnx.load(tmp_path / f"{method}.onnx").graph.initializer}
         widths[method] = 255 * float(onnx.numpy_helper.to_array(scales["x_scale"]))
-    expected_width = float(parts.train.x.max() - parts.train.x.min())
+    expected_width = float(splits.train.x.max() - splits.train.x.min())
     assert widths["minmax"] > 100
     assert widths["percentile"] < 1.2 * expected_width
 
 
-def test_entropy_chooses_other_ranges_than_minmax(exported, quantized, parts, tmp_path: Path):
+def test_entropy_chooses_other_ranges_than_minmax(exported, quantized, splits, tmp_path: Path):
     quantize(
         exported,
         tmp_path / "entropy.onnx",
-        parts.train.x[:200].numpy(),
+        splits.train.x[:200].numpy(),
         QuantizationOptions(calibration_method="entropy"),
     )
     assert (tmp_path / "entropy.onnx").read_bytes() != quantized.read_bytes()
-    x = parts.test.x.numpy()
+    x = splits.test.x.numpy()
     predictions = [run_session(create_session(path), x).argmax(1) for path in (exported, tmp_path / "entropy.onnx")]
     assert (predictions[0] == predictions[1]).mean() > 0.95
 
 
-def test_reduce_range_gives_7_bit_weights(exported, parts, tmp_path: Path):
-    quantize(exported, tmp_path / "reduced.onnx", parts.train.x[:50].numpy(), QuantizationOptions(reduce_range=True))
+def test_reduce_range_gives_7_bit_weights(exported, splits, tmp_path: Path):
+    quantize(exported, tmp_path / "reduced.onnx", splits.train.x[:50].numpy(), QuantizationOptions(reduce_range=True))
     levels = [
         onnx.numpy_helper.to_array(tensor)
         for tensor in onnx.load(tmp_path / "reduced.onnx").graph.initializer

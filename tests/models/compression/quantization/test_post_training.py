@@ -37,8 +37,8 @@ def test_batch_normalisation_is_folded(quantized):
     assert "BatchNormalization" not in {node.op_type for node in onnx.load(quantized).graph.node}
 
 
-def test_most_predictions_stay(exported, quantized, parts):
-    x, truth = parts.test.x.numpy(), parts.test.y.numpy()
+def test_most_predictions_stay(exported, quantized, splits):
+    x, truth = splits.test.x.numpy(), splits.test.y.numpy()
     before, after = (run_session(create_session(path), x).argmax(1) for path in (exported, quantized))
     assert (before == truth).mean() > 0.85
     assert (before == after).mean() > 0.95
@@ -48,8 +48,8 @@ def test_the_file_is_smaller(exported, quantized):
     assert quantized.stat().st_size < exported.stat().st_size
 
 
-def test_quantization_is_deterministic(exported, quantized, parts, tmp_path: Path):
-    quantize(exported, tmp_path / "another name.onnx", parts.train.x[:200].numpy())
+def test_quantization_is_deterministic(exported, quantized, splits, tmp_path: Path):
+    quantize(exported, tmp_path / "another name.onnx", splits.train.x[:200].numpy())
     assert (tmp_path / "another name.onnx").read_bytes() == quantized.read_bytes()
 
 
@@ -68,20 +68,20 @@ def test_biases_have_no_zero_points(quantized):
     assert len(integers) == 4
 
 
-def test_ranges_come_from_the_calibration_rows(exported, quantized, parts, tmp_path: Path):
-    quantize(exported, tmp_path / "other.onnx", parts.train.x[:200].numpy() * 3)
+def test_ranges_come_from_the_calibration_rows(exported, quantized, splits, tmp_path: Path):
+    quantize(exported, tmp_path / "other.onnx", splits.train.x[:200].numpy() * 3)
     assert (tmp_path / "other.onnx").read_bytes() != quantized.read_bytes()
 
 
 @pytest.mark.parametrize("num_rows", [1, 64, 65])
-def test_any_number_of_calibration_rows_is_possible(exported, parts, tmp_path: Path, num_rows):
-    quantize(exported, tmp_path / "few.onnx", parts.train.x[:num_rows].numpy())
-    assert np.isfinite(run_session(create_session(tmp_path / "few.onnx"), parts.test.x[:3].numpy())).all()
+def test_any_number_of_calibration_rows_is_possible(exported, splits, tmp_path: Path, num_rows):
+    quantize(exported, tmp_path / "few.onnx", splits.train.x[:num_rows].numpy())
+    assert np.isfinite(run_session(create_session(tmp_path / "few.onnx"), splits.test.x[:3].numpy())).all()
 
 
-def test_the_source_and_the_log_level_do_not_change(exported, parts, tmp_path: Path):
+def test_the_source_and_the_log_level_do_not_change(exported, splits, tmp_path: Path):
     before, level = exported.read_bytes(), logging.root.level
-    quantize(exported, tmp_path / "again.onnx", parts.train.x[:8].numpy())
+    quantize(exported, tmp_path / "again.onnx", splits.train.x[:8].numpy())
     assert (exported.read_bytes(), logging.root.level) == (before, level)
 
 
@@ -146,9 +146,9 @@ def test_static_quantization_covers_all_weights_of_a_transformer(tmp_path: Path)
     assert (coverage.share, coverage.float_operators) == (1.0, {"MultiHeadAttention": 1})
 
 
-def test_the_first_layer_can_stay_in_float(exported, parts, tmp_path: Path):
+def test_the_first_layer_can_stay_in_float(exported, splits, tmp_path: Path):
     (first,) = find_first_layer(exported, "static")
-    quantize(exported, tmp_path / "int8.onnx", parts.train.x[:200].numpy(), QuantizationOptions(keep_float=[first]))
+    quantize(exported, tmp_path / "int8.onnx", splits.train.x[:200].numpy(), QuantizationOptions(keep_float=[first]))
     graph = onnx.load(tmp_path / "int8.onnx").graph
     in_float = {tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
     layers = [node for node in graph.node if node.op_type in ("Conv", "Gemm")]
@@ -162,11 +162,11 @@ def test_a_network_without_weights_has_no_first_layer(mode, tmp_path: Path):
     assert find_first_layer(tmp_path / "tanh.onnx", mode) == ()
 
 
-def test_dynamic_quantization_needs_no_calibration_rows(exported, parts, tmp_path: Path):
+def test_dynamic_quantization_needs_no_calibration_rows(exported, splits, tmp_path: Path):
     before = exported.read_bytes()
-    quantize(exported, tmp_path / "dynamic.onnx", parts.train.x[:0].numpy(), QuantizationOptions(mode="dynamic"))
+    quantize(exported, tmp_path / "dynamic.onnx", splits.train.x[:0].numpy(), QuantizationOptions(mode="dynamic"))
     assert exported.read_bytes() == before
-    x = parts.test.x.numpy()
+    x = splits.test.x.numpy()
     predictions = [run_session(create_session(path), x).argmax(1) for path in (exported, tmp_path / "dynamic.onnx")]
     assert (predictions[0] == predictions[1]).mean() > 0.95
     operators = {node.op_type for node in onnx.load(tmp_path / "dynamic.onnx").graph.node}

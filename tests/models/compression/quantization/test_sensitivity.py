@@ -54,19 +54,19 @@ def uneven_network(trained) -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def source(uneven_network, parts, tmp_path_factory) -> Path:
+def source(uneven_network, splits, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("uneven") / "float.onnx"
-    export_onnx(uneven_network, parts.test.x[:40], path)
+    export_onnx(uneven_network, splits.test.x[:40], path)
     return path
 
 
 @pytest.fixture(scope="module")
-def rows(parts) -> np.ndarray:
-    return parts.train.x[:200].numpy()
+def rows(splits) -> np.ndarray:
+    return splits.train.x[:200].numpy()
 
 
-def accuracy(path: Path, parts) -> float:
-    return float((run_session(create_session(path), parts.test.x.numpy()).argmax(1) == parts.test.y.numpy()).mean())
+def accuracy(path: Path, splits) -> float:
+    return float((run_session(create_session(path), splits.test.x.numpy()).argmax(1) == splits.test.y.numpy()).mean())
 
 
 def test_layers_around_uneven_channels_are_the_most_sensitive(source, rows):
@@ -78,8 +78,8 @@ def test_layers_around_uneven_channels_are_the_most_sensitive(source, rows):
     assert list(divergences.values()) == sorted(divergences.values(), reverse=True)
 
 
-def test_no_more_layers_stay_in_float_than_the_limit_needs(source, rows, parts, tmp_path: Path):
-    x, y = parts.val.x.numpy(), parts.val.y.numpy()
+def test_no_more_layers_stay_in_float_than_the_limit_needs(source, rows, splits, tmp_path: Path):
+    x, y = splits.val.x.numpy(), splits.val.y.numpy()
     exact = run_session(create_session(source), x).argmax(1)
 
     def changed_share(outputs_BK: np.ndarray) -> float:
@@ -98,24 +98,24 @@ def test_no_more_layers_stay_in_float_than_the_limit_needs(source, rows, parts, 
     assert find_float_layers(source, rows, x, changed_share, 1.0) == ()
 
 
-def test_quantization_aware_training_recovers_the_accuracy(trained, rows, parts, reduce_range, tmp_path: Path):
+def test_quantization_aware_training_recovers_the_accuracy(trained, rows, splits, reduce_range, tmp_path: Path):
     uneven_network, source = with_large_channel(trained.network, 300), tmp_path / "float.onnx"
-    export_onnx(uneven_network, parts.test.x[:40], source)
+    export_onnx(uneven_network, splits.test.x[:40], source)
     quantize(source, tmp_path / "static.onnx", rows, QuantizationOptions(reduce_range=reduce_range))
     fake_quantized = add_fake_quantization(uneven_network, reduce_range=reduce_range)
     torch.manual_seed(0)  # for dropout
-    train(fake_quantized, TrainingData(parts.train, parts.val), Loop(epochs=2, learning_rate=1e-3))
+    train(fake_quantized, TrainingData(splits.train, splits.val), Loop(epochs=2, learning_rate=1e-3))
     learnt = remove_fake_quantization(fake_quantized)
     exported, quantized = tmp_path / "learnt.onnx", tmp_path / "aware.onnx"
-    export_onnx(learnt, parts.test.x[:40], exported)
+    export_onnx(learnt, splits.test.x[:40], exported)
     quantize(
         exported, quantized, rows, QuantizationOptions(ranges=learned_ranges(fake_quantized), reduce_range=reduce_range)
     )
-    exact, static, aware = (accuracy(path, parts) for path in (source, tmp_path / "static.onnx", quantized))
+    exact, static, aware = (accuracy(path, splits) for path in (source, tmp_path / "static.onnx", quantized))
     assert static < exact - 0.15
     assert aware > static + 0.1
     # The file has the outputs of the network with fake quantization.
-    x = parts.test.x
+    x = splits.test.x
     with torch.no_grad():
         rounded_BK = fake_quantized(x).numpy()
     outputs_BK = run_session(create_session(quantized), x.numpy())
@@ -157,7 +157,7 @@ def test_learned_ranges_of_linear_layers_over_steps_reach_the_file(config, layou
     assert learnt < 0.5 * wider
 
 
-def test_fake_quantization_copies_the_network_and_can_be_removed(uneven_network, parts):
+def test_fake_quantization_copies_the_network_and_can_be_removed(uneven_network, splits):
     before = copy.deepcopy(uneven_network.state_dict())
     restored = remove_fake_quantization(add_fake_quantization(uneven_network))
     assert list(restored.state_dict()) == list(before)
@@ -185,7 +185,7 @@ class _ReversedLayers(nn.Module):
         return outputs
 
 
-def test_a_first_layer_in_float_is_not_rounded_in_training(uneven_network, parts):
+def test_a_first_layer_in_float_is_not_rounded_in_training(uneven_network, splits):
     network, x = _ReversedLayers(), torch.randn(8, 3)
     assert find_first_called_layer(network, x) == ("inputs",)
     fake_quantized = add_fake_quantization(network, keep_float=find_first_called_layer(network, x))
@@ -194,7 +194,7 @@ def test_a_first_layer_in_float_is_not_rounded_in_training(uneven_network, parts
     half_B3 = x / 2 + 0.001 * torch.randn(8, 3)
     # Inputs are neither clipped nor rounded.
     assert torch.equal(fake_quantized.inputs(half_B3), network.inputs(half_B3))
-    assert find_first_called_layer(uneven_network, parts.test.x[:1]) == ("blocks.0.0",)
+    assert find_first_called_layer(uneven_network, splits.test.x[:1]) == ("blocks.0.0",)
     assert find_first_called_layer(nn.Flatten(), x) == ()
 
 

@@ -37,8 +37,8 @@ def gru(tmp_path_factory) -> tuple[Path, np.ndarray]:
 
 @pytest.mark.parametrize("weight_type", EXPECTED)
 @pytest.mark.parametrize("kind", ["gru", "cnn"])
-def test_the_file_is_smaller_and_runs_like_the_float_file(kind, weight_type, gru, exported, parts, tmp_path: Path):
-    source, x = gru if kind == "gru" else (exported, parts.test.x[:64].numpy())
+def test_the_file_is_smaller_and_runs_like_the_float_file(kind, weight_type, gru, exported, splits, tmp_path: Path):
+    source, x = gru if kind == "gru" else (exported, splits.test.x[:64].numpy())
     quantize_weights(source, tmp_path / "stored.onnx", weight_type)
     onnx.checker.check_model(onnx.load(tmp_path / "stored.onnx"))
     share, error = EXPECTED[weight_type]

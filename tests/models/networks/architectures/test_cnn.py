@@ -86,8 +86,8 @@ def test_options_for_the_wrong_number_of_blocks_are_refused(options, message):
         Cnn.model_validate({"kind": "cnn", "channels": [4, 8], **options})
 
 
-def test_the_output_of_a_row_does_not_depend_on_its_batch(trained, parts):
-    network, x = trained.network, parts.test.x[:33]
+def test_the_output_of_a_row_does_not_depend_on_its_batch(trained, splits):
+    network, x = trained.network, splits.test.x[:33]
     with torch.no_grad():
         alone = torch.cat([network(row) for row in x.split(1)])
         torch.testing.assert_close(network(x), alone, atol=1e-5, rtol=1e-5)
