@@ -89,7 +89,9 @@ def find_pruning_obstacle(model: Model, pruning: Pruning) -> str | None:
         return f"a {model.kind} has no channels for `round_to`"
     is_chain = isinstance(model, LeNet | Mlp) or (isinstance(model, Cnn) and max(model.convolutions_of_blocks) == 1)
     if pruning.scope == "global" and not is_chain:
-        return f"layers of a {model.kind} share their width in the config, so none can lose more: use `scope: layer`"
+        return (
+            f"layers of a {model.kind} share their width in the config, so all lose the same share: use `scope: layer`"
+        )
     return None
 
 
@@ -128,7 +130,9 @@ class Sparsification(Document):
         if self.n_of_m is not None:
             n, m = self.n_of_m
             if n >= m:
-                raise ValueError(f"pattern {self.pattern} removes nothing: the first number must be the smaller one")
+                raise ValueError(
+                    f"pattern {self.pattern} removes nothing: the first number must be smaller than the second"
+                )
             if self.criterion != "lamp":
                 raise ValueError("`criterion` needs a `density`: a pattern compares the inputs of each group only")
         return self
@@ -158,7 +162,7 @@ class Distillation(Document):
 
 
 def find_distillation_obstacle(teacher: Model, student: Model, distillation: Distillation) -> str | None:
-    """The reason why a network of one config cannot teach one of the other like this, or None if it can."""
+    """The reason why a network of config `teacher` cannot teach one of config `student`, or None if it can."""
     for model in (teacher, student):
         if distillation.feature_weight and model.kind not in PRUNABLE:
             return f"the features of a network of kind {model.kind} are not known: leave out `feature_weight`"

@@ -1,4 +1,4 @@
-"""Feature matching: losses between a student's inner activations and its teacher's, whatever their widths.
+"""Feature matching: losses between the inner activations of a student and its teacher, also of different widths.
 
 Shapes: B rows, F features, C channels, H height, W width, P positions, T steps, D width of a query, key or value.
 """
@@ -42,8 +42,8 @@ def _similarities(x_BF: torch.Tensor) -> torch.Tensor:
 def attention_map_loss(student_BCHW: torch.Tensor, teacher_BCHW: torch.Tensor) -> torch.Tensor:
     """Squared difference of the images' attention maps, summed over rows; at most 2 for each.
 
-    The attention to a position is its mean square over the channels, whose number may differ. Of two resolutions the
-    lower one is used. Scaling all channels alike changes nothing.
+    The attention to a position is its mean square over the channels; their number may differ. Maps are compared at the
+    lower of the two resolutions. Scaling all channels alike changes nothing.
 
     Source: Zagoruyko & Komodakis 2017, "Paying More Attention to Attention", section 3.1 (the square of the summands of
     equation 2, as in the authors' code).
@@ -88,7 +88,7 @@ def relation_loss(student_BTD: torch.Tensor, teacher_BTD: torch.Tensor, valid_BT
 def _relations(x_BTD: torch.Tensor, valid_BT: torch.Tensor) -> torch.Tensor:
     x_BTD = x_BTD.float()
     products_BTT = x_BTD @ x_BTD.transpose(1, 2) / x_BTD.shape[2] ** 0.5
-    # Not minus infinity, whose difference from itself is not a number.
+    # Not minus infinity: the difference of two infinities is not a number.
     return products_BTT.masked_fill(~valid_BT.unsqueeze(1), torch.finfo(products_BTT.dtype).min).log_softmax(2)
 
 
@@ -129,7 +129,7 @@ def _attention_modules(network: nn.Module) -> dict[str, nn.Module]:
 def feature_matching_loss(
     student: Activations, teacher: Activations, valid_BT: torch.Tensor | None, distillation: Distillation
 ) -> torch.Tensor:
-    """The weighted losses that `distillation` asks for, summed over rows. `valid_BT` marks valid steps; None: all.
+    """The weighted losses that `distillation` configures, summed over rows. `valid_BT` marks valid steps; None: all.
 
     Raises:
         RecipeInvalid: an attention map has a single position.

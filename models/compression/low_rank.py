@@ -14,9 +14,10 @@ _MIN_PARAMETERS = 4096  # of a layer; a smaller one saves too little for one mor
 
 
 def factorize(network: nn.Module, share: float) -> nn.Module:
-    """A copy of `network` whose large linear and embedding layers become two thin ones with `share` fewer parameters.
+    """A copy of `network` in which two thin layers, with `share` fewer parameters, replace each large one.
 
-    Each product is the best approximation of its rank by least squares. A layer that would not become smaller stays.
+    This applies to linear and embedding layers. Each product is the best approximation of its rank by least squares. A
+    layer that would not become smaller stays.
     `network` itself does not change. The copy is in evaluation mode; no config builds it.
 
     Source: Eckart & Young 1936, "The approximation of one matrix by another of lower rank"; Sainath et al. 2013,

@@ -39,7 +39,7 @@ class Explanation(NamedTuple):
     """Attributions of the rows' outputs.
 
     Attributes:
-        weights: float32 (B, ...) of the rows' shape; positive ones speak for the output. A group's weight is divided
+        weights: float32 (B, ...) of the rows' shape; positive ones increase the output. A group's weight is divided
             equally among its positions that differ from the baseline.
         target: int64 (B,), the output that is explained.
         output_change: float32 (B,), the output for the row minus that for its baseline. Weights of integrated
@@ -250,7 +250,8 @@ def _integrate_gradients(rows: _Rows, embedding: nn.Embedding | None, num_steps:
     explainer = IntegratedGradients(outputs) if embedding is None else LayerIntegratedGradients(outputs, embedding)
     weights = []
     num_rows = max(rows.batch_size // num_steps, 1)
-    for x, baseline, target in zip(*(part.split(num_rows) for part in rows[1:4]), strict=True):
+    batches = zip(rows.x.split(num_rows), rows.baseline.split(num_rows), rows.target.split(num_rows), strict=True)
+    for x, baseline, target in batches:
         # A copy, since Captum sets requires_grad on its input.
         inputs = x.clone().requires_grad_(embedding is None)
         attributions = explainer.attribute(

@@ -1,4 +1,4 @@
-"""Maps SHAP values of feature groups back to raw columns, and to places within a column, for the endpoint's clients.
+"""Maps SHAP values of feature groups back to raw columns, and to locations within a column, for the endpoint's clients.
 
 Shapes: G feature groups of a row, N raw columns, T steps or tokens, F values of a step; a row has the shape of its
 layout.
@@ -53,7 +53,7 @@ def _column_index(encoder: Encoder) -> np.ndarray:
 
 
 def locate_groups(encoder: Encoder, groups: FeatureGroups, values_G: np.ndarray, x: np.ndarray) -> list[dict[str, Any]]:
-    """The place within its column and the SHAP value of each group; empty for columns with a single value."""
+    """The location within its column and the SHAP value of each group; empty for columns with a single value."""
     source = encoder.features.inputs[0]
     if encoder.layout.kind == "tokens":
         locations = _locate_texts(encoder, groups, x)
@@ -81,7 +81,7 @@ def _locate_texts(encoder: Encoder, groups: FeatureGroups, x_T: np.ndarray) -> l
 
 
 def _locate_patch(encoder: Encoder, source: ImageInput | AudioInput, row: int, column: int) -> dict[str, Any]:
-    """The bounds of a patch: pixels of the image as it was sent, or bands and seconds of a sound."""
+    """The bounds of a patch: pixels of the image as sent, or bands and seconds of a sound."""
     _, height, width = encoder.layout.shape
     patch_height, patch_width = patch_size(encoder.layout.shape)
     top, bottom = row * patch_height, min((row + 1) * patch_height, height)

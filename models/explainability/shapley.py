@@ -1,4 +1,4 @@
-"""SHAP values of the feature groups of one row, by the package shap. Travels into the bento: it needs no torch.
+"""SHAP values of the feature groups of one row, by the package shap. Part of the bento, so it needs no torch.
 
 An unknown group takes its values from the rows of a background, and the output is the mean over these rows. A group's
 SHAP value is its mean effect over all orders in which groups become known.

@@ -90,7 +90,7 @@ def _export_error(failure: Exception) -> ParityBroken:
 
 
 def _max_length(network: nn.Module, examples: torch.Tensor) -> int:
-    """The most steps of a row, or 0 where all rows have the same shape."""
+    """The maximum number of steps of a row, or 0 if all rows have the same shape."""
     is_image = examples.dim() == 4  # spectrograms of one length
     return 0 if is_image else int(getattr(network, "max_length", 0))
 
@@ -236,7 +236,7 @@ def _difference(network: nn.Module, x: torch.Tensor, runtime: onnxruntime.Infere
             f"ONNX Runtime fails: {str(error).splitlines()[0][:300]}",
             required=f"outputs for rows of shape {list(x.shape)}, as PyTorch has",
             where="the exported network",
-            remedy="in a network of your own, take sizes in `forward` from the tensors, and none as a number of Python",
+            remedy="in a network of your own, take sizes in `forward` from tensors, not from Python numbers",
         ) from error
     expected = network(x).numpy()
     return float(np.abs(expected - outputs).max()) if expected.shape == outputs.shape else float("inf")

@@ -60,7 +60,7 @@ class ImportedNetwork(NamedTuple):
 
     Attributes:
         error: the largest difference of a probability, or of a value in standard units, from the original file.
-        changes: what was changed, in words.
+        changes: a description of each change.
     """
 
     model: onnx.ModelProto
@@ -175,7 +175,7 @@ def _adapt(
 
 
 class _Operator(NamedTuple):
-    """An operator with its constant inputs, behind the first."""
+    """An operator, and its constant inputs after the first input."""
 
     op_type: str
     constants: tuple[np.ndarray, ...] = ()

@@ -111,7 +111,7 @@ def _match_shape(sizes: Sizes, layout: Layout, channels: Channels | None) -> tup
         if all(possible.values()):
             raise unsupported(
                 f"the channels of images of shape {list(shape)} can be first or last in the input",
-                "one of both",
+                "one of the two",
                 "set in the recipe's `model` `channels: last`, as in Keras, or `channels: first`, as in PyTorch",
             )
         # The order of several channels in any other shape is unknown.
@@ -174,7 +174,7 @@ def _require_valid_outputs(outputs: np.ndarray, task: Task, num_outputs: int) ->
 
 
 def describe_changes(input_mapping: InputMapping, output_mapping: OutputMapping, activation: str) -> list[str]:
-    """The changes of the network that the mappings need, in words."""
+    """Describes the changes of the network that the mappings need."""
     changes = []
     if input_mapping.is_transposed:
         changes.append("channels moved to the end")

@@ -1,7 +1,8 @@
 """Entropy coding of matrices of few values, most of them the same one, with context models.
 
-First which rows and columns hold any other value; then, where such a row and column meet, whether the cell does; then
-which value it is, from coarse to fine. Contexts are the neighbours and the earlier cells of the row and the column.
+A cell is filled if it does not hold the most frequent value. First the rows and columns with a filled cell are coded;
+then, for each cell of such a row and column, whether it is filled; then its value, from coarse to fine. Contexts are
+the neighbours and the earlier cells of the row and the column.
 
 Shapes: R rows, C columns, K values besides the most frequent one.
 """
@@ -16,14 +17,14 @@ import numpy as np
 from bloomery.models.onnx_storage.arithmetic_coder import BitCoder, ContextModel, LogisticMixer
 
 _MAX_STRIDE = 64
-_MAX_COUNT = 2000.0  # cells; afterwards recent ones weigh more than those before
+_MAX_COUNT = 2000.0  # cells; with more, recent ones have more weight than earlier ones
 # Filled cells after which the density of a row, column or pattern weighs as much as that of the matrix. Tuned on LeNets
 # with 1% nonzero weights, like the initial weights of the mixers.
 _LINE_PATIENCE, _NEIGHBOUR_PATIENCE = 1.2, 1.0
 
 
 class MatrixHeader(NamedTuple):
-    """What is stored of a matrix ahead of its cells."""
+    """The properties of a matrix that are stored before its cells."""
 
     num_rows: int
     num_columns: int

@@ -2,7 +2,7 @@
 
     runtime = create_session(path)     # inference/runtime.py opens either format
 
-Travels into the bento, which decodes at its start: it needs neither torch nor onnx.
+Part of the bento, which decodes at its start, so it needs neither torch nor onnx.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ DEFLATE_DICTIONARY = (
 
 
 def decode(stored: bytes) -> bytes:
-    """The bytes that `encode` got.
+    """The bytes that `encode` stored.
 
     Raises:
         OutputCorrupt: `stored` is not complete output of `encode` in this version.
     """
     if stored[:3] != MAGIC:
-        raise _corrupt("does not begin as a stored model does")
+        raise _corrupt("does not begin with the bytes of a stored model")
     if stored[3:4] != bytes([VERSION]):
         raise _corrupt(f"is of version {int.from_bytes(stored[3:4], 'big')}, and this program reads {VERSION}")
     try:
@@ -124,7 +124,7 @@ class _Reader:
 
     def take(self, number: int) -> bytes:
         if number > len(self.content) - self.position:
-            raise ValueError("the end is missing")
+            raise ValueError("it is truncated")
         self.position += number
         return self.content[self.position - number : self.position]
 
@@ -148,7 +148,7 @@ def _inflate(deflated: bytes, length: int) -> bytes:
     # The header is hardly longer than the model: a larger one is corrupt.
     inflated = decompressor.decompress(deflated, length + 4096)
     if not decompressor.eof:
-        raise ValueError("the beginning has no end")
+        raise ValueError("its header is truncated")
     return inflated
 
 

@@ -1,11 +1,11 @@
-"""Entropy-coded storage of ONNX files: few bytes from which the same file is decoded, bit by bit.
+"""Entropy-coded storage of ONNX files: few bytes, from which exactly the same file is decoded.
 
     stored = encode(path.read_bytes())
     runtime = create_session(stored)                # inference/runtime.py decodes it with decoder.py
 
 Tensors of few values, most of them the same one, are entropy-coded (context_model.py); the rest of the file, its graph,
-is deflated with a dictionary of strings frequent in graphs; other tensors are compressed by zstd. It pays for sparse
-and clustered weights; other files come out about as long as with zstd. Needs no torch.
+is deflated with a dictionary of strings frequent in graphs; other tensors are compressed by zstd. Files with sparse and
+clustered weights become smaller than with zstd, and others about as large. Needs no torch.
 """
 
 from __future__ import annotations

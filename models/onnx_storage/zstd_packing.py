@@ -4,7 +4,7 @@
 
 zstd compresses sparse weights poorly. So `pack_sparse_tensors` stores the gaps between nonzero weights, a byte each,
 and their indices into each layer's few values; standard operators rebuild the weights. ONNX Runtime folds these
-operators when it opens the file, so it runs, and answers, as with the original weights.
+operators when it opens the file, so speed and outputs are those of the original weights.
 
 Needs no torch.
 """
@@ -30,7 +30,7 @@ _MIN_OPSET = 13  # the first whose Split takes sizes as a tensor
 
 
 class _SparseTensor(NamedTuple):
-    """An initializer: at `positions` of the flat tensor stand `values[indices]`."""
+    """An initializer: the flat tensor has the values `values[indices]` at `positions`."""
 
     name: str
     dims: tuple[int, ...]

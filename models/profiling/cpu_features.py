@@ -1,4 +1,4 @@
-"""Vector instructions of the CPU, which decide how 8-bit weights are written. Travels into the bento."""
+"""Vector instructions of the CPU, which determine how 8-bit weights are stored. Part of the bento."""
 
 from __future__ import annotations
 

@@ -14,13 +14,13 @@ from pathlib import Path
 from bloomery.data_contracts.errors import EngineMissing
 
 ROOT = Path("/sys/class/powercap")
-_PAUSE_S = 0.05  # in which any processor takes a measurable amount, even when idle
+_PAUSE_S = 0.05  # in which any processor uses measurable energy, even when idle
 
 
 class EnergyCounter:
     """The joules of all processor packages since it was created, with caches and without memory.
 
-    They include idle power and whatever else runs.
+    They include idle power and all other processes.
     """
 
     def __init__(self, zones: list[Path]) -> None:

@@ -69,7 +69,7 @@ class StepProgress(NamedTuple):
 
 @dataclass
 class TrainingState:
-    """Everything that the rest of training depends on, so everything that a checkpoint contains."""
+    """The complete state of a training, which a checkpoint contains; the remaining training depends on nothing else."""
 
     network: nn.Module
     optimizer: torch.optim.Optimizer
@@ -124,7 +124,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class _Run:
-    """What does not change during a training."""
+    """The constants of a training."""
 
     learn: Learner
     split: ExampleSource

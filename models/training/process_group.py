@@ -1,4 +1,4 @@
-"""The processes that train one network together, from the view of one of them."""
+"""The processes that train one network together, and the rank of this one."""
 
 from __future__ import annotations
 

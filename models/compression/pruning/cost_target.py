@@ -48,7 +48,7 @@ def relative_cost(cost: Cost, network: nn.Module, x: torch.Tensor) -> Iterator[C
 
 
 def find_pruning_ratio(cost: Cost, target: float, cost_at: Callable[[float], float]) -> float:
-    """The least ratio at which the relative cost is at most `target`, to 1/64, by bisection over `cost_at`.
+    """The smallest ratio at which the relative cost is at most `target`, to 1/64, by bisection over `cost_at`.
 
     Raises:
         RecipeInvalid: no ratio reaches the target.
@@ -60,7 +60,7 @@ def find_pruning_ratio(cost: Cost, target: float, cost_at: Callable[[float], flo
             f"pruned as far as possible, the {cost} are {min_cost:.3g} of those of the trained network",
             required=f"at most {target:g}, the target",
             where="compression.candidates of the recipe",
-            remedy="raise the target, name more `structures`, or let a `student` replace the network",
+            remedy="raise the target, add `structures`, or let a `student` replace the network",
         )
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2

@@ -23,7 +23,7 @@ def prune_recurrent_units(network: RecurrentNetwork, config: Rnn, ratio: float, 
         A config that builds a network of this shape.
 
     Source: Wen et al. 2018, "Learning Intrinsic Sparse Structures within Long Short-Term Memory", section 3.2 (all
-    weights of a unit leave together).
+    weights of a unit are removed together).
     """
     num_kept = max(config.hidden - round(config.hidden * ratio), 1)
     layers = [list(directions.children()) for directions in network.layers.children()]

@@ -1,4 +1,4 @@
-"""Structured pruning: removes channels, hidden units, heads and layers from a network for good."""
+"""Structured pruning: removes channels, hidden units, heads and layers from a network permanently."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def prune_network(
 ) -> PrunedNetwork:
     """A copy of `network` without its least important structures. `network` itself does not change.
 
-    Coupled weights leave together; the outputs of the head stay. With `round_to`, convolutions keep the nearest
+    Coupled weights are removed together; the outputs of the head stay. With `round_to`, convolutions keep the nearest
     multiple, if they have so many channels. Each of several rounds removes the same share of what is left; after each,
     `fine_tune` trains the network in place and gets the number of rounds. Only Taylor importance and cost targets read
     `examples`.
@@ -160,9 +160,8 @@ def _prune_once(
     if pruning.dropout is not None:
         config = config.model_copy(update={"dropout": pruning.dropout})
     pruned = blueprint.model_copy(update={"config": config})
-    return PrunedNetwork(
-        rebuild_network(pruned, network), pruned
-    )  # a new network, without gradients and the pruner's state
+    # A new network has neither gradients nor the pruner's state.
+    return PrunedNetwork(rebuild_network(pruned, network), pruned)
 
 
 def _prune_coupled(network: nn.Module, blueprint: Blueprint, widths: _RoundWidths, pruning: Pruning) -> Model:

@@ -218,8 +218,8 @@ def _range_overrides(
 
 
 def _remove_overhead(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Without what the quantizer adds, which can be a third of a small file: metadata, inferred shapes, unused operator
-    sets, and zero points of biases, 4 bytes each, whose default is 0.
+    """Removes what the quantizer adds, which can be a third of a small file: metadata, inferred shapes, unused operator
+    sets, and zero points of biases, which have 4 bytes each and are 0 by default.
     """
     del model.metadata_props[:]
     del model.graph.value_info[:]
@@ -241,7 +241,7 @@ def _remove_overhead(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _dequantize_outputs(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Without 8-bit outputs of the graph: with 256 levels rows tie, and 8-bit products also come as floats."""
+    """Removes the rounding of the outputs to 8 bits: with 256 levels rows tie, and 8-bit products also give floats."""
     graph = model.graph
     producers = {name: node for node in graph.node for name in node.output}
     for output in graph.output:

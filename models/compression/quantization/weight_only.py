@@ -109,7 +109,7 @@ def _quantize_blocks(weight_GS: np.ndarray, max_level: int) -> tuple[np.ndarray,
     widest_position_G1 = np.abs(weight_GS).argmax(axis=1)[:, None]
     # The value furthest from 0 gets the lowest level, since there is one level more below 0 than above.
     widest_scale_G1 = -np.take_along_axis(weight_GS, widest_position_G1, axis=1) / max_level
-    # Clipping the largest values never pays with many levels.
+    # With many levels, clipping the largest values never reduces the error.
     shares = (1.0,) if max_level > 8 else _CLIPPING
     best_error_G1 = np.full_like(widest_scale_G1, np.inf)
     scale_G1 = np.zeros(widest_scale_G1.shape, _SCALE_DTYPE)

@@ -23,15 +23,15 @@ def is_regression(y: torch.Tensor) -> bool:
     return y.is_floating_point()
 
 
-def build_loss(loop: Loop, y_of_train: torch.Tensor) -> BatchLoss:
+def build_loss(loop: Loop, train_y: torch.Tensor) -> BatchLoss:
     """Builds (outputs_BK, y_B) -> sum of the rows' losses: cross entropy in nats, or squared or Huber error."""
-    if is_regression(y_of_train):
+    if is_regression(train_y):
         measure = F.mse_loss if loop.loss == "squared" else F.huber_loss
         return lambda outputs_BK, y_B: measure(outputs_BK.squeeze(1).float(), y_B, reduction="sum")
 
     @functools.cache
     def weights(num_classes: int, device: torch.device) -> torch.Tensor | None:
-        return class_weights(y_of_train, num_classes).to(device) if loop.class_weights == "balanced" else None
+        return class_weights(train_y, num_classes).to(device) if loop.class_weights == "balanced" else None
 
     def cross_entropy(outputs_BK: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
         weight_K = weights(outputs_BK.shape[1], outputs_BK.device)
