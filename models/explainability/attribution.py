@@ -266,11 +266,11 @@ def _split_rows(rows: _Rows, groups: FeatureGroups, num_passes: int | None) -> I
     group_of = torch.from_numpy(groups.group_of).to(rows.x.device)
     for x, baseline, target in zip(rows.x.split(1), rows.baseline.split(1), rows.target.tolist(), strict=True):
         differs = (x != baseline)[0]
-        present, numbers = torch.unique(group_of[differs], return_inverse=True)
+        present_groups, numbers = torch.unique(group_of[differs], return_inverse=True)
         # Positions that equal the baseline have no effect, so they may belong to any group: the first.
         row_groups = torch.zeros_like(group_of).masked_scatter(differs, numbers)[None]
-        passes = num_passes or _PASSES_PER_GROUP * len(present)
-        yield _Row(rows.outputs, x, baseline, target, row_groups, len(present), passes, rows.batch_size)
+        passes = num_passes or _PASSES_PER_GROUP * len(present_groups)
+        yield _Row(rows.outputs, x, baseline, target, row_groups, len(present_groups), passes, rows.batch_size)
 
 
 def _explain_row(row: _Row, method: AttributionMethod, layout: Layout) -> torch.Tensor:

@@ -136,15 +136,17 @@ def rename_tensors(graph: onnx.GraphProto, names: dict[str, str]) -> None:
 
 def remove_unused(graph: onnx.GraphProto, result: str) -> None:
     """Remove all nodes and weights from `graph` that the tensor `result` does not need."""
-    needed, needed_nodes = {result}, []
+    needed_tensors, needed_nodes = {result}, []
     for node in reversed(graph.node):
-        if needed.intersection(node.output):
+        if needed_tensors.intersection(node.output):
             needed_nodes.append(node)
-            needed.update(node.input)
-            needed.update(name for inner in _subgraphs_of(node) for child in _nodes(inner) for name in child.input)
-            needed.update(value.name for inner in _subgraphs_of(node) for value in inner.output)
+            needed_tensors.update(node.input)
+            needed_tensors.update(
+                name for inner in _subgraphs_of(node) for child in _nodes(inner) for name in child.input
+            )
+            needed_tensors.update(value.name for inner in _subgraphs_of(node) for value in inner.output)
     replace_nodes(graph, reversed(needed_nodes))
-    weights = [tensor for tensor in graph.initializer if tensor.name in needed]
+    weights = [tensor for tensor in graph.initializer if tensor.name in needed_tensors]
     del graph.initializer[:]
     graph.initializer.extend(weights)
 

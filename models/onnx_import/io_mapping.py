@@ -33,8 +33,8 @@ class InputMapping(NamedTuple):
 
     def apply(self, x: np.ndarray) -> np.ndarray:
         """x float32 (B, ...) as the file's input."""
-        moved = np.moveaxis(x, 1, -1) if self.is_transposed else x
-        shaped = moved if self.shape is None else moved.reshape(len(x), *self.shape)
+        transposed = np.moveaxis(x, 1, -1) if self.is_transposed else x
+        shaped = transposed if self.shape is None else transposed.reshape(len(x), *self.shape)
         return np.ascontiguousarray(shaped.astype(helper.tensor_dtype_to_np_dtype(self.dtype)))
 
 

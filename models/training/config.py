@@ -99,10 +99,10 @@ class StartFrom(Document):
 
     def absolute(self, folder: Path) -> Self:
         """Resolves a relative path against `folder`, if `network` names a folder."""
-        place = folder / Path(self.network).expanduser()
-        if not self.is_folder and not (place / "weights.safetensors").is_file():
+        path = folder / Path(self.network).expanduser()
+        if not self.is_folder and not (path / "weights.safetensors").is_file():
             return self
-        return self.model_copy(update={"network": str(place.resolve())})
+        return self.model_copy(update={"network": str(path.resolve())})
 
 
 class Privacy(Document):

@@ -48,10 +48,10 @@ def _remove_from_layers(network: nn.Module, layers: Sequence[PrunableLayer], x: 
                 else torch_pruning.prune_linear_out_channels
             )
             width = int(layer.weight.shape[0])
-            dead = [unit for unit in range(width) if _is_dead(graph.get_pruning_group(layer, remove, [unit]))]
-            dead = dead[: width - 1]
-            if dead:
-                graph.get_pruning_group(layer, remove, dead).prune()
+            dead_units = [unit for unit in range(width) if _is_dead(graph.get_pruning_group(layer, remove, [unit]))]
+            dead_units = dead_units[: width - 1]
+            if dead_units:
+                graph.get_pruning_group(layer, remove, dead_units).prune()
                 has_removed = True
     return has_removed
 

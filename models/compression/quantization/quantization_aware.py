@@ -44,16 +44,17 @@ def find_first_called_layer(network: nn.Module, x: torch.Tensor) -> tuple[str, .
 
     `network` is in evaluation mode afterwards.
     """
-    called: list[str] = []
+    called_layers: list[str] = []
     hooks = [
-        layer.register_forward_pre_hook(lambda *_, name=name: called.append(name)) for name, layer in _layers(network)
+        layer.register_forward_pre_hook(lambda *_, name=name: called_layers.append(name))
+        for name, layer in _layers(network)
     ]
     try:
         predict(network, x)
     finally:
         for hook in hooks:
             hook.remove()
-    return tuple(called[:1])
+    return tuple(called_layers[:1])
 
 
 def _layers(network: nn.Module) -> Iterator[tuple[str, nn.Conv2d | nn.Linear]]:

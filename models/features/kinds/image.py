@@ -123,10 +123,10 @@ def _resample(values: np.ndarray, size: int) -> np.ndarray:
 def _triangle_weights(num_inputs: int, num_outputs: int) -> tuple[np.ndarray, np.ndarray]:
     """The old pixels of each new pixel, int64 (taps, new), and their weights (taps, new), which sum to 1."""
     ratio = num_inputs / num_outputs
-    reach = max(ratio, 1.0)
+    radius = max(ratio, 1.0)
     centre = (np.arange(num_outputs) + 0.5) * ratio
-    first = np.floor(centre - reach).astype(np.int64)
-    positions = first + np.arange(math.ceil(2 * reach) + 2)[:, None]
-    weights = np.maximum(1 - np.abs(positions + 0.5 - centre) / reach, 0)
+    first = np.floor(centre - radius).astype(np.int64)
+    positions = first + np.arange(math.ceil(2 * radius) + 2)[:, None]
+    weights = np.maximum(1 - np.abs(positions + 0.5 - centre) / radius, 0)
     weights[(positions < 0) | (positions >= num_inputs)] = 0
     return positions.clip(0, num_inputs - 1), weights / weights.sum(axis=0)

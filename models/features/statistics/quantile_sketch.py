@@ -77,10 +77,10 @@ def _sketch_of_slice(values: np.ndarray) -> QuantileSketch:
     cells[_COUNT] = np.diff(starts, append=len(ordered))
     cells[_MINIMUM] = np.minimum.reduceat(ordered, starts)
     cells[3], cells[4] = _digits_of(np.add.reduceat(remainders, starts))
-    squares, twice, lowest_digit = (np.add.reduceat(part, starts) for part in (high * high, high * low, low * low))
+    squares, products, lowest_digit = (np.add.reduceat(part, starts) for part in (high * high, high * low, low * low))
     # (high * 2**21 + low)² = high² * 2**42 + 2 * high * low * 2**21 + low²
-    carry, cells[5] = _carry(((twice & (_HALF >> 1)) << (_HALF_BITS + 1)) + (lowest_digit & _REST))
-    carry, cells[6] = _carry(carry + (lowest_digit >> _REST_BITS) + (twice >> (_HALF_BITS - 1)) + (squares & _REST))
+    carry, cells[5] = _carry(((products & (_HALF >> 1)) << (_HALF_BITS + 1)) + (lowest_digit & _REST))
+    carry, cells[6] = _carry(carry + (lowest_digit >> _REST_BITS) + (products >> (_HALF_BITS - 1)) + (squares & _REST))
     cells[7] = carry + (squares >> _REST_BITS)
     return QuantileSketch(cells)
 
@@ -160,7 +160,7 @@ def sketch_moments(sketch: QuantileSketch) -> Moments:
     for position, start in enumerate(starts):
         number, low, high, *tail = (int(digit) for digit in groups[:, position])
         total = low + (high << _REST_BITS)
-        squares = sum(digit << place * _REST_BITS for place, digit in enumerate(tail))
+        squares = sum(digit << digit_number * _REST_BITS for digit_number, digit in enumerate(tail))
         shift = max(int(exponent[start]) - 1, 0)
         sign = -1 if bucket[start] < 0 else 1
         sums += Moments(count=number, total=sign * total << shift, total_of_squares=squares << 2 * shift)
@@ -173,9 +173,9 @@ def clipped_moments(sketch: QuantileSketch, low: float | None, high: float | Non
     below = np.zeros(len(bucket), bool) if low is None else bucket < _bucket_of(low)
     above = np.zeros(len(bucket), bool) if high is None else (bucket >= _bucket_of(high)) & ~below
     sums = sketch_moments(QuantileSketch(sketch.cells[:, ~(below | above)]))
-    for limit, moved in ((low, below), (high, above)):
+    for limit, is_clipped in ((low, below), (high, above)):
         if limit is not None:
-            sums += repeated_moments(limit, int(sketch.cells[_COUNT, moved].sum()))
+            sums += repeated_moments(limit, int(sketch.cells[_COUNT, is_clipped].sum()))
     return sums
 
 

@@ -170,8 +170,8 @@ def _full_batches(
             continue
         # Blocks do not depend on `start`, since the bits of a product may depend on memory alignment.
         sizes = [len(batch) for batch in own_rows]
-        at = torch.cat(own_rows)
-        yield from zip(x.index_select(0, at).split(sizes), y.index_select(0, at).split(sizes), strict=True)
+        rows = torch.cat(own_rows)
+        yield from zip(x.index_select(0, rows).split(sizes), y.index_select(0, rows).split(sizes), strict=True)
 
 
 def _join_pieces(pieces: list[Batch], group: ProcessGroup) -> Iterator[Batch]:

@@ -43,11 +43,11 @@ class Window(NamedTuple):
 
 
 class _Slices(NamedTuple):
-    """Row groups that are open together, with `num` slices each; slices `at` form a window of `num_rows`."""
+    """Row groups that are open together. Slice `number` of `num_slices` of each group forms a window of `num_rows`."""
 
     groups: tuple[int, ...]
-    num: int
-    at: int
+    num_slices: int
+    number: int
     num_rows: int
 
 
@@ -87,10 +87,10 @@ class ExampleStream:
         The next window is read while the current one is used.
         """
         with ThreadPoolExecutor(1) as reader:
-            reading = self._read(seed, epoch, first)
-            coming = reader.submit(next, reading, None)
-            while (window := coming.result()) is not None:
-                coming = reader.submit(next, reading, None)
+            windows = self._read(seed, epoch, first)
+            next_window = reader.submit(next, windows, None)
+            while (window := next_window.result()) is not None:
+                next_window = reader.submit(next, windows, None)
                 yield window
 
     @cached_property
@@ -100,30 +100,32 @@ class ExampleStream:
     def _plan(self, seed: int, epoch: int) -> list[_Slices]:
         random = torch.Generator().manual_seed(seed * 100_003 + epoch)
         order = torch.randperm(len(self.groups), generator=random).tolist()
-        planned = []
+        plan = []
         for start in range(0, len(order), _OPEN_GROUPS):
             groups = tuple(order[start : start + _OPEN_GROUPS])
             num_values = sum(self.groups[group] for group in groups) * self.layout.num_values
-            num = max(-(-num_values // self.window_values), 1)
-            for at in range(num):
-                sizes = [_slice_num_rows(self.groups[group], at, num) for group in groups]
-                planned.append(_Slices(groups, num, at, sum(sizes)))
-        return planned
+            num_slices = max(-(-num_values // self.window_values), 1)
+            for number in range(num_slices):
+                sizes = [_slice_num_rows(self.groups[group], number, num_slices) for group in groups]
+                plan.append(_Slices(groups, num_slices, number, sum(sizes)))
+        return plan
 
     def _read(self, seed: int, epoch: int, first: int) -> Iterator[Window]:
         plan = self._plan(seed, epoch)
         positions = [0, *itertools.accumulate(window.num_rows for window in plan)]
         readers: list[_GroupReader] = []
-        opened: tuple[int, ...] = ()
+        open_groups: tuple[int, ...] = ()
         for number, (window, position) in enumerate(zip(plan, positions, strict=False)):
             if not window.num_rows or positions[number + 1] <= first:
                 continue
-            if window.groups != opened:
-                opened = window.groups
-                readers = [_GroupReader(self._file, group, self.groups[group] // window.num) for group in opened]
+            if window.groups != open_groups:
+                open_groups = window.groups
+                readers = [
+                    _GroupReader(self._file, group, self.groups[group] // window.num_slices) for group in open_groups
+                ]
                 for reader, group in zip(readers, window.groups, strict=True):
-                    reader.take(self.groups[group] * window.at // window.num)
-            sizes = [_slice_num_rows(self.groups[group], window.at, window.num) for group in window.groups]
+                    reader.take(self.groups[group] * window.number // window.num_slices)
+            sizes = [_slice_num_rows(self.groups[group], window.number, window.num_slices) for group in window.groups]
             rows = [batch for reader, size in zip(readers, sizes, strict=True) for batch in reader.take(size)]
             random = torch.Generator().manual_seed((seed * 100_003 + epoch) * 1_000_003 + number)
             yield Window(position, *_tensors(rows, self.layout), torch.randperm(window.num_rows, generator=random))
@@ -132,7 +134,9 @@ class ExampleStream:
 def open_stream(path: Path, layout: Layout) -> ExampleStream:
     """Opens a stream; reads only the file's metadata."""
     metadata = pq.read_metadata(path)
-    return ExampleStream(path, layout, tuple(metadata.row_group(at).num_rows for at in range(metadata.num_row_groups)))
+    return ExampleStream(
+        path, layout, tuple(metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))
+    )
 
 
 class _GroupReader:
@@ -157,8 +161,8 @@ class _GroupReader:
         return slices
 
 
-def _slice_num_rows(num_rows: int, at: int, num: int) -> int:
-    return num_rows * (at + 1) // num - num_rows * at // num
+def _slice_num_rows(num_rows: int, number: int, num_slices: int) -> int:
+    return num_rows * (number + 1) // num_slices - num_rows * number // num_slices
 
 
 def _tensors(batches: list[pa.RecordBatch], layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:

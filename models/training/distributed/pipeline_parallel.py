@@ -58,8 +58,8 @@ class PipelineStageModule(nn.Module):
         with torch.autocast(x.device.type, torch.bfloat16, enabled=use_bf16):
             h_BTW = network.embed(x) if self._is_first else stage_input
             mask = network.padding_mask(x)
-            for at in self._own_blocks:
-                h_BTW = network.blocks[at](h_BTW, mask)
+            for number in self._own_blocks:
+                h_BTW = network.blocks[number](h_BTW, mask)
             return network.compute_outputs(h_BTW, x) if self._is_last else h_BTW
 
 
@@ -156,7 +156,9 @@ def _keep_own_blocks(network: nn.Module, rank: int, size: int) -> range:
     Modules before the blocks belong to the first process, modules after them to the last.
     """
     blocks = cast(PipelinedNetwork, network).blocks
-    owner = {module: at * size // len(blocks) for at, block in enumerate(blocks) for module in block.modules()}
+    owner = {
+        module: position * size // len(blocks) for position, block in enumerate(blocks) for module in block.modules()
+    }
     own_blocks = range(*(-(-number * len(blocks) // size) for number in (rank, rank + 1)))
     current = 0
     for name, module in list(network.named_modules()):

@@ -166,9 +166,9 @@ def test_missing_numbers_count_as_drift() -> None:
 def test_references_with_few_or_constant_values_can_be_compared() -> None:
     constant = ReferenceColumn(edges=(1.0,), shares=(0.0, 1.0))
     assert measure_divergence(constant, 100, Histogram(edges=(1.0,), counts=(0, 50))).p_value == 1.0
-    moved = measure_divergence(constant, 100, Histogram(edges=(1.0,), counts=(50, 0)))
-    assert moved.p_value < 1e-6
-    assert moved.psi > 1
+    divergence = measure_divergence(constant, 100, Histogram(edges=(1.0,), counts=(50, 0)))
+    assert divergence.p_value < 1e-6
+    assert divergence.psi > 1
 
 
 def test_unequal_labelling_rates_do_not_bias_the_accuracy() -> None:

@@ -208,9 +208,9 @@ def test_an_explanation_is_deterministic_and_has_no_side_effects(
 def test_a_row_has_the_same_explanation_alone_and_in_a_batch(trained_network: Callable[..., nn.Module]) -> None:
     network, rows = trained_network("padded"), planted("padded").x
     baseline = make_baseline(rows, LAYOUTS["padded"], rows)
-    together = explain(network, rows, LAYOUTS["padded"], baseline)
-    alone = explain(network, rows[7:8], LAYOUTS["padded"], baseline[7:8])
-    np.testing.assert_allclose(together.weights[7:8], alone.weights, atol=1e-5)
+    batch = explain(network, rows, LAYOUTS["padded"], baseline)
+    single = explain(network, rows[7:8], LAYOUTS["padded"], baseline[7:8])
+    np.testing.assert_allclose(batch.weights[7:8], single.weights, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["padded", "tokens"])

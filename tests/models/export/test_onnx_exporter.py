@@ -31,9 +31,9 @@ def test_onnx_runtime_and_pytorch_have_the_same_outputs(exported, trained, split
 
 
 def test_export_is_deterministic(exported, trained, splits, tmp_path: Path):
-    again = tmp_path / "another name.onnx"
-    error = export_onnx(copy.deepcopy(trained.network), splits.train.x[:40], again)
-    assert again.read_bytes() == exported.read_bytes()
+    path = tmp_path / "another name.onnx"
+    error = export_onnx(copy.deepcopy(trained.network), splits.train.x[:40], path)
+    assert path.read_bytes() == exported.read_bytes()
     assert 0 <= error <= TOLERANCE
 
 

@@ -117,8 +117,8 @@ def test_shaped_inputs_are_encoded_like_arrow_columns(source, kind, cells, data)
     encoder = fit_encoder(source, pa.Table.from_batches([rows.batch]))
     x = encode(encoder, rows)
     assert x.tobytes() == encode(encoder, rows.batch).tobytes()
-    alone = [encode(encoder, rows.slice(row, 1)) for row in range(rows.num_rows)]
-    assert x.tobytes() == np.concatenate(alone).tobytes()
+    single_rows = [encode(encoder, rows.slice(row, 1)) for row in range(rows.num_rows)]
+    assert x.tobytes() == np.concatenate(single_rows).tobytes()
 
 
 def test_images_of_a_wrong_size_are_refused_like_arrow_columns():

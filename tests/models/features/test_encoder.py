@@ -177,9 +177,9 @@ def test_encoding_is_equal_for_all_rows_batches_and_single_rows(table, training_
     encoder = fit_encoder(training_table)
     x = encode(encoder, table, is_training=is_training)
     parts = [encode(encoder, batch, is_training=is_training) for batch in split_into_batches(table, data)]
-    alone = [encode(encoder, table.slice(row, 1), is_training=is_training) for row in range(table.num_rows)]
+    single_rows = [encode(encoder, table.slice(row, 1), is_training=is_training) for row in range(table.num_rows)]
     chunked = pa.Table.from_batches(split_into_batches(table, data))
-    assert x.tobytes() == np.concatenate(parts).tobytes() == np.concatenate(alone).tobytes()
+    assert x.tobytes() == np.concatenate(parts).tobytes() == np.concatenate(single_rows).tobytes()
     assert encode(encoder, chunked, is_training=is_training).tobytes() == x.tobytes()
 
 

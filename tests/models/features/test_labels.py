@@ -152,9 +152,9 @@ def test_regression_target_encoding_is_the_mean_label_shrunk_towards_0(rows, ord
 
     def expected_encoding(word: str, is_used: np.ndarray) -> float:
         spread = labels[is_used].std() if is_used.any() else 0.0
-        own = labels[is_used & (words == word)]
+        own_labels = labels[is_used & (words == word)]
         mean = labels[is_used].mean() if is_used.any() else 0.0
-        return float((own - mean).sum() / (spread or 1.0) / (len(own) + 2.0))
+        return float((own_labels - mean).sum() / (spread or 1.0) / (len(own_labels) + 2.0))
 
     is_any_row = np.full(len(rows), True)
     assert encode(encoder, table)[:, 0] == pytest.approx(

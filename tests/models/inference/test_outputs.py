@@ -56,9 +56,9 @@ def dynamically_quantized(tmp_path: Path) -> Path:
 def test_row_by_row_outputs_do_not_depend_on_other_rows(dynamically_quantized: Path) -> None:
     runtime = create_session(dynamically_quantized)
     x = np.array([[0.1, 0.2, 0.3], [100.0, 0.0, -100.0]], np.float32)
-    alone, together = (compute_outputs(runtime, rows, is_row_by_row=True) for rows in (x[:1], x))
-    assert (alone == together[:1]).all()
-    assert not (compute_outputs(runtime, x, is_row_by_row=False)[:1] == alone).all()
+    single, batch = (compute_outputs(runtime, rows, is_row_by_row=True) for rows in (x[:1], x))
+    assert (single == batch[:1]).all()
+    assert not (compute_outputs(runtime, x, is_row_by_row=False)[:1] == single).all()
 
 
 def test_outputs_of_many_rows_and_of_none_are_in_order(dynamically_quantized: Path) -> None:

@@ -52,7 +52,7 @@ def test_a_session_has_the_endpoints_settings(exported):
 
 def test_outputs_are_float32_logits_per_row(exported, splits):
     runtime, x = create_session(exported), splits.test.x[:17].numpy()
-    together = run_session(runtime, x)
-    assert (together.dtype, together.shape) == (np.float32, (17, 10))
-    alone = np.concatenate([run_session(runtime, row[None]) for row in x])
-    np.testing.assert_allclose(together, alone, atol=1e-5)
+    batch = run_session(runtime, x)
+    assert (batch.dtype, batch.shape) == (np.float32, (17, 10))
+    single_rows = np.concatenate([run_session(runtime, row[None]) for row in x])
+    np.testing.assert_allclose(batch, single_rows, atol=1e-5)

@@ -179,8 +179,8 @@ def test_every_parameter_learns(fitted):
 @every_kind
 def test_the_output_of_a_row_does_not_depend_on_its_batch(fitted):
     with torch.no_grad():
-        alone = torch.cat([fitted.network(row) for row in fitted.x.split(1)])
-        torch.testing.assert_close(fitted.network(fitted.x), alone, atol=1e-5, rtol=1e-4)
+        single_rows = torch.cat([fitted.network(row) for row in fitted.x.split(1)])
+        torch.testing.assert_close(fitted.network(fitted.x), single_rows, atol=1e-5, rtol=1e-4)
 
 
 @every_kind

@@ -115,11 +115,11 @@ def test_resumed_sequence_networks_end_with_the_same_bits_from_memory_and_disk(t
     train_path, val_path = (write_rows(tmp_path / f"{num}.parquet", layout, num) for num in (310, 60))
     blueprint = Blueprint(config=config, layout=layout, num_outputs=3)
 
-    def train_network(folder: Path, every: int, killed_at: int | None = None) -> str:
+    def train_network(folder: Path, every_steps: int, killed_at: int | None = None) -> str:
         set_deterministic(seed=0, num_threads=1)
         network, checkpointer = (
             build_network(blueprint),
-            Checkpointer(tmp_path / folder, Checkpoints(every_steps=every)),
+            Checkpointer(tmp_path / folder, Checkpoints(every_steps=every_steps)),
         )
 
         def save(state: TrainingState) -> None:
@@ -129,9 +129,9 @@ def test_resumed_sequence_networks_end_with_the_same_bits_from_memory_and_disk(t
 
         part: ExampleSource = read_examples(train_path, "id", layout)
         if is_streamed:
-            opened = open_stream(train_path, layout)
+            stream = open_stream(train_path, layout)
             # Windows of about 70 rows, so that some batches span two windows.
-            part = ExampleStream(train_path, layout, opened.groups, window_values=70 * layout.num_values)
+            part = ExampleStream(train_path, layout, stream.groups, window_values=70 * layout.num_values)
         train(
             network,
             TrainingData(part, read_examples(val_path, "id", layout), seed=1),

@@ -109,9 +109,9 @@ def test_the_least_important_channels_and_units_are_removed_first():
     torch.manual_seed(0)
     blueprint = blueprint_of((6, 8), 10)
     network = build_network(blueprint).eval()
-    dead = {network.blocks[0]: [0, 2, 5], network.blocks[1]: [1, 2, 3, 7]}
+    dead_channels = {network.blocks[0]: [0, 2, 5], network.blocks[1]: [1, 2, 3, 7]}
     with torch.no_grad():
-        for block, channels in dead.items():
+        for block, channels in dead_channels.items():
             block[0].weight[channels] = 0
             block[1].weight[channels] = 0
         network.blocks[1][0].weight[:, [0, 2, 5]] = 0
@@ -135,9 +135,9 @@ def test_networks_for_images_of_any_size_can_be_pruned(shape):
 
 
 def test_a_pruned_network_can_be_pruned_again(trained):
-    once = prune_network(trained.network, trained.blueprint, Pruning(ratio=0.5))
-    _, twice = prune_network(*once, Pruning(ratio=0.5))
-    assert (twice.config.channels, twice.config.hidden) == ((2, 4), 8)
+    pruned = prune_network(trained.network, trained.blueprint, Pruning(ratio=0.5))
+    _, pruned_again = prune_network(*pruned, Pruning(ratio=0.5))
+    assert (pruned_again.config.channels, pruned_again.config.hidden) == ((2, 4), 8)
 
 
 @pytest.mark.parametrize("ratio", [0.5, 0.8, 0.9, 0.99])

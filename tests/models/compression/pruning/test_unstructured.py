@@ -40,9 +40,9 @@ def two_layers() -> nn.Module:
 def test_the_density_falls_to_the_final_one_quickly_at_first(num_steps, last):
     shares = [scheduled_density(step, num_steps, last=last) for step in range(num_steps + 1)]
     assert (shares[0], shares[-1]) == (1.0, last)
-    falls = [before - after for before, after in itertools.pairwise(shares)]
-    assert all(fall >= -1e-12 for fall in falls)
-    assert all(first >= second - 1e-12 for first, second in itertools.pairwise(falls))
+    differences = [before - after for before, after in itertools.pairwise(shares)]
+    assert all(difference >= -1e-12 for difference in differences)
+    assert all(first >= second - 1e-12 for first, second in itertools.pairwise(differences))
     assert scheduled_density(num_steps + 1, num_steps, last=last) == last
 
 

@@ -41,10 +41,10 @@ def with_large_channel(network: nn.Module, times: float) -> nn.Module:
     """A network with the same outputs but one large channel, so that 8 bits are precise for that channel only."""
     network = copy.deepcopy(network)
     with torch.no_grad():
-        norm, following = network.blocks[0][1], network.blocks[1][0]
+        norm, next_layer = network.blocks[0][1], network.blocks[1][0]
         norm.weight[0] *= times
         norm.bias[0] *= times
-        following.weight[:, 0] /= times
+        next_layer.weight[:, 0] /= times
     return network
 
 

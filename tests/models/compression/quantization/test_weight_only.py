@@ -90,7 +90,7 @@ def test_the_error_of_a_value_is_at_most_its_blocks_step(seed, shape, scale, blo
     assert (decoded.flat[:block] == 0).all()
     blocks = np.pad(np.abs(weight).ravel(), (0, -weight.size % block)).reshape(-1, block).max(1).repeat(block)
     # Half a step, plus clipping at 4 bits, which reduces the total error.
-    allowed = blocks[: weight.size] * (0.012 if weight_type == "int8" else 0.4)
-    assert (np.abs(decoded - weight).ravel() <= allowed + 1e-30).all()
+    max_error = blocks[: weight.size] * (0.012 if weight_type == "int8" else 0.4)
+    assert (np.abs(decoded - weight).ravel() <= max_error + 1e-30).all()
     rounded = np.square(decoded - weight).sum() ** 0.5
     assert rounded <= np.square(weight).sum() ** 0.5 * (0.02 if weight_type == "int8" else 0.2)

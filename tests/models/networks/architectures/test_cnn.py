@@ -89,8 +89,8 @@ def test_options_for_the_wrong_number_of_blocks_are_refused(options, message):
 def test_the_output_of_a_row_does_not_depend_on_its_batch(trained, splits):
     network, x = trained.network, splits.test.x[:33]
     with torch.no_grad():
-        alone = torch.cat([network(row) for row in x.split(1)])
-        torch.testing.assert_close(network(x), alone, atol=1e-5, rtol=1e-5)
+        single_rows = torch.cat([network(row) for row in x.split(1)])
+        torch.testing.assert_close(network(x), single_rows, atol=1e-5, rtol=1e-5)
 
 
 def test_pruned_config_has_the_widths_of_the_network():

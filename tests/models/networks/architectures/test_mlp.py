@@ -90,7 +90,10 @@ def test_categories_become_embeddings_and_numbers_are_inputs(num_outputs):
     features = torch.cat(
         [
             x_BF[:, [0, 2]],
-            *(embedding.weight[x_BF[:, at].long()] for embedding, at in zip(network.embeddings, (1, 3), strict=True)),
+            *(
+                embedding.weight[x_BF[:, position].long()]
+                for embedding, position in zip(network.embeddings, (1, 3), strict=True)
+            ),
         ],
         1,
     )

@@ -125,16 +125,16 @@ def test_per_row_gradients_can_be_computed():
     torch.manual_seed(0)
     network = build(config_of(dropout=0.0, num_layers=1), TOKENS, 2)
     x = rows_of(TOKENS, 3)
-    alone = []
+    gradients_of_rows = []
     for row in x.split(1):
         network.zero_grad()
         network(row).sum().backward()
-        alone.append({name: weight.grad.clone() for name, weight in network.named_parameters()})
+        gradients_of_rows.append({name: weight.grad.clone() for name, weight in network.named_parameters()})
     network.zero_grad()
     wrapped = GradSampleModule(network, loss_reduction="sum")
     wrapped(x).sum().backward()
     for name, weight in network.named_parameters():
-        torch.testing.assert_close(weight.grad_sample, torch.stack([row[name] for row in alone]), msg=name)
+        torch.testing.assert_close(weight.grad_sample, torch.stack([row[name] for row in gradients_of_rows]), msg=name)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
@@ -164,8 +164,8 @@ def test_pruning_zero_hidden_units_does_not_change_the_outputs(layout):
 def test_pruning_any_share_keeps_a_unit_and_updates_the_config(share):
     config = config_of(feed_forward=3.0)
     blueprint = Blueprint(config=config, layout=TOKENS, num_outputs=2)
-    once = prune_network(build(config, TOKENS, 2), blueprint, Pruning(ratio=share))
-    network, pruned = prune_network(*once, Pruning(ratio=share))
+    pruned_network = prune_network(build(config, TOKENS, 2), blueprint, Pruning(ratio=share))
+    network, pruned = prune_network(*pruned_network, Pruning(ratio=share))
     assert 1 <= network.blocks[0].up.out_features < 24
     build(pruned.config, TOKENS, 2).load_state_dict(network.state_dict())
 
