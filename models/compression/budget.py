@@ -108,5 +108,5 @@ class Budget(Document):
 
     @property
     def batch_size(self) -> int:
-        """Rows in the batch by whose time candidates are compared."""
+        """Rows in the batch that is timed to compare candidates."""
         return 1 if self.latency_ms is None else self.latency_ms.batch_size

@@ -296,7 +296,7 @@ def default_candidates(
     weight_only: bool = False,
     amx: bool = False,
 ) -> tuple[CandidateSpec, ...]:
-    """The candidates for a network of `kind` whose recipe names none.
+    """The candidates for a network of `kind` if the recipe names none.
 
     Args:
         mode: of quantization; default: by the kind of network.

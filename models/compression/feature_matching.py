@@ -63,7 +63,7 @@ def _attention_map(x_BCHW: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 def _pooling_matrix(num_inputs: int, num_outputs: int, device: torch.device) -> torch.Tensor:
-    """(outputs, inputs): averages as `adaptive_avg_pool2d` does, whose gradient is not deterministic on a GPU."""
+    """(outputs, inputs): averages as `adaptive_avg_pool2d`, which has no deterministic gradient on a GPU."""
     positions = torch.arange(num_inputs, device=device)
     ends = torch.arange(num_outputs + 1, device=device) * num_inputs
     starts, stops = ends[:-1] // num_outputs, -(-ends[1:] // num_outputs)

@@ -27,7 +27,7 @@ class _LinearMap(NamedTuple):
 def fuse_attention(source: Path, target: Path) -> bool:
     """Fuse the attention of the ONNX file at `source` into ONNX Runtime's `Attention` and write it to `target`.
 
-    Each `MultiHeadAttention` whose queries, keys and values are linear maps of the same tensor becomes one operator,
+    Each `MultiHeadAttention` with linear maps of one tensor as queries, keys and values becomes one operator,
     instead of three products, three sums and itself. Outputs differ by rounding only. Don't fuse files for static
     quantization or weight clustering: the three weights become one.
 

@@ -1,4 +1,4 @@
-"""Pareto front of points whose coordinates are costs: less is better."""
+"""Pareto front of points with costs as coordinates: less is better."""
 
 from __future__ import annotations
 

@@ -172,7 +172,7 @@ def poststratified_accuracy(
     (post-stratification), with a 95% interval by the normal approximation. There is at least one labelled row.
 
     Returns:
-        The accuracy, and the fraction of rows that it covers: those whose predicted class has labelled rows.
+        The accuracy, and the fraction of rows that it covers: those with a predicted class that has labelled rows.
 
     Source: Holt and Smith 1979, "Post stratification".
     """

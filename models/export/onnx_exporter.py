@@ -83,7 +83,7 @@ def _export_error(failure: Exception) -> ParityBroken:
     lines = str(cause).strip().splitlines() or [type(cause).__name__]
     return ParityBroken(
         f"PyTorch cannot export this network to ONNX: {lines[0][:300]}",
-        required="a `forward` whose operations do not depend on values, for any number of rows",
+        required="a `forward` with operations that do not depend on values, for any number of rows",
         where="the network",
         remedy="in a network of your own, branch and loop in `forward` over shapes only, and read no value of a tensor",
     )

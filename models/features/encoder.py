@@ -272,7 +272,7 @@ def encode_batches(
 
 
 def encode_splits(encoder: Encoder, split_column: str, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """`encode_rows` over batches whose column `split_column` names each row's split; the column is appended."""
+    """`encode_rows` over batches in which `split_column` names each row's split; the column is appended."""
     for batch in batches:
         splits = batch[split_column]
         changes = np.flatnonzero(pc.not_equal(splits[1:], splits[:-1]).to_numpy(zero_copy_only=False)) + 1

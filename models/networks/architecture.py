@@ -1,4 +1,4 @@
-"""The interface of the modules in `architectures` whose networks can be pruned."""
+"""The interface of the modules in `architectures` for networks that can be pruned."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ ConfigT = TypeVar("ConfigT")
 
 
 class PrunableArchitecture(Protocol[ConfigT, NetworkT]):
-    """A kind of network whose layers can lose channels or units. A module with these functions is an instance."""
+    """A kind of network with layers that can lose channels or units. A module with these functions is an instance."""
 
     def build(self, config: ConfigT, layout: Layout, num_outputs: int) -> NetworkT:
         """Builds an untrained network for rows of this layout. Raises RecipeInvalid if it cannot read them."""
 
     def prunable_layers(self, network: NetworkT) -> list[PrunableLayer]:
-        """The layers whose output channels or units can be pruned."""
+        """The layers with output channels or units that can be pruned."""
 
     def pruned_config(self, network: NetworkT, config: ConfigT) -> ConfigT:
         """`config` with the widths of `network`, so that a pruned network can be rebuilt."""

@@ -85,7 +85,7 @@ def rebuild_network(blueprint: Blueprint, network: nn.Module) -> nn.Module:
 
 
 def write_network(network: nn.Module, blueprint: Blueprint, weights: Path, blueprint_path: Path) -> str:
-    """Writes the blueprint and the weights (safetensors, whose bytes depend on names and values only).
+    """Writes the blueprint, and the weights as safetensors; their bytes depend on names and values only.
 
     Returns:
         The sha256 of the weights' file.

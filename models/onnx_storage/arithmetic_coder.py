@@ -1,4 +1,4 @@
-"""Arithmetic coding of single bits, whose probabilities are mixed from several context models.
+"""Arithmetic coding of single bits, with probabilities that are mixed from several context models.
 
 Encoder and decoder run the same code: `coder.code_bit(probability, bit)` writes the bit, or reads and returns it. Both
 must compute the same probabilities on every machine, so there are only sums, products and quotients of floats, which

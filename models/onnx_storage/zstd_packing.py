@@ -26,7 +26,7 @@ _MAX_VALUES = 255  # nonzero values of a tensor: indices are bytes
 _MAX_GAP = 255
 _MIN_ZERO_SHARE = 0.5  # below this the gaps cost more than they save
 _MIN_FRAME_BYTES = 512  # of a tensor that gets a zstd frame of its own
-_MIN_OPSET = 13  # the first whose Split takes sizes as a tensor
+_MIN_OPSET = 13  # the first in which Split takes sizes as a tensor
 
 
 class _SparseTensor(NamedTuple):
@@ -169,7 +169,7 @@ def _unpacking(
 def _concatenate(tensors: list[_SparseTensor]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(gaps uint8, indices uint8, tensor of each), over all tensors concatenated.
 
-    Where a gap exceeds a byte, a zero is inserted, whose index follows those of the tensor's values.
+    Where a gap exceeds a byte, a zero is inserted; its index follows those of the tensor's values.
     """
     ends = np.cumsum([int(np.prod(tensor.dims)) for tensor in tensors])
     starts = np.concatenate([[0], ends[:-1]])

@@ -169,7 +169,7 @@ def _write_metadata(state: TrainingState, temporary: Path) -> None:
 
 
 def _read_intact(step_folder: Path) -> CheckpointMetadata | None:
-    """The metadata of a checkpoint whose files are all intact, or None."""
+    """The metadata of a checkpoint if all its files are intact, else None."""
     try:
         metadata = CheckpointMetadata.model_validate_json((step_folder / _METADATA).read_text(encoding="utf-8"))
         if all(digest_of_file(step_folder / name) == sha256 for name, sha256 in metadata.files.items()):

@@ -78,7 +78,7 @@ def train_privately(
     schedule = build_schedule(adamw, loop, loop.epochs * steps_of_epoch)
     loss_of_rows, accountant = build_loss(loop, train_split.y), RDPAccountant()
     history = []
-    # Torch warns at the first layer, whose input needs no gradient.
+    # Torch warns at the first layer, since its input needs no gradient.
     warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
     for number in range(1, loop.epochs + 1):
         rate = float(schedule.get_last_lr()[0])

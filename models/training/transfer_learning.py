@@ -54,7 +54,7 @@ def transfer_weights(network: nn.Module, weights: dict[str, torch.Tensor], start
 
 
 def frozen_modules(network: nn.Module) -> list[nn.Module]:
-    """Modules whose parameters are all frozen. They stay in evaluation mode, as batch normalisation needs."""
+    """Modules with frozen parameters only. They stay in evaluation mode, as batch normalisation needs."""
     return [
         module
         for module in network.modules()

@@ -1,4 +1,4 @@
-"""The architectures whose layers torch-pruning can prune."""
+"""The architectures with layers that torch-pruning can prune."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ _MAX_WEIGHT_LEVEL, _MAX_REDUCED_LEVEL = 127, 64  # int8 and 7 bits, symmetric
 def add_fake_quantization(
     network: nn.Module, *, reduce_range: bool = False, keep_float: Collection[str] = ()
 ) -> nn.Module:
-    """A copy of `network` whose convolutions and linear layers, except `keep_float`, round weights and inputs.
+    """A copy of `network` in which convolutions and linear layers, except `keep_float`, round weights and inputs.
 
     Train it like any other network: gradients pass straight through the rounding, and are 0 outside a range. Then
     export what `remove_fake_quantization` returns, and quantize it with `learned_ranges`.

@@ -105,7 +105,7 @@ def _store_as_integers(
 
 
 def _quantize_blocks(weight_GS: np.ndarray, max_level: int) -> tuple[np.ndarray, np.ndarray]:
-    """scale_G1 bfloat16 and integers (G, S) from -max_level to max_level - 1, whose product is close to the weights."""
+    """scale_G1 bfloat16 and integers (G, S) from -max_level to max_level - 1. Their product is close to the weights."""
     widest_position_G1 = np.abs(weight_GS).argmax(axis=1)[:, None]
     # The value furthest from 0 gets the lowest level, since there is one level more below 0 than above.
     widest_scale_G1 = -np.take_along_axis(weight_GS, widest_position_G1, axis=1) / max_level

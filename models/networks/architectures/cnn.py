@@ -64,7 +64,7 @@ def _conv_block(channels: tuple[int, ...], kernel_size: int, *, stride: int, poo
 
 
 def prunable_layers(network: ConvNet) -> list[PrunableLayer]:
-    """The layers whose output channels or units can be pruned."""
+    """The layers with output channels or units that can be pruned."""
     convolutions: list[PrunableLayer] = [layer for layer in network.blocks.modules() if isinstance(layer, nn.Conv2d)]
     return convolutions if network.hidden is None else [*convolutions, network.hidden]
 

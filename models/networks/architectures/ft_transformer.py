@@ -93,7 +93,7 @@ class Block(nn.Module):
 
 
 def prunable_layers(network: TableTransformer) -> list[PrunableLayer]:
-    """The layers whose output units can be pruned: those of the feed-forward layers."""
+    """The layers with output units that can be pruned: those of the feed-forward layers."""
     return [layer for block in network.blocks for layer in (block.up, block.gate)]  # type: ignore[misc]
 
 

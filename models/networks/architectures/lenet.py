@@ -46,7 +46,7 @@ def _side_after(side: int) -> int:
 
 
 def prunable_layers(network: LeNet5) -> list[PrunableLayer]:
-    """The layers whose output channels or units can be pruned."""
+    """The layers with output channels or units that can be pruned."""
     return [network.first, network.second, network.hidden]
 
 

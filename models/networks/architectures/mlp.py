@@ -89,7 +89,7 @@ def _hidden_layer(num_inputs: int, num_units: int, config: Mlp) -> nn.Sequential
 
 
 def prunable_layers(network: Perceptron) -> list[PrunableLayer]:
-    """The layers whose output units can be pruned."""
+    """The layers with output units that can be pruned."""
     return [layer[0] for layer in network.layers]  # type: ignore[index]
 
 

@@ -99,7 +99,7 @@ def stage_widths(config: ResNet) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def prunable_layers(network: ResidualNetwork) -> list[PrunableLayer]:
-    """The layers whose output channels can be pruned; those that are added are pruned together."""
+    """The layers with output channels that can be pruned; those that are added are pruned together."""
     return [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
 
 

@@ -139,7 +139,7 @@ def iterate_batches(
     With several processes, each takes its part of every batch.
     """
     end = num_batches(rows, batch_size, group) * batch_size
-    pieces: list[Batch] = []  # pieces of a batch whose rows are in several windows
+    pieces: list[Batch] = []  # pieces of a batch with rows from several windows
     for position, x, y, order in rows.windows(seed, epoch, start * batch_size):
         order = order[: max(end - position, 0)]
         # The first rows complete the last batch of the previous window.

@@ -21,7 +21,7 @@ def autocast(loop: Loop, device: torch.device) -> contextlib.AbstractContextMana
 def uses_bf16(loop: Loop, device: torch.device) -> bool:
     """Whether products use bfloat16. With `auto`, this depends on hardware support of the GPU or CPU.
 
-    A CPU whose instructions are restricted by `ONEDNN_MAX_CPU_ISA` counts as one without support.
+    A CPU with instructions restricted by `ONEDNN_MAX_CPU_ISA` counts as one without support.
     """
     if loop.precision != "auto":
         return loop.precision == "bf16"
