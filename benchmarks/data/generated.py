@@ -1,4 +1,4 @@
-"""Tabular rows for the benchmarks: numbers with nulls and outliers, categories, and copies under another key."""
+"""Generates rows for the benchmarks: numbers with nulls and outliers, categories, and duplicates with another key."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from bloomery.tasks.infrastructure.settings import require_state_folder
 
 NUMBERS = tuple(f"n{position}" for position in range(6))
 CATEGORIES = {"c0": 8, "c1": 50, "c2": 1000}
-_GROUP = 250_000
+_GROUP_SIZE = 250_000
 
 
-def write(path: Path, num_rows: int, seed: int = 0) -> None:
-    """`num_rows` rows: 2% nulls, 0.1% outliers, and 2% that are copies of a row of the same group."""
-    names = {name: pa.array([f"{name}-{value:04d}" for value in range(count)]) for name, count in CATEGORIES.items()}
+def write_generated_rows(path: Path, num_rows: int, seed: int = 0) -> None:
+    """Writes `num_rows` rows to `path`: 2% nulls, 0.1% outliers, and 2% duplicates within a group."""
+    categories = {
+        name: pa.array([f"{name}-{value:04d}" for value in range(count)]) for name, count in CATEGORIES.items()
+    }
     writer = None
-    for start in range(0, num_rows, _GROUP):
+    for start in range(0, num_rows, _GROUP_SIZE):
         random = np.random.default_rng([seed, start])
-        size = min(_GROUP, num_rows - start)
+        size = min(_GROUP_SIZE, num_rows - start)
         columns: dict[str, pa.Array] = {}
         source = np.where(random.random(size) < 0.02, random.integers(0, size, size), np.arange(size))
         signal = random.normal(size=size)
@@ -34,8 +36,8 @@ def write(path: Path, num_rows: int, seed: int = 0) -> None:
             columns[name] = pa.array(values, mask=random.random(size) < 0.02).take(pa.array(source))
         for name, count in CATEGORIES.items():
             codes = np.minimum(random.exponential(count / 5, size).astype(np.int64), count - 1)
-            coded = pa.DictionaryArray.from_arrays(pa.array(codes, mask=random.random(size) < 0.02), names[name])
-            columns[name] = coded.cast(pa.string()).take(pa.array(source))
+            encoded = pa.DictionaryArray.from_arrays(pa.array(codes, mask=random.random(size) < 0.02), categories[name])
+            columns[name] = encoded.cast(pa.string()).take(pa.array(source))
         columns["label"] = pa.array((signal + random.normal(size=size) > 0).astype(np.int64)).take(pa.array(source))
         table = pa.table({"id": pa.array(np.arange(start, start + size)), **columns})
         writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
@@ -44,8 +46,8 @@ def write(path: Path, num_rows: int, seed: int = 0) -> None:
         writer.close()
 
 
-def raw_rows(source: Path) -> RawRows:
-    """The rows of `source` in the state folder, as `ingest` would leave them."""
+def link_raw_rows(source: Path) -> RawRows:
+    """Links the file `source` into the state folder, and returns the record that the stage `ingest` would return."""
     apply_engine_environment()
     home = require_state_folder().home
     os.link(source, home / "rows.parquet")

@@ -1,9 +1,10 @@
-"""Checking the 39 rules of generated.odcs.yaml: one Spark aggregation by hand with the key's uniqueness, and ours.
+"""Measures validation by the 39 rules of generated.odcs.yaml: hand-written Spark, and the stage `validate`.
 
-    python benchmarks/data/validate.py --rows 10000000 --rounds 2
+    python benchmarks/data/validate.py --rows 10000000 --rounds 2 [--implementations hand stage]
 
-By hand: one aggregation over all rows for every rule about a row, and a grouped one for the uniqueness of the key. It
-gives counts alone. Ours writes the rows that pass, the quarantine with reasons and the report besides.
+- hand: one Spark aggregation counts the violations of all rules about single rows, and a grouped one checks that the
+  key is unique. It returns counts only.
+- stage: the stage `validate`, which also writes the valid rows, the quarantine with reasons, and the report.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+from generated import CATEGORIES, NUMBERS, link_raw_rows, write_generated_rows
+from process_measurement import Measurement, format_table, measure_script
 
-from generated import CATEGORIES, NUMBERS, raw_rows, write
-from measured import Measured, measure, table
-
+IMPLEMENTATIONS = ("hand", "stage")
 CONTRACT = Path(__file__).with_name("generated.odcs.yaml")
 
 
-def by_hand(source: Path) -> None:
+def validate_by_hand(source: Path) -> None:
+    """Counts violations with Spark, and prints the counts as JSON."""
     from pyspark.sql import functions as f
 
     from bloomery.data_contracts.recipe_sections.engine import SparkConfig
@@ -33,74 +34,79 @@ def by_hand(source: Path) -> None:
 
     apply_engine_environment()
     require_state_folder()
-    engine = spark_session.get_session(SparkConfig(settings={"spark.driver.memory": "1200m"}))
-    rows = engine.read.parquet(str(source))
-    broken = {
+    spark = spark_session.get_session(SparkConfig(settings={"spark.driver.memory": "1200m"}))
+    rows = spark.read.parquet(str(source))
+    violations = {
         "id null": "id is null",
         "id low": "id < 0",
-        "sum": "n0 + n1 < -1000",
-        "more": "n4 + n5 < -2000",
-        "either": "not (n2 < 100000 or n3 >= -500)",
+        "sum n0 n1": "n0 + n1 < -1000",
+        "sum n4 n5": "n4 + n5 < -2000",
+        "n2 or n3": "not (n2 < 100000 or n3 >= -500)",
         "label null": "label is null",
         "label range": "label < 0 or label > 1",
         "label set": "label not in (0, 1)",
     }
     for name in NUMBERS:
-        broken |= {
+        violations |= {
             f"{name} range": f"{name} < -1000 or {name} > 5000",
             f"{name} null": f"{name} is null",
-            f"{name} usual": f"{name} < -50 or {name} > 2000",
+            f"{name} usual range": f"{name} < -50 or {name} > 2000",
         }
     for name, count in CATEGORIES.items():
-        broken |= {
+        violations |= {
             f"{name} length": f"length({name}) <> 7",
             f"{name} pattern": f"not ({name} rlike '^c[0-9]-[0-9]{{4}}$')",
             f"{name} null": f"{name} is null",
         }
         if count <= 50:
-            known = ", ".join(f"'{name}-{value:04d}'" for value in range(count))
-            broken[f"{name} set"] = f"{name} not in ({known})"
-    counts = rows.agg(f.count("*"), *(f.count(f.when(f.expr(rule), 1)) for rule in broken.values())).collect()[0]
-    twice = rows.groupBy("id").count().where("count > 1").count()
-    print(json.dumps({"rules": len(broken) + 2, "rows": counts[0], "breaking": sum(counts[1:]), "twice": twice}))
+            valid_values = ", ".join(f"'{name}-{value:04d}'" for value in range(count))
+            violations[f"{name} set"] = f"{name} not in ({valid_values})"
+    counts = rows.agg(f.count("*"), *(f.count(f.when(f.expr(rule), 1)) for rule in violations.values())).collect()[0]
+    num_duplicate_keys = rows.groupBy("id").count().where("count > 1").count()
+    num_rows, *num_violations = counts
+    result = {"rules": len(violations) + 2, "rows": num_rows, "violations": sum(num_violations)}
+    print(json.dumps(result | {"duplicate_keys": num_duplicate_keys}))
     spark_session.stop_session()
 
 
-def ours(source: Path) -> None:
-
+def run_stage(source: Path) -> None:
+    """Runs the stage `validate`, and prints its counts and its seconds as JSON."""
     from bloomery.data_contracts.odcs.contract import read_contract
     from bloomery.tasks.validate.stage import validate
 
-    raw = raw_rows(source)
-    start = time.perf_counter()
-    checked = validate(raw, read_contract(CONTRACT))
-    seconds = time.perf_counter() - start
-    print(json.dumps({"rules": len(checked.violations), "quarantined": checked.num_quarantined, "stage_s": seconds}))
+    raw_rows = link_raw_rows(source)
+    start_s = time.perf_counter()
+    valid_rows = validate(raw_rows, read_contract(CONTRACT))
+    seconds = time.perf_counter() - start_s
+    print(
+        json.dumps({"rules": len(valid_rows.violations), "quarantined": valid_rows.num_quarantined, "stage_s": seconds})
+    )
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser(description=__doc__)
-    asked.add_argument("--rows", type=int, default=10_000_000)
-    asked.add_argument("--rounds", type=int, default=2)
-    asked.add_argument("--ways", default="hand,ours")
-    asked.add_argument("--source", type=Path)
-    asked.add_argument("--only")
-    chosen = asked.parse_args()
-    if chosen.only:
-        (by_hand if chosen.only == "hand" else ours)(chosen.source)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=10_000_000, help="number of generated rows")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--implementations", nargs="+", choices=IMPLEMENTATIONS, default=list(IMPLEMENTATIONS))
+    parser.add_argument("--source", type=Path, help="Parquet file of generated rows; written if it does not exist")
+    parser.add_argument("--only", choices=IMPLEMENTATIONS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.only:
+        (validate_by_hand if options.only == "hand" else run_stage)(options.source)
         return
     with tempfile.TemporaryDirectory() as folder:
-        source = chosen.source or Path(folder) / "generated.parquet"
+        source = options.source or Path(folder) / "generated.parquet"
         if not source.exists():
-            write(source, chosen.rows)
-        found: list[tuple[str, Measured]] = []
-        for turn in range(chosen.rounds):
-            for way in chosen.ways.split(","):
+            write_generated_rows(source, options.rows)
+        runs: list[tuple[str, Measurement]] = []
+        for number in range(options.rounds):
+            for name in options.implementations:
                 with tempfile.TemporaryDirectory(dir=folder) as home:
-                    one = measure([__file__, "--only", way, "--source", str(source)], Path(home))
-                found.append((f"{way}, round {turn + 1}", one))
-                print(f"{found[-1][0]}: {one.processor_s:.1f} s of processor, {one.printed.strip()}", file=sys.stderr)
-        print(table(found, found[0][0]))
+                    run = measure_script([__file__, "--only", name, "--source", str(source)], Path(home))
+                runs.append((f"{name}, round {number + 1}", run))
+                summary = f"{run.processor_s:.1f} processor seconds, {run.output.strip()}"
+                print(f"{runs[-1][0]}: {summary}", file=sys.stderr, flush=True)
+        print(format_table(runs, baseline=runs[0][0]))
 
 
 if __name__ == "__main__":
