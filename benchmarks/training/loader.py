@@ -1,15 +1,16 @@
-"""From prepared Parquet to shuffled training batches: ours, in memory and streamed, and what else there is, in turns.
+"""Measures loaders from prepared Parquet to shuffled training batches: Bloomery's and others, in turns.
 
     python benchmarks/training/loader.py [--rows 500000] [--values 64] [--rounds 3] [--threads 1]
 
-One epoch each, from the closed file to the last batch. `scan` is what Arrow needs to read the file and hand out
-nothing. The DataLoader has the usual map data set, one row at a time, given the values in memory, so it has no file to
-open per row; Hugging Face's data set has its copy of the file in Arrow's format already, shuffles it and hands out
-batches of tensors. Then the loader alone: an epoch of rows that are in memory already. Then the most memory that
-streaming a file of `--large` megabytes and a quarter of it takes, each in a process of its own: it must not grow, and
-must lie below the size of the larger one.
+It prints three tables:
 
-Hugging Face's is left out where it is not installed; see loop.py.
+- One epoch of each loader, from opening the file to the last batch. `scan` only reads the file with Arrow and yields no
+  batches. The DataLoader has a map-style data set of rows in memory. Hugging Face's data set already has its own copy
+  of the file in Arrow's format, and yields shuffled batches of tensors. It is left out where it is not installed
+  (`loop.py` shows how to install it).
+- One epoch from rows that are already in memory.
+- The peak memory of streaming a file of `--large` megabytes, and one of a quarter of that size, each in a process of
+  its own. The peak must not grow with the file, and must be below the size of the larger file.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -41,11 +42,11 @@ from bloomery.models.training.data.streaming import open_stream
 from bloomery.tasks.infrastructure.parquet import write_rows
 
 BATCH = 256
-Way = Callable[[Path, Layout], int]
+Loader = Callable[[Path, Layout], int]
 
 
 class Rows(Dataset):  # type: ignore[type-arg]
-    """The usual map data set: one row at a time."""
+    """A map-style data set: one row at a time."""
 
     def __init__(self, path: Path, layout: Layout) -> None:
         self.x, self.y, _ = read_examples(path, "key", layout)
@@ -58,29 +59,34 @@ class Rows(Dataset):  # type: ignore[type-arg]
 
 
 def scan(path: Path, layout: Layout) -> int:
+    """Returns the number of rows, as all loaders do."""
     return int(pq.read_table(path).num_rows)
 
 
-def in_memory(path: Path, layout: Layout) -> int:
+def load_in_memory(path: Path, layout: Layout) -> int:
     return sum(len(y) for _, y in iterate_batches(read_examples(path, "key", layout), BATCH, seed=0, epoch=1))
 
 
-def streamed(path: Path, layout: Layout) -> int:
+def load_by_streaming(path: Path, layout: Layout) -> int:
     return sum(len(y) for _, y in iterate_batches(open_stream(path, layout), BATCH, seed=0, epoch=1))
 
 
-def map_style(path: Path, layout: Layout) -> int:
+def load_by_data_loader(path: Path, layout: Layout) -> int:
     return sum(len(y) for _, y in DataLoader(Rows(path, layout), batch_size=BATCH, shuffle=True))
 
 
-def hugging_face() -> Way:
-    """Raises ImportError where it is not installed."""
+def hugging_face_loader() -> Loader:
+    """Returns a loader that uses Hugging Face's `datasets`.
+
+    Raises:
+        ImportError: `datasets` is not installed.
+    """
     import datasets
 
     datasets.disable_progress_bars()
     logging.getLogger("datasets").setLevel(logging.ERROR)
 
-    def way(path: Path, layout: Layout) -> int:
+    def load(path: Path, layout: Layout) -> int:
         rows = datasets.Dataset.from_parquet(str(path), cache_dir=str(path.parent / "hugging-face"))
         shuffled = rows.shuffle(seed=0).with_format("torch", columns=[ENCODED_LABEL, ENCODED_INPUT])
         num_rows = 0
@@ -89,29 +95,29 @@ def hugging_face() -> Way:
             num_rows += len(batch[ENCODED_LABEL])
         return num_rows
 
-    return way
+    return load
 
 
-def ways() -> dict[str, Way]:
-    found: dict[str, Way] = {
+def available_loaders() -> dict[str, Loader]:
+    loaders: dict[str, Loader] = {
         "scan": scan,
-        "ours, in memory": in_memory,
-        "ours, streamed": streamed,
-        "DataLoader": map_style,
+        "Bloomery, in memory": load_in_memory,
+        "Bloomery, streamed": load_by_streaming,
+        "DataLoader": load_by_data_loader,
     }
     try:
-        found["Hugging Face datasets"] = hugging_face()
-    except ImportError as failure:
-        print(f"Hugging Face datasets is left out: {failure}\n")
-    return found
+        loaders["Hugging Face datasets"] = hugging_face_loader()
+    except ImportError as error:
+        print(f"Hugging Face datasets is left out: {error}\n")
+    return loaders
 
 
-def write(path: Path, num_rows: int, num_values: int) -> None:
-    """Rows as the prepare stage leaves them, of values that do not compress."""
+def write_encoded_rows(path: Path, num_rows: int, num_values: int) -> None:
+    """Writes rows as the stage `prepare` encodes them, with values that do not compress."""
     schema = pa.schema([("key", pa.int64()), (ENCODED_LABEL, pa.int64()), (ENCODED_INPUT, pa.list_(pa.float32()))])
     random = np.random.default_rng(0)
 
-    def drawn() -> Iterator[pa.RecordBatch]:
+    def generate_batches() -> Iterator[pa.RecordBatch]:
         for start in range(0, num_rows, 65_536):
             size = min(65_536, num_rows - start)
             x = random.random(size=(size, num_values), dtype=np.float32)
@@ -120,109 +126,112 @@ def write(path: Path, num_rows: int, num_values: int) -> None:
             keys = np.arange(start, start + size)
             yield pa.RecordBatch.from_arrays([pa.array(keys), pa.array(keys % 2), lists], schema=schema)
 
-    write_rows(path, schema, drawn())
+    write_rows(path, schema, generate_batches())
 
 
-def compare(rivals: dict[str, Callable[[], int]], num_rows: int, rounds: int, yardsticks: tuple[str, ...]) -> None:
-    """All in turns; the ratios to each yardstick are of the same round."""
-    wall: dict[str, list[float]] = {name: [] for name in rivals}
-    processor: dict[str, list[float]] = {name: [] for name in rivals}
+def compare(loaders: Mapping[str, Callable[[], int]], num_rows: int, rounds: int, baselines: tuple[str, ...]) -> None:
+    """Measures all loaders in turns, and prints a table. A ratio compares with a baseline within one round."""
+    wall: dict[str, list[float]] = {name: [] for name in loaders}
+    processor: dict[str, list[float]] = {name: [] for name in loaders}
     for _ in range(rounds):
-        for name, way in rivals.items():
+        for name, load in loaders.items():
             before = time.perf_counter(), time.process_time()
-            assert way() == num_rows
+            assert load() == num_rows
             wall[name].append(time.perf_counter() - before[0])
             processor[name].append(time.process_time() - before[1])
-    print(f"| loader | rows/s | seconds | of the processor | {' | '.join(f'of {one}' for one in yardsticks)} |")
-    print("| --- | ---: | ---: | ---: |" + " ---: |" * len(yardsticks))
-    for name in rivals:
-        seconds, busy = statistics.median(wall[name]), statistics.median(processor[name])
-        against = [_ratios(processor[name], processor[other]) for other in yardsticks]
-        print(f"| {name} | {num_rows / seconds:,.0f} | {seconds:.3f} s | {busy:.3f} s | {' | '.join(against)} |")
-    print("\nRatios are of the processor's time: the median of the rounds and their range.\n", flush=True)
+    print(
+        f"| loader | rows/s | seconds | processor seconds | {' | '.join(f'relative to {name}' for name in baselines)} |"
+    )
+    print("| --- | ---: | ---: | ---: |" + " ---: |" * len(baselines))
+    for name in loaders:
+        wall_s, processor_s = statistics.median(wall[name]), statistics.median(processor[name])
+        ratios = [_format_ratios(processor[name], processor[baseline]) for baseline in baselines]
+        print(f"| {name} | {num_rows / wall_s:,.0f} | {wall_s:.3f} s | {processor_s:.3f} s | {' | '.join(ratios)} |")
+    print("\nRatios are of processor time: the median over the rounds, and their range.\n", flush=True)
 
 
 def compare_from_file(path: Path, num_rows: int, layout: Layout, rounds: int) -> None:
-    rivals = {name: partial(way, path, layout) for name, way in ways().items()}
-    if "Hugging Face datasets" in rivals:
-        rivals["Hugging Face datasets"]()  # makes its copy of the file, which is not counted
-    compare(rivals, num_rows, rounds, ("ours, in memory", "scan"))
+    loaders = {name: partial(load, path, layout) for name, load in available_loaders().items()}
+    if "Hugging Face datasets" in loaders:
+        loaders["Hugging Face datasets"]()  # creates its copy of the file, which is not measured
+    compare(loaders, num_rows, rounds, ("Bloomery, in memory", "scan"))
 
 
-def compare_alone(path: Path, num_rows: int, layout: Layout, rounds: int) -> None:
-    """Epochs of rows that are in memory."""
-    held, loader = read_examples(path, "key", layout), DataLoader(Rows(path, layout), batch_size=BATCH, shuffle=True)
-    rivals = {
-        "ours, in memory": lambda: sum(len(y) for _, y in iterate_batches(held, BATCH, seed=0, epoch=2)),
-        "DataLoader": lambda: sum(len(y) for _, y in loader),
+def compare_in_memory(path: Path, num_rows: int, layout: Layout, rounds: int) -> None:
+    """Compares epochs of rows that are already in memory."""
+    examples = read_examples(path, "key", layout)
+    data_loader = DataLoader(Rows(path, layout), batch_size=BATCH, shuffle=True)
+    loaders = {
+        "Bloomery, in memory": lambda: sum(len(y) for _, y in iterate_batches(examples, BATCH, seed=0, epoch=2)),
+        "DataLoader": lambda: sum(len(y) for _, y in data_loader),
     }
-    compare(rivals, num_rows, rounds, ("ours, in memory",))
+    compare(loaders, num_rows, rounds, ("Bloomery, in memory",))
 
 
-def _ratios(mine: list[float], others: list[float]) -> str:
-    ratios = [one / other for one, other in zip(mine, others, strict=True)]
+def _format_ratios(figures: list[float], baseline: list[float]) -> str:
+    ratios = [figure / base for figure, base in zip(figures, baseline, strict=True)]
     return f"{statistics.median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
-def grow(folder: Path, megabytes: int, num_values: int) -> None:
-    """What streaming takes does not grow with the file."""
+def compare_streaming_memory(folder: Path, megabytes: int, num_values: int) -> None:
+    """Prints the peak memory of streaming two files, and whether it stays constant."""
     peaks = []
-    print("| streamed file | most memory | beyond an idle process | rows/s |\n| ---: | ---: | ---: | ---: |")
+    print("| streamed file | peak memory | above idle process | rows/s |\n| ---: | ---: | ---: | ---: |")
     for size in (megabytes // 4, megabytes):
         path, num_rows = folder / f"{size}.parquet", size * 1_000_000 // (4 * num_values)
-        write(path, num_rows, num_values)
+        write_encoded_rows(path, num_rows, num_values)
         command = [sys.executable, __file__, "--stream", str(path), "--values", str(num_values)]
-        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-        idle, peak, seconds = (float(figure) for figure in printed[-3:])
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        idle, peak, seconds = (float(figure) for figure in output[-3:])
         peaks.append(peak)
-        of_file = f"{path.stat().st_size / 1e6:,.0f} MB"
-        print(f"| {of_file} | {peak:,.0f} MB | {peak - idle:,.0f} MB | {num_rows / seconds:,.0f} |", flush=True)
+        file_size = f"{path.stat().st_size / 1e6:,.0f} MB"
+        print(f"| {file_size} | {peak:,.0f} MB | {peak - idle:,.0f} MB | {num_rows / seconds:,.0f} |", flush=True)
         path.unlink()
     is_constant = peaks[1] < 1.15 * peaks[0] and peaks[1] < megabytes
-    told = "constant" if is_constant else "NOT CONSTANT, or not below the file"
-    print(f"\nThe memory is {told}: of a file four times as large {peaks[1] / peaks[0]:.2f} times as much.")
+    verdict = "constant" if is_constant else "NOT CONSTANT, or not below the size of the file"
+    print(f"\nThe peak memory is {verdict}: a file four times as large takes {peaks[1] / peaks[0]:.2f} times as much.")
 
 
-def stream_alone(path: Path, layout: Layout) -> None:
-    """Prints megabytes before the first batch and at most, and seconds."""
-    idle, start = _most_megabytes(), time.perf_counter()
-    streamed(path, layout)
-    print(idle, _most_megabytes(), time.perf_counter() - start)
+def measure_streaming(path: Path, layout: Layout) -> None:
+    """Streams the file, and prints the megabytes before the first batch, the peak in megabytes, and the seconds."""
+    idle, start = _peak_megabytes(), time.perf_counter()
+    load_by_streaming(path, layout)
+    print(idle, _peak_megabytes(), time.perf_counter() - start)
 
 
-def _most_megabytes() -> float:
-    """The most of this process's memory so far, as Linux has noted it: a child's own, unlike that of `getrusage`."""
-    noted = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
-    assert noted is not None
-    return int(noted[1]) * 1024 / 1e6
+def _peak_megabytes() -> float:
+    """Returns the peak memory of this process. `getrusage` would include the parent's peak before the exec."""
+    match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
+    assert match is not None
+    return int(match[1]) * 1024 / 1e6
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked.add_argument("--rows", type=int, default=500_000)
-    asked.add_argument("--values", type=int, default=64)
-    asked.add_argument("--rounds", type=int, default=3)
-    asked.add_argument("--threads", type=int, default=1, help="of torch and of Arrow")
-    asked.add_argument("--large", type=int, default=1600, help="megabytes of the file that is streamed; 0 for none")
-    asked.add_argument("--stream", type=Path, help=argparse.SUPPRESS)
-    chosen = asked.parse_args()
-    torch.set_num_threads(chosen.threads)
-    pa.set_cpu_count(chosen.threads)
-    layout = Layout(kind="flat", shape=(chosen.values,))
-    if chosen.stream is not None:
-        stream_alone(chosen.stream, layout)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=500_000)
+    parser.add_argument("--values", type=int, default=64, help="values per row")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch and of Arrow")
+    parser.add_argument("--large", type=int, default=1600, help="megabytes of the larger streamed file; 0 streams none")
+    parser.add_argument("--stream", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    pa.set_cpu_count(options.threads)
+    layout = Layout(kind="flat", shape=(options.values,))
+    if options.stream is not None:
+        measure_streaming(options.stream, layout)
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "train.parquet"
-        write(path, chosen.rows, chosen.values)
+        write_encoded_rows(path, options.rows, options.values)
         print(
-            f"{chosen.rows:,} rows of {chosen.values} values, {path.stat().st_size / 1e6:.0f} MB, {chosen.threads} "
+            f"{options.rows:,} rows of {options.values} values, {path.stat().st_size / 1e6:.0f} MB, {options.threads} "
             f"thread(s) of {os.cpu_count()}, {platform.machine()}, Arrow {pa.__version__}, torch {torch.__version__}\n"
         )
-        compare_from_file(path, chosen.rows, layout, chosen.rounds)
-        compare_alone(path, chosen.rows, layout, chosen.rounds)
-        if chosen.large:
-            grow(Path(folder), chosen.large, chosen.values)
+        compare_from_file(path, options.rows, layout, options.rounds)
+        compare_in_memory(path, options.rows, layout, options.rounds)
+        if options.large:
+            compare_streaming_memory(Path(folder), options.large, options.values)
 
 
 if __name__ == "__main__":

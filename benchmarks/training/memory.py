@@ -1,10 +1,10 @@
-"""What each of several processes holds while a GPT is trained, by strategy; and on paper for a billion parameters.
+"""Measures the memory of each process that trains a GPT, by strategy, and estimates it for a billion parameters.
 
-    .venv/bin/python benchmarks/training/memory.py            # trains a small one: alone, then in two processes
-    .venv/bin/python benchmarks/training/memory.py --paper    # reckons for a large one, and trains nothing
+    .venv/bin/python benchmarks/training/memory.py            # trains a small GPT in one process, then in two
+    .venv/bin/python benchmarks/training/memory.py --paper    # estimates a large GPT, and trains nothing
 
-The processes talk by gloo on this machine. They share its cores, so only the memory is of use; rows a second are told
-beside it.
+The processes communicate over gloo on this machine and share its cores, so the memory is meaningful and the rows per
+second are not.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.networks.architectures.gpt import GptClassifier
 from bloomery.models.networks.blueprint import Blueprint, build_network, num_parameters
 from bloomery.models.networks.config import Gpt
-from bloomery.models.networks.layers.attention import TransformerBlock
+from bloomery.models.networks.layers.attention import TransformerBlock, attention_heads
 from bloomery.models.training.config import Loop, Strategy
 from bloomery.models.training.data.batches import Examples, TrainingData
 from bloomery.models.training.determinism import set_deterministic
@@ -40,67 +42,75 @@ STRATEGIES: tuple[Strategy, ...] = ("ddp", "fsdp", "tensor", "pipeline")
 SMALL = Gpt(kind="gpt", width=384, num_layers=8, num_heads=6, dropout=0.0)
 SMALL_LAYOUT = Layout(kind="tokens", shape=(128,), num_tokens=8_000)
 LARGE = Gpt(kind="gpt", width=1792, num_layers=24, num_heads=16, dropout=0.0)
-LARGE_LAYOUT = Layout(kind="tokens", shape=(2048,), num_tokens=50_257)
+LARGE_NUM_TOKENS = 50_257
+LARGE_LAYOUT = Layout(kind="tokens", shape=(2048,), num_tokens=LARGE_NUM_TOKENS)
 NUM_STEPS, NUM_ROWS = 4, 16
 MB, GB = 10**6, 10**9
 PEAK, UTILIZATION = 989e12, 0.4  # FLOP/s of an H100 (dense bf16, data sheet); an assumption
 
 
-def held(network: nn.Module, size: int, strategy: str) -> list[int]:
-    """How many parameters each of `size` processes holds, by the rules of models/training: the formula."""
-    whole = num_parameters(network)
+def build_gpt(config: Gpt, layout: Layout, num_outputs: int) -> GptClassifier:
+    network = build_network(Blueprint(config=config, layout=layout, num_outputs=num_outputs))
+    assert isinstance(network, GptClassifier)
+    return network
+
+
+def count_parameters(network: GptClassifier, size: int, strategy: str) -> list[int]:
+    """Computes how many parameters each of `size` processes holds, by the rules of models/training/distributed."""
+    total = num_parameters(network)
     blocks = [num_parameters(block) for block in network.decoder.blocks]
     match strategy:
         case "alone" | "ddp":
-            return [whole] * size
+            return [total] * size
         case "fsdp":
-            return [whole // size] * size
+            return [total // size] * size
         case "tensor":
-            # Biases of `out` and `down` and the norms stay whole, the rest of a block is cut.
+            # Biases of `out` and `down` and the norms stay whole; the rest of a block is divided.
             width = network.decoder.norm.weight.numel()
-            return [whole - sum(block - 6 * width for block in blocks) * (size - 1) // size] * size
-    owner = [at * size // len(blocks) for at in range(len(blocks))]
-    parts = [sum(block for block, at in zip(blocks, owner, strict=True) if at == rank) for rank in range(size)]
-    behind = num_parameters(network.decoder.norm) + num_parameters(network.head)
-    parts[0] += whole - sum(blocks) - behind
-    parts[-1] += behind
+            return [total - sum(block - 6 * width for block in blocks) * (size - 1) // size] * size
+    owners = [index * size // len(blocks) for index in range(len(blocks))]
+    parts = [sum(block for block, owner in zip(blocks, owners, strict=True) if owner == rank) for rank in range(size)]
+    last = num_parameters(network.decoder.norm) + num_parameters(network.head)
+    parts[0] += total - sum(blocks) - last
+    parts[-1] += last
     return parts
 
 
-def work(strategy: str) -> None:
-    """Train the small network for a few steps in this process, and tell what it held; the first tells of all."""
+def run_worker(strategy: Strategy | Literal["alone"]) -> None:
+    """Trains the small network for a few steps in this process. Rank 0 prints the measurements of all processes."""
     if strategy == "alone":
-        print(json.dumps([trained(SINGLE_PROCESS, create_learner)]))
+        print(json.dumps([train_and_measure(SINGLE_PROCESS, create_learner)]))
         return
     dist.init_process_group("gloo")
-    told = trained(
+    measurement = train_and_measure(
         parallelize.data_parallel_group(strategy),
         lambda network, loop: parallelize.parallelize(network, loop, strategy, torch.device("cpu")),
     )
-    all_told = [told] * dist.get_world_size()
-    dist.all_gather_object(all_told, told)
+    measurements = [measurement] * dist.get_world_size()
+    dist.all_gather_object(measurements, measurement)
     if dist.get_rank() == 0:
-        print(json.dumps(all_told))
+        print(json.dumps(measurements))
     dist.destroy_process_group()
 
 
-def trained(group: ProcessGroup, create: Callable[[nn.Module, Loop], Learner]) -> dict[str, float]:
-    """What this process held of the small network, in bytes, and how fast it was."""
+def train_and_measure(group: ProcessGroup, create: Callable[[nn.Module, Loop], Learner]) -> dict[str, float]:
+    """Trains the small network. Returns the bytes that this process held, and its rows per second."""
     set_deterministic(0, 1)
-    network = build_network(Blueprint(config=SMALL, layout=SMALL_LAYOUT, num_outputs=10))
+    network = build_gpt(SMALL, SMALL_LAYOUT, num_outputs=10)
     x = torch.randint(1, 8_000, (NUM_STEPS * NUM_ROWS, 128), generator=torch.Generator().manual_seed(0)).float()
     y = x[:, 0].long() % 10
-    rows, few = (Examples(x[:num], y[:num], y[:num].numpy()) for num in (len(y), NUM_ROWS))
+    train_rows, val_rows = (Examples(x[:num], y[:num], y[:num].numpy()) for num in (len(y), NUM_ROWS))
     state_bytes: list[int] = []
     times: list[float] = []
 
     def load(state: TrainingState) -> None:
-        # Between the step and the end of its gradients, all three are there.
-        state.optimizer.register_step_post_hook(lambda *_: state_bytes.append(bytes_of(state)))
+        # After the step and before its gradients are cleared, parameters, gradients and optimizer state all exist.
+        state.optimizer.register_step_post_hook(lambda *_: state_bytes.append(count_state_bytes(state)))
 
     train(
         network,
-        TrainingData(rows, few),
+        train_rows,
+        val_rows,
         Loop(epochs=1, batch_size=NUM_ROWS),
         placement=Placement(group=group, parallelize=create),
         hooks=TrainingHooks(load=load, save=lambda state: times.append(time.perf_counter())),
@@ -112,100 +122,105 @@ def trained(group: ProcessGroup, create: Callable[[nn.Module, Loop], Learner]) -
     }
 
 
-def bytes_of(state: TrainingState) -> int:
-    """Of the parameters, gradients and optimizer state that this process holds."""
-    held_here = list(state.network.parameters())
-    held_here += [parameter.grad for parameter in held_here if parameter.grad is not None]
-    held_here += [one for of_parameter in state.optimizer.state.values() for one in of_parameter.values()]
-    local = [one.to_local() if hasattr(one, "to_local") else one for one in held_here]
-    return sum(one.numel() * one.element_size() for one in local)
+def count_state_bytes(state: TrainingState) -> int:
+    """Returns the bytes of the parameters, gradients and optimizer state in this process."""
+    tensors: list[torch.Tensor] = list(state.network.parameters())
+    tensors += [parameter.grad for parameter in state.network.parameters() if parameter.grad is not None]
+    tensors += [tensor for states in state.optimizer.state.values() for tensor in states.values()]
+    local = [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
+    return sum(tensor.numel() * tensor.element_size() for tensor in local)
 
 
-def measured() -> None:
-    """Print a table of the small network, with a line for each strategy."""
+def measure() -> None:
+    """Trains the small network with each strategy, and prints a table with a line for each process."""
     with torch.device("meta"):
-        network = build_network(Blueprint(config=SMALL, layout=SMALL_LAYOUT, num_outputs=10))
+        network = build_gpt(SMALL, SMALL_LAYOUT, num_outputs=10)
     print(f"{num_parameters(network):,} parameters\n")
-    print("| strategy | process | parameters (formula) | state: 16 bytes each | state, measured | peak RSS | rows/s |")
+    print(
+        "| strategy | process | parameters (formula) | state at 16 bytes each | state, measured | peak RSS | rows/s |"
+    )
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for strategy in ("alone", *STRATEGIES):
         size = 1 if strategy == "alone" else 2
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
-        started = [sys.executable, *(torchrun if size > 1 else [])]
-        ended = subprocess.run(
-            [*started, __file__, "--work", strategy],
+        launcher = [sys.executable, *(torchrun if size > 1 else [])]
+        completed = subprocess.run(
+            [*launcher, __file__, "--worker", strategy],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
             check=False,
         )
-        if ended.returncode:
-            raise SystemExit(ended.stderr[-3000:])
-        all_told = json.loads(ended.stdout)
-        for rank, (one, number) in enumerate(zip(all_told, held(network, size, strategy), strict=True)):
+        if completed.returncode:
+            raise SystemExit(completed.stderr[-3000:])
+        measurements = json.loads(completed.stdout)
+        counts = count_parameters(network, size, strategy)
+        for rank, (measurement, count) in enumerate(zip(measurements, counts, strict=True)):
             print(
-                f"| {strategy} | {rank} | {number:,} | {16 * number / MB:.1f} MB | {one['state'] / MB:.1f} MB "
-                f"| {one['peak'] / MB:.0f} MB | {one['rows_per_s']:.1f} |",
+                f"| {strategy} | {rank} | {count:,} | {16 * count / MB:.1f} MB | {measurement['state'] / MB:.1f} MB "
+                f"| {measurement['peak'] / MB:.0f} MB | {measurement['rows_per_s']:.1f} |",
                 flush=True,
             )
 
 
-def saved_bytes(config: Gpt, num_steps: int) -> int:
-    """Bytes that one block keeps for its backward pass under bf16 autocast, for one row, counted as it runs."""
+def measure_saved_bytes(config: Gpt, num_steps: int) -> int:
+    """Runs a block on one row under bf16 autocast, and returns the bytes that it keeps for its backward pass."""
     hidden = round(config.width * config.feed_forward)
-    block = TransformerBlock(config.width, config.num_heads, hidden, config.dropout, is_causal=True)
-    kept: dict[int, torch.UntypedStorage] = {}
+    block = TransformerBlock(config.width, attention_heads(config), hidden, config.dropout, is_causal=True)
+    storages: dict[int, torch.UntypedStorage] = {}
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
+    def save(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if num_steps in tensor.shape:  # and not a weight or its cast, which do not grow with the rows
-            kept[storage.data_ptr()] = storage
+        if num_steps in tensor.shape:  # not a weight or its cast, since those do not grow with the rows
+            storages[storage.data_ptr()] = storage
         return tensor
 
     x_BTW = torch.randn(1, num_steps, config.width, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
         block(x_BTW)
-    return sum(storage.nbytes() for storage in kept.values())
+    return sum(storage.nbytes() for storage in storages.values())
 
 
-def paper() -> None:
-    """Print what the large network needs on 8 devices."""
+def print_estimate() -> None:
+    """Prints an estimate of the memory and the throughput of the large network on 8 devices."""
     with torch.device("meta"):
-        network = build_network(Blueprint(config=LARGE, layout=LARGE_LAYOUT, num_outputs=1))
+        network = build_gpt(LARGE, LARGE_LAYOUT, num_outputs=1)
     size, steps, width, layers = 8, LARGE_LAYOUT.shape[0], LARGE.width, LARGE.num_layers
-    num = num_parameters(network.decoder)
-    saved = saved_bytes(LARGE, steps) / steps
-    # The inputs of norms and of linear maps stay whole in every process: two in float32, four times a cast.
-    saved_cut = 16 * width + (saved - 16 * width) / size
-    print(f"{num:,} parameters; a block keeps {saved:,.0f} bytes a token, {saved / width:.1f} x width")
-    print("\n| strategy | parameters of a process | state | kept by its blocks, a row |\n| --- | ---: | ---: | ---: |")
+    total = num_parameters(network.decoder)
+    saved = measure_saved_bytes(LARGE, steps) / steps
+    # Every process keeps all inputs of norms and linear layers: two in float32, and four casts.
+    saved_by_tensor = 16 * width + (saved - 16 * width) / size
+    print(f"{total:,} parameters; a block saves {saved:,.0f} bytes per token, {saved / width:.1f} x width")
+    print(
+        "\n| strategy | parameters per process | state | saved by its blocks, per row |\n| --- | ---: | ---: | ---: |"
+    )
     for strategy in STRATEGIES:
-        numbers = held(network, size, strategy)
-        told = f"{min(numbers):,}" if len(set(numbers)) == 1 else f"{min(numbers):,} to {max(numbers):,}"
-        kept = steps * layers * (saved_cut if strategy == "tensor" else saved)
-        kept /= size if strategy == "pipeline" else 1
-        print(f"| `{strategy}` | {told} | {16 * max(numbers) / GB:.2f} GB | {kept / GB:.2f} GB |")
-    flops = 6 * num + 12 * layers * width * steps / 2  # a causal step looks at half of the others on average
+        counts = count_parameters(network, size, strategy)
+        parameters = f"{min(counts):,}" if len(set(counts)) == 1 else f"{min(counts):,} to {max(counts):,}"
+        activations = steps * layers * (saved_by_tensor if strategy == "tensor" else saved)
+        activations /= size if strategy == "pipeline" else 1
+        print(f"| `{strategy}` | {parameters} | {16 * max(counts) / GB:.2f} GB | {activations / GB:.2f} GB |")
+    flops = 6 * total + 12 * layers * width * steps / 2  # causal attention covers half of the steps on average
     tokens_per_s = size * UTILIZATION * PEAK / flops
     print(
-        f"\nlogits: {14 * LARGE_LAYOUT.num_tokens * steps / GB:.2f} GB a row, casts of weights: {2 * num / GB:.2f} GB"
+        f"\nlogits: {14 * LARGE_NUM_TOKENS * steps / GB:.2f} GB per row; weights cast to bf16: {2 * total / GB:.2f} GB"
     )
-    print(f"FLOP a token: {flops:.3e}; tokens a second on {size}: {tokens_per_s:,.0f}")
-    print(f"{20 * num / GB:.1f} billion tokens: {20 * num / tokens_per_s / 3600:.1f} hours")
+    print(f"FLOP per token: {flops:.3e}; tokens per second on {size} devices: {tokens_per_s:,.0f}")
+    print(f"{20 * total / GB:.1f} billion tokens: {20 * total / tokens_per_s / 3600:.1f} hours")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--paper", action="store_true")
-    parser.add_argument("--work", choices=("alone", *STRATEGIES))
-    stated = parser.parse_args()
-    if stated.work is not None:
-        work(stated.work)
-    elif stated.paper:
-        paper()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--paper", action="store_true", help="print the estimate for the large GPT, and train nothing")
+    parser.add_argument("--worker", choices=("alone", *STRATEGIES), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker is not None:
+        run_worker(options.worker)
+    elif options.paper:
+        print_estimate()
     else:
-        measured()
+        measure()
 
 
 if __name__ == "__main__":

@@ -1,46 +1,48 @@
-"""The trainers of Lightning and of Hugging Face, set up as quick as is known, for the task of loop.py."""
+"""The Trainers of Lightning and of Hugging Face with their fastest known settings, for `loop.py`."""
 
 from __future__ import annotations
 
 import logging
 import tempfile
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, TensorDataset
-
-if TYPE_CHECKING:
-    from loop import Task, Times, Way
+from training_task import EpochTimes, TrainingLoop, TrainingTask
 
 
-def lightning_trainer() -> Way:
-    """`barebones` is Lightning's own mode for measuring: no bar, no log, no checkpoint, no summary."""
+def lightning_loop() -> TrainingLoop:
+    """Returns a loop that uses Lightning's `barebones` mode, which is made for benchmarks.
+
+    Raises:
+        ImportError: Lightning is not installed.
+    """
     import lightning.pytorch as lightning
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
     class Module(lightning.LightningModule):
-        def __init__(self, task: Task, times: Times) -> None:
+        def __init__(self, task: TrainingTask, times: EpochTimes) -> None:
             super().__init__()
-            self.network, self.task, self.times, self.loss = task.network(), task, times, task.loss()
+            self.network, self.task, self.times, self.loss = task.build_network(), task, times, task.build_loss()
 
         def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], _: int) -> torch.Tensor:
             x, y = batch
             return self.loss(self.network(x), y)
 
         def configure_optimizers(self) -> Any:
-            optimizer = self.task.optimizer(self.network)
-            schedule = {"scheduler": self.task.schedule(optimizer), "interval": "step"}
+            optimizer = self.task.build_optimizer(self.network)
+            schedule = {"scheduler": self.task.build_schedule(optimizer), "interval": "step"}
             return {"optimizer": optimizer, "lr_scheduler": schedule}
 
         def on_train_epoch_end(self) -> None:
-            self.times.note()
+            self.times.record()
 
-    def train(task: Task, times: Times) -> None:
+    def train(task: TrainingTask, times: EpochTimes) -> None:
         rows = TensorDataset(task.rows.x, task.rows.y)
-        # Indexed with a whole batch: one at a time is several times slower.
+        # Rows are indexed a batch at a time, since single rows are several times slower.
         batches = BatchSampler(RandomSampler(rows), task.training.batch_size, drop_last=False)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -56,44 +58,49 @@ def lightning_trainer() -> Way:
     return train
 
 
-def huggingface_trainer() -> Way:
-    import accelerate  # noqa: F401  the Trainer needs it, and says so only once it runs
+def hugging_face_loop() -> TrainingLoop:
+    """Returns a loop that uses the Trainer of Hugging Face's transformers.
+
+    Raises:
+        ImportError: transformers or accelerate is not installed.
+    """
+    import accelerate  # noqa: F401  the Trainer needs it, but reports that it is missing only when it runs
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     class Rows(Dataset):  # type: ignore[type-arg]
-        """Hands out whole batches, which torch's loader asks for if it may."""
+        """Returns a batch at a time: torch's DataLoader calls `__getitems__` where a data set has it."""
 
-        def __init__(self, task: Task) -> None:
+        def __init__(self, task: TrainingTask) -> None:
             self.x, self.y, _ = task.rows
 
         def __len__(self) -> int:
             return len(self.y)
 
         def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
-            at = torch.tensor(rows)
-            return {"x": self.x.index_select(0, at), "labels": self.y.index_select(0, at)}
+            indices = torch.tensor(rows)
+            return {"x": self.x.index_select(0, indices), "labels": self.y.index_select(0, indices)}
 
         def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
             return {"x": self.x[row], "labels": self.y[row]}
 
-    class WithLoss(nn.Module):
-        def __init__(self, task: Task) -> None:
+    class NetworkWithLoss(nn.Module):
+        def __init__(self, task: TrainingTask) -> None:
             super().__init__()
-            self.network, self.loss = task.network(), task.loss()
+            self.network, self.loss = task.build_network(), task.build_loss()
 
         def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
             return {"loss": self.loss(self.network(x), labels)}
 
-    class Noting(TrainerCallback):
-        def __init__(self, times: Times) -> None:
+    class EpochRecorder(TrainerCallback):
+        def __init__(self, times: EpochTimes) -> None:
             self.times = times
 
         def on_epoch_end(self, *_: Any, **__: Any) -> None:
-            self.times.note()
+            self.times.record()
 
-    def train(task: Task, times: Times) -> None:
-        module = WithLoss(task)
-        optimizer = task.optimizer(module)
+    def train(task: TrainingTask, times: EpochTimes) -> None:
+        module = NetworkWithLoss(task)
+        optimizer = task.build_optimizer(module)
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             arguments = TrainingArguments(
@@ -114,9 +121,9 @@ def huggingface_trainer() -> Way:
                 model=module,
                 args=arguments,
                 train_dataset=Rows(task),
-                data_collator=lambda batch: batch,
-                optimizers=(optimizer, task.schedule(optimizer)),
-                callbacks=[Noting(times)],
+                data_collator=lambda batch: batch,  # type: ignore[arg-type, return-value]
+                optimizers=(optimizer, task.build_schedule(optimizer)),  # type: ignore[arg-type]
+                callbacks=[EpochRecorder(times)],
             )
             trainer.remove_callback(PrinterCallback)
             trainer.train()

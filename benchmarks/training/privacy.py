@@ -1,24 +1,21 @@
-"""Accuracy against epsilon: the same network on the same rows, by DP-SGD under ever more privacy, and without.
+"""Measures accuracy by epsilon: the same network on the same rows, trained by DP-SGD and without privacy.
 
     BLOOMERY_DATA=… python benchmarks/training/privacy.py [--recipe adult] [--epsilons 0.5 1 2 4 8] [--seeds 1]
 
-The recipe's rows, and a network without layers that mix rows; the real stages train it, and it is judged once on the
-official test part. The settings are the same for every epsilon and were not searched for. A kept training is found.
+It uses the rows of a recipe, and a network without layers that mix rows, such as batch normalization. The pipeline's
+stages train it, and it is evaluated once on the official test split. The settings are the same for every epsilon and
+are not tuned. A finished training in the state folder is reused.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import sys
-from pathlib import Path
 from typing import NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+from recipes import evaluate_on_test, prepare_rows
 
-from recipes import on_test
-from search import prepared
-
+from bloomery.data_contracts.recipe_sections.engine import Engine
 from bloomery.data_contracts.records.records import Dataset
 from bloomery.flows.pipeline import PLAIN_STAGES
 from bloomery.flows.recipe.recipe import read_recipe
@@ -40,55 +37,58 @@ NETWORKS: dict[str, tuple[Model, Training]] = {
 }
 
 
-class Reached(NamedTuple):
+class Result(NamedTuple):
     val_score: float
-    figures: dict[str, float]  # on the test part
-    spent: dict[str, float]  # of the budget of privacy: epsilon, delta and noise
+    test_metrics: dict[str, float]
+    privacy: dict[str, float]  # epsilon, delta and noise, as logged; empty without privacy
 
 
-def reach(dataset: Dataset, model: Model, training: Training) -> Reached:
-    trained = PLAIN_STAGES.train(dataset, model, training, None)
+def train_and_evaluate(dataset: Dataset, model: Model, training: Training, engine: Engine) -> Result:
+    trained = PLAIN_STAGES.train(dataset, model, training, None, engine)
     metrics = mlflow_runs.client().get_run(trained.run_id).data.metrics
-    spent = {name.removeprefix("privacy_"): value for name, value in metrics.items() if name.startswith("privacy_")}
-    return Reached(trained.val_score, on_test(trained), spent)
+    privacy = {name.removeprefix("privacy_"): value for name, value in metrics.items() if name.startswith("privacy_")}
+    return Result(trained.val_score, evaluate_on_test(trained), privacy)
 
 
-def line(epsilon: float | None, all_reached: list[Reached]) -> str:
-    spent = {name: statistics.mean(one.spent[name] for one in all_reached) for name in all_reached[0].spent}
-    accuracies = [one.figures["accuracy"] for one in all_reached]
-    others = [f"{statistics.mean(one.figures[name] for one in all_reached):.4f}" for name in all_reached[0].figures][1:]
-    stated = "without privacy" if epsilon is None else f"{epsilon:g}"
-    noise = f"{spent['epsilon']:.3f} | {spent['noise']:.2f}" if spent else "|"
+def format_row(epsilon: float | None, results: list[Result]) -> str:
+    """Formats a table row of the mean over seeds."""
+    privacy = {name: statistics.mean(result.privacy[name] for result in results) for name in results[0].privacy}
+    accuracies = [result.test_metrics["accuracy"] for result in results]
+    means = [statistics.mean(result.test_metrics[name] for result in results) for name in results[0].test_metrics]
+    label = "without privacy" if epsilon is None else f"{epsilon:g}"
+    privacy_cells = f"{privacy['epsilon']:.3f} | {privacy['noise']:.2f}" if privacy else "|"
     return (
-        f"| {stated} | {noise} | {statistics.mean(one.val_score for one in all_reached):.4f} "
+        f"| {label} | {privacy_cells} | {statistics.mean(result.val_score for result in results):.4f} "
         f"| {statistics.mean(accuracies):.4f} ({min(accuracies):.4f} to {max(accuracies):.4f}) "
-        f"| {', '.join(others)} |"
+        f"| {', '.join(f'{mean:.4f}' for mean in means[1:])} |"
     )
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked.add_argument("--recipe", choices=NETWORKS, default="adult")
-    asked.add_argument("--epsilons", type=float, nargs="+", default=[0.5, 1, 2, 4, 8])
-    asked.add_argument("--delta", type=float, default=1e-5)
-    asked.add_argument("--seeds", type=int, default=1)
-    asked.add_argument("--epochs", type=int)
-    chosen = asked.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", choices=NETWORKS, default="adult")
+    parser.add_argument("--epsilons", type=float, nargs="+", default=[0.5, 1, 2, 4, 8])
+    parser.add_argument("--delta", type=float, default=1e-5)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--epochs", type=int)
+    options = parser.parse_args()
     apply_engine_environment()
     require_state_folder()
-    model, training = NETWORKS[chosen.recipe]
-    training = training.model_copy(update={"epochs": chosen.epochs or training.epochs})
-    dataset = prepared(read_recipe(chosen.recipe))
+    model, training = NETWORKS[options.recipe]
+    training = training.model_copy(update={"epochs": options.epochs or training.epochs})
+    recipe = read_recipe(options.recipe)
+    dataset = prepare_rows(recipe)
     print(
-        f"{chosen.recipe}: {dataset.train.num_rows:,} rows, {model.kind}, {training.epochs} epochs of batches of "
-        f"{training.batch_size}, delta {chosen.delta:g}, {chosen.seeds} seed(s)\n\n"
-        "| epsilon | spent | noise | validation | test accuracy (range over seeds) | AUC |\n"
+        f"{options.recipe}: {dataset.train.num_rows:,} rows, {model.kind}, {training.epochs} epochs of batches of "
+        f"{training.batch_size}, delta {options.delta:g}, {options.seeds} seed(s)\n\n"
+        "| epsilon | spent epsilon | noise | validation | test accuracy (range over seeds) | AUC |\n"
         "| ---: | ---: | ---: | ---: | ---: | ---: |"
     )
-    for epsilon in [*chosen.epsilons, None]:
-        privacy = None if epsilon is None else Privacy(epsilon=epsilon, delta=chosen.delta)
-        own = [training.model_copy(update={"seed": seed, "privacy": privacy}) for seed in range(chosen.seeds)]
-        print(line(epsilon, [reach(dataset, model, one) for one in own]), flush=True)
+    for epsilon in [*options.epsilons, None]:
+        privacy = None if epsilon is None else Privacy(epsilon=epsilon, delta=options.delta)
+        seeded = [training.model_copy(update={"seed": seed, "privacy": privacy}) for seed in range(options.seeds)]
+        results = [train_and_evaluate(dataset, model, settings, recipe.engine_settings) for settings in seeded]
+        print(format_row(epsilon, results), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What each recipe reaches on its official test part, over several seeds.
+"""Measures the metrics of each recipe's network on its official test split, over several seeds.
 
     BLOOMERY_DATA=… .venv/bin/python benchmarks/training/recipes.py [--seeds 0 1 2] [--threads 1] [--recipes …]
 
-Prints a line for each seed and a row of a table for each recipe. Networks are judged in PyTorch, before compression;
-the test part is read once for each, after training has ended. Times are those of the stage `train`, with its pictures
-and explanations. A training that is found in the state folder has no time.
+It prints a line for each seed, and a table row for each recipe. Networks are evaluated in PyTorch, before compression,
+once after training. Times are those of the stage `train`, including its plots and explanations. A finished training in
+the state folder is reused, and then takes almost no time.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import statistics
 import time
 from typing import NamedTuple
 
+from bloomery.data_contracts.records.records import Dataset, TrainedNetwork
 from bloomery.flows.pipeline import PLAIN_STAGES
 from bloomery.flows.recipe.recipe import Recipe, read_recipe
 from bloomery.tasks.infrastructure.settings import settings
@@ -22,29 +23,33 @@ from bloomery.tasks.ingest.stage import locate_source
 RECIPES = ("pendigits", "adult", "spoken-digits", "beijing-pm25", "mnist", "clinc150", "fashion-mnist")
 
 
-class Reached(NamedTuple):
+class Result(NamedTuple):
     seed: int
     val_score: float
-    figures: dict[str, float]  # on the test part
+    test_metrics: dict[str, float]
     wall_s: float
     processor_s: float
 
 
-def reach(recipe: Recipe, seed: int, num_threads: int) -> Reached:
-    """Train with `seed` and judge the network on the test part. A kept training is found."""
-    rows = PLAIN_STAGES.ingest(locate_source(recipe.data, recipe.contract.personal_columns))
-    dataset = PLAIN_STAGES.prepare(
-        PLAIN_STAGES.validate(rows, recipe.contract), recipe.features, recipe.engine_settings
-    )
+def prepare_rows(recipe: Recipe) -> Dataset:
+    """Runs the stages `ingest` to `prepare`."""
+    raw_rows = PLAIN_STAGES.ingest(locate_source(recipe.data, recipe.contract.personal_columns))
+    valid_rows = PLAIN_STAGES.validate(raw_rows, recipe.contract)
+    return PLAIN_STAGES.prepare(valid_rows, recipe.features, recipe.engine_settings)
+
+
+def train_and_evaluate(recipe: Recipe, seed: int, num_threads: int) -> Result:
+    """Trains with `seed`, and evaluates the network on the test split."""
+    dataset = prepare_rows(recipe)
     training = recipe.training.model_copy(update={"seed": seed, "num_threads": num_threads})
     wall, processor = time.perf_counter(), time.process_time()
-    trained = PLAIN_STAGES.train(dataset, recipe.model, training, None)
+    trained = PLAIN_STAGES.train(dataset, recipe.model, training, None, recipe.engine_settings)
     wall, processor = time.perf_counter() - wall, time.process_time() - processor
-    return Reached(seed, trained.val_score, on_test(trained), wall, processor)
+    return Result(seed, trained.val_score, evaluate_on_test(trained), wall, processor)
 
 
-def on_test(trained) -> dict[str, float]:  # type: ignore[no-untyped-def]
-    """The figures of the test part: for classes also in and out of scope, where rows say so."""
+def evaluate_on_test(trained: TrainedNetwork) -> dict[str, float]:
+    """Returns the metrics on the test split. With a class `oos` (out of scope), both kinds of rows have one."""
     import numpy as np
 
     from bloomery.models.evaluation.metrics import roc_auc
@@ -63,37 +68,40 @@ def on_test(trained) -> dict[str, float]:  # type: ignore[no-untyped-def]
         errors = decode(encoder, outputs) - decode(encoder, test.y.numpy()[:, None])
         return {"rmse": float(np.sqrt(np.mean(errors**2))), "mae": float(np.abs(errors).mean())}
     truth = test.y.numpy()
-    right = outputs.argmax(1) == truth
-    figures = {"accuracy": float(right.mean())}
+    is_correct = outputs.argmax(1) == truth
+    metrics = {"accuracy": float(is_correct.mean())}
     if len(dataset.classes) == 2:
-        figures["auc"] = roc_auc(truth == 1, predictions_from(encoder, outputs)[:, 1])
+        auc = roc_auc(truth == 1, predictions_from(encoder, outputs)[:, 1])
+        assert auc is not None, "the test split has rows of one class only"
+        metrics["auc"] = auc
     if "oos" in dataset.classes:
         is_out = truth == dataset.classes.index("oos")
-        figures |= {"in scope": float(right[~is_out].mean()), "out-of-scope recall": float(right[is_out].mean())}
-    return figures
+        metrics["in scope"] = float(is_correct[~is_out].mean())
+        metrics["out-of-scope recall"] = float(is_correct[is_out].mean())
+    return metrics
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--threads", type=int, help="left out, as many as the recipe says")
+    parser.add_argument("--threads", type=int, help="default: as in the recipe")
     parser.add_argument("--recipes", nargs="+", default=RECIPES)
-    stated = parser.parse_args()
-    print("| recipe | validation | test | spread | wall | processor |\n| --- | --- | --- | --- | --- | --- |")
-    for name in stated.recipes:
+    options = parser.parse_args()
+    print("| recipe | validation | test | range over seeds | wall | processor |\n| --- | --- | --- | --- | --- | --- |")
+    for name in options.recipes:
         recipe = read_recipe(name)
-        all_reached = []
-        for seed in stated.seeds:
-            one = reach(recipe, seed, stated.threads or recipe.training.num_threads)
-            all_reached.append(one)
-            told = f"val {one.val_score:.4f}, test {one.figures}, {one.wall_s:.0f} s, processor {one.processor_s:.0f} s"
-            print(f"  {name} seed {seed}: {told}", flush=True)
-        figures = {key: [one.figures[key] for one in all_reached] for key in all_reached[0].figures}
-        means = ", ".join(f"{key} {statistics.mean(values):.4f}" for key, values in figures.items())
-        spread = ", ".join(f"{min(values):.4f}–{max(values):.4f}" for values in figures.values())
-        val = statistics.mean(one.val_score for one in all_reached)
-        wall = statistics.mean(one.wall_s for one in all_reached)
-        processor = statistics.mean(one.processor_s for one in all_reached)
+        results = []
+        for seed in options.seeds:
+            result = train_and_evaluate(recipe, seed, options.threads or recipe.training.num_threads)
+            results.append(result)
+            times = f"{result.wall_s:.0f} s, processor {result.processor_s:.0f} s"
+            print(f"  {name} seed {seed}: val {result.val_score:.4f}, test {result.test_metrics}, {times}", flush=True)
+        metrics = {key: [result.test_metrics[key] for result in results] for key in results[0].test_metrics}
+        means = ", ".join(f"{key} {statistics.mean(values):.4f}" for key, values in metrics.items())
+        spread = ", ".join(f"{min(values):.4f}–{max(values):.4f}" for values in metrics.values())
+        val = statistics.mean(result.val_score for result in results)
+        wall = statistics.mean(result.wall_s for result in results)
+        processor = statistics.mean(result.processor_s for result in results)
         print(f"| {name} | {val:.4f} | {means} | {spread} | {wall:.0f} s | {processor:.0f} s |", flush=True)
 
 
