@@ -1,11 +1,11 @@
-"""Measures the recipes' compressed networks: size, latency and loss of accuracy on the official test splits.
+"""Measures the recipes' compressed networks: size, latency and drop of the score on the official test splits.
 
     BLOOMERY_DATA=… python benchmarks/compression/goals.py [--seeds 0] [recipe …]
 
 For each recipe the network is trained as configured (a finished training is reused) and the compress stage builds the
-candidates of `wanted.py`; ONNX Runtime's `quantize_dynamic` and `quantize_static` with default settings quantize the
-same float file. All files run in turns in one process, on one thread. Ratios are to the trained network in fp32; the
-drop is on the official test split, with the upper end of its 95% interval.
+candidates of `candidates.py`. ONNX Runtime's `quantize_dynamic` and `quantize_static` with default settings quantize
+the same float file. All files run in turns in one process, on one thread. Ratios are to the trained network in fp32;
+the drop is on the official test split, with the upper end of its 95% interval.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from wanted import CANDIDATES
+from candidates import CANDIDATES
 
 from bloomery.data_contracts.records.records import Candidate, Candidates, TrainedNetwork
 from bloomery.flows.pipeline import PLAIN_STAGES
@@ -32,99 +32,101 @@ from bloomery.tasks.infrastructure.settings import require_state_folder, setting
 from bloomery.tasks.ingest.stage import locate_source
 
 
-def trained_as(recipe: Recipe, seed: int) -> TrainedNetwork:
+def train_network(recipe: Recipe, seed: int) -> TrainedNetwork:
+    """Runs the stages `ingest` to `train`."""
     rows = PLAIN_STAGES.ingest(locate_source(recipe.data, recipe.contract.personal_columns))
     dataset = PLAIN_STAGES.prepare(
         PLAIN_STAGES.validate(rows, recipe.contract), recipe.features, recipe.engine_settings
     )
     training = recipe.training.model_copy(update={"seed": seed})
-    return PLAIN_STAGES.train(dataset, recipe.model, training, None)
+    return PLAIN_STAGES.train(dataset, recipe.model, training, None, recipe.engine_settings)
 
 
-def row(name: str, size: float, times: list[float], score: float, worse: Any) -> str:
-    told = " | ".join(f"{time:.2f} ({1 / time:.1f}x)" for time in times)
-    loss = f"{worse.value:+.4f}, up to {worse.high:+.4f}"
-    return f"| {name} | {size:.3f} ({1 / size:.1f}x) | {told} | {score:.4f} | {loss} |"
+def format_row(name: str, size: float, latencies: list[float], score: float, drop: Any) -> str:
+    """Formats a table row. Size and latencies are relative to fp32."""
+    speed_ups = " | ".join(f"{latency:.2f} ({1 / latency:.1f}x)" for latency in latencies)
+    interval = f"{drop.value:+.4f}, up to {drop.high:+.4f}"
+    return f"| {name} | {size:.3f} ({1 / size:.1f}x) | {speed_ups} | {score:.4f} | {interval} |"
 
 
-def of_candidates(options: Candidates) -> list[str]:
-    fp32 = options.candidates[0]
+def format_candidates(candidates: Candidates) -> list[str]:
+    fp32 = candidates.candidates[0]
 
-    def told(one: Candidate) -> str:
-        times = [latency.ratio.value for latency in one.latencies]
-        return row(one.name, one.size_bytes / fp32.size_bytes, times, one.score.value, one.degradation)
+    def format_candidate(candidate: Candidate) -> str:
+        latencies = [latency.ratio.value for latency in candidate.latencies]
+        size = candidate.size_bytes / fp32.size_bytes
+        return format_row(candidate.name, size, latencies, candidate.score.value, candidate.degradation)
 
-    return [told(one) for one in options.candidates]
+    return [format_candidate(candidate) for candidate in candidates.candidates]
 
 
-def of_defaults(options: Candidates) -> list[str]:
-    """ONNX Runtime's quantization with default settings, of the candidates' float file."""
+def measure_defaults(candidates: Candidates) -> list[str]:
+    """Quantizes the float candidate by ONNX Runtime with default settings. Returns a table row for each mode."""
     from onnxruntime.quantization import CalibrationDataReader, quantize_dynamic, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    dataset, fp32 = options.trained.dataset, options.candidates[0]
+    dataset, fp32 = candidates.trained.dataset, candidates.candidates[0]
     train, test = (
         read_examples(settings().path(part.uri), dataset.key, dataset.layout) for part in (dataset.train, dataset.test)
     )
     x = test.x.numpy()
 
-    class Rows(CalibrationDataReader):  # type: ignore[misc]
+    class Rows(CalibrationDataReader):
         def __init__(self) -> None:
             self._rows = iter(even_sample(train.x, 500)[:500].numpy())
 
         def get_next(self) -> dict[str, np.ndarray] | None:
-            one = next(self._rows, None)
-            return None if one is None else {"x": one[None]}
+            row = next(self._rows, None)
+            return None if row is None else {"x": row[None]}
 
     lines = []
     with tempfile.TemporaryDirectory() as folder:
         files = {"fp32": settings().path(fp32.uri)}
-        ready = Path(folder) / "ready.onnx"
-        quant_pre_process(str(files["fp32"]), str(ready), skip_symbolic_shape=True)
+        prepared = Path(folder) / "prepared.onnx"
+        quant_pre_process(str(files["fp32"]), str(prepared), skip_symbolic_shape=True)
         for name in ("dynamic", "static"):
             path = Path(folder) / f"{name}.onnx"
             try:
                 if name == "dynamic":
-                    quantize_dynamic(str(ready), str(path))
+                    quantize_dynamic(str(prepared), str(path))
                 else:
-                    quantize_static(str(ready), str(path), Rows())
+                    quantize_static(str(prepared), str(path), Rows())
                 files[name] = path
-            except Exception as failure:
-                lines.append(f"| ONNX Runtime's {name} | fails: {str(failure).splitlines()[0][:80]} | | | | |")
-        timed = latency.compare_latency(
-            latency.ComparedFiles(files, "fp32"), [x[:size] for size in (1, 32)], rounds=300
-        )
-        exact = compute_outputs(create_session(files["fp32"]), x, is_row_by_row=False)
-        for name in [one for one in files if one != "fp32"]:
-            given = compute_outputs(create_session(files[name]), x, is_row_by_row=name == "dynamic")
+            except Exception as error:
+                lines.append(f"| ONNX Runtime's {name} | fails: {str(error).splitlines()[0][:80]} | | | | |")
+        latencies = latency.compare_latency(files, [x[:size] for size in (1, 32)], baseline="fp32", rounds=300)
+        float_outputs = compute_outputs(create_session(files["fp32"]), x, is_row_by_row=False)
+        for name in [name for name in files if name != "fp32"]:
+            outputs = compute_outputs(create_session(files[name]), x, is_row_by_row=name == "dynamic")
             if dataset.task == "classification":
-                right = [outputs.argmax(1) == test.y.numpy() for outputs in (exact, given)]
-                score, worse = float(right[1].mean()), metrics.accuracy_drop(*right)
+                float_correct, correct = (logits.argmax(1) == test.y.numpy() for logits in (float_outputs, outputs))
+                score, drop = float(correct.mean()), metrics.accuracy_drop(float_correct, correct)
             else:
-                figures = [outputs[:, 0] for outputs in (exact, given)]
-                score = float(metrics.rmse(test.y.numpy(), figures[1]).value)  # in standard units
-                worse = metrics.rmse_rise(test.y.numpy(), *figures)
+                score = float(metrics.rmse(test.y.numpy(), outputs[:, 0]).value)  # in standard units
+                drop = metrics.rmse_rise(test.y.numpy(), float_outputs[:, 0], outputs[:, 0])
             size = files[name].stat().st_size / fp32.size_bytes
-            times = [of_batch.ratio.value for of_batch in timed[name]]
-            lines.append(row(f"ONNX Runtime's {name}", size, times, score, worse))
+            ratios = [batch.ratio.value for batch in latencies[name]]
+            lines.append(format_row(f"ONNX Runtime's {name}", size, ratios, score, drop))
     return lines
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked.add_argument("--seeds", type=int, nargs="+", default=[0])
-    asked.add_argument("recipes", nargs="*", default=list(CANDIDATES))
-    chosen = asked.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("recipes", nargs="*", default=list(CANDIDATES))
+    options = parser.parse_args()
     apply_engine_environment()
     require_state_folder()
-    for name in chosen.recipes:
+    for name in options.recipes:
         recipe = read_recipe(name)
-        for seed in chosen.seeds:
-            options = PLAIN_STAGES.compress(trained_as(recipe, seed), Compression.model_validate(CANDIDATES[name]))
+        for seed in options.seeds:
+            candidates = PLAIN_STAGES.compress(
+                train_network(recipe, seed), Compression.model_validate(CANDIDATES[name])
+            )
             print(f"\n### `{name}`, seed {seed}\n")
-            print("| candidate | size | time, 1 row | 32 rows | score | worse |")
+            print("| candidate | size | latency, 1 row | 32 rows | score | drop |")
             print("| --- | ---: | ---: | ---: | ---: | ---: |")
-            print("\n".join((*of_candidates(options), *of_defaults(options))), flush=True)
+            print("\n".join((*format_candidates(candidates), *measure_defaults(candidates))), flush=True)
 
 
 if __name__ == "__main__":

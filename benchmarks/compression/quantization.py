@@ -3,8 +3,8 @@
     python benchmarks/compression/quantization.py [--rounds 100] [--families cnn lstm ...]
 
 Networks have random weights: latencies and sizes do not depend on them, and errors are those of rounding only. Files
-run in turns. A latency is the least of all rounds, which other work on the machine disturbs least, as a ratio to the
-float file.
+run in turns. A latency is the minimum over the rounds, since it is the least sensitive to other work on the machine,
+as a ratio to the float file.
 """
 
 from __future__ import annotations
@@ -54,81 +54,84 @@ class Rows(CalibrationDataReader):
         return next(self._batches, None)
 
 
-def rows_of(layout: Layout, num: int) -> torch.Tensor:
+def generate_rows(layout: Layout, num: int) -> torch.Tensor:
     if layout.kind == "tokens":
         return torch.randint(1, layout.num_tokens or 2, (num, *layout.shape)).float()
     return torch.rand(num, *layout.shape) if layout.kind == "image" else torch.randn(num, *layout.shape)
 
 
-def ours(source: Path, target: Path, x: np.ndarray, how: str | None) -> None:
-    if how is None:
+def quantize_by_bloomery(source: Path, target: Path, x: np.ndarray, mode: str | None) -> None:
+    """Quantizes in this mode, or the weights only where it is None."""
+    if mode is None:
         quantize_weights(source, target, "int8")
     else:
-        quantize(source, target, x, QuantizationOptions(mode=how, amx=has_amx(cpu_flags())))  # type: ignore[arg-type]
+        quantize(source, target, x, QuantizationOptions(mode=mode, amx=has_amx(cpu_flags())))  # type: ignore[arg-type]
 
 
-def least_ms(files: dict[str, Path], x: np.ndarray, rounds: int) -> dict[str, float]:
+def measure_min_ms(files: dict[str, Path], x: np.ndarray, rounds: int) -> dict[str, float]:
+    """Returns the minimum latency of each file in milliseconds."""
     sessions = {name: create_session(path) for name, path in files.items()}
-    least = dict.fromkeys(files, float("inf"))
+    min_ms = dict.fromkeys(files, float("inf"))
     for _ in range(rounds):
         for name, runtime in sessions.items():
-            began = time.perf_counter()
+            start_s = time.perf_counter()
             run_session(runtime, x)
-            least[name] = min(least[name], (time.perf_counter() - began) * 1e3)
-    return least
+            min_ms[name] = min(min_ms[name], (time.perf_counter() - start_s) * 1e3)
+    return min_ms
 
 
 def compare(family: str, folder: Path, rounds: int) -> None:
-    config, layout, how = FAMILIES[family]
+    config, layout, mode = FAMILIES[family]
     torch.manual_seed(0)
     network = build_network(Blueprint(config=config, layout=layout, num_outputs=10))
-    examples = rows_of(layout, 256)
+    examples = generate_rows(layout, 256)
     x = examples.numpy()
     source = folder / f"{family}.onnx"
     export_onnx(network, examples[:40], source)
-    makers: dict[str, Callable[[Path], object]] = {
-        "ours": lambda target: ours(source, target, x, how),
-        "ort static": lambda target: quantize_static(str(source), str(target), Rows(x)),
-        "ort dynamic": lambda target: quantize_dynamic(str(source), str(target)),
+    quantizers: dict[str, Callable[[Path], object]] = {
+        "Bloomery": lambda target: quantize_by_bloomery(source, target, x, mode),
+        "ONNX Runtime static": lambda target: quantize_static(str(source), str(target), Rows(x)),
+        "ONNX Runtime dynamic": lambda target: quantize_dynamic(str(source), str(target)),
     }
-    files, failed = {"fp32": source}, {}
-    for name, make in makers.items():
+    files, errors = {"fp32": source}, {}
+    for name, run_quantizer in quantizers.items():
         target = folder / f"{family}-{name.replace(' ', '-')}.onnx"
         try:
-            make(target)
+            run_quantizer(target)
             create_session(target)
             files[name] = target
-        except Exception as failure:  # a failure of a peer is a result too
-            failed[name] = str(failure).splitlines()[0][:120]
-    exact = run_session(create_session(source), x)
-    times = {batch: least_ms(files, x[:batch], rounds) for batch in (1, 32)}
+        except Exception as error:  # the table lists failures too
+            errors[name] = str(error).splitlines()[0][:120]
+    float_outputs = run_session(create_session(source), x)
+    latencies = {batch: measure_min_ms(files, x[:batch], rounds) for batch in (1, 32)}
     for name, path in files.items():
-        error = np.sqrt(np.square(run_session(create_session(path), x) - exact).mean()) / exact.std()
-        ratios = [times[batch][name] / times[batch]["fp32"] for batch in times]
-        said = f"{name}, {how or 'weights alone'}" if name == "ours" else name
+        differences = run_session(create_session(path), x) - float_outputs
+        rms_error = np.sqrt(np.square(differences).mean()) / float_outputs.std()
+        ratios = [min_ms[name] / min_ms["fp32"] for min_ms in latencies.values()]
+        label = f"{name}, {mode or 'weights only'}" if name == "Bloomery" else name
         print(
-            f"| {family} | {said}"
+            f"| {family} | {label}"
             f" | {path.stat().st_size:,} | {source.stat().st_size / path.stat().st_size:.2f}x smaller"
-            f" | {ratios[0]:.2f} | {ratios[1]:.2f} | {error:.4f} | {measure_integer_coverage(path).share:.0%} |",
+            f" | {ratios[0]:.2f} | {ratios[1]:.2f} | {rms_error:.4f} | {measure_integer_coverage(path).share:.0%} |",
             flush=True,
         )
-    for name, why in failed.items():
-        print(f"| {family} | {name} | failed: {why} | | | | | |", flush=True)
+    for name, reason in errors.items():
+        print(f"| {family} | {name} | failed: {reason} | | | | | |", flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
-    chosen = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     print(f"onnxruntime {onnxruntime.__version__}; {', '.join(flag for flag in cpu_flags() if 'vnni' in flag)}\n")
-    print("| family | file | bytes | size | time, 1 row | time, 32 rows | error / spread | in integers |")
+    print("| family | file | bytes | size | latency, 1 row | 32 rows | RMS error / standard deviation | in integers |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder:
-        for family in chosen.families:
-            compare(family, Path(folder), chosen.rounds)
+        for family in options.families:
+            compare(family, Path(folder), options.rounds)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The candidates with which the recipes should reach their compression goals."""
+"""The candidates of each recipe that `goals.py`, `peers.py` and `on_gpu.py` build, and networks for students."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from bloomery.models.profiling.cpu_features import cpu_flags, has_amx
 
 FLOAT = {"name": "fp32"}
 STATIC = {"quantize": "static", "amx": has_amx(cpu_flags())}
-# For students of images, which keep improving with more epochs.
-PATIENT = {
+# Of students on images, which keep improving with more epochs.
+LONG_TRAINING = {
     "epochs": 60,
     "batch_size": 128,
     "learning_rate": 0.008,
@@ -20,8 +20,8 @@ PATIENT = {
 }
 
 
-def strided(channels: list[int], hidden: int) -> dict[str, Any]:
-    """A network whose first convolution has a stride of two, which suits 8 bits; it stays in float."""
+def strided_cnn(channels: list[int], hidden: int) -> dict[str, Any]:
+    """Returns the config of a CNN with a first convolution of stride two, which is cheap in float."""
     return {
         "kind": "cnn",
         "channels": channels,
@@ -111,18 +111,18 @@ CANDIDATES: dict[str, dict[str, Any]] = {
             {"name": "int8", **STATIC},
             {
                 "name": "wide-student-int8",
-                "student": {"model": strided([64, 128, 128], 128), "training": {**PATIENT, "epochs": 20}},
+                "student": {"model": strided_cnn([64, 128, 128], 128), "training": {**LONG_TRAINING, "epochs": 20}},
                 **STATIC,
                 "float_layers": "first",
             },
             {
                 "name": "student-int8",
-                "student": {"model": strided([32, 64, 64], 64)},
+                "student": {"model": strided_cnn([32, 64, 64], 64)},
                 **STATIC,
                 "float_layers": "first",
             },
         ],
-        "fine_tune": PATIENT,
+        "fine_tune": LONG_TRAINING,
         "distill": {"weight": 1.0, "temperature": 2},
     },
 }
