@@ -27,15 +27,15 @@ FILES = {
 def register_pipelines() -> dict[str, Any]:
     from kedro.pipeline import Pipeline, node
 
-    handed = [None, *steps.NAMES]
+    previous_names = [None, *steps.NAMES]
     nodes = [
-        node(getattr(steps, name), inputs=before and f"{before}_record", outputs=f"{name}_record", name=name)
-        for before, name in zip(handed, steps.NAMES, strict=False)
+        node(getattr(steps, name), inputs=previous and f"{previous}_record", outputs=f"{name}_record", name=name)
+        for previous, name in zip(previous_names, steps.NAMES, strict=False)
     ]
     return {"__default__": Pipeline(nodes)}
 
 
-def main(folder: Path) -> None:
+def create_project(folder: Path) -> None:
     from kedro import __version__
 
     for name, text in FILES.items():
@@ -45,4 +45,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    create_project(Path(sys.argv[1]))

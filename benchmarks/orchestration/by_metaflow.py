@@ -1,6 +1,6 @@
 """The eight stages as Metaflow's steps: `python by_metaflow.py run`. Metaflow runs each step in a process.
 
-Metaflow requires the names `start` and `end`, which are our first and last stage.
+Metaflow requires steps named `start` and `end`: they run `ingest` and `promote`.
 """
 
 from __future__ import annotations
@@ -10,56 +10,56 @@ from metaflow import FlowSpec, step
 
 class Digits(FlowSpec):
     @step
-    def start(self):
+    def start(self) -> None:
         import steps
 
-        self.rows = steps.ingest()
+        self.raw_rows = steps.ingest()
         self.next(self.validate)
 
     @step
-    def validate(self):
+    def validate(self) -> None:
         import steps
 
-        self.checked = steps.validate(self.rows)
+        self.valid_rows = steps.validate(self.raw_rows)
         self.next(self.prepare)
 
     @step
-    def prepare(self):
+    def prepare(self) -> None:
         import steps
 
-        self.dataset = steps.prepare(self.checked)
+        self.dataset = steps.prepare(self.valid_rows)
         self.next(self.train)
 
     @step
-    def train(self):
+    def train(self) -> None:
         import steps
 
         self.trained = steps.train(self.dataset)
         self.next(self.compress)
 
     @step
-    def compress(self):
+    def compress(self) -> None:
         import steps
 
-        self.options = steps.compress(self.trained)
+        self.candidates = steps.compress(self.trained)
         self.next(self.choose)
 
     @step
-    def choose(self):
+    def choose(self) -> None:
         import steps
 
-        self.chosen = steps.choose(self.options)
+        self.choice = steps.choose(self.candidates)
         self.next(self.package)
 
     @step
-    def package(self):
+    def package(self) -> None:
         import steps
 
-        self.bento = steps.package(self.chosen)
+        self.bento = steps.package(self.choice)
         self.next(self.end)
 
     @step
-    def end(self):
+    def end(self) -> None:
         import steps
 
         self.release = steps.promote(self.bento)

@@ -12,45 +12,45 @@ import steps
 from zenml import pipeline, step
 from zenml.materializers.cloudpickle_materializer import CloudpickleMaterializer
 
-kept = step(output_materializers=CloudpickleMaterializer)
+pickled_step = step(output_materializers=CloudpickleMaterializer)
 
 
-@kept
+@pickled_step
 def ingest() -> Any:
     return steps.ingest()
 
 
-@kept
-def validate(rows: Any) -> Any:
-    return steps.validate(rows)
+@pickled_step
+def validate(raw_rows: Any) -> Any:
+    return steps.validate(raw_rows)
 
 
-@kept
-def prepare(checked: Any) -> Any:
-    return steps.prepare(checked)
+@pickled_step
+def prepare(valid_rows: Any) -> Any:
+    return steps.prepare(valid_rows)
 
 
-@kept
+@pickled_step
 def train(dataset: Any) -> Any:
     return steps.train(dataset)
 
 
-@kept
+@pickled_step
 def compress(trained: Any) -> Any:
     return steps.compress(trained)
 
 
-@kept
-def choose(options: Any) -> Any:
-    return steps.choose(options)
+@pickled_step
+def choose(candidates: Any) -> Any:
+    return steps.choose(candidates)
 
 
-@kept
-def package(chosen: Any) -> Any:
-    return steps.package(chosen)
+@pickled_step
+def package(choice: Any) -> Any:
+    return steps.package(choice)
 
 
-@kept
+@pickled_step
 def promote(bento: Any) -> Any:
     return steps.promote(bento)
 

@@ -1,6 +1,6 @@
 """The eight stages on `digits` as plain functions for the peers: each takes records and returns one.
 
-They are the stages of `bloomery run`, so a peer's run computes and writes the same, including tracker and registry.
+They are the stages of `bloomery run`, so a peer's run computes and writes the same, including MLflow runs and versions.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ def ingest() -> RawRows:
     return ingest(locate_source(recipe.data, recipe.contract.personal_columns))
 
 
-def validate(rows: RawRows) -> ValidRows:
+def validate(raw_rows: RawRows) -> ValidRows:
     recipe = _recipe()
     from bloomery.tasks.validate.stage import validate
 
-    return validate(rows, recipe.contract)
+    return validate(raw_rows, recipe.contract)
 
 
-def prepare(checked: ValidRows) -> Dataset:
+def prepare(valid_rows: ValidRows) -> Dataset:
     recipe = _recipe()
     from bloomery.tasks.infrastructure import spark_session
     from bloomery.tasks.prepare.stage import prepare
 
     try:
-        return prepare(checked, recipe.features, recipe.engine_settings)
+        return prepare(valid_rows, recipe.features, recipe.engine_settings)
     finally:
         spark_session.stop_session()  # no later stage needs it, and some peers' processes end here
 
@@ -75,18 +75,18 @@ def compress(trained: TrainedNetwork) -> Candidates:
     return compress(trained, recipe.compression)
 
 
-def choose(options: Candidates) -> Choice:
+def choose(candidates: Candidates) -> Choice:
     recipe = _recipe()
     from bloomery.tasks.choose.stage import choose
 
-    return choose(options, recipe.budget)
+    return choose(candidates, recipe.budget)
 
 
-def package(chosen: Choice) -> Bento:
+def package(choice: Choice) -> Bento:
     recipe = _recipe()
     from bloomery.tasks.package.stage import package
 
-    return package(chosen, recipe.name, recipe.as_stated)
+    return package(choice, recipe.name, recipe.as_stated)
 
 
 def promote(bento: Bento) -> Release:
