@@ -1,4 +1,4 @@
-"""BentoML's `@bentoml.api` on an array, with its defaults."""
+"""A BentoML service whose `@bentoml.api` takes an array, with default settings."""
 
 import bentoml
 import numpy as np

@@ -1,6 +1,6 @@
-"""LitServe as in its documentation: `python by_litserve.py PORT`, with a Python that has LitServe."""
+"""A LitServe server as in its documentation: `python by_litserve.py PORT`, with a Python that has LitServe."""
 
-# No `from __future__ import annotations`: LitServe reads the annotations.
+# Without `from __future__ import annotations`, since LitServe evaluates the annotations.
 import sys
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The cost of a request: our endpoint and common servers of the same ONNX file.
+"""Measures the cost of a request: our endpoint and common servers of the same ONNX file.
 
     python -m venv LIT && LIT/bin/pip install litserve==0.2.19 onnxruntime==1.31.1 numpy
     python benchmarks/serving/endpoint.py NAME [--rounds 3] [--requests 4000] [--starts 3] [--peers bentoml fastapi …]
@@ -67,26 +67,26 @@ class Server(NamedTuple):
     port: int
     path: str
     bodies: list[bytes]
-    tether: psutil.Process  # the parent of the server
+    parent: psutil.Process  # starts and ends the server
 
     def processes(self) -> list[psutil.Process]:
-        return self.tether.children(recursive=True)
+        return self.parent.children(recursive=True)
 
     def cpu_seconds(self) -> float:
-        """CPU time of the whole process tree."""
-        times = 0.0
-        for one in self.processes():
+        """Returns the CPU time of the process tree."""
+        seconds = 0.0
+        for process in self.processes():
             with contextlib.suppress(psutil.NoSuchProcess):
-                times += sum(one.cpu_times()[:2])
-        return times
+                seconds += sum(process.cpu_times()[:2])
+        return seconds
 
     def memory_mb(self) -> float:
-        """Memory of the whole process tree; a shared page counts once."""
-        held = 0.0
-        for one in self.processes():
+        """Returns the memory of the process tree; a shared page counts once."""
+        megabytes = 0.0
+        for process in self.processes():
             with contextlib.suppress(psutil.NoSuchProcess):
-                held += one.memory_full_info().pss / 1e6
-        return held
+                megabytes += process.memory_full_info().pss / 1e6
+        return megabytes
 
 
 class LoadStats(NamedTuple):
@@ -100,28 +100,28 @@ class StartStats(NamedTuple):
     """One start of a server that runs alone."""
 
     seconds: float  # from its first process to its first correct response
-    fresh_mb: float
-    burst_mb: float
-    fresh_ms: float  # the p50 of a single client
+    start_mb: float  # after the start
+    burst_mb: float  # after the burst
+    start_ms: float  # the p50 latency of a single client after the start
     burst_ms: float  # the same right after the burst
 
 
 def build_requests(path: str, bodies: list[bytes]) -> list[bytes]:
-    """Complete HTTP requests with these bodies, as bytes."""
+    """Returns complete HTTP requests with these bodies."""
     head = b"POST %s HTTP/1.1\r\nhost: here\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
     return [head % (path.encode(), len(body)) + body for body in bodies]
 
 
-async def load(server: Server, connections: int, requests: int) -> LoadStats:
-    """Send `requests` requests over several connections, each of which waits for a response before its next request."""
+async def send_load(server: Server, connections: int, requests: int) -> LoadStats:
+    """Sends `requests` requests. Each connection waits for a response before its next request."""
     encoded_requests = build_requests(server.path, server.bodies)
     latencies: list[float] = []
 
-    async def one(number: int) -> None:
+    async def run_connection(number: int) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-        for place in range(number, requests, connections):
+        for index in range(number, requests, connections):
             start_time = time.perf_counter()
-            writer.write(encoded_requests[place % len(encoded_requests)])
+            writer.write(encoded_requests[index % len(encoded_requests)])
             head = await reader.readuntil(b"\r\n\r\n")
             if b" 200 " not in head.split(b"\r\n", 1)[0]:
                 raise RuntimeError(f"{server.name}: {head!r}")
@@ -130,11 +130,11 @@ async def load(server: Server, connections: int, requests: int) -> LoadStats:
             latencies.append(time.perf_counter() - start_time)
         writer.close()
 
-    before, start_time = server.cpu_seconds(), time.perf_counter()
-    await asyncio.gather(*(one(number) for number in range(connections)))
+    start_cpu, start_time = server.cpu_seconds(), time.perf_counter()
+    await asyncio.gather(*(run_connection(number) for number in range(connections)))
     wall = time.perf_counter() - start_time
     p50, p99 = np.percentile(latencies, [50, 99]) * 1e3
-    return LoadStats((server.cpu_seconds() - before) / requests * 1e6, requests / wall, float(p50), float(p99))
+    return LoadStats((server.cpu_seconds() - start_cpu) / requests * 1e6, requests / wall, float(p50), float(p99))
 
 
 @contextlib.contextmanager
@@ -150,57 +150,57 @@ def launch(plan: ServerPlan) -> Iterator[Server]:
 @contextlib.contextmanager
 def launch_and_warm_up(plan: ServerPlan) -> Iterator[Server]:
     with launch(plan) as server:
-        first_answer(server)
-        asyncio.run(load(server, 1, 3))
+        wait_for_first_response(server)
+        asyncio.run(send_load(server, 1, 3))
         yield server
 
 
-def first_answer(server: Server, timeout_s: float = 180) -> bytes:
-    """The body of the first response with status 200."""
+def wait_for_first_response(server: Server, timeout_s: float = 180) -> bytes:
+    """Returns the body of the first response with status 200."""
     deadline = time.monotonic() + timeout_s
     with httpx.Client(trust_env=False, timeout=10) as client:
         while time.monotonic() < deadline:
             with contextlib.suppress(httpx.HTTPError):
                 headers = {"content-type": "application/json"}
                 url = f"http://127.0.0.1:{server.port}{server.path}"
-                answered = client.post(url, content=server.bodies[0], headers=headers)
-                if answered.status_code == 200:
-                    return answered.content
-                if answered.status_code < 500 and answered.status_code != 404:
-                    raise SystemExit(f"{server.name}: {answered.status_code} {answered.text[:300]}")
+                response = client.post(url, content=server.bodies[0], headers=headers)
+                if response.status_code == 200:
+                    return response.content
+                if response.status_code < 500 and response.status_code != 404:
+                    raise SystemExit(f"{server.name}: {response.status_code} {response.text[:300]}")
             time.sleep(0.01)
     raise SystemExit(f"{server.name} does not respond; see {settings().logs}/serving-{server.name}.log")
 
 
 def measure_start(plan: ServerPlan, requests: int, expected: tuple[np.ndarray, ...]) -> StartStats:
-    """Start the server and measure a single client, a burst, and a single client again."""
+    """Starts the server, and measures a single client, a burst, and a single client again."""
     with launch(plan) as server:
-        body = first_answer(server)
-        ended = time.time()
-        seconds = ended - min(one.create_time() for one in server.processes())
-        numbers = np.array(numbers_in(json.loads(body)))
+        body = wait_for_first_response(server)
+        response_time = time.time()
+        seconds = response_time - min(process.create_time() for process in server.processes())
+        numbers = np.array(collect_numbers(json.loads(body)))
         if not any(np.allclose(numbers[-outputs.size :], outputs.ravel(), atol=1e-3) for outputs in expected):
             raise SystemExit(f"{plan.name} gives wrong predictions: {body[:300]!r}")
-        asyncio.run(load(server, 1, 100))
-        fresh_mb = server.memory_mb()
-        fresh = asyncio.run(load(server, 1, requests))
-        asyncio.run(load(server, BURST, max(requests, BURST * 20)))
-        burst = asyncio.run(load(server, 1, requests))
-        return StartStats(seconds, fresh_mb, server.memory_mb(), fresh.p50_ms, burst.p50_ms)
+        asyncio.run(send_load(server, 1, 100))
+        start_mb = server.memory_mb()
+        after_start = asyncio.run(send_load(server, 1, requests))
+        asyncio.run(send_load(server, BURST, max(requests, BURST * 20)))
+        after_burst = asyncio.run(send_load(server, 1, requests))
+        return StartStats(seconds, start_mb, server.memory_mb(), after_start.p50_ms, after_burst.p50_ms)
 
 
-def numbers_in(document: Any) -> list[float]:
-    """All numbers of a response, in order, at any depth."""
+def collect_numbers(document: Any) -> list[float]:
+    """Returns all numbers of a JSON document in order, at any depth."""
     if isinstance(document, dict):
-        return [number for one in document.values() for number in numbers_in(one)]
+        return [number for value in document.values() for number in collect_numbers(value)]
     if isinstance(document, list):
-        return [number for one in document for number in numbers_in(one)]
+        return [number for value in document for number in collect_numbers(value)]
     is_number = isinstance(document, int | float) and not isinstance(document, bool)
     return [float(document)] if is_number else []
 
 
 def measure_in_process(model: bytes, x: np.ndarray) -> float:
-    """Microseconds per row in this process."""
+    """Returns the CPU time of ONNX Runtime in this process, in microseconds per row."""
     runtime = create_session(model)
     for row in x:
         run_session(runtime, row[None])
@@ -211,23 +211,23 @@ def measure_in_process(model: bytes, x: np.ndarray) -> float:
     return (time.process_time() - start_time) / (10 * len(x)) * 1e6
 
 
-def bento_of(tag: str) -> Bento:
-    """The record of the stage that packaged the bento."""
+def read_bento_record(tag: str) -> Bento:
+    """Returns the record of the stage that packaged the bento."""
     for path in settings().home.glob("stages/package/*/record.json"):
         record = json.loads(path.read_text())["record"]
         if record["tag"] == tag:
             return Bento.model_validate(record)
-    raise SystemExit(f"{tag} was not packaged in this state folder")
+    raise SystemExit(f"{settings().home}/stages/package has no record of {tag}: package it in this state folder")
 
 
 def make_plans(tag: str, bento: Bento, x: np.ndarray, model: Path, peers: dict[str, str]) -> list[ServerPlan]:
-    """Our server and each peer, with the Python it runs in."""
+    """Returns the plans of our server and of each peer. `peers` has the Python of each."""
     port = find_free_port()
-    raw = [json.dumps({"rows": [row]}).encode() for row in request_rows(bento.choice, NUM_ROWS)]
+    raw_bodies = [json.dumps({"rows": [row]}).encode() for row in request_rows(bento.choice, NUM_ROWS)]
     # As `bloomery serve` starts it, with the prediction log.
-    logging = {**serve_environment(), "BLOOMERY_SERVE_LOG": str(model.parent / "predictions")}
-    found = [ServerPlan("ours", serve_command(tag, "127.0.0.1", port), port, "/predict", raw, logging)]
-    more = {"PEER_MODEL": str(model), "PEER_SHAPE": ",".join(map(str, x.shape[1:]))}
+    environment = {**serve_environment(), "BLOOMERY_SERVE_LOG": str(model.parent / "predictions")}
+    plans = [ServerPlan("Bloomery", serve_command(tag, "127.0.0.1", port), port, "/predict", raw_bodies, environment)]
+    peer_environment = {"PEER_MODEL": str(model), "PEER_SHAPE": ",".join(map(str, x.shape[1:]))}
     for name, python in peers.items():
         port = find_free_port()
         is_mlflow = name == "mlflow"
@@ -236,23 +236,25 @@ def make_plans(tag: str, bento: Bento, x: np.ndarray, model: Path, peers: dict[s
         file, kind = ("by_litserve.py", []) if name == "litserve" else ("peers.py", [name])
         command = [python, str(Path(__file__).with_name(file)), *kind, str(port)]
         bodies = [json.dumps(document).encode() for document in documents]
-        found.append(ServerPlan(name, command, port, "/invocations" if is_mlflow else "/predict", bodies, more))
-    return found
+        plans.append(
+            ServerPlan(name, command, port, "/invocations" if is_mlflow else "/predict", bodies, peer_environment)
+        )
+    return plans
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name")
+    parser.add_argument("name", help="a recipe with a champion in BLOOMERY_HOME")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--requests", type=int, default=4000)
-    parser.add_argument("--starts", type=int, default=3)
+    parser.add_argument("--requests", type=int, default=4000, help="requests per round and number of connections")
+    parser.add_argument("--starts", type=int, default=3, help="starts of each server")
     parser.add_argument("--peers", nargs="*", default=["bentoml", "fastapi", "fastapi-lean", "mlflow"])
     parser.add_argument("--litserve", help="a Python that has LitServe", metavar="PYTHON")
     options = parser.parse_args()
     apply_engine_environment()
     require_state_folder()
     tag = find_version(options.name).tags[BENTO]
-    bento = bento_of(tag)
+    bento = read_bento_record(tag)
     artifacts = artifacts_folder(tag)
     manifest = json.loads((artifacts / "manifest.json").read_text())
     encoder = read_encoder(artifacts / "encoder.json")
@@ -262,12 +264,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         path.write_bytes(model)
-        all_plans = make_plans(tag, bento, x, path, peers)
+        plans = make_plans(tag, bento, x, path, peers)
         outputs = run_session(create_session(model), x[:1])
-        report_starts(all_plans, options.starts, options.requests // 4, (outputs, predictions_from(encoder, outputs)))
+        report_starts(plans, options.starts, options.requests // 4, (outputs, predictions_from(encoder, outputs)))
         if options.rounds:
             with contextlib.ExitStack() as stack:
-                servers = [stack.enter_context(launch_and_warm_up(plan)) for plan in all_plans]
+                servers = [stack.enter_context(launch_and_warm_up(plan)) for plan in plans]
                 report(
                     servers,
                     options.rounds,
@@ -277,43 +279,43 @@ def main() -> None:
                 )
 
 
-def report_starts(all_plans: list[ServerPlan], starts: int, requests: int, expected: tuple[np.ndarray, ...]) -> None:
-    results: dict[str, list[StartStats]] = {plan.name: [] for plan in all_plans}
+def report_starts(plans: list[ServerPlan], starts: int, requests: int, expected: tuple[np.ndarray, ...]) -> None:
+    results: dict[str, list[StartStats]] = {plan.name: [] for plan in plans}
     for _ in range(starts):
-        for plan in all_plans:
+        for plan in plans:
             results[plan.name].append(measure_start(plan, requests, expected))
     if not starts:
         return
     print(
-        "| server | first correct response | memory, fresh | after a burst | one client: p50 | after burst | / fresh |"
+        "| server | first correct response | memory after start | after burst | one client: p50 | after burst | ratio |"
     )
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for name, all_starts in results.items():
         median = StartStats(*(statistics.median(values) for values in zip(*all_starts, strict=True)))
         print(
-            f"| {name} | {median.seconds:.2f} s | {median.fresh_mb:.0f} MB | {median.burst_mb:.0f} MB | "
-            f"{median.fresh_ms:.2f} ms | {median.burst_ms:.2f} ms | {median.burst_ms / median.fresh_ms:.2f} |",
+            f"| {name} | {median.seconds:.2f} s | {median.start_mb:.0f} MB | {median.burst_mb:.0f} MB | "
+            f"{median.start_ms:.2f} ms | {median.burst_ms:.2f} ms | {median.burst_ms / median.start_ms:.2f} |",
             flush=True,
         )
     print()
 
 
-def report(servers: list[Server], rounds: int, requests: int, least_us: float, num_cores: int) -> None:
-    print(f"{num_cores} cores; ONNX Runtime in process: {least_us:.0f} µs per row\n")
-    print("| connections | server | CPU µs per request | / ours | requests per second | p50 | p99 |")
+def report(servers: list[Server], rounds: int, requests: int, lower_bound_us: float, num_cores: int) -> None:
+    print(f"{num_cores} cores; ONNX Runtime in this process: {lower_bound_us:.0f} µs per row\n")
+    print("| connections | server | CPU µs per request | / Bloomery | requests per second | p50 | p99 |")
     print("| ---: | --- | ---: | ---: | ---: | ---: | ---: |")
     for connections in CONNECTIONS:
         results: dict[str, list[LoadStats]] = {server.name: [] for server in servers}
         for _ in range(rounds):
             for server in servers:
-                asyncio.run(load(server, connections, connections * 10))
-                results[server.name].append(asyncio.run(load(server, connections, requests)))
-        ours: Any = None
+                asyncio.run(send_load(server, connections, connections * 10))
+                results[server.name].append(asyncio.run(send_load(server, connections, requests)))
+        baseline_us: float | None = None
         for name, all_loads in results.items():
             median = LoadStats(*(statistics.median(values) for values in zip(*all_loads, strict=True)))
-            ours = ours or median
+            baseline_us = baseline_us or median.cost_us
             print(
-                f"| {connections} | {name} | {median.cost_us:.0f} | {median.cost_us / ours.cost_us:.1f} | "
+                f"| {connections} | {name} | {median.cost_us:.0f} | {median.cost_us / baseline_us:.1f} | "
                 f"{median.per_second:.0f} | {median.p50_ms:.2f} ms | {median.p99_ms:.2f} ms |",
                 flush=True,
             )

@@ -1,8 +1,8 @@
 """Common servers of the same ONNX file, each started by `python peers.py KIND PORT`.
 
-PEER_MODEL names the file and PEER_SHAPE the shape of a row. They receive encoded rows, so they do less than our
-endpoint, and validate only what their framework validates. BentoML's and LitServe's servers are separate files
-(`by_bentoml.py`, `by_litserve.py`), because their worker processes import them again.
+PEER_MODEL names the file and PEER_SHAPE the shape of a row. They receive encoded rows, so they do less work than
+our endpoint, and validate only what their framework validates. BentoML's and LitServe's servers are in files of their
+own (`by_bentoml.py`, `by_litserve.py`), since their worker processes import the file again.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def predict_rows(session: onnxruntime.InferenceSession, rows: Any) -> list[list[
     return outputs
 
 
-def bentoml_default(port: int) -> None:
-    """BentoML's `@bentoml.api` on an array, with its defaults."""
+def serve_bentoml(port: int) -> None:
+    """Serves by_bentoml.py with default settings."""
     command = [
         sys.executable,
         "-m",
@@ -47,7 +47,8 @@ def bentoml_default(port: int) -> None:
     subprocess.run(command, cwd=Path(__file__).resolve().parent, check=True)
 
 
-def fastapi_pydantic(port: int) -> None:
+def serve_fastapi(port: int) -> None:
+    """Serves with FastAPI and pydantic models of request and response."""
     import uvicorn
     from fastapi import FastAPI
     from pydantic import BaseModel
@@ -68,7 +69,8 @@ def fastapi_pydantic(port: int) -> None:
     uvicorn.run(app, port=port, log_level="warning", access_log=False)
 
 
-def fastapi_lean(port: int) -> None:
+def serve_fastapi_lean(port: int) -> None:
+    """Serves with FastAPI and orjson, without models and validation."""
     import orjson
     import uvicorn
     from fastapi import FastAPI, Request, Response
@@ -84,8 +86,8 @@ def fastapi_lean(port: int) -> None:
     uvicorn.run(app, port=port, log_level="warning", access_log=False)
 
 
-def mlflow_serve(port: int) -> None:
-    """`mlflow models serve` of the file, which is saved as an MLflow model beside it."""
+def serve_mlflow(port: int) -> None:
+    """Saves the file as an MLflow model in the same folder, and serves it with `mlflow models serve`."""
     import mlflow
     import onnx
 
@@ -93,16 +95,16 @@ def mlflow_serve(port: int) -> None:
     if not folder.exists():
         mlflow.onnx.save_model(onnx.load(os.environ["PEER_MODEL"]), folder, pip_requirements=[])
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(folder), "-p", str(port)]
-    # It looks up uvicorn in PATH; uvicorn lies beside this Python.
+    # MLflow looks up uvicorn on PATH; it is in the folder of this Python.
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     subprocess.run([*command, "--env-manager", "local", "--workers", "1"], check=True, env={**os.environ, "PATH": path})
 
 
 KINDS = {
-    "bentoml": bentoml_default,
-    "fastapi": fastapi_pydantic,
-    "fastapi-lean": fastapi_lean,
-    "mlflow": mlflow_serve,
+    "bentoml": serve_bentoml,
+    "fastapi": serve_fastapi,
+    "fastapi-lean": serve_fastapi_lean,
+    "mlflow": serve_mlflow,
 }
 
 if __name__ == "__main__":
