@@ -98,7 +98,8 @@ def register_damaged_copy(name: str, tag: str) -> str:
     shutil.copytree(bento_folder(tag), bento_folder(damaged_tag), dirs_exist_ok=True)
     _truncate_model(artifacts_folder(damaged_tag))
     original = model_registry.find_version(f"{name}@{model_registry.CHAMPION}")
-    assert original.source is not None and original.run_id is not None
+    assert original.source is not None
+    assert original.run_id is not None
     tags = {**original.tags, model_registry.BENTO: damaged_tag, "release": "promoted"}
     version = model_registry.register_version(name, original.source, original.run_id, tags, "a damaged copy")
     return f"{name}:{version.version}"
