@@ -91,7 +91,9 @@ def measure_ceilings(folder: Path, batches: list[int], rounds: int) -> dict[int,
         x = np.random.default_rng(1).standard_normal((max(batches), size), np.float32)
         for mode in MODES:
             quantize(files["fp32"], files[mode], x[:CALIBRATION_ROWS], QuantizationOptions(mode=mode))
-        times = latency.compare_latency(files, [x[:batch] for batch in batches], baseline="fp32", rounds=rounds)
+        times = latency.compare_latency(
+            latency.ComparedFiles(files, "fp32"), [x[:batch] for batch in batches], rounds=rounds
+        )
         for index, batch in enumerate(batches):
             latencies = {name: times[name][index] for name in files}
             print(
@@ -130,7 +132,9 @@ def write_files(name: str, folder: Path) -> tuple[dict[str, Path], np.ndarray]:
 
 def measure_network(name: str, ceilings: dict[int, float], rounds: int, files: dict[str, Path], x: np.ndarray) -> None:
     batches = [batch for batch in ceilings if batch <= NETWORKS[name].max_rows]
-    times = latency.compare_latency(files, [x[:batch] for batch in batches], baseline="fp32", rounds=rounds)
+    times = latency.compare_latency(
+        latency.ComparedFiles(files, "fp32"), [x[:batch] for batch in batches], rounds=rounds
+    )
     share = measure_integer_coverage(files["int8"]).share
     for batch, fp32, int8 in zip(batches, times["fp32"], times["int8"], strict=True):
         speed_up = 1 / int8.ratio.value

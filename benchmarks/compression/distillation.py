@@ -28,7 +28,7 @@ from bloomery.models.compression.distillation import add_unlabelled, create_dist
 from bloomery.models.networks.blueprint import Blueprint, build_network, num_parameters
 from bloomery.models.networks.config import LeNet, Mlp
 from bloomery.models.training.config import Augment, Loop
-from bloomery.models.training.data.batches import Examples
+from bloomery.models.training.data.batches import Examples, TrainingData
 from bloomery.models.training.determinism import set_deterministic
 from bloomery.models.training.loop import Placement, evaluate, train
 from bloomery.models.training.optimization.learner import create_learner
@@ -91,7 +91,7 @@ def train_student(
     if teacher is not None:
         teacher.to(student.device)
     placement = Placement(student.device, parallelize=learner)
-    train(network, rows, val, make_loop(epochs, student.shift), seed=seed, placement=placement)
+    train(network, TrainingData(rows, val, seed=seed), make_loop(epochs, student.shift), placement=placement)
     return network
 
 

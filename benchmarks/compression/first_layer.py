@@ -66,7 +66,7 @@ def compare(config: Model, shape: tuple[int, ...], rounds: int) -> dict[str, lis
     with tempfile.TemporaryDirectory() as folder:
         files = write_files(config, shape, Path(folder))
         batches = [torch.rand(size, *shape).numpy() for size in BATCHES]
-        latencies = latency.compare_latency(files, batches, baseline="fp32", rounds=rounds)
+        latencies = latency.compare_latency(latency.ComparedFiles(files, "fp32"), batches, rounds=rounds)
     return {name: [batch.ratio for batch in file_latencies] for name, file_latencies in latencies.items()}
 
 

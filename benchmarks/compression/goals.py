@@ -94,7 +94,8 @@ def measure_defaults(candidates: Candidates) -> list[str]:
                 files[name] = path
             except Exception as error:
                 lines.append(f"| ONNX Runtime's {name} | fails: {str(error).splitlines()[0][:80]} | | | | |")
-        latencies = latency.compare_latency(files, [x[:size] for size in (1, 32)], baseline="fp32", rounds=300)
+        batches = [x[:size] for size in (1, 32)]
+        latencies = latency.compare_latency(latency.ComparedFiles(files, "fp32"), batches, rounds=300)
         float_outputs = compute_outputs(create_session(files["fp32"]), x, is_row_by_row=False)
         for name in [name for name in files if name != "fp32"]:
             outputs = compute_outputs(create_session(files[name]), x, is_row_by_row=name == "dynamic")

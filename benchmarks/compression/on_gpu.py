@@ -109,7 +109,7 @@ def measure_candidates(candidates: list[BuiltCandidate], test: Examples, rounds:
     baseline, *compressed = candidates
     x, y = test.x.numpy(), test.y.numpy()
     batches = [x[:size] for size in BATCHES]
-    latencies = latency.compare_latency(files, batches, baseline=baseline.spec.name, rounds=rounds)
+    latencies = latency.compare_latency(latency.ComparedFiles(files, baseline.spec.name), batches, rounds=rounds)
     baseline_correct = compute_outputs(create_session(baseline.path), x, is_row_by_row=False).argmax(1) == y
     figures = {}
     for candidate in compressed:

@@ -176,7 +176,8 @@ def evaluate_files(
 ) -> dict[str, Evaluation]:
     x = test.x.numpy()
     baseline = candidates.baseline
-    latencies = latency.compare_latency(files, [x[:size] for size in BATCHES], baseline=baseline, rounds=rounds)
+    batches = [x[:size] for size in BATCHES]
+    latencies = latency.compare_latency(latency.ComparedFiles(files, baseline), batches, rounds=rounds)
     outputs = {
         name: compute_outputs(create_session(path), x, is_row_by_row=_is_row_by_row(path))
         for name, path in files.items()

@@ -42,7 +42,7 @@ from bloomery.models.onnx_storage.decoder import decode, decompress
 from bloomery.models.onnx_storage.encoder import encode
 from bloomery.models.onnx_storage.zstd_packing import minify, pack_for_zstd
 from bloomery.models.training.config import Augment, Loop
-from bloomery.models.training.data.batches import Examples, read_examples
+from bloomery.models.training.data.batches import Examples, TrainingData, read_examples
 from bloomery.models.training.determinism import set_deterministic
 from bloomery.models.training.loop import Placement, evaluate, train
 from bloomery.tasks.infrastructure.settings import settings
@@ -121,7 +121,7 @@ def train_dense(name: str, seed: int, splits: Splits, blueprint: Blueprint) -> n
         network.load_state_dict(load_file(path))
         return network.eval()
     loop = Loop(epochs=PLANS[name].dense_epochs, batch_size=128, learning_rate=2e-3, augment=SHIFTED)
-    train(network, splits.train, splits.val, loop, seed=seed)
+    train(network, TrainingData(splits.train, splits.val, seed=seed), loop)
     save_file(network.state_dict(), path)
     return network
 
@@ -154,7 +154,8 @@ def prune(
         num_maskable = sum(weight.numel() for weight in maskable_weights(network).values())
         loop = make_loop(plan, plan.epochs if number == plan.num_rounds else 1, plan.learning_rate)
         with fixed_masks(network, compute_masks(network, min(num_left / num_maskable, 1.0))):
-            history = train(network, splits.train, splits.val, loop, seed=seed * 1000 + number, placement=placement)
+            data = TrainingData(splits.train, splits.val, seed=seed * 1000 + number)
+            history = train(network, data, loop, placement=placement)
         log(f"round {number}, {num_left:.0f} weights in {blueprint.config}: {history[-1]}")
     return remove_dead_units(network, blueprint)
 
@@ -166,11 +167,13 @@ def cluster(plan: Plan, teacher: nn.Module, network: nn.Module, splits: Splits, 
     masks = {name: weight != 0 for name, weight in network.named_parameters()}
     loop = make_loop(plan, plan.clustering_epochs, plan.learning_rate / 4)
     with fixed_masks(network, masks), straight_through_clusters(network, plan.num_clusters):
-        history = train(network, splits.train, splits.val, loop, seed=seed * 1000 + 500, placement=placement)
+        data = TrainingData(splits.train, splits.val, seed=seed * 1000 + 500)
+        history = train(network, data, loop, placement=placement)
     log(f"clustering: {history[-1]}")
     loop = make_loop(plan, plan.centroid_epochs, plan.learning_rate / 4)
     with shared_weights(network, cluster_weights(network, plan.num_clusters)):
-        history = train(network, splits.train, splits.val, loop, seed=seed * 1000 + 600, placement=placement)
+        data = TrainingData(splits.train, splits.val, seed=seed * 1000 + 600)
+        history = train(network, data, loop, placement=placement)
     log(f"centroids: {history[-1]}")
     return network
 

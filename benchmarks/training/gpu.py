@@ -143,7 +143,7 @@ def _measure_loop_step_seconds(
     epoch_ends: list[float] = []
     loop = Training(epochs=3, batch_size=images, learning_rate=3e-4, precision="bf16", clip_norm=1.0, compile=compiled)
     hooks = TrainingHooks(on_epoch=lambda _: epoch_ends.append(time.perf_counter()))
-    train(network, train_rows, val_rows, loop, seed=0, placement=Placement(device), hooks=hooks)
+    train(network, TrainingData(train_rows, val_rows), loop, placement=Placement(device), hooks=hooks)
     return (epoch_ends[-1] - epoch_ends[0]) / (2 * steps_per_epoch)
 
 

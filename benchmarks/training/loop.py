@@ -40,6 +40,7 @@ from bloomery.models.networks.config import Cnn, Rnn, Transformer
 from bloomery.models.training.checkpointing import Checkpointer
 from bloomery.models.training.config import Checkpoints, Training
 from bloomery.models.training.data.batches import Examples
+from bloomery.models.training.loop import TrainingHooks
 from bloomery.tasks.infrastructure.device import configure_processor
 from bloomery.tasks.train import fit
 
@@ -55,8 +56,7 @@ def train_by_bloomery(task: TrainingTask, times: EpochTimes) -> None:
             fit.TrainingSplits(task.rows, two_rows),
             task.blueprint,
             task.training,
-            on_epoch=times.record,
-            checkpointer=checkpointer,
+            hooks=TrainingHooks(on_epoch=times.record, load=checkpointer.load, save=checkpointer.save),
         )
     torch.use_deterministic_algorithms(False)
 

@@ -109,8 +109,7 @@ def train_and_measure(group: ProcessGroup, create: Callable[[nn.Module, Loop], L
 
     train(
         network,
-        train_rows,
-        val_rows,
+        TrainingData(train_rows, val_rows),
         Loop(epochs=1, batch_size=NUM_ROWS),
         placement=Placement(group=group, parallelize=create),
         hooks=TrainingHooks(load=load, save=lambda state: times.append(time.perf_counter())),
