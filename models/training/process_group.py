@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import sys
 from typing import NamedTuple
 
 import torch
@@ -34,3 +37,18 @@ def all_reduce_sum(values: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
         values = values.clone()
         dist.all_reduce(values)
     return values
+
+
+def exit_without_finalization() -> None:
+    """When this process exits, it ends with code 0 before Python finalizes its objects. Call it after the last work.
+
+    Threads of Gloo may still hold tensors then, even after the group is destroyed. Such a thread aborts a process that
+    finalizes, and torchrun takes a finished training for a failed one. Source: pytorch/pytorch#179291.
+    """
+    atexit.register(_exit_now)
+
+
+def _exit_now() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

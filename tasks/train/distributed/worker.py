@@ -84,6 +84,8 @@ def run_worker(path: Path) -> None:
     import torch
     import torch.distributed as dist
 
+    from bloomery.models.training.process_group import exit_without_finalization
+
     job = TrainingJob.model_validate_json(path.read_text(encoding="utf-8"))
     on_gpu = select_device(job.training.device) == "cuda"
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
@@ -101,6 +103,7 @@ def run_worker(path: Path) -> None:
         raise
     finally:
         dist.destroy_process_group()
+    exit_without_finalization()
 
 
 def _train(job: TrainingJob, context: _WorkerContext, device: str) -> None:
