@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -68,6 +69,7 @@ def postgres() -> Iterator[int]:
                 probe = subprocess.run([*psql_command, "-c", "select 1"], env=environment, capture_output=True)
                 if probe.returncode == 0:
                     break
+                time.sleep(0.2)
             subprocess.run([*psql_command, "-f", str(DATABASES)], env=environment, check=True, capture_output=True)
             yield port
         finally:
