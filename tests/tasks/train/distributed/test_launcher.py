@@ -82,52 +82,68 @@ def kill_a_worker(folder: Path, killed: list[int]) -> None:
         time.sleep(0.01)
 
 
-# Each day torchrun starts again what was killed in the pipeline below.
-LAUNCHERS = [pytest.param("torchrun", marks=pytest.mark.nightly), "spark"]
+def assert_close(result: fit.FitResult, expected: fit.FitResult) -> None:
+    """Asserts that both have the same weights up to the order of sums, and the same score after every epoch."""
+    for name, weight in weights_of(expected).items():
+        torch.testing.assert_close(weights_of(result)[name], weight, atol=1e-5, rtol=1e-5)
+    assert [epoch.val_score for epoch in result.history] == [epoch.val_score for epoch in expected.history]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_processes_agree_with_one_and_a_killed_one_changes_nothing_whoever_starts_it_again(
-    launcher, dataset, home, tmp_path, monkeypatch
-):
-    training = TRAINING.model_copy(update={"epochs": 25})
-    configure_processor(training)
-    elsewhere = tmp_path / "temporary"
-    elsewhere.mkdir()
-    monkeypatch.setenv("TMPDIR", str(elsewhere))
-    alone = fit.fit_network(fit.read_splits(dataset), fit.make_blueprint(dataset, MLP), training)
-    wanted = fit_distributed(TrainingJob(key="undisturbed", dataset=dataset, model=MLP, training=training))
-    for name, weight in weights_of(alone).items():
-        torch.testing.assert_close(weights_of(wanted)[name], weight, atol=1e-5, rtol=1e-5)
-    assert [epoch.val_score for epoch in wanted.history] == [epoch.val_score for epoch in alone.history]
-    assert not [*elsewhere.iterdir(), *(home / "jobs").iterdir()]
-    key = f"killed-{launcher}"
+def fit_and_kill_a_worker(job: TrainingJob) -> fit.FitResult:
     killed: list[int] = []
-    killer = threading.Thread(target=kill_a_worker, args=(fit.checkpoint_folder(key), killed))
+    killer = threading.Thread(target=kill_a_worker, args=(fit.checkpoint_folder(job.key), killed))
     killer.start()
-    launched = training.model_copy(update={"launcher": launcher})
-    disturbed = fit_distributed(TrainingJob(key=key, dataset=dataset, model=MLP, training=launched, spark=LOCAL_2))
+    result = fit_distributed(job)
     killer.join()
     assert killed
-    for name, weight in weights_of(wanted).items():
-        assert torch.equal(weights_of(disturbed)[name], weight)
-    assert disturbed.history == wanted.history
-    assert not [one for one in psutil.Process().children(recursive=True) if is_worker(one)]
+    assert not [process for process in psutil.Process().children(recursive=True) if is_worker(process)]
+    return result
 
 
 @pytest.mark.slow
-def test_a_killed_process_of_a_pipeline_is_started_again_with_its_part(texts, home):
+def test_a_training_killed_on_spark_is_restarted_and_agrees_with_one_process(dataset, home):
+    training = TRAINING.model_copy(update={"epochs": 25})
+    configure_processor(training)
+    alone = fit.fit_network(fit.read_splits(dataset), fit.make_blueprint(dataset, MLP), training)
+    on_spark = training.model_copy(update={"launcher": "spark"})
+    job = TrainingJob(key="killed", dataset=dataset, model=MLP, training=on_spark, spark=LOCAL_2)
+    assert_close(fit_and_kill_a_worker(job), alone)
+    assert not list((home / "jobs").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.nightly  # each day the test above compares a restarted training with one process
+@pytest.mark.parametrize("launcher", ["torchrun", "spark"])
+def test_a_restarted_training_has_the_bits_of_an_undisturbed_one(launcher, dataset, home, tmp_path, monkeypatch):
+    training = TRAINING.model_copy(update={"epochs": 25})
+    configure_processor(training)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    alone = fit.fit_network(fit.read_splits(dataset), fit.make_blueprint(dataset, MLP), training)
+    undisturbed = fit_distributed(TrainingJob(key="undisturbed", dataset=dataset, model=MLP, training=training))
+    assert_close(undisturbed, alone)
+    assert not [*temporary.iterdir(), *(home / "jobs").iterdir()]
+    launched = training.model_copy(update={"launcher": launcher})
+    job = TrainingJob(key=f"killed-{launcher}", dataset=dataset, model=MLP, training=launched, spark=LOCAL_2)
+    restarted = fit_and_kill_a_worker(job)
+    for name, weight in weights_of(undisturbed).items():
+        assert torch.equal(weights_of(restarted)[name], weight)
+    assert restarted.history == undisturbed.history
+
+
+@pytest.mark.slow
+def test_a_killed_process_of_a_pipeline_is_started_again_with_its_part(texts, home, tmp_path, monkeypatch):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
     network = Transformer(kind="transformer", width=16, num_layers=2, num_heads=2, dropout=0.0)
     training = TRAINING.model_copy(update={"strategy": "pipeline", "epochs": 8})
     configure_processor(training)
     alone = fit.fit_network(fit.read_splits(texts), fit.make_blueprint(texts, network), training)
-    killed: list[int] = []
-    killer = threading.Thread(target=kill_a_worker, args=(fit.checkpoint_folder("pipeline"), killed))
-    killer.start()
-    together = fit_distributed(TrainingJob(key="pipeline", dataset=texts, model=network, training=training))
-    killer.join()
-    assert killed
+    job = TrainingJob(key="pipeline", dataset=texts, model=network, training=training)
+    together = fit_and_kill_a_worker(job)
+    assert not [*temporary.iterdir(), *(home / "jobs").iterdir()]
     for name, weight in weights_of(alone).items():
         # Softmax does not feel the bias of keys. Its gradient is mere rounding, of which AdamW makes whole steps.
         if not name.endswith("key.bias"):
