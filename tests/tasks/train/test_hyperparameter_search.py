@@ -113,7 +113,7 @@ def test_what_a_process_of_the_search_cannot_build_is_told(dataset):
 def test_a_killed_search_ends_with_its_processes_and_goes_on_with_the_trials_that_it_lacks(
     dataset, home: Path, tmp_path: Path
 ):
-    training = training_of(trials=8, epochs=60, parallel=2)
+    training = training_of(trials=4, epochs=60, parallel=2)
     mlflow_runs.ensure_experiment(dataset.valid_rows.contract.name)
     (tmp_path / "dataset").write_text(dataset.model_dump_json(by_alias=True))
     script = tmp_path / "killed.py"
@@ -131,7 +131,7 @@ def test_a_killed_search_ends_with_its_processes_and_goes_on_with_the_trials_tha
     _, alive = psutil.wait_procs(workers, timeout=20)
     assert not alive
     before = {trial.info.run_id for trial in trials_of(dataset) if trial.info.status == "FINISHED"}
-    assert 1 <= len(before) < 8
+    assert 1 <= len(before) < 4
 
     experiment = mlflow_runs.ensure_experiment(dataset.valid_rows.contract.name)
     run_id = mlflow_runs.client().create_run(experiment).info.run_id
@@ -142,4 +142,4 @@ def test_a_killed_search_ends_with_its_processes_and_goes_on_with_the_trials_tha
     assert not [trial for trial in trials if trial.info.status == "RUNNING"]
     ended = {trial.info.run_id for trial in trials if trial.info.status == "FINISHED"}
     assert before < ended
-    assert len(ended) == 8
+    assert len(ended) == 4
