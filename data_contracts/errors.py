@@ -1,34 +1,34 @@
-"""Every error a user can meet, in one tree.
+"""The errors that users see, in one tree with their exit codes.
 
 BloomeryError                     exit code 1
-├── DocumentInvalid               2   a YAML file does not say what its kind must say
+├── DocumentInvalid               2   a YAML file has an unknown key or an invalid value
 │   ├── RecipeInvalid
 │   └── ContractInvalid
-├── SettingInvalid                2   a variable of the environment, or an option, is not what it must be
-├── DataMissing                   2   the recipe names data, a recipe or a version that is not there
+├── SettingInvalid                2   an environment variable or an option has an invalid value
+├── DataMissing                   2   data, a recipe or a version does not exist
 ├── ContractBroken                3   the data breaks its contract
-│   └── DataUnfit                 3   the data keeps the contract, but nothing can be learnt from it
-├── VersionTooLow                 3   a contract changed more than its version number says
+│   └── DataUnfit                 3   the data keeps the contract, but no model can be trained on it
+├── VersionTooLow                 3   a contract changed more than its version number allows
 ├── NoCandidate                   4   no compressed model is within the budget
-├── ReleaseRefused                4   the packaged model failed a gate; the champion stands
-├── SecretMissing                 2   a key that the contract or an endpoint's address calls for is not there
-├── ContainerUnfit                1   what a container would be built from does not pass its checks
+├── ReleaseRefused                4   the packaged model failed a gate; the champion stays
+├── SecretMissing                 2   a key that the contract or the endpoint's address requires is missing
+├── ContainerUnfit                1   the build context of a container does not pass its checks
 ├── StateUnwritable               1   the state folder cannot be written, or the disk is full
-├── ShareLost                     1   a disk or a network share that was there stopped answering
-├── PortInUse                     1
-├── EngineMissing                 1   what a stage needs of the machine, such as Java, is not there or does not start
-├── OutputCorrupt                 1   a file is not the one that was recorded
-│   └── SignatureRefused          1   nobody who is trusted has signed it
-├── OutputDiffers                 1   a version that was made again is not what it was
-├── TrainingDiverged              1
-└── ParityBroken                  1   an exported model answers differently from its source
+├── ShareLost                     1   a disk or a network share stopped responding
+├── PortInUse                     1   another process listens on the port
+├── EngineMissing                 1   software that a stage requires, such as Java, is missing or does not start
+├── OutputCorrupt                 1   a file differs from its recorded digest
+│   └── SignatureRefused          1   it has no valid signature by a trusted key
+├── OutputDiffers                 1   a reproduced version differs from the original
+├── TrainingDiverged              1   the loss or the weights are no longer finite
+└── ParityBroken                  1   the outputs of an exported model differ from those of its source
 """
 
 from __future__ import annotations
 
 
 class BloomeryError(Exception):
-    """What was found, what was required, where, and what to do next."""
+    """An error that says what was found, what was required, where, and what to do."""
 
     exit_code = 1
 
@@ -43,11 +43,11 @@ class BloomeryError(Exception):
         return f"{self.found}\n  required: {self.required}\n  where:    {self.where}\n  do:       {self.remedy}"
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Errors cross process and Prefect result boundaries; keyword-only arguments need spelling out.
+        # Errors are pickled between processes and by Prefect, and pickle does not pass keyword-only arguments.
         return (_rebuild, (type(self), self.found, self.required, self.where, self.remedy))
 
     def as_document(self) -> dict[str, str | int]:
-        """The same facts as plain values, for `--json`."""
+        """The error as JSON values, for `--json`."""
         return {
             "error": type(self).__name__,
             "found": self.found,
@@ -135,7 +135,7 @@ class SignatureRefused(OutputCorrupt):
 
 
 class OutputDiffers(BloomeryError):
-    """A version that was made again is not, bit for bit, what it was."""
+    """A reproduced version is not bit for bit the original."""
 
 
 class TrainingDiverged(BloomeryError):

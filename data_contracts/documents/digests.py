@@ -1,4 +1,4 @@
-"""Digests: the sha256 of content, independent of a file's name, age or layout on disk."""
+"""Digests: the sha256 of content, whatever a file's name, age or layout on disk."""
 
 from __future__ import annotations
 
@@ -28,20 +28,21 @@ def digest_of_table(table: pa.Table) -> str:
     """The sha256 of a table's column names, types and values.
 
     It does not depend on the table's chunks, and is the same after the table was written to Parquet and read again:
-    rows are hashed in slices of a fixed length, and a newly taken array has no offset, padding or value under a null.
+    rows are hashed in slices of a fixed length, as copies, which have no offset, padding or value under a null.
     """
-    plain = pa.table({field.name: _plain(table[position], field.type) for position, field in enumerate(table.schema)})
-    sink = hashlib.sha256(repr([(field.name, _type_name(field.type)) for field in plain.schema]).encode())
-    for start in range(0, plain.num_rows, _SLICE_ROWS):
-        rows = plain.slice(start, _SLICE_ROWS)
-        fresh = rows.take(pa.array(range(rows.num_rows), pa.int64())).combine_chunks()
-        for batch in fresh.to_batches():
-            sink.update(batch.serialize())
-    return sink.hexdigest()
+    columns = {field.name: _decode(table[position], field.type) for position, field in enumerate(table.schema)}
+    decoded = pa.table(columns)
+    digest = hashlib.sha256(repr([(field.name, _type_name(field.type)) for field in decoded.schema]).encode())
+    for start in range(0, decoded.num_rows, _SLICE_ROWS):
+        rows = decoded.slice(start, _SLICE_ROWS)
+        copy = rows.take(pa.array(range(rows.num_rows), pa.int64())).combine_chunks()
+        for batch in copy.to_batches():
+            digest.update(batch.serialize())
+    return digest.hexdigest()
 
 
-def _plain(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
-    """The values of a dictionary column, since a batch is serialized without its dictionaries."""
+def _decode(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """The column without dictionary encoding, since a batch is serialized without its dictionaries."""
     return column.cast(kind.value_type) if pa.types.is_dictionary(kind) else column
 
 

@@ -21,17 +21,14 @@ class Document(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def identity(self) -> Any:
-        """What of the document determines the output of a stage that is given it, as JSON values: all of it.
-
-        Documents of which less counts override this.
-        """
+        """The content that determines the output of a stage with this argument, as JSON values: by default all."""
         return self.model_dump(mode="json", by_alias=True)
 
 
 class NotPartOfKey(Document):
-    """Marks an argument of a stage that does not change the stage's output, such as the engine that computes it.
+    """Marks an argument that does not change a stage's output, such as the engine that computes it.
 
-    The key by which the output of an earlier run is found leaves it out.
+    The key of the stage's output leaves it out.
     """
 
 
@@ -91,13 +88,13 @@ def _lines(node: yaml.Node, at: Location = ()) -> Iterator[tuple[Location, int]]
     """The line of each value of a YAML tree, counted from 1."""
     yield at, node.start_mark.line + 1
     if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
+        keys: set[str] = set()
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 raise _InvalidKey("a key that is not plain text", key.start_mark.line + 1)
-            if key.value in seen:
+            if key.value in keys:
                 raise _InvalidKey(f"the key {key.value!r} twice", key.start_mark.line + 1)
-            seen.add(key.value)
+            keys.add(key.value)
             yield from _lines(value, (*at, key.value))
             yield (*at, key.value), key.start_mark.line + 1
     elif isinstance(node, yaml.SequenceNode):
@@ -121,9 +118,9 @@ def _explain(
         if not (problem["type"] == "too_short" and problem["loc"] in inner)
     ]
     problems.sort()
-    found = "\n".join(f"{path.name}:{line}: {sentence}" for line, sentence in problems)
+    message = "\n".join(f"{path.name}:{line}: {sentence}" for line, sentence in problems)
     return error(
-        found,
+        message,
         required=f"a {model.__name__.lower()} with known keys and values of the right kind",
         where=f"{path}:{problems[0][0]}",
         remedy="correct the lines above and run `bloomery check` again",
@@ -142,12 +139,12 @@ def _line_of(location: Location, lines: dict[Location, int]) -> int:
     return lines.get(at, 1)
 
 
-def _sentence(problem: Any, known: list[str]) -> str:
+def _sentence(problem: Any, known_keys: list[str]) -> str:
     where = ".".join(str(part) for part in problem["loc"]) or "the document"
     if problem["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(sorted(known))}"
-        return f"{where}: unknown key{hint if known else ''}"
+        close = difflib.get_close_matches(str(problem["loc"][-1]), known_keys, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(sorted(known_keys))}"
+        return f"{where}: unknown key{hint if known_keys else ''}"
     if problem["type"] == "missing":
         return f"{where}: missing"
     rule = problem["msg"].removeprefix("Value error, ")
@@ -162,7 +159,7 @@ def _known_keys(model: type[BaseModel], location: Location) -> list[str]:
     for part in location[:-1]:
         if not isinstance(part, str):
             continue
-        inner = [found for owner in candidates for found in _models_in(_field(owner, part))]
+        inner = [member for owner in candidates for member in _models_in(_field(owner, part))]
         candidates = inner or candidates
     return [field.alias or name for owner in candidates for name, field in owner.model_fields.items()]
 

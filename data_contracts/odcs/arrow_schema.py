@@ -1,4 +1,4 @@
-"""The columns of a contract as an Arrow schema and as a Spark schema, and which types may stand for which."""
+"""The columns of a contract as an Arrow schema and as a Spark schema, and the compatibility of types."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ARROW: dict[str, pa.DataType] = {
     "date32": pa.date32(),
     "timestamp[us, UTC]": pa.timestamp("us", "UTC"),
 }
-# Spark has no unsigned integers: each goes to the next larger signed one, as Spark's own Parquet reader does.
+# Spark has no unsigned integers, so each becomes the next larger signed one, as in Spark's own Parquet reader.
 _SPARK: dict[str, str] = {
     "int8": "byte",
     "int16": "short",
@@ -54,7 +54,7 @@ def value_range(kind: pa.DataType) -> tuple[int, int] | tuple[float, float]:
 
 
 def max_exact_integer(kind: pa.DataType) -> int:
-    """The largest integer up to which a floating-point type holds every integer."""
+    """The integer up to which a floating-point type holds every integer exactly."""
     return 2**24 if kind.bit_width == 32 else 2**53
 
 
@@ -65,7 +65,7 @@ def arrow_type(item: TypedElement) -> pa.DataType:
 
 
 def arrow_schema(columns: Sequence[Column]) -> pa.Schema:
-    """The Arrow schema of rows that keep the contract, in the order of `columns`."""
+    """The Arrow schema of valid rows, in the order of `columns`."""
     return pa.schema([pa.field(column.name, arrow_type(column)) for column in columns])
 
 

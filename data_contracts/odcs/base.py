@@ -92,19 +92,19 @@ def raise_problems(problems: Sequence[Problem], title: str) -> None:
 
 def find_custom_property_problems(element: Element, part: str) -> list[Problem]:
     """The custom properties of `element`, a `part` of the contract, that are misspelt, repeated or belong elsewhere."""
-    found = []
-    seen: set[str] = set()
+    problems = []
+    names: set[str] = set()
     for position, entry in enumerate(element.custom_properties):
         name = entry.property
         place = ("customProperties", position, "property")
-        close = difflib.get_close_matches(name.lower(), [known.lower() for known in CUSTOM_PROPERTIES], n=1, cutoff=0.8)
+        close = difflib.get_close_matches(name.lower(), [key.lower() for key in CUSTOM_PROPERTIES], n=1, cutoff=0.8)
         if name in CUSTOM_PROPERTIES:
             if CUSTOM_PROPERTIES[name] != part:
-                found.append(Problem(f"{name} belongs to {CUSTOM_PROPERTIES[name]}, not to {part}", *place))
-            elif name in seen:
-                found.append(Problem(f"{name} is stated twice", *place))
+                problems.append(Problem(f"{name} belongs to {CUSTOM_PROPERTIES[name]}, not to {part}", *place))
+            elif name in names:
+                problems.append(Problem(f"{name} is set twice", *place))
         elif close:
-            meant = next(known for known in CUSTOM_PROPERTIES if known.lower() == close[0])
-            found.append(Problem(f"unknown custom property {name!r}; did you mean {meant!r}?", *place))
-        seen.add(name)
-    return found
+            suggestion = next(key for key in CUSTOM_PROPERTIES if key.lower() == close[0])
+            problems.append(Problem(f"unknown custom property {name!r}; did you mean {suggestion!r}?", *place))
+        names.add(name)
+    return problems

@@ -76,10 +76,11 @@ class TypedElement(Element):
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
-        known = PHYSICAL_TYPES[self.logical_type]
-        if self.physical_type is not None and self.physical_type not in known:
+        physical_types = PHYSICAL_TYPES[self.logical_type]
+        if self.physical_type is not None and self.physical_type not in physical_types:
+            choices = ", ".join(physical_types)
             raise ValueError(
-                f"physicalType {self.physical_type!r} does not fit {self.logical_type}: one of {', '.join(known)}"
+                f"physicalType {self.physical_type!r} does not fit {self.logical_type}; use one of {choices}"
             )
         options = self.logical_type_options
         allowed = _OPTIONS_OF[self.logical_type]
@@ -138,13 +139,13 @@ class Column(TypedElement):
     quality: tuple[Quality, ...] = ()
 
     @model_validator(mode="after")
-    def _is_whole(self) -> Self:
+    def _is_consistent(self) -> Self:
         if (self.logical_type == "array") != (self.items is not None):
-            raise ValueError("items is for arrays, and every array needs it")
+            raise ValueError("items is required for arrays, and allowed only for them")
         if self.items is not None and self.items.logical_type == "array":
             raise ValueError("an array of arrays is not supported; flatten it, and give the shape in the recipe")
         if self.logical_type == "array" and (self.unique or self.primary_key):
-            raise ValueError("an array is no key: unique and primaryKey are for single values")
+            raise ValueError("an array cannot be a key: unique and primaryKey apply to single values")
         raise_problems(
             [
                 *find_custom_property_problems(self, "a column"),
@@ -153,7 +154,7 @@ class Column(TypedElement):
                     for position, check in enumerate(self.quality)
                     for sentence in find_misuses(self.name, self.logical_type, check)
                 ),
-                *self._misstated(),
+                *self._invalid_custom_properties(),
             ],
             self.name,
         )
@@ -167,23 +168,23 @@ class Column(TypedElement):
         )
         return self
 
-    def _misstated(self) -> Iterator[Problem]:
+    def _invalid_custom_properties(self) -> Iterator[Problem]:
         """Invalid values of Bloomery's custom properties."""
         allowed = {"personal": (True, False, "drop", "hash", "encrypt"), "unknownCategory": ("refuse", "other")}
         for position, entry in enumerate(self.custom_properties):
             place = ("customProperties", position, "value")
             choices = allowed.get(entry.property, (entry.value,))
             if not any(entry.value == choice and type(entry.value) is type(choice) for choice in choices):
-                known = ", ".join(str(choice).lower() for choice in choices)
-                yield Problem(f"{entry.property} is one of {known}, not {entry.value!r}", *place)
+                choices_text = ", ".join(str(choice).lower() for choice in choices)
+                yield Problem(f"{entry.property} must be one of {choices_text}, not {entry.value!r}", *place)
             if entry.property == "unit" and not (isinstance(entry.value, str) and entry.value):
-                yield Problem(f"unit is a text such as km, not {entry.value!r}", *place)
+                yield Problem(f"unit must be a text such as km, not {entry.value!r}", *place)
             if entry.property == "unknownCategory" and self.logical_type not in ("string", "integer", "boolean"):
                 yield Problem(f"unknownCategory has no meaning for {self.logical_type}", *place)
 
     @property
     def is_required(self) -> bool:
-        """Whether a row without a value breaks the contract."""
+        """Whether a null breaks the contract."""
         return any(
             rule.kind == "required" and rule.severity == "error" and rule.target == self.name
             for rule, _ in self.located_rules(is_key=False)
@@ -212,30 +213,30 @@ class Column(TypedElement):
 
         `is_key` means that the column alone is the primary key.
         """
-        found: list[tuple[Rule, Location]] = []
+        rules: list[tuple[Rule, Location]] = []
         if self.required or self.primary_key:
-            found.append((Rule(target=self.name, kind="required"), ("required",)))
+            rules.append((Rule(target=self.name, kind="required"), ("required",)))
         if self.unique or is_key:
-            found.append((Rule(target=self.name, kind="unique"), ("unique",)))
-        found.extend((rule, ("logicalTypeOptions",)) for rule in _limits(self.name, self))
+            rules.append((Rule(target=self.name, kind="unique"), ("unique",)))
+        rules.extend((rule, ("logicalTypeOptions",)) for rule in _limits(self.name, self))
         for position, check in enumerate(self.quality):
             rule = _rule_of(self, check)
             if rule is not None:
-                found.append((rule, ("quality", position)))
+                rules.append((rule, ("quality", position)))
         if self.items is not None:
             if self.items.required:
-                found.append((Rule(target=f"{self.name}[]", kind="required"), ("items",)))
-            found.extend((rule, ("items", "logicalTypeOptions")) for rule in _limits(f"{self.name}[]", self.items))
-        return found
+                rules.append((Rule(target=f"{self.name}[]", kind="required"), ("items",)))
+            rules.extend((rule, ("items", "logicalTypeOptions")) for rule in _limits(f"{self.name}[]", self.items))
+        return rules
 
 
 def _limits(target: str, item: TypedElement) -> list[Rule]:
     options = item.logical_type_options
-    found = []
+    rules = []
     low, strict_low = tighter_bound(options.minimum, options.exclusive_minimum, largest=True)
     high, strict_high = tighter_bound(options.maximum, options.exclusive_maximum, largest=False)
     if low is not None or high is not None:
-        found.append(
+        rules.append(
             Rule(
                 target=target,
                 kind="between",
@@ -246,58 +247,67 @@ def _limits(target: str, item: TypedElement) -> list[Rule]:
             )
         )
     if options.min_length is not None or options.max_length is not None:
-        found.append(Rule(target=target, kind="length", low=options.min_length, high=options.max_length))
+        rules.append(Rule(target=target, kind="length", low=options.min_length, high=options.max_length))
     if options.pattern is not None:
-        found.append(Rule(target=target, kind="pattern", pattern=options.pattern))
+        rules.append(Rule(target=target, kind="pattern", pattern=options.pattern))
     if options.min_items is not None or options.max_items is not None:
-        found.append(Rule(target=target, kind="num_items", low=options.min_items, high=options.max_items))
-    return found
+        rules.append(Rule(target=target, kind="num_items", low=options.min_items, high=options.max_items))
+    return rules
 
 
 def _rule_of(column: Column, check: Quality) -> Rule | None:
     """The rule of a column's quality check; None for a check of type text."""
-    known: dict[str, Any] = {"target": column.name, "severity": check.severity}
+    fields: dict[str, Any] = {"target": column.name, "severity": check.severity}
     if check.measures == "share":
-        known["tolerance"] = check.tolerance()
-    arguments, own = check.arguments, check.implementation
+        fields["tolerance"] = check.tolerance()
+    arguments, implementation = check.arguments, check.implementation
     match check.check_name:
         case "nullValues":
-            return Rule(kind="required", **known)
+            return Rule(kind="required", **fields)
         case "duplicateValues":
-            return Rule(kind="unique", **known)
+            return Rule(kind="unique", **fields)
         case "invalidValues" if arguments is not None and arguments.pattern is not None:
-            return Rule(kind="pattern", pattern=arguments.pattern, **known)
+            return Rule(kind="pattern", pattern=arguments.pattern, **fields)
         case "invalidValues" if arguments is not None and arguments.valid_values is not None:
-            return Rule(kind="in_set", values=arguments.valid_values, **known)
+            return Rule(kind="in_set", values=arguments.valid_values, **fields)
         case "missingValues" if arguments is not None and arguments.missing_values is not None:
-            return _presence(column, arguments.missing_values, known)
+            return _presence(column, arguments.missing_values, fields)
         case "sql":
             query = re.sub(r"\$?\{property\}", f'"{column.name}"', check.query or "")
-            return Rule(kind="query", expression=normalize_placeholder(query), **check.number_limits(), **known)
-    match own:
+            return Rule(kind="query", expression=normalize_placeholder(query), **check.number_limits(), **fields)
+    match implementation:
         case RowCondition():
             return Rule(
-                kind="expression", expression=own.expression, columns=referenced_columns(own.expression), **known
+                kind="expression",
+                expression=implementation.expression,
+                columns=referenced_columns(implementation.expression),
+                **fields,
             )
         case ValueLimits():
-            return Rule(kind="between", **own.limits(), **known)
+            return Rule(kind="between", **implementation.limits(), **fields)
         case LengthLimits():
-            return Rule(kind="length", low=own.min_length, high=own.max_length, **known)
+            return Rule(kind="length", low=implementation.min_length, high=implementation.max_length, **fields)
         case Distribution():
             limits = check.number_limits()
-            return Rule(kind="distribution", reference=own.reference, divergence=own.divergence, **limits, **known)
+            return Rule(
+                kind="distribution",
+                reference=implementation.reference,
+                divergence=implementation.divergence,
+                **limits,
+                **fields,
+            )
     return None
 
 
-def _presence(column: Column, missing: tuple[Any, ...], known: dict[str, Any]) -> Rule:
+def _presence(column: Column, missing: tuple[Any, ...], fields: dict[str, Any]) -> Rule:
     """The rule that a value is present: not null, if null counts as missing, and not one of the missing values."""
-    texts = [value for value in missing if value is not None]
-    if not texts:
-        return Rule(kind="required", **known)
+    values = [value for value in missing if value is not None]
+    if not values:
+        return Rule(kind="required", **fields)
     name = f'"{column.name}"'
-    absent = f"{name} NOT IN ({', '.join(_literal(value, column.logical_type) for value in texts)})"
+    absent = f"{name} NOT IN ({', '.join(_literal(value, column.logical_type) for value in values)})"
     present = f"{name} IS NOT NULL AND {absent}" if None in missing else absent
-    return Rule(kind="expression", expression=present, columns=(column.name,), **known)
+    return Rule(kind="expression", expression=present, columns=(column.name,), **fields)
 
 
 def _literal(value: Any, logical_type: LogicalType) -> str:

@@ -55,7 +55,7 @@ def _columns(old: Contract, new: Contract) -> Iterator[Change]:
     for before in old.columns:
         after = new.column(before.name)
         if after is None:
-            yield Change(kind="breaking", where=before.name, sentence="the column is gone")
+            yield Change(kind="breaking", where=before.name, sentence="the column was removed")
         else:
             yield from _types(before, after)
             yield from _meanings(before, after)
@@ -66,15 +66,15 @@ def _columns(old: Contract, new: Contract) -> Iterator[Change]:
             yield Change(kind=kind, where=added.name, sentence=f"the column is new and {need}")
     common = [column.name for column in new.columns if old.column(column.name) is not None]
     if common != [column.name for column in old.columns if new.column(column.name) is not None]:
-        yield Change(kind="note", where="", sentence=f"the columns stand in another order: {', '.join(common)}")
+        yield Change(kind="note", where="", sentence=f"the order of the columns changed: {', '.join(common)}")
 
 
 def _types(before: Column, after: Column) -> Iterator[Change]:
-    old, new = arrow_type(before), arrow_type(after)
-    if before.logical_type == after.logical_type and old != new and _holds(new, old):
-        yield Change(kind="compatible", where=after.name, sentence=f"the type is wider: {old} became {new}")
-    elif (before.logical_type, old) != (after.logical_type, new):
-        yield Change(kind="breaking", where=after.name, sentence=f"the type changed: {old} became {new}")
+    old_type, new_type = arrow_type(before), arrow_type(after)
+    if before.logical_type == after.logical_type and old_type != new_type and _holds(new_type, old_type):
+        yield Change(kind="compatible", where=after.name, sentence=f"the type is wider: {old_type} became {new_type}")
+    elif (before.logical_type, old_type) != (after.logical_type, new_type):
+        yield Change(kind="breaking", where=after.name, sentence=f"the type changed: {old_type} became {new_type}")
 
 
 def _holds(wide: pa.DataType, narrow: pa.DataType) -> bool:
@@ -92,33 +92,33 @@ def _meanings(before: Column, after: Column) -> Iterator[Change]:
         yield Change(kind="breaking", where=after.name, sentence=f"the unit changed: {before.unit} became {after.unit}")
     if before.personal != after.personal:
         is_lost = after.personal is not None
-        sentence = f"what becomes of personal values changed: {before.personal} became {after.personal}"
+        sentence = f"the treatment of personal values changed: {before.personal} became {after.personal}"
         yield Change(kind="breaking" if is_lost else "note", where=after.name, sentence=sentence)
     if before.unknown_category != after.unknown_category:
-        sentence = f"an unknown category was {_fate(before)} and is {_fate(after)}"
+        sentence = f"an unknown category was {_treatment(before)} and is {_treatment(after)}"
         kind: ChangeKind = "breaking" if after.unknown_category == "refuse" else "compatible"
         yield Change(kind=kind, where=after.name, sentence=sentence)
 
 
-def _fate(column: Column) -> str:
-    return {"refuse": "refused", "other": "taken as other"}[column.unknown_category]
+def _treatment(column: Column) -> str:
+    return {"refuse": "refused", "other": "counted as other"}[column.unknown_category]
 
 
 def _key(rule: Rule) -> tuple[object, ...]:
-    """What identifies a rule across versions, whatever its limits."""
+    """The identity of a rule across versions, which does not include its limits."""
     own = (rule.expression, rule.reference, rule.divergence)
     return rule.target, rule.kind, rule.columns if rule.kind in ("unique", "determined") else (), own
 
 
 def _rules(old: Contract, new: Contract) -> Iterator[Change]:
-    kept = {column.name for column in old.columns} & {column.name for column in new.columns}
-    before = [rule for rule in old.rules() if not rule.target or rule.column in kept]
-    after = [rule for rule in new.rules() if not rule.target or rule.column in kept]
+    common = {column.name for column in old.columns} & {column.name for column in new.columns}
+    before = [rule for rule in old.rules() if not rule.target or rule.column in common]
+    after = [rule for rule in new.rules() if not rule.target or rule.column in common]
     unchanged = set(before) & set(after)
     before = [rule for rule in before if rule not in unchanged]
     after = [rule for rule in after if rule not in unchanged]
     for rule in before:
-        match = next((one for one in after if _key(one) == _key(rule)), None)
+        match = next((candidate for candidate in after if _key(candidate) == _key(rule)), None)
         if match is None:
             yield _removed(rule)
         else:
@@ -152,7 +152,9 @@ def _changed(before: Rule, after: Rule) -> Change:
 
 
 def _share(rule: Rule) -> str:
-    return "none but what quarantineLimit allows" if rule.tolerance is None else f"{rule.tolerance:.4g} of the rows"
+    return (
+        "only as many rows as quarantineLimit allows" if rule.tolerance is None else f"{rule.tolerance:.4g} of the rows"
+    )
 
 
 def _tolerates(after: Rule, before: Rule) -> bool:
@@ -186,7 +188,7 @@ def _limits(old: Contract, new: Contract) -> Iterator[Change]:
         yield Change(kind=kind, where="", sentence=f"quarantineLimit {before:g} became {after:g}")
     for name in sorted(old.references.keys() & new.references.keys()):
         if old.references[name] != new.references[name]:
-            yield Change(kind="breaking", where="", sentence=f"reference {name} is another distribution")
+            yield Change(kind="breaking", where="", sentence=f"the distribution of reference {name} changed")
 
 
 # Keys whose change is implied by a change that is listed already.

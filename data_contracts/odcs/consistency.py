@@ -23,16 +23,16 @@ def find_misuses(name: str, logical_type: LogicalType, check: Quality) -> Iterat
     elif supported is not None and logical_type not in supported:
         yield f"{check.check_name} is for {', '.join(supported)}, not for {logical_type}"
     elif isinstance(implementation, RowCondition):
-        yield from _misused_condition(name, implementation)
+        yield from _condition_misuses(name, implementation)
     elif isinstance(implementation, ValueLimits):
-        yield from _misused_limits(implementation)
+        yield from _limit_misuses(implementation)
     elif isinstance(implementation, LengthLimits):
         if implementation.min_length is None and implementation.max_length is None:
             yield "length needs minLength or maxLength"
         elif implementation.max_length is not None and (implementation.min_length or 0) > implementation.max_length:
             yield f"no value can be at least {implementation.min_length} and at most {implementation.max_length}"
     elif check.arguments is not None:
-        yield from _misused_arguments(logical_type, check.arguments)
+        yield from _argument_misuses(logical_type, check.arguments)
 
 
 _SCALARS: tuple[LogicalType, ...] = ("integer", "number", "string", "boolean", "date")
@@ -46,17 +46,17 @@ _SUPPORTED_TYPES: dict[str, tuple[LogicalType, ...]] = {
 }
 
 
-def _misused_condition(name: str, condition: RowCondition) -> Iterator[str]:
+def _condition_misuses(name: str, condition: RowCondition) -> Iterator[str]:
     try:
         columns = referenced_columns(condition.expression)
     except ValueError as failure:
         yield str(failure)
         return
     if name not in columns:
-        yield f"the expression of column {name} does not read the column; state it at the schema object"
+        yield f"the expression of column {name} does not read the column; move it to the schema object"
 
 
-def _misused_limits(limits: ValueLimits) -> Iterator[str]:
+def _limit_misuses(limits: ValueLimits) -> Iterator[str]:
     try:
         require_exact_bounds(limits.minimum, limits.maximum, limits.exclusive_minimum, limits.exclusive_maximum)
     except ValueError as failure:
@@ -69,7 +69,7 @@ def _misused_limits(limits: ValueLimits) -> Iterator[str]:
         yield f"no value can be at least {low} and at most {high}"
 
 
-def _misused_arguments(logical_type: LogicalType, arguments: Arguments) -> Iterator[str]:
+def _argument_misuses(logical_type: LogicalType, arguments: Arguments) -> Iterator[str]:
     if arguments.properties is not None:
         yield "arguments.properties names columns that are unique together; it belongs to the schema object"
     if arguments.pattern is not None:
@@ -81,14 +81,14 @@ def _misused_arguments(logical_type: LogicalType, arguments: Arguments) -> Itera
             yield str(failure)
     for value in arguments.valid_values or ():
         if not _has_type(value, logical_type):
-            yield f"{value!r} is no valid value of type {logical_type}"
+            yield f"{value!r} is not a value of type {logical_type}"
     for value in arguments.missing_values or ():
         if value is not None and not _has_type(value, logical_type):
-            yield f"{value!r} can be no value of type {logical_type}, so it need not be named as missing"
+            yield f"{value!r} cannot be a value of type {logical_type}; remove it from missingValues"
 
 
 def _has_type(value: Any, logical_type: LogicalType) -> bool:
-    """Whether a value of a contract file has the column's type. YAML reads `no` as false and `1.0` as a real number."""
+    """Whether a value of a contract file has the column's type. YAML reads `no` as false and `1.0` as a float."""
     match logical_type:
         case "integer":
             return isinstance(value, int) and not isinstance(value, bool)
@@ -126,11 +126,11 @@ def _some_value_is_valid(rules: tuple[Rule, ...], is_integer: bool, arrow_type: 
     sets = [rule.values for rule in rules if rule.kind == "in_set"]
     if not sets:
         return True
-    others = [frozenset(values) for values in sets[1:]]
-    least, most = integer_limits((), arrow_type)
+    other_sets = [frozenset(values) for values in sets[1:]]
+    minimum, maximum = integer_limits((), arrow_type)
     return any(
-        all(value in values for values in others)
-        and (not is_integer or least <= value <= most)
+        all(value in values for values in other_sets)
+        and (not is_integer or minimum <= value <= maximum)
         and all(_satisfies(value, rule) for rule in rules)
         for value in sets[0]
     )
@@ -143,10 +143,10 @@ def _are_disjoint(limits: tuple[Rule, ...], is_integer: bool, arrow_type: str) -
     for rule in limits:
         low = _tighter(low, (rule.low, rule.strict_low), largest=True)
         high = _tighter(high, (rule.high, rule.strict_high), largest=False)
-    least, most = integer_limits(limits, arrow_type) if is_integer else (low[0], high[0])
-    if least is None or most is None:
+    minimum, maximum = integer_limits(limits, arrow_type) if is_integer else (low[0], high[0])
+    if minimum is None or maximum is None:
         return False
-    return least > most or (least == most and not is_integer and (low[1] or high[1]))
+    return minimum > maximum or (minimum == maximum and not is_integer and (low[1] or high[1]))
 
 
 def _tighter(
@@ -170,14 +170,14 @@ def _satisfies(value: Any, rule: Rule) -> bool:
 
 
 def require_regular_expression(pattern: str) -> None:
-    """Raises ValueError where Python cannot compile `pattern`."""
+    """Raises ValueError if Python cannot compile `pattern`."""
     try:
         re.compile(pattern)
     except re.error as failure:
-        raise ValueError(f"pattern {pattern!r} is no regular expression: {failure}") from failure
+        raise ValueError(f"pattern {pattern!r} is not a regular expression: {failure}") from failure
 
 
 def require_exact_bounds(*bounds: Bound | None) -> None:
-    """Raises ValueError where a bound is too large for a float64 to hold every whole number up to it."""
+    """Raises ValueError if a bound is too large for a float64 to hold every integer up to it."""
     if any(bound is not None and abs(bound) >= 2**53 for bound in bounds):
-        raise ValueError("a limit of 2**53 or more cannot be compared to the last digit; use a smaller one")
+        raise ValueError("a limit of 2**53 or more cannot be compared exactly; use a smaller one")

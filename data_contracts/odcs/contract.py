@@ -1,8 +1,8 @@
 """The data contract: the columns and rules of a data set, in the Open Data Contract Standard v3.1.
 
-A contract file is the one source. The Great Expectations suite (`expectations.py`), the Arrow and Spark schemas
-(`schemas.py`), the endpoint's request check (`requests.py`) and the page for people (`page.py`) are all translations of
-the columns (`columns.py`) here and the rules (`rules.py`) that they state.
+A contract file is the only definition of the data. The Arrow and Spark schemas (`arrow_schema.py`), the Great
+Expectations suite (`validation/`), the endpoint's check of requests (`requests/`) and the HTML page (`html_page.py`)
+are derived from its columns (`columns.py`) and rules (`rules.py`).
 """
 
 from __future__ import annotations
@@ -46,24 +46,24 @@ class Table(Element):
     quality: tuple[Quality, ...] = ()
 
     @model_validator(mode="after")
-    def _is_possible(self) -> Self:
+    def _is_consistent(self) -> Self:
         names = [column.name for column in self.properties]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"column named twice: {', '.join(twice)}")
-        inner = [
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"column defined twice: {', '.join(repeated)}")
+        problems = [
             Problem(sentence, "quality", position)
             for position, check in enumerate(self.quality)
             for sentence in _misuses(check, names)
         ]
-        raise_problems([*find_custom_property_problems(self, "the schema object"), *inner], self.name)
-        raise_problems(list(self._impossible()), self.name)
+        raise_problems([*find_custom_property_problems(self, "the schema object"), *problems], self.name)
+        raise_problems(list(self._rule_problems()), self.name)
         return self
 
-    def _impossible(self) -> Iterator[Problem]:
+    def _rule_problems(self) -> Iterator[Problem]:
         """Expressions and queries that do not fit the columns, and repeated rules."""
         schema = arrow_schema(self.properties)
-        seen: set[Rule] = set()
+        identities: set[Rule] = set()
         for rule, place in self.located_rules():
             try:
                 if rule.kind == "expression":
@@ -72,107 +72,107 @@ class Table(Element):
                     require_scalar_query(rule.expression or "", schema.names)
             except ValueError as failure:
                 yield Problem(str(failure), *place)
-            if _identity(rule) in seen:
-                yield Problem(f"that {rule.target or self.name} {rule.sentence} is stated twice", *place)
-            seen.add(_identity(rule))
-        fewest, most = 0, None
+            if _identity(rule) in identities:
+                yield Problem(f"the rule that {rule.target or self.name} {rule.sentence} is stated twice", *place)
+            identities.add(_identity(rule))
+        min_rows, max_rows = 0, None
         for check in self.quality:
             if check.measures == "count" and check.severity == "error":
                 low, high = check.row_count_limits()
-                fewest = max(fewest, low or 0)
-                most = high if most is None else most if high is None else min(most, high)
-        if most is not None and fewest > most:
-            yield Problem(f"no table has at least {fewest} and at most {most} rows", "quality")
+                min_rows = max(min_rows, low or 0)
+                max_rows = high if max_rows is None else max_rows if high is None else min(max_rows, high)
+        if max_rows is not None and min_rows > max_rows:
+            yield Problem(f"no table has at least {min_rows} and at most {max_rows} rows", "quality")
 
     @property
     def key(self) -> tuple[str, ...]:
         """The columns of the primary key, in the order of their positions."""
-        found = [column for column in self.properties if column.primary_key]
-        return tuple(column.name for column in sorted(found, key=lambda column: column.primary_key_position or 0))
+        key_columns = [column for column in self.properties if column.primary_key]
+        return tuple(column.name for column in sorted(key_columns, key=lambda column: column.primary_key_position or 0))
 
     def located_rules(self) -> list[tuple[Rule, Location]]:
         """The rules of the table and then of its columns, in the order of the file, each with its location."""
-        found: list[tuple[Rule, Location]] = []
+        rules: list[tuple[Rule, Location]] = []
         for position, check in enumerate(self.quality):
             rule = _rule_of(check)
             if rule is not None:
-                found.append((rule, ("quality", position)))
+                rules.append((rule, ("quality", position)))
         key = self.key
         if len(key) > 1:
-            found.append((Rule(target="", kind="unique", columns=key), ("properties",)))
+            rules.append((Rule(target="", kind="unique", columns=key), ("properties",)))
         for position, column in enumerate(self.properties):
-            stated = column.located_rules(is_key=key == (column.name,))
-            found.extend((rule, ("properties", position, *place)) for rule, place in stated)
-        return found
+            column_rules = column.located_rules(is_key=key == (column.name,))
+            rules.extend((rule, ("properties", position, *place)) for rule, place in column_rules)
+        return rules
 
 
 def _identity(rule: Rule) -> Rule:
     """The rule without severity and tolerance, by which repeated rules are found."""
-    same: dict[str, Any] = {"severity": "error", "tolerance": None}
+    update: dict[str, Any] = {"severity": "error", "tolerance": None}
     if rule.kind in ("required", "unique", "determined"):
-        same["columns"] = tuple(sorted(rule.columns))
-    return rule.model_copy(update=same)
+        update["columns"] = tuple(sorted(rule.columns))
+    return rule.model_copy(update=update)
 
 
 def _rule_of(check: Quality) -> Rule | None:
     """The rule of a table's quality check; None for a check of type text."""
-    known: dict[str, Any] = {"severity": check.severity}
+    fields: dict[str, Any] = {"severity": check.severity}
     if check.measures == "share":
-        known["tolerance"] = check.tolerance()
-    own = check.implementation
+        fields["tolerance"] = check.tolerance()
+    implementation = check.implementation
     match check.check_name:
         case "rowCount":
             low, high = check.row_count_limits()
-            return Rule(target="", kind="num_rows", low=low, high=high, **known)
+            return Rule(target="", kind="num_rows", low=low, high=high, **fields)
         case "duplicateValues" if check.arguments is not None and check.arguments.properties is not None:
             columns = check.arguments.properties
             if len(columns) == 1:
-                return Rule(target=columns[0], kind="unique", **known)
-            return Rule(target="", kind="unique", columns=columns, **known)
+                return Rule(target=columns[0], kind="unique", **fields)
+            return Rule(target="", kind="unique", columns=columns, **fields)
         case "sql":
             return Rule(
                 target="",
                 kind="query",
                 expression=normalize_placeholder(check.query or ""),
                 **check.number_limits(),
-                **known,
+                **fields,
             )
-    match own:
+    match implementation:
         case RowCondition():
-            columns = referenced_columns(own.expression)
-            return Rule(target="", kind="expression", expression=own.expression, columns=columns, **known)
+            columns = referenced_columns(implementation.expression)
+            return Rule(target="", kind="expression", expression=implementation.expression, columns=columns, **fields)
         case Dependency():
-            return Rule(target=own.target, kind="determined", columns=own.columns, **known)
+            return Rule(target=implementation.target, kind="determined", columns=implementation.columns, **fields)
     return None
 
 
 def _misuses(check: Quality, names: list[str]) -> Iterator[str]:
     """Why the quality check does not apply to a table with the columns `names`."""
-    own = check.implementation
-    named: tuple[str, ...] = ()
+    implementation = check.implementation
+    columns: tuple[str, ...] = ()
     if check.check_name not in ("rowCount", "duplicateValues", "text", "sql", "expression", "determines"):
         yield f"a table's quality can be rowCount; {check.check_name} belongs to a column"
     if check.check_name == "duplicateValues":
         if check.arguments is None or check.arguments.properties is None:
-            yield "duplicateValues of a table needs arguments.properties: the columns that are unique together"
+            yield "duplicateValues of a table needs arguments.properties, the columns that must be unique together"
         else:
-            named = check.arguments.properties
-    if isinstance(own, Dependency):
-        named = (*own.columns, own.target)
-        if own.target in own.columns:
-            yield f"{own.target} cannot be determined by itself"
+            columns = check.arguments.properties
+    if isinstance(implementation, Dependency):
+        columns = (*implementation.columns, implementation.target)
+        if implementation.target in implementation.columns:
+            yield f"{implementation.target} cannot be determined by itself"
             return
-    if isinstance(own, RowCondition):
+    if isinstance(implementation, RowCondition):
         try:
-            referenced_columns(own.expression)
+            referenced_columns(implementation.expression)
         except ValueError as failure:
             yield str(failure)
     if check.query is not None and "{property}" in check.query:
-        yield "{property} stands for a column, and this check belongs to none"
-    for name in dict.fromkeys(named):
+        yield "{property} is the column of a check, but this check belongs to the table"
+    for name in dict.fromkeys(columns):
         if name not in names:
             yield f"there is no column {name}; there are {', '.join(names)}"
-        elif named.count(name) > 1:
+        elif columns.count(name) > 1:
             yield f"column {name} is named twice"
 
 
@@ -197,28 +197,28 @@ class Contract(Element):
     price: PlainValue = None
     sla_properties: tuple[ServiceLevel, ...] = ()
     contract_created_ts: PlainValue = None
-    references: dict[str, Reference] = Field(default_factory=dict)  # not of the standard: read from files beside it
+    references: dict[str, Reference] = Field(default_factory=dict)  # not in the standard: read from files beside it
 
     @model_validator(mode="after")
     def _has_rules(self) -> Self:
-        found = [
+        problems = [
             Problem(sentence, "slaProperties", position)
             for position, level in enumerate(self.sla_properties)
             for sentence in level.find_misuses(
                 self.table.name, {column.name: column.logical_type for column in self.columns}
             )
         ]
-        raise_problems([*find_custom_property_problems(self, "the contract"), *found], self.name)
+        raise_problems([*find_custom_property_problems(self, "the contract"), *problems], self.name)
         rules = self.rules()
         if not rules:
-            raise ValueError("the contract has no rule, so it would pass anything; add a limit or a required column")
-        fresh = [rule.target for rule in rules if rule.kind == "fresh"]
-        twice = sorted({target for target in fresh if fresh.count(target) > 1})
-        if twice:
-            raise ValueError(f"how fresh column {', '.join(twice)} must be is stated twice")
+            raise ValueError("the contract has no rule, so all data would pass; add a limit or a required column")
+        fresh_columns = [rule.target for rule in rules if rule.kind == "fresh"]
+        repeated = sorted({target for target in fresh_columns if fresh_columns.count(target) > 1})
+        if repeated:
+            raise ValueError(f"the freshness of column {', '.join(repeated)} is stated twice")
         limit = self.quarantine_limit
         if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 <= limit <= 1:
-            raise ValueError(f"quarantineLimit is a share of the rows from 0 to 1, not {limit!r}")
+            raise ValueError(f"quarantineLimit must be a share of the rows from 0 to 1, not {limit!r}")
         for rule in rules:
             reference, column = self.references.get(rule.reference or ""), self.column(rule.target)
             if reference is not None and column is not None:
@@ -253,15 +253,15 @@ class Contract(Element):
 
     def rules(self) -> tuple[Rule, ...]:
         """The rules of the contract in the order of the file: table, columns, service levels."""
-        stated = tuple(rule for rule, _ in self.table.located_rules())
-        return (*stated, *(rule for level in self.sla_properties for rule in level.rules()))
+        table_rules = tuple(rule for rule, _ in self.table.located_rules())
+        return (*table_rules, *(rule for level in self.sla_properties for rule in level.rules()))
 
 
 def read_contract(path: Path) -> Contract:
-    """Reads the contract at `path`, and the references that its rules name from the files beside it.
+    """Reads the contract at `path`, and the references of its rules from the files beside it.
 
     Raises:
-        DataMissing: the file does not exist, or the `NAME.reference.json` beside it of a reference that a rule names.
+        DataMissing: the file, or the `NAME.reference.json` beside it of a reference, does not exist.
         ContractInvalid: an unknown key, an impossible rule or no rule at all; the message has file and line.
     """
     contract = read_document(path, Contract, ContractInvalid)

@@ -1,6 +1,6 @@
 """Histograms of a column's values, and the divergence between two of them.
 
-A column of numbers has bins between edges: below the first, from each edge to the next, and from the last. Any other
+A numeric column has bins between edges: below the first, from each edge to the next, and from the last. Any other
 column has one bin per value. Two more bins hold other values and null. Histograms add up exactly, in any order.
 """
 
@@ -32,27 +32,27 @@ class Bins(CamelModel):
     values: tuple[bool | int | str, ...] | None = None
 
     @model_validator(mode="after")
-    def _are_cells(self) -> Self:
+    def _are_consistent(self) -> Self:
         if (self.edges is None) == (self.values is None):
-            raise ValueError("a column has either edges or values")
+            raise ValueError("a column must have either edges or values")
         if not (self.edges or self.values):
-            raise ValueError("at least one edge or value is needed")
+            raise ValueError("a column must have at least one edge or value")
         if self.edges is not None and any(a >= b for a, b in itertools.pairwise(self.edges)):
-            raise ValueError("edges rise from each to the next")
+            raise ValueError("edges must rise")
         if self.values is not None and len({(type(value), value) for value in self.values}) < len(self.values):
-            raise ValueError("a value is there twice")
+            raise ValueError("a value occurs twice")
         if self.values is not None and len({type(value) for value in self.values}) > 1:
-            raise ValueError("values are of one type")
+            raise ValueError("values must have one type")
         return self
 
     @property
     def num_bins(self) -> int:
-        """The number of bins, without those of other values and of null."""
+        """The number of bins, without those for other values and null."""
         return len(self.values) if self.values is not None else len(self.edges or ()) + 1
 
 
 class ReferenceColumn(Bins):
-    """The share of rows in each bin. With those of other values and of null they add up to one."""
+    """The share of rows in each bin. With the shares of other values and null they add up to one."""
 
     shares: tuple[Share, ...]
     other_share: Share = 0.0
@@ -61,7 +61,7 @@ class ReferenceColumn(Bins):
     @model_validator(mode="after")
     def _add_up(self) -> Self:
         if len(self.shares) != self.num_bins:
-            raise ValueError(f"{self.num_bins} cells have {len(self.shares)} shares")
+            raise ValueError(f"{self.num_bins} bins have {len(self.shares)} shares; each needs one")
         total = math.fsum(self.all_shares)
         if abs(total - 1) > 1e-6:
             raise ValueError(f"the shares, otherShare and nullShare add up to {total:g}, not to 1")
@@ -69,7 +69,7 @@ class ReferenceColumn(Bins):
 
     @property
     def all_shares(self) -> tuple[float, ...]:
-        """The shares of the cells, of other values and of null."""
+        """The shares of the bins, of other values and of null."""
         return (*self.shares, self.other_share, self.null_share)
 
 
@@ -80,14 +80,14 @@ class Histogram(Bins):
     num_other: int = 0
     num_null: int = 0
 
-    def __add__(self, more: Histogram) -> Histogram:
-        if (self.edges, self.values) != (more.edges, more.values):
-            raise ValueError("counts over different cells do not add up")
+    def __add__(self, other: Histogram) -> Histogram:
+        if (self.edges, self.values) != (other.edges, other.values):
+            raise ValueError("histograms with different bins cannot be added")
         return self.model_copy(
             update={
-                "counts": tuple(a + b for a, b in zip(self.counts, more.counts, strict=True)),
-                "num_other": self.num_other + more.num_other,
-                "num_null": self.num_null + more.num_null,
+                "counts": tuple(a + b for a, b in zip(self.counts, other.counts, strict=True)),
+                "num_other": self.num_other + other.num_other,
+                "num_null": self.num_null + other.num_null,
             }
         )
 
@@ -97,7 +97,7 @@ class Histogram(Bins):
 
     @property
     def all_shares(self) -> tuple[float, ...]:
-        """The shares of the cells, of other values and of null. There is at least one row."""
+        """The shares of the bins, of other values and of null. There is at least one row."""
         return tuple(count / self.num_rows for count in (*self.counts, self.num_other, self.num_null))
 
 
@@ -111,9 +111,9 @@ class Reference(Document):
 
 def reference_column(counts: Histogram) -> ReferenceColumn:
     """The shares of a histogram of at least one row."""
-    *shares, other, null = counts.all_shares
+    *shares, other_share, null_share = counts.all_shares
     return ReferenceColumn(
-        edges=counts.edges, values=counts.values, shares=tuple(shares), other_share=other, null_share=null
+        edges=counts.edges, values=counts.values, shares=tuple(shares), other_share=other_share, null_share=null_share
     )
 
 
@@ -139,50 +139,50 @@ def _bin_indices(bins: Bins, present: pa.Array) -> np.ndarray:
         numbers = present.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
         indices = np.searchsorted(np.asarray(bins.edges), numbers, side="right")
         return np.where(np.isfinite(numbers), indices, bins.num_bins)
-    known = bins.values or ()
+    values = bins.values or ()
     if pa.types.is_integer(present.type) or pa.types.is_floating(present.type):
         kind = pa.int64() if pa.types.is_integer(present.type) else pa.float64()
         present = present.cast(kind)
-        known_array = pa.array(known, kind)
+        known_array = pa.array(values, kind)
     else:
-        known_array = pa.array(known, present.type)
+        known_array = pa.array(values, present.type)
     return pc.index_in(present, known_array).fill_null(bins.num_bins).to_numpy(zero_copy_only=False)
 
 
-def kl_divergence(expected: Sequence[float], found: Sequence[float]) -> float:
-    """The divergence of `found` from `expected`, in nats: sum of found * ln(found / expected), over shares of bins.
+def kl_divergence(expected: Sequence[float], observed: Sequence[float]) -> float:
+    """The divergence of `observed` from `expected`, in nats: sum of observed * ln(observed / expected) over the bins.
 
-    Shares below `SMALLEST_SHARE` count as that, and all are scaled to add up to one, so the result is finite and at
+    Shares below `SMALLEST_SHARE` are raised to it, and all are scaled to add up to one, so the result is finite and at
     least zero up to rounding.
 
     Source: Kullback and Leibler, On Information and Sufficiency (1951).
     """
-    pairs = zip(_smoothed(expected), _smoothed(found), strict=True)
+    pairs = zip(_smooth(expected), _smooth(observed), strict=True)
     return max(0.0, math.fsum(q * math.log(q / p) for p, q in pairs))
 
 
-def psi(expected: Sequence[float], found: Sequence[float]) -> float:
-    """The population stability index: sum of (found - expected) * ln(found / expected), smoothed as in `kl`.
+def psi(expected: Sequence[float], observed: Sequence[float]) -> float:
+    """The population stability index: sum of (observed - expected) * ln(observed / expected), smoothed as in `kl`.
 
-    It is the same both ways. Below 0.1 is usually read as no change, above 0.25 as a large one.
+    It is symmetric. Below 0.1 is usually read as no change, above 0.25 as a large one.
 
     Source: Siddiqi, Credit Risk Scorecards (2006), chapter 9; Jeffreys, An Invariant Form for the Prior Probability
         (1946).
     """
-    pairs = zip(_smoothed(expected), _smoothed(found), strict=True)
+    pairs = zip(_smooth(expected), _smooth(observed), strict=True)
     return math.fsum((q - p) * math.log(q / p) for p, q in pairs)
 
 
-def compute_divergence(divergence: Divergence, expected: ReferenceColumn, found: Histogram) -> float:
-    """How far what was counted is from the reference, with other values and null as cells of their own.
+def compute_divergence(divergence: Divergence, expected: ReferenceColumn, observed: Histogram) -> float:
+    """The divergence of the counts from the reference, with a bin each for other values and null.
 
-    `found` has the reference's cells and at least one row.
+    `observed` has the reference's bins and at least one row.
     """
     measure = {"psi": psi, "kl": kl_divergence}[divergence]
-    return measure(expected.all_shares, found.all_shares)
+    return measure(expected.all_shares, observed.all_shares)
 
 
-def _smoothed(shares: Sequence[float]) -> list[float]:
+def _smooth(shares: Sequence[float]) -> list[float]:
     raised = [max(share, SMALLEST_SHARE) for share in shares]
     total = math.fsum(raised)
     return [share / total for share in raised]
@@ -196,12 +196,12 @@ def require_reference(reference: Reference, name: str, column: Column) -> None:
     """
     shares = reference.columns.get(column.name)
     if shares is None:
-        known = ", ".join(sorted(reference.columns))
-        raise ValueError(f"reference {name} has no column {column.name}; it has {known}")
+        columns = ", ".join(sorted(reference.columns))
+        raise ValueError(f"reference {name} has no column {column.name}; it has {columns}")
     fitting = {"integer": int, "string": str, "boolean": bool}.get(column.logical_type)
     if shares.edges is not None and column.logical_type not in ("integer", "number"):
         raise ValueError(f"reference {name} has edges for column {column.name}, which is {column.logical_type}")
     if shares.values is not None and (fitting is None or any(type(value) is not fitting for value in shares.values)):
-        raise ValueError(f"the values of reference {name} are none of column {column.name}, {column.logical_type}")
+        raise ValueError(f"the values of reference {name} do not fit column {column.name}, {column.logical_type}")
     if shares.values is not None and fitting is int and any(abs(value) >= 2**63 for value in map(int, shares.values)):
-        raise ValueError(f"the values of reference {name} are none of column {column.name}, {column.logical_type}")
+        raise ValueError(f"the values of reference {name} do not fit column {column.name}, {column.logical_type}")

@@ -30,7 +30,7 @@ _LIMITS = (
 )
 
 
-# The keys that have a meaning for one type of check only.
+# Keys that apply to one type of check only, and that type.
 _OWNERS = {
     "metric": "library",
     "arguments": "library",
@@ -129,14 +129,14 @@ class Quality(Element):
     schedule: str | None = None
 
     @model_validator(mode="after")
-    def _is_possible(self) -> Self:
-        self._require_parts()
+    def _is_consistent(self) -> Self:
+        self._require_keys()
         if self.must_not_be is not None or self.must_not_be_between is not None:
-            raise ValueError("mustNotBe and mustNotBeBetween are no limits; state what must be")
+            raise ValueError("mustNotBe and mustNotBeBetween are not supported; use the other mustBe… keys")
         match self.measures:
             case "":
                 if self.stated_limits:
-                    raise ValueError("a check of type text is read by people; it has nothing to compare")
+                    raise ValueError("a check of type text is only for people; remove its mustBe… keys")
             case "count":
                 self._require_count()
             case "number":
@@ -165,44 +165,44 @@ class Quality(Element):
     def stated_limits(self) -> list[str]:
         return [to_camel(name) for name in _LIMITS if getattr(self, name) is not None]
 
-    def _require_parts(self) -> None:
-        needed, kind = {
+    def _require_keys(self) -> None:
+        required_key, kind = {
             "library": ("metric", "a library metric"),
             "text": ("description", "a check of type text"),
             "sql": ("query", "a check of type sql"),
             "custom": ("implementation", "a check of type custom"),
         }[self.type]
-        if getattr(self, needed) is None:
-            raise ValueError(f"{kind} needs the key {needed}")
+        if getattr(self, required_key) is None:
+            raise ValueError(f"{kind} needs the key {required_key}")
         if self.type == "custom" and self.engine != "bloomery":
-            raise ValueError(f"engine {self.engine!r} is not run here; use engine: bloomery, or type: text")
+            raise ValueError(f"engine {self.engine!r} is not supported; use engine: bloomery, or type: text")
         for name, owner in _OWNERS.items():
             if owner != self.type and getattr(self, name) is not None:
                 raise ValueError(f"{name} has no meaning for {kind}")
         self._require_arguments()
 
     def _require_arguments(self) -> None:
-        wanted = {
+        supported = {
             "invalidValues": ("valid_values", "pattern"),
             "missingValues": ("missing_values",),
             "duplicateValues": ("properties",),
         }.get(self.metric or "", ())
-        stated = () if self.arguments is None else tuple(self.arguments.model_dump(exclude_none=True))
-        for name in stated:
-            if name not in wanted:
+        argument_names = () if self.arguments is None else tuple(self.arguments.model_dump(exclude_none=True))
+        for name in argument_names:
+            if name not in supported:
                 raise ValueError(f"the argument {to_camel(name)} has no meaning for {self.metric}")
-        if self.metric in ("invalidValues", "missingValues") and len(stated) != 1:
-            names = " or ".join(f"arguments.{to_camel(name)}" for name in wanted)
+        if self.metric in ("invalidValues", "missingValues") and len(argument_names) != 1:
+            names = " or ".join(f"arguments.{to_camel(name)}" for name in supported)
             raise ValueError(f"{self.metric} needs {names}, and only one")
 
     def _require_count(self) -> None:
         if self.unit != "rows":
             raise ValueError("rowCount counts rows, not percent")
-        fewest, most = self.row_count_limits()
-        if fewest is None and most is None:
+        min_rows, max_rows = self.row_count_limits()
+        if min_rows is None and max_rows is None:
             raise ValueError("rowCount needs one of the mustBe… keys")
-        if most is not None and (fewest or 0) > most:
-            raise ValueError(f"no table has at least {fewest or 0} and at most {most} rows")
+        if max_rows is not None and (min_rows or 0) > max_rows:
+            raise ValueError(f"no table has at least {min_rows or 0} and at most {max_rows} rows")
 
     def _require_number(self) -> None:
         if self.unit != "rows":
@@ -221,45 +221,45 @@ class Quality(Element):
         """The fewest and the most rows allowed, both included; None where there is no limit."""
         limits = self.number_limits()
         low, high = limits["low"], limits["high"]
-        fewest = None if low is None else math.floor(low) + 1 if limits["strict_low"] else math.ceil(low)
-        most = None if high is None else math.ceil(high) - 1 if limits["strict_high"] else math.floor(high)
-        return fewest, most
+        min_rows = None if low is None else math.floor(low) + 1 if limits["strict_low"] else math.ceil(low)
+        max_rows = None if high is None else math.ceil(high) - 1 if limits["strict_high"] else math.floor(high)
+        return min_rows, max_rows
 
     def number_limits(self) -> dict[str, Any]:
         """The limits of the mustBe… keys, as fields of a rule."""
         low, strict_low = tighter_bound(self.must_be_greater_or_equal_to, self.must_be_greater_than, largest=True)
         high, strict_high = tighter_bound(self.must_be_less_or_equal_to, self.must_be_less_than, largest=False)
-        for least, most in ((self.must_be, self.must_be), self.must_be_between or (None, None)):
-            if least is not None and (low is None or least > low):
-                low, strict_low = least, False
-            if most is not None and (high is None or most < high):
-                high, strict_high = most, False
+        for minimum, maximum in ((self.must_be, self.must_be), self.must_be_between or (None, None)):
+            if minimum is not None and (low is None or minimum > low):
+                low, strict_low = minimum, False
+            if maximum is not None and (high is None or maximum < high):
+                high, strict_high = maximum, False
         return {"low": low, "high": high, "strict_low": strict_low, "strict_high": strict_high}
 
     def tolerance(self) -> float | None:
         """The share of rows that may break the rule; None where only the contract's quarantineLimit limits it.
 
         Raises:
-            ValueError: the limits do not state such a share.
+            ValueError: the limits are not those of a share.
         """
-        stated = self.stated_limits
-        if not stated and self.type == "custom":
+        limit_names = self.stated_limits
+        if not limit_names and self.type == "custom":
             return None
-        if len(stated) != 1 or set(stated) & {"mustBeGreaterThan", "mustBeGreaterOrEqualTo"}:
+        if len(limit_names) != 1 or set(limit_names) & {"mustBeGreaterThan", "mustBeGreaterOrEqualTo"}:
             raise ValueError(
                 f"{self.check_name} needs mustBe: 0, or mustBeLessOrEqualTo with unit: percent, and no more"
             )
         limits = self.number_limits()
-        most, is_below = limits["high"], limits["strict_high"]
-        if limits["low"] not in (None, 0) or most < 0 or (is_below and most == 0):
+        limit, is_below = limits["high"], limits["strict_high"]
+        if limits["low"] not in (None, 0) or limit < 0 or (is_below and limit == 0):
             raise ValueError(f"{self.check_name} counts rows that break the rule; use mustBe: 0 or unit: percent")
         if self.unit == "rows":
-            if most == 0 or (is_below and most <= 1):
+            if limit == 0 or (is_below and limit <= 1):
                 return None
             raise ValueError(
-                f"{most} rows are many in a small data set and few in a large one; use mustBe: 0 or unit: percent"
+                f"{limit} rows are many in a small data set and few in a large one; use mustBe: 0 or unit: percent"
             )
-        if most > 100 or (most == 100 and not is_below):
-            raise ValueError(f"{self.check_name} with {most} percent lets every row break the rule")
-        share = float(Decimal(str(most)) / 100)  # 0.7 percent is 0.007, and not the float below it
+        if limit > 100 or (limit == 100 and not is_below):
+            raise ValueError(f"{self.check_name} with {limit} percent lets every row break the rule")
+        share = float(Decimal(str(limit)) / 100)  # 0.7 percent is 0.007, and not the float below it
         return math.nextafter(share, 0) if is_below else share

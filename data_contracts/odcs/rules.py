@@ -46,11 +46,11 @@ class Rule(Document):
     strict_high: bool = False
     values: tuple[Any, ...] = ()
     pattern: str | None = None
-    # unique: those that are unique together; determined: those that determine the target; expression: those it reads
+    # unique: the columns of the key; determined: those that determine the target; expression: those that it reads
     columns: tuple[str, ...] = ()
-    expression: str | None = None  # expression: a condition in SQL; query: a query in SQL that gives one number
-    reference: str | None = None  # distribution: the name of what the column is compared with
-    divergence: Divergence | None = None  # distribution: the measure that is limited by `high`
+    expression: str | None = None  # expression: a condition in SQL; query: an SQL query for one number
+    reference: str | None = None  # distribution: the name of the reference
+    divergence: Divergence | None = None  # distribution: the measure that `high` limits
     severity: Severity = "error"
     tolerance: float | None = None
 
@@ -88,7 +88,7 @@ class Rule(Document):
                 return f"newest value must be at most {spell_duration(self.high or 0)} old"
             case "fits":
                 if self.low is None:
-                    return "must be a value that the column's type can hold"
+                    return "must fit the column's type"
                 if isinstance(self.low, int):
                     return f"must be a whole number from {self.low} to {self.high}"
                 return f"must be a finite number from {self.low:.3g} to {self.high:.3g}"
@@ -129,10 +129,10 @@ def integer_limits(rules: tuple[Rule, ...], arrow_type: str) -> tuple[int, int]:
     """The smallest and the largest integer that the type holds and the limits allow, both inclusive."""
     width = re.fullmatch(r"(u?)int(\d+)", arrow_type)
     bits = int(width[2]) if width else 64
-    least, most = (0, 2**bits - 1) if width and width[1] else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    lower, upper = (0, 2**bits - 1) if width and width[1] else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
     for rule in rules:
         if rule.low is not None:
-            least = max(least, math.floor(rule.low) + 1 if rule.strict_low else math.ceil(rule.low))
+            lower = max(lower, math.floor(rule.low) + 1 if rule.strict_low else math.ceil(rule.low))
         if rule.high is not None:
-            most = min(most, math.ceil(rule.high) - 1 if rule.strict_high else math.floor(rule.high))
-    return least, most
+            upper = min(upper, math.ceil(rule.high) - 1 if rule.strict_high else math.floor(rule.high))
+    return lower, upper

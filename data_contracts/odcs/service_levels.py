@@ -14,7 +14,7 @@ from pydantic import Field
 from bloomery.data_contracts.odcs.base import CamelModel, PlainValue
 from bloomery.data_contracts.odcs.rules import Rule
 
-_FRESH = ("freshness", "latency", "ly")
+_FRESHNESS_PROPERTIES = ("freshness", "latency", "ly")
 _SIZES_S = {
     ("s", "sec", "second", "seconds"): 1,
     ("m", "min", "minute", "minutes"): 60,
@@ -42,8 +42,8 @@ class ServiceLevel(CamelModel):
 
     @property
     def is_fresh(self) -> bool:
-        """Whether this limits the age of the newest value."""
-        return self.property_.lower() in _FRESH
+        """Whether this service level limits the age of the newest value."""
+        return self.property_.lower() in _FRESHNESS_PROPERTIES
 
     @property
     def elements(self) -> tuple[str, ...]:
@@ -53,23 +53,23 @@ class ServiceLevel(CamelModel):
     def find_misuses(self, table: str, types: Mapping[str, str]) -> Iterator[str]:
         """Why the service level does not apply to `table`, whose columns have the logical `types`."""
         if not self.is_fresh:
-            close = difflib.get_close_matches(self.property_.lower(), _FRESH, n=1, cutoff=0.8)
+            close = difflib.get_close_matches(self.property_.lower(), _FRESHNESS_PROPERTIES, n=1, cutoff=0.8)
             if close:
                 yield f"unknown property {self.property_!r}; did you mean {close[0]!r}?"
             return
         value: Any = self.value
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
-            yield f"{self.property_} is a length of time above 0, not {value!r}"
+            yield f"{self.property_} must be a number above 0, not {value!r}"
         if (self.unit or "").lower() not in _UNITS_S:
-            yield f"{self.property_} needs a unit, one of s, m, h, d, w, y (m is a minute), not {self.unit!r}"
+            yield f"{self.property_} needs a unit: s, m (minutes), h, d, w or y, not {self.unit!r}"
         if not self.elements:
-            yield f"{self.property_} needs element: the column of dates or times whose newest value is looked at"
+            yield f"{self.property_} needs element: the column of dates or times that has the newest value"
         for element in self.elements:
             name = element.removeprefix(f"{table}.")
             if name not in types:
                 yield f"there is no column {element}; there are {', '.join(types)}"
             elif types[name] not in ("date", "timestamp"):
-                yield f"column {name} is {types[name]}, and only a date or timestamp has an age"
+                yield f"column {name} is {types[name]}, but must be date or timestamp"
 
     def rules(self) -> Iterator[Rule]:
         """The rules of this service level."""

@@ -77,7 +77,7 @@ class SourceFile(Document):
     @field_validator("files")
     @classmethod
     def _files_are_a_pattern(cls, pattern: str | None) -> str | None:
-        return pattern if pattern is None else _possible(pattern).pattern
+        return pattern if pattern is None else _compile(pattern).pattern
 
 
 class DataSource(Document):
@@ -164,64 +164,68 @@ class DataSource(Document):
     @field_validator("path_pattern")
     @classmethod
     def _pattern_names_columns(cls, pattern: str | None) -> str | None:
-        if pattern is not None and not _possible(pattern).groupindex:
+        if pattern is not None and not _compile(pattern).groupindex:
             raise ValueError("there must be a named group such as (?P<label>[a-z]+), which becomes a column")
         return pattern
 
     @model_validator(mode="after")
-    def _is_possible(self) -> Self:
+    def _is_consistent(self) -> Self:
         if (self.source is None) == (self.sources is None):
             raise ValueError("there must be either `source` or `sources`")
         for path in (path for origin in self.source_files for path in (origin.source, origin.labels or "")):
             if "${" in path[1 if path_variable(path) else 0 :]:
-                raise ValueError(f"a variable is written ${{NAME}}, and only a path begins with one: {path!r}")
+                raise ValueError(
+                    f"a variable is written ${{NAME}} and must be the first folder of a path, not as in {path!r}"
+                )
         for text in self._dated_texts:
-            odd = re.search(r"\{period[^{}]*\}?", PERIOD_PLACEHOLDER.sub("", text))
-            if odd:
-                raise ValueError(f"a period is written as in {{period:%Y-%m}}, and not {odd[0]!r}")
+            malformed = re.search(r"\{period[^{}]*\}?", PERIOD_PLACEHOLDER.sub("", text))
+            if malformed:
+                raise ValueError(f"a period must be written as in {{period:%Y-%m}}, not {malformed[0]!r}")
         kinds = {_kind(origin.source, self.format) for origin in self.source_files}
         if len(kinds) > 1:
-            raise ValueError(f"all sources must be of one format, and these are {', '.join(sorted(kinds))}")
+            raise ValueError(f"all sources must be of one format, but these are {', '.join(sorted(kinds))}")
         if self.sources is not None and any(origin.part is None for origin in self.sources):
             raise ValueError("each of several sources needs its `part`: train, val or test")
         if len({tuple(sorted(origin.values or ())) for origin in self.source_files}) > 1:
             raise ValueError("values: all sources must have the same columns in it")
-        self._options_have_meaning()
-        self._options_fit_each_other()
+        self._require_supported_options()
+        self._require_consistent_options()
         return self
 
-    def _options_have_meaning(self) -> None:
+    def _require_supported_options(self) -> None:
         general = {"source", "sources", "format", "obtain"}
         options = [name for name in type(self).model_fields if name not in general and getattr(self, name) is not None]
-        known = _OPTIONS[self.kind]
-        odd = [name for name in options if name not in known]
-        if odd:
-            can = f"it knows {', '.join(known)}"
-            raise ValueError(f"{', '.join(odd)}: no meaning for a source of format {self.kind}; {can}")
+        supported = _OPTIONS[self.kind]
+        unsupported = [name for name in options if name not in supported]
+        if unsupported:
+            supported_text = f"its options are {', '.join(supported)}"
+            raise ValueError(
+                f"{', '.join(unsupported)}: no meaning for a source of format {self.kind}; {supported_text}"
+            )
         for option, fitting in (("labels", "labels"), ("records", "records"), ("files", "path_pattern")):
-            if fitting not in known and any(getattr(origin, option) for origin in self.sources or ()):
+            if fitting not in supported and any(getattr(origin, option) for origin in self.sources or ()):
                 raise ValueError(f"{option}: no meaning for a source of format {self.kind}")
         if self.records is not None and self.sources is not None:
-            raise ValueError("records: state it with each of the `sources`")
+            raise ValueError("records: set it for each of the `sources`")
 
-    def _options_fit_each_other(self) -> None:
+    def _require_consistent_options(self) -> None:
         if self.columns is not None and self.header:
-            raise ValueError("columns: the header has the names already; use `rename`, or state `header: false`")
+            raise ValueError("columns: the header has the names already; use `rename`, or set `header: false`")
         if self.header is False and self.columns is None:
-            raise ValueError("columns: without a header, the names of the columns must be stated")
+            raise ValueError("columns: without a header, the names of the columns are required")
         for names, what in ((self.columns or (), "columns"), (tuple((self.rename or {}).values()), "rename")):
-            twice = sorted({name for name in names if names.count(name) > 1})
-            if twice:
-                raise ValueError(f"{what}: column named twice: {', '.join(twice)}")
-        special = [one for one in (self.delimiter or ",", self.quote or '"', self.escape) if one]
+            repeated = sorted({name for name in names if names.count(name) > 1})
+            if repeated:
+                raise ValueError(f"{what}: two columns have the name {', '.join(repeated)}")
+        special = [character for character in (self.delimiter or ",", self.quote or '"', self.escape) if character]
         if len(set(special)) < len(special) and self.kind == "csv":
             raise ValueError("delimiter, quote and escape must be different characters")
         if self.kind == "images" and self.mode is None:
-            raise ValueError("mode: images are read as `L` (grey) or `RGB` (colour), which must be stated")
+            raise ValueError("mode: images need `L` (grey) or `RGB` (colour)")
         if self.kind == "sql" and (self.query is None or self.uri_variable is None):
             raise ValueError("a source of format sql needs `query` and `uri_variable`")
         if self.query is not None and not re.search(r"\border\s+by\b", self.query, re.IGNORECASE):
-            raise ValueError("query: needs an ORDER BY, since a database gives rows in any order")
+            raise ValueError("query: needs an ORDER BY, since a database returns rows in any order")
 
     @property
     def source_files(self) -> tuple[SourceFile, ...]:
@@ -272,8 +276,8 @@ class DataSource(Document):
             paths = {"source": section.source, "labels": section.labels}
             return {name: None if path is None else change(path) for name, path in paths.items()}
 
-        origins = self.sources and tuple(origin.model_copy(update=changed(origin)) for origin in self.sources)
-        return self.model_copy(update={**changed(self), "sources": origins})
+        sources = self.sources and tuple(origin.model_copy(update=changed(origin)) for origin in self.sources)
+        return self.model_copy(update={**changed(self), "sources": sources})
 
 
 class LocatedSource(Record):
@@ -286,18 +290,18 @@ class LocatedSource(Record):
 
 def source_scheme(source: str) -> str | None:
     """The scheme of a source that is not a local path, such as `s3` or `sklearn`; else None."""
-    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", source)
-    return found[1] if found else None
+    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", source)
+    return match[1] if match else None
 
 
 def path_variable(path: str) -> str | None:
     """The environment variable that a path begins with, as in `${DATA}/rows.csv`, or None."""
-    found = _VARIABLE.match(path)
-    return found[1] if found else None
+    match = _VARIABLE.match(path)
+    return match[1] if match else None
 
 
 def compression_codec(path: str) -> str | None:
-    """Arrow's name of the compression that the suffix of `path` means, or None."""
+    """Arrow's name of the compression that the suffix of `path` names, or None."""
     return COMPRESSIONS.get(PurePosixPath(path).suffix.lower())
 
 
@@ -307,35 +311,38 @@ def suffix_without_compression(path: str) -> str:
     return (PurePosixPath(pure.stem) if compression_codec(path) else pure).suffix.lower()
 
 
-def _possible(pattern: str) -> re.Pattern[str]:
+def _compile(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except re.error as failure:
-        raise ValueError(f"the regular expression must be a possible one: {failure}") from failure
+        raise ValueError(f"not a valid regular expression: {failure}") from failure
 
 
 def _kind(source: str, format_: str | None) -> str:
-    """
+    """The format of a source.
+
     Raises:
-        ValueError: nothing says the format, or it cannot be read from there.
+        ValueError: the format is unknown or misplaced, or is not supported compressed.
     """
     scheme = source_scheme(source)
     if scheme in TABLES:
         if format_ is not None:
-            raise ValueError(f"format: {scheme}: says the format already, so `format: {format_}` must be left out")
+            raise ValueError(f"format: {scheme}: determines the format, so `format: {format_}` must be left out")
         if not source.removeprefix(f"{scheme}:"):
             raise ValueError(f"source: {scheme}: must be followed by a name")
         return scheme
     if scheme is not None and not source.startswith(REMOTE):
-        known = ", ".join([*REMOTE, *(f"{name}:" for name in TABLES)])
-        raise ValueError(f"source: unknown scheme {scheme}: in {source!r}; known: {known}, or a local path")
+        schemes = ", ".join([*REMOTE, *(f"{name}:" for name in TABLES)])
+        raise ValueError(f"source: unknown scheme {scheme}: in {source!r}; known: {schemes}, or a local path")
     suffix = suffix_without_compression(source)
     by_suffix = next((name for name, suffixes in SUFFIXES.items() if suffix in suffixes), None)
     kind = format_ or by_suffix or ("parquet" if not suffix else None)
     if kind is None:
-        raise ValueError(f"format: the suffix {suffix!r} of {source!r} names none; state one of {', '.join(SUFFIXES)}")
+        raise ValueError(
+            f"format: the suffix {suffix!r} of {source!r} names no format; set one of {', '.join(SUFFIXES)}"
+        )
     if compression_codec(source) and kind not in _COMPRESSED:
-        raise ValueError(f"source: {kind} is not read compressed ({source!r}); only {', '.join(_COMPRESSED)} are")
+        raise ValueError(f"source: compressed {kind} is not supported ({source!r}); only {', '.join(_COMPRESSED)}")
     return kind
 
 

@@ -36,7 +36,7 @@ def period_start(name: str, every: PeriodLength | None = None) -> datetime:
             with contextlib.suppress(ValueError):  # such as a month 13: raised below
                 day = ("-1", "-%u") if kind == "week" else ("", "")
                 return datetime.strptime(name + day[0], spelling + day[1]).replace(tzinfo=UTC)
-    raise ValueError(f"{name!r} is no {every or 'period'}, such as {PERIOD_EXAMPLES[every or 'month']}")
+    raise ValueError(f"{name!r} is not a {every or 'period'} such as {PERIOD_EXAMPLES[every or 'month']}")
 
 
 def period_name(moment: datetime, every: PeriodLength) -> str:
@@ -46,8 +46,8 @@ def period_name(moment: datetime, every: PeriodLength) -> str:
 
 def last_complete_period(moment: datetime, every: PeriodLength) -> str:
     """The name of the last period that has ended by `moment`."""
-    begun = period_start(period_name(moment.astimezone(UTC), every), every)
-    return period_name(begun - timedelta(seconds=1), every)
+    start = period_start(period_name(moment.astimezone(UTC), every), every)
+    return period_name(start - timedelta(seconds=1), every)
 
 
 def period_range(first: str, last: str, every: PeriodLength) -> Iterator[str]:
@@ -58,7 +58,7 @@ def period_range(first: str, last: str, every: PeriodLength) -> Iterator[str]:
     """
     moment, end = period_start(first, every), period_start(last, every)
     if end < moment:
-        raise ValueError(f"{last} lies before {first}")
+        raise ValueError(f"{last} is before {first}")
     step = {"hour": timedelta(hours=1), "day": timedelta(days=1), "week": timedelta(weeks=1)}.get(every)
     while moment <= end:
         yield period_name(moment, every)
@@ -67,4 +67,4 @@ def period_range(first: str, last: str, every: PeriodLength) -> Iterator[str]:
 
 def fill_period(text: str, period: str) -> str:
     """Replaces each placeholder such as `{period:%Y-%m}` in `text` by the formatted start of the period."""
-    return PERIOD_PLACEHOLDER.sub(lambda found: period_start(period).strftime(found[1]), text)
+    return PERIOD_PLACEHOLDER.sub(lambda match: period_start(period).strftime(match[1]), text)

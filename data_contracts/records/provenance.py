@@ -46,9 +46,9 @@ class StageDigest(Document):
     digest: str
 
 
-def digest_chain(chosen: Choice) -> list[StageDigest]:
+def digest_chain(choice: Choice) -> list[StageDigest]:
     """The digests that a reproduction must repeat, in order from the source to the candidates."""
-    trained = chosen.candidates.trained
+    trained = choice.candidates.trained
     dataset = trained.dataset
     parts = {"train": dataset.train, "val": dataset.val, "test": dataset.test, "unlabelled": dataset.unlabelled}
     return [
@@ -61,11 +61,12 @@ def digest_chain(chosen: Choice) -> list[StageDigest]:
         ),
         StageDigest(stage="prepare", content="parts and encoder", digest=dataset.digest),
         StageDigest(stage="train", content="weights", digest=trained.digest),
-        *candidate_digests(chosen.candidates),
+        *candidate_digests(choice.candidates),
     ]
 
 
-def candidate_digests(options: Candidates) -> list[StageDigest]:
+def candidate_digests(candidates: Candidates) -> list[StageDigest]:
     return [
-        StageDigest(stage="compress", content=f"ONNX of {one.name}", digest=one.sha256) for one in options.candidates
+        StageDigest(stage="compress", content=f"ONNX of {candidate.name}", digest=candidate.sha256)
+        for candidate in candidates.candidates
     ]

@@ -21,7 +21,7 @@ class Record(Document):
     digest: str
 
     def identity(self) -> dict[str, str]:
-        """The digest: where the output lies, and when it was made, do not count."""
+        """The digest. The location and time of the output do not count."""
         return {"digest": self.digest}
 
 
@@ -106,9 +106,9 @@ class ResourceUsage(Document):
 
     seconds: float
     cpu_seconds: float  # summed over its processes
-    joules: float  # of the CPUs; if measured, including whatever else ran on them
+    joules: float  # of the CPUs; if measured, including other processes on them
     is_measured: bool  # by the CPU's energy counter; else estimated from `cpu_seconds`
-    used_gpu: bool  # whose energy is not included
+    used_gpu: bool  # the energy of the GPU is not included
 
 
 class TrainedNetwork(Record):
@@ -168,7 +168,7 @@ class Latency(Document):
 class Energy(Document):
     """Joules of the CPUs for one batch in ONNX Runtime, and the ratio to the fp32 candidate's in the same rounds.
 
-    They include the idle power and whatever else runs on the CPUs.
+    They include the idle power and other processes on the CPUs.
     """
 
     batch_size: int

@@ -8,10 +8,7 @@ from bloomery.data_contracts.records.records import Interval
 from bloomery.data_contracts.records.tensor_layout import Task
 
 SCORE_NAMES: dict[Task, str] = {"classification": "accuracy", "regression": "RMSE"}
-DEGRADATION_NAMES: dict[Task, str] = {
-    "classification": "drop",
-    "regression": "rise",
-}  # what a worse score is
+DEGRADATION_NAMES: dict[Task, str] = {"classification": "drop", "regression": "rise"}  # the change of a worse score
 
 
 def format_score(task: Task, score: Interval) -> str:

@@ -1,7 +1,7 @@
 """API keys of an endpoint's clients: how they are stored, and where a client needs one.
 
-A key is 256 random bits and is shown once, when it is created. Only its sha256 is stored: so many keys cannot be tried,
-so neither a salt nor a slow hash is needed. Keys are looked up by digest, so the time of a look-up reveals nothing.
+A key is 256 random bits and is shown once, when it is created. Only its sha256 is stored: since 2^256 keys
+cannot be tried, neither a salt nor a slow hash is needed. Keys are looked up by digest, so timing reveals nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bloomery.data_contracts.errors import DocumentInvalid, SettingInvalid
 KEY_PREFIX = "bloomery_"
 KEYS_FILE_VARIABLE, KEY_POLICY_VARIABLE = "BLOOMERY_SERVE_KEYS_FILE", "BLOOMERY_SERVE_KEYS"
 KeyPolicy = Literal["auto", "required", "off"]
-_DEMANDS: tuple[KeyPolicy, ...] = ("auto", "required", "off")
+_POLICIES: tuple[KeyPolicy, ...] = ("auto", "required", "off")
 
 # A name is a label in /metrics and an argument of the command line.
 KeyName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
@@ -63,12 +63,12 @@ def read_keys(path: Path) -> ApiKeys:
     except FileNotFoundError:
         return ApiKeys()
     except OSError as failure:
-        found = failure.strerror or str(failure)
+        problem = failure.strerror or str(failure)
     except ValidationError as failure:
         first = failure.errors()[0]  # never the input, which may be a key
-        found = f"{'.'.join(map(str, first['loc'])) or 'the document'}: {first['msg']}"
+        problem = f"{'.'.join(map(str, first['loc'])) or 'the document'}: {first['msg']}"
     raise DocumentInvalid(
-        f"the file of keys cannot be read: {found}",
+        f"the file of keys cannot be read: {problem}",
         required="the file that `bloomery key` writes, readable for the endpoint's user",
         where=str(path),
         remedy="correct its permissions, or delete the file and create the keys again with `bloomery key create NAME`",
@@ -82,12 +82,12 @@ def read_key_policy(environment: Mapping[str, str]) -> KeyPolicy:
         SettingInvalid: the variable has another value.
     """
     text = environment.get(KEY_POLICY_VARIABLE) or "auto"
-    for known in _DEMANDS:
-        if text == known:
-            return known
+    for policy in _POLICIES:
+        if text == policy:
+            return policy
     raise SettingInvalid(
         f"{KEY_POLICY_VARIABLE} is {text!r}",
-        required=f"one of {', '.join(_DEMANDS)}",
+        required=f"one of {', '.join(_POLICIES)}",
         where="the environment of the endpoint",
         remedy=f"leave {KEY_POLICY_VARIABLE} out: then clients need a key on every address but loopback",
     )
@@ -113,8 +113,8 @@ def read_path_variable(environment: Mapping[str, str], name: str) -> Path | None
 def is_loopback(address: str) -> bool:
     """Whether only this machine reaches the IP address. A host name is never loopback, since it may resolve to any."""
     try:
-        found = ipaddress.ip_address(address)
+        ip_address = ipaddress.ip_address(address)
     except ValueError:
         return False
-    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
-    return (mapped or found).is_loopback
+    mapped = ip_address.ipv4_mapped if isinstance(ip_address, ipaddress.IPv6Address) else None
+    return (mapped or ip_address).is_loopback

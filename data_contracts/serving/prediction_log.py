@@ -57,8 +57,8 @@ def read_log(folder: Path, columns: list[str], since: date | None = None) -> Ite
         elif path.suffix == STREAM_SUFFIX:
             if batches := read_stream(path):
                 yield pa.Table.from_batches(batches).select(columns)
-            elif (done := path.with_suffix(PARQUET_SUFFIX)).is_file():
-                yield pq.read_table(done, columns=columns)
+            elif (parquet := path.with_suffix(PARQUET_SUFFIX)).is_file():
+                yield pq.read_table(parquet, columns=columns)
 
 
 def read_outcomes(folder: Path, since: date | None = None) -> Iterator[RequestOutcome]:

@@ -13,8 +13,8 @@ def max_difference(first: Prediction, second: Prediction) -> float:
         return abs(float(first["value"]) - float(second["value"]))
     if first["label"] != second["label"]:
         return 1.0
-    shares, others = first["probabilities"], second["probabilities"]
-    return max(abs(share - others[name]) for name, share in shares.items())
+    first_shares, second_shares = first["probabilities"], second["probabilities"]
+    return max(abs(share - second_shares[name]) for name, share in first_shares.items())
 
 
 def format_prediction(prediction: Prediction) -> str:

@@ -51,9 +51,9 @@ def read_trusted_keys(environment: Mapping[str, str]) -> tuple[Ed25519PublicKey,
     Raises:
         SettingInvalid: the file does not exist or is not a PEM file of public Ed25519 keys; or its path is relative.
     """
-    named = read_path_variable(environment, TRUSTED_KEY_VARIABLE)
-    if named:
-        return read_public_keys(named)
+    path = read_path_variable(environment, TRUSTED_KEY_VARIABLE)
+    if path:
+        return read_public_keys(path)
     home, store = environment.get("BLOOMERY_HOME"), environment.get("BENTOML_HOME")
     for folder in (Path(home) if home else None, Path(store).parent if store else None):
         if folder and (folder / OWN_KEYS_FILE).is_file():
@@ -63,23 +63,23 @@ def read_trusted_keys(environment: Mapping[str, str]) -> tuple[Ed25519PublicKey,
 
 def read_public_keys(path: Path) -> tuple[Ed25519PublicKey, ...]:
     """Reads one or more keys. Raises SettingInvalid if the file is not a PEM file of public Ed25519 keys."""
-    found = "it has no PEM block"
+    problem = "it has no PEM block"
     try:
         blocks = [block.group(0) for block in _PEM.finditer(path.read_bytes())]
         keys = [load_pem_public_key(block) for block in blocks]
     except OSError as failure:
-        found, keys = failure.strerror or str(failure), []
+        problem, keys = failure.strerror or str(failure), []
     except (ValueError, UnsupportedAlgorithm):
-        found, keys = "a block of it is no public key", []
-    ours = tuple(key for key in keys if isinstance(key, Ed25519PublicKey))
-    if not ours or len(ours) < len(keys):
+        problem, keys = "a block is not a public key", []
+    ed25519_keys = tuple(key for key in keys if isinstance(key, Ed25519PublicKey))
+    if not ed25519_keys or len(ed25519_keys) < len(keys):
         raise SettingInvalid(
-            f"the trusted key cannot be read: {'a key of it is of another kind' if keys else found}",
+            f"the trusted key cannot be read: {'a key is not an Ed25519 key' if keys else problem}",
             required="a PEM file with public Ed25519 keys",
             where=str(path),
             remedy="write it with `bloomery key signing --output FILE` where the version was packaged",
         )
-    return ours
+    return ed25519_keys
 
 
 def require_signed(content: bytes, artifacts: Path, environment: Mapping[str, str]) -> None:
@@ -101,12 +101,12 @@ def require_signed(content: bytes, artifacts: Path, environment: Mapping[str, st
             remedy=f"leave {UNSIGNED_VARIABLE} out: then only signed versions are served",
         )
     trusted = read_trusted_keys(environment)
-    beside = _read(artifacts / SIGNATURE_FILE)
-    if beside is None or not trusted:
+    signature_file = _read(artifacts / SIGNATURE_FILE)
+    if signature_file is None or not trusted:
         if allowed == "allowed":
             return
-        raise _unsigned(artifacts) if beside is None else _unjudged(artifacts, _signer(beside))
-    signature, signer = _signature(beside), _signer(beside)
+        raise _unsigned(artifacts) if signature_file is None else _unverifiable(artifacts, _signer(signature_file))
+    signature, signer = _signature(signature_file), _signer(signature_file)
     for key in trusted:
         try:
             key.verify(signature, content)
@@ -122,7 +122,7 @@ def require_signed(content: bytes, artifacts: Path, environment: Mapping[str, st
             remedy="package the version again by `bloomery run RECIPE`, or serve another one",
         )
     raise SignatureRefused(
-        f"the version is signed by another key: {signer or 'which one, its signature does not say'}",
+        f"the version is signed by another key: {signer or 'its signature names none'}",
         required=f"a signature by {' or '.join(names)}, which is trusted here",
         where=str(artifacts / SIGNATURE_FILE),
         remedy=f"if you trust that key, add its public part to the file of {TRUSTED_KEY_VARIABLE}; else package "
@@ -140,12 +140,12 @@ def _unsigned(artifacts: Path) -> SignatureRefused:
     )
 
 
-def _unjudged(artifacts: Path, signer: str) -> SignatureRefused:
+def _unverifiable(artifacts: Path, signer: str) -> SignatureRefused:
     return SignatureRefused(
-        f"the version is signed by {signer}, and no key is trusted here by which that can be judged",
-        required=f"the public key that is trusted, in a PEM file that {TRUSTED_KEY_VARIABLE} names",
+        f"the version is signed by {signer}, but no trusted key is configured that could verify it",
+        required=f"the trusted public key in a PEM file, whose path is in {TRUSTED_KEY_VARIABLE}",
         where=str(artifacts / SIGNATURE_FILE),
-        remedy="write it with `bloomery key signing --output FILE` where the version was packaged, and bring it here; "
+        remedy="write it with `bloomery key signing --output FILE` where the version was packaged, and copy it here; "
         f"or set {UNSIGNED_VARIABLE}=allowed, if you know where the version comes from",
     )
 
@@ -157,22 +157,22 @@ def _read(path: Path) -> bytes | None:
         return None
 
 
-def _document(beside: bytes) -> dict[str, str]:
+def _document(signature_file: bytes) -> dict[str, str]:
     try:
-        document = json.loads(beside)
+        document = json.loads(signature_file)
     except ValueError:
         return {}
     return document if isinstance(document, dict) else {}
 
 
-def _signer(beside: bytes) -> str:
+def _signer(signature_file: bytes) -> str:
     """The fingerprint that the file names. It proves nothing and is only shown in messages."""
-    named = str(_document(beside).get("key"))
-    return named if re.fullmatch("[0-9a-f]{16}", named) else ""
+    fingerprint = str(_document(signature_file).get("key"))
+    return fingerprint if re.fullmatch("[0-9a-f]{16}", fingerprint) else ""
 
 
-def _signature(beside: bytes) -> bytes:
+def _signature(signature_file: bytes) -> bytes:
     try:
-        return base64.b64decode(str(_document(beside).get("signature")), validate=True)
+        return base64.b64decode(str(_document(signature_file).get("signature")), validate=True)
     except ValueError:
         return b""

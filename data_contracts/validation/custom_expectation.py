@@ -1,6 +1,6 @@
 """The expectation for rules that Great Expectations has no expectation for.
 
-Imported only where Great Expectations is needed: a class cannot wait for the class that it extends.
+Imported inside functions only: the base class needs Great Expectations, which is slow to import.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _METRICS = ("unexpected_count", "unexpected_values", "unexpected_index_list", "f
 
 
 class ExpectRuleToHold(BatchExpectation):
-    """Expect no more rows to break a rule than it tolerates; the rule is given in words."""
+    """Expects that no more rows break a rule than it tolerates. `rule` is its description."""
 
     rule: str
     column: str
@@ -30,7 +30,7 @@ class ExpectRuleToHold(BatchExpectation):
     def get_validation_dependencies(
         self, execution_engine: Any = None, runtime_configuration: dict[str, Any] | None = None
     ) -> ValidationDependencies:
-        needed = super().get_validation_dependencies(
+        dependencies = super().get_validation_dependencies(
             execution_engine=execution_engine, runtime_configuration=runtime_configuration
         )
         for aspect in _METRICS:
@@ -38,8 +38,8 @@ class ExpectRuleToHold(BatchExpectation):
             metric = MetricConfiguration(
                 name, metric_domain_kwargs={"column": self.column}, metric_value_kwargs={"rule": self.rule}
             )
-            needed.set_metric_configuration(name, metric)
-        return needed
+            dependencies.set_metric_configuration(name, metric)
+        return dependencies
 
     def _validate(
         self,
@@ -47,18 +47,18 @@ class ExpectRuleToHold(BatchExpectation):
         runtime_configuration: dict[str, Any] | None = None,
         execution_engine: Any = None,
     ) -> dict[str, Any]:
-        num_breaking, num_asked = metrics["rule.unexpected_count"], metrics["rule.filtered_row_count"]
+        num_breaking, num_checked = metrics["rule.unexpected_count"], metrics["rule.filtered_row_count"]
         if metrics["rule.observed"] is not None:
             return {"success": num_breaking == 0, "result": {"observed_value": metrics["rule.observed"]}}
         num_rows, values = metrics["table.row_count"], metrics["rule.unexpected_values"]
-        share = num_breaking / num_asked if num_asked else 0.0
+        share = num_breaking / num_checked if num_checked else 0.0
         return {
-            "success": num_asked == 0 or (num_asked - num_breaking) / num_asked >= self.mostly,
+            "success": num_checked == 0 or (num_checked - num_breaking) / num_checked >= self.mostly,
             "result": {
                 "element_count": num_rows,
                 "unexpected_count": num_breaking,
                 "unexpected_percent": 100 * share,
-                "missing_count": num_rows - num_asked,
+                "missing_count": num_rows - num_checked,
                 "partial_unexpected_list": values,
                 "partial_unexpected_counts": [
                     {"value": value, "count": count} for value, count in Counter(values).most_common()

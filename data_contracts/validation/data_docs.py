@@ -1,7 +1,7 @@
-"""The results of a suite as one page for people: Great Expectations' Data Docs, made to stand alone.
+"""The results of a suite as one self-contained HTML page, from Great Expectations' Data Docs.
 
-Data Docs load styles and scripts from seven hosts on the web. The page here loads nothing, so that a report about data
-tells no one that it is read, and reads the same without a network.
+Data Docs load styles and scripts from seven hosts. This page loads nothing, so that opening a report discloses nothing
+and needs no network.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ table table td { white-space: pre-wrap; }
 i.fa-check-circle::before { content: "kept"; } i.fa-times::before { content: "broken"; }
 nav, footer, .sticky, .ge-walkthrough-modal, .btn, [data-toggle="collapse"] { display: none; }
 """
-# Nothing is loaded and no script runs, whatever stands in the data.
-_ALONE = (
+# Nothing is loaded and no script runs, whatever the data contains.
+_HEAD = (
     "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
     f"<style>{_STYLE}</style>"
 )
@@ -49,9 +49,9 @@ def render_data_docs(result: ExpectationSuiteValidationResult) -> str:
     view.env.filters["generate_html_element_uuid"] = lambda prefix="": f"{prefix}{next(numbers)}"
     document = ValidationResultsPageRenderer(run_info_at_end=True).render(result)
     document.page_title = escape(document.page_title)
-    document.sections.pop()  # about the run: it has no name and no time, so that the same rows give the same page
+    document.sections.pop()  # the section about the run, which has no name or time, so that equal rows give equal pages
     html = view.render(document)
-    # What comes from the data is escaped, so that these are the page's own.
+    # Values from the data are escaped, so these elements are the template's own.
     html = re.sub(r"<(script|style)\b.*?</\1>|</?a\b[^>]*>|<(link|img)\b[^>]*>", "", html, flags=re.DOTALL)
     html = "\n".join(line for line in map(str.rstrip, html.splitlines()) if line)
-    return html.replace("</head>", f"{_ALONE}\n</head>", 1) + "\n"
+    return html.replace("</head>", f"{_HEAD}\n</head>", 1) + "\n"

@@ -1,7 +1,7 @@
 """A contract as a Great Expectations suite, its results and its page in Great Expectations' Data Docs.
 
-Great Expectations' own engines ask the data once for each rule. Here it is given the metrics that its expectations ask
-for, as they were counted in one pass over the data, and decides and reports from them.
+Great Expectations' own engines scan the data once for each rule. Here it receives the metrics that its expectations
+need, counted in one pass over the data, and decides and reports from them.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class ViolationExample(NamedTuple):
 
 
 class RuleCount(NamedTuple):
-    """How many rows break a rule, how many values it was asked of, and some of the rows.
+    """The number of rows that break a rule, the number of values that were checked, and examples of such rows.
 
-    `observed` tells the one number that a rule about the table compares.
+    `observed` is the number that a rule about the table compares, as text.
     """
 
     rule: Rule
@@ -49,17 +49,17 @@ class RuleCount(NamedTuple):
 
     @property
     def mostly(self) -> float:
-        """The share of values that must keep the rule, as Great Expectations compares it: rounded twice, as floats.
+        """The share of values that must keep the rule, which Great Expectations compares as a rounded float.
 
-        It is what the tolerance leaves. Where its rounding would decide otherwise than `is_kept`, it is the share that
-        keeps the rule in the worst case that is tolerated.
+        It is one minus the tolerance. Where rounding would contradict `is_satisfied`, it is the share that keeps the
+        rule in the worst tolerated case.
         """
-        left = 1 - (self.rule.tolerance or 0)
+        share = 1 - (self.rule.tolerance or 0)
         if (
             self.num_checked == 0
-            or ((self.num_checked - self.num_violations) / self.num_checked >= left) == self.is_satisfied
+            or ((self.num_checked - self.num_violations) / self.num_checked >= share) == self.is_satisfied
         ):
-            return left
+            return share
         tolerated = math.floor(Fraction(repr(self.rule.tolerance or 0)) * self.num_checked)
         return (self.num_checked - tolerated) / self.num_checked
 
@@ -67,24 +67,24 @@ class RuleCount(NamedTuple):
 def build_suite_result(
     name: str, source: str, num_rows: int, counts: Sequence[RuleCount]
 ) -> ExpectationSuiteValidationResult:
-    """The result of the suite `name`, which holds an expectation for each rule, over the `num_rows` rows of `source`.
+    """The result of the suite `name`, with an expectation for each rule, over the `num_rows` rows of `source`.
 
-    A rule that more rows break than it tolerates has failed.
+    A rule fails if more rows break it than it tolerates.
     """
     import great_expectations as gx
     from great_expectations.core.expectation_validation_result import ExpectationSuiteValidationResult
 
     results = [_result(count, num_rows) for count in counts]
-    num_kept = sum(bool(result.success) for result in results)
+    num_successful = sum(bool(result.success) for result in results)
     return ExpectationSuiteValidationResult(
-        success=num_kept == len(results),
+        success=num_successful == len(results),
         results=results,
         suite_name=re.sub(r"[^\w .-]", "_", name),  # it becomes part of a link
         statistics={
             "evaluated_expectations": len(results),
-            "successful_expectations": num_kept,
-            "unsuccessful_expectations": len(results) - num_kept,
-            "success_percent": 100 * num_kept / len(results) if results else None,
+            "successful_expectations": num_successful,
+            "unsuccessful_expectations": len(results) - num_successful,
+            "success_percent": 100 * num_successful / len(results) if results else None,
         },
         meta={
             "great_expectations_version": gx.__version__,
@@ -99,8 +99,8 @@ def _result(count: RuleCount, num_rows: int) -> ExpectationValidationResult:
 
     from bloomery.data_contracts.validation.custom_expectation import ROW
 
-    asked = build_expectation(count.rule, count.mostly)
-    engine = PandasExecutionEngine()  # names the metrics; it is given no data
+    expectation = build_expectation(count.rule, count.mostly)
+    engine = PandasExecutionEngine()  # only names the metrics; it has no data
     configuration: dict[str, Any] = {
         "result_format": {
             "result_format": "COMPLETE",
@@ -108,17 +108,18 @@ def _result(count: RuleCount, num_rows: int) -> ExpectationValidationResult:
             "partial_unexpected_count": max(len(count.examples), 1),
         }
     }
-    needed = asked.get_validation_dependencies(execution_engine=engine, runtime_configuration=configuration)
+    dependencies = expectation.get_validation_dependencies(execution_engine=engine, runtime_configuration=configuration)
     metrics = {
-        metric.id: _metric(metric.metric_name, count, num_rows) for metric in needed.metric_configurations.values()
+        metric.id: _metric(metric.metric_name, count, num_rows)
+        for metric in dependencies.metric_configurations.values()
     }
-    result = asked.metrics_validate(metrics, runtime_configuration=configuration, execution_engine=engine)
-    result.expectation_config = asked.configuration
+    result = expectation.metrics_validate(metrics, runtime_configuration=configuration, execution_engine=engine)
+    result.expectation_config = expectation.configuration
     return result
 
 
 def _metric(name: str, count: RuleCount, num_rows: int) -> Any:
-    """What was counted, under Great Expectations' name. Its page shows values as markup, so they are escaped here."""
+    """The counted metric with Great Expectations' name. Values are escaped, since its page shows them as markup."""
     from bloomery.data_contracts.validation.custom_expectation import ROW
 
     is_required = count.rule.kind == "required"
@@ -144,9 +145,9 @@ def _metric(name: str, count: RuleCount, num_rows: int) -> Any:
 
 
 def build_expectation(rule: Rule, mostly: float = 1.0) -> Expectation:
-    """The expectation that says what `rule` says of a share `mostly` of the values.
+    """The expectation that a share `mostly` of the values keeps `rule`.
 
-    Its description is the rule in the words of error messages and of the quarantine.
+    Its description is that of error messages and of the quarantine.
     """
     import great_expectations.expectations as gxe
 
@@ -154,28 +155,28 @@ def build_expectation(rule: Rule, mostly: float = 1.0) -> Expectation:
 
     low: Any = rule.low
     high: Any = rule.high
-    stated: dict[str, Any] = {
+    description: dict[str, Any] = {
         "description": escape(describe_rule(rule)),
         "severity": "critical" if rule.severity == "error" else "warning",
     }
-    some: dict[str, Any] = {**stated, "mostly": mostly}
+    options: dict[str, Any] = {**description, "mostly": mostly}
     match rule.kind:
         case "num_rows":
-            return gxe.ExpectTableRowCountToBeBetween(min_value=low, max_value=high, **stated)
+            return gxe.ExpectTableRowCountToBeBetween(min_value=low, max_value=high, **description)
         case "required":
-            return gxe.ExpectColumnValuesToNotBeNull(column=rule.target, **some)
+            return gxe.ExpectColumnValuesToNotBeNull(column=rule.target, **options)
         case "unique" if rule.columns:
             return gxe.ExpectCompoundColumnsToBeUnique(
-                column_list=list(rule.columns), ignore_row_if="any_value_is_missing", **some
+                column_list=list(rule.columns), ignore_row_if="any_value_is_missing", **options
             )
         case "unique":
-            return gxe.ExpectColumnValuesToBeUnique(column=rule.target, **some)
+            return gxe.ExpectColumnValuesToBeUnique(column=rule.target, **options)
         case "in_set":
-            return gxe.ExpectColumnValuesToBeInSet(column=rule.target, value_set=list(rule.values), **some)
+            return gxe.ExpectColumnValuesToBeInSet(column=rule.target, value_set=list(rule.values), **options)
         case "pattern":
-            return gxe.ExpectColumnValuesToMatchRegex(column=rule.target, regex=rule.pattern or "", **some)
+            return gxe.ExpectColumnValuesToMatchRegex(column=rule.target, regex=rule.pattern or "", **options)
         case "length":
-            return gxe.ExpectColumnValueLengthsToBeBetween(column=rule.target, min_value=low, max_value=high, **some)
+            return gxe.ExpectColumnValueLengthsToBeBetween(column=rule.target, min_value=low, max_value=high, **options)
         case "between":
             return gxe.ExpectColumnValuesToBeBetween(
                 column=rule.target,
@@ -183,17 +184,17 @@ def build_expectation(rule: Rule, mostly: float = 1.0) -> Expectation:
                 max_value=high,
                 strict_min=rule.strict_low,
                 strict_max=rule.strict_high,
-                **some,
+                **options,
             )
-    return ExpectRuleToHold(column=rule.target or "the table", rule=rule.sentence, **some)
+    return ExpectRuleToHold(column=rule.target or "the table", rule=rule.sentence, **options)
 
 
 def describe_rule(rule: Rule) -> str:
-    """The rule in words, with what it is about, what it tolerates and whether it only warns."""
+    """The rule as text, with its target, its tolerance, and whether it is a warning."""
     tolerated = "" if rule.tolerance is None else f", in at least {100 - 100 * rule.tolerance:.10g}%"
     return f"{rule.target or 'table'}: {rule.sentence}{tolerated}{' (warning)' if rule.severity == 'warning' else ''}"
 
 
 def rule_successes(result: ExpectationSuiteValidationResult) -> list[bool]:
-    """Whether each rule is kept, in the order in which they were counted."""
-    return [bool(one.success) for one in result.results]
+    """Whether each rule is kept, in the order of the counts."""
+    return [bool(rule_result.success) for rule_result in result.results]

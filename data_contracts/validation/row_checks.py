@@ -1,7 +1,4 @@
-"""Which rows of a batch break a rule that is about one row.
-
-These are plain functions over Arrow batches, so that one machine, a cluster and a test ask the same question.
-"""
+"""Finds the rows of an Arrow batch that break a rule about single rows."""
 
 from __future__ import annotations
 
@@ -23,34 +20,34 @@ from bloomery.data_contracts.validation.casting import cast_column, find_uncasta
 
 
 class CastBatch(NamedTuple):
-    """Rows as they came, the same in the contract's types, and by column which values do not fit and so are null."""
+    """The raw rows, the same cast to the contract's types, and by column a mask of the values that do not fit."""
 
     raw: pa.RecordBatch
     rows: pa.RecordBatch
     uncastable: dict[str, pa.BooleanArray]
 
 
-def cast_batch(found: pa.RecordBatch, schema: pa.Schema) -> CastBatch:
-    """`found`, which has the columns of `schema` in any order, read in its types."""
-    arrays, unfit = [], {}
+def cast_batch(raw: pa.RecordBatch, schema: pa.Schema) -> CastBatch:
+    """Casts `raw`, which has the columns of `schema` in any order, to its types."""
+    arrays, uncastable = [], {}
     for field in schema:
-        values, mask = cast_column(found.column(field.name), field.type)
+        values, mask = cast_column(raw.column(field.name), field.type)
         arrays.append(values)
         if mask.true_count:
-            unfit[field.name] = mask
-    return CastBatch(found, pa.RecordBatch.from_arrays(arrays, schema=schema), unfit)
+            uncastable[field.name] = mask
+    return CastBatch(raw, pa.RecordBatch.from_arrays(arrays, schema=schema), uncastable)
 
 
 def require_columns(schema: pa.Schema, contract: Contract, where: str) -> None:
     """Raises ContractBroken unless `schema` has exactly the contract's columns, each of a compatible type.
 
-    A float may stand where an integer is required, and an integer of any width for any other: whether each value fits
-    is checked row by row. Text in place of a number breaks the contract as a whole.
+    A float is compatible with an integer, and so are integers of any width: whether each value fits is checked row by
+    row. Text in place of a number breaks the contract as a whole.
     """
     required = arrow_schema(contract.columns)
     repeated = sorted({name for name in schema.names if schema.names.count(name) > 1})
     problems = [
-        *(f"column {name} is there twice" for name in repeated),
+        *(f"column {name} occurs twice" for name in repeated),
         *(f"column {name} is missing" for name in required.names if name not in schema.names),
         *(f"column {name} is not in the contract" for name in schema.names if name not in required.names),
         *(
@@ -68,27 +65,27 @@ def require_columns(schema: pa.Schema, contract: Contract, where: str) -> None:
         )
 
 
-def require_valid_text(found: pa.RecordBatch, start: int) -> None:
-    """Raises DataUnfit where text is no UTF-8, which no file that keeps its format holds; `start` is the first row."""
-    for field, column in zip(found.schema, found.columns, strict=True):
+def require_valid_text(rows: pa.RecordBatch, start: int) -> None:
+    """Raises DataUnfit if text is not UTF-8, as in a damaged file. `start` is the number of the first row."""
+    for field, column in zip(rows.schema, rows.columns, strict=True):
         try:
             column.validate(full=True)
         except pa.ArrowInvalid as failure:
             raise DataUnfit(
                 f"column {field.name} is damaged: {failure}",
-                required="values that their type can hold, and text in UTF-8",
-                where=f"column {field.name}, one of the rows {start} to {start + found.num_rows - 1}",
-                remedy="write the data again; text in another encoding must be recoded",
+                required="valid values of the column's type, and text in UTF-8",
+                where=f"column {field.name}, one of the rows {start} to {start + rows.num_rows - 1}",
+                remedy="write the data again; convert text in another encoding to UTF-8",
             ) from failure
 
 
 def row_rules(contract: Contract) -> tuple[Rule, ...]:
-    """The rules about one row, those of the types last.
-
-    That each value fits its column's type is a rule too, though no line of the contract states it as one.
-    """
-    stated = tuple(rule for rule in contract.rules() if rule.is_about_rows)
-    return (*stated, *(rule for field in arrow_schema(contract.columns) if (rule := _type_rule(field)) is not None))
+    """The rules about single rows. The last ones, that each value fits its column's type, follow from the schema."""
+    contract_rules = tuple(rule for rule in contract.rules() if rule.is_about_rows)
+    return (
+        *contract_rules,
+        *(rule for field in arrow_schema(contract.columns) if (rule := _type_rule(field)) is not None),
+    )
 
 
 def _type_rule(field: pa.Field) -> Rule | None:
@@ -102,7 +99,7 @@ def _type_rule(field: pa.Field) -> Rule | None:
 
 
 def parse_conditions(rules: tuple[Rule, ...], schema: pa.Schema) -> dict[str, parser.Condition]:
-    """The rules' expressions, read once for all batches."""
+    """The parsed expressions of the rules, by text, for all batches."""
     return {
         rule.expression: parser.parse_condition(rule.expression, schema)
         for rule in rules
@@ -110,13 +107,16 @@ def parse_conditions(rules: tuple[Rule, ...], schema: pa.Schema) -> dict[str, pa
     }
 
 
-def find_violations(rule: Rule, batch: CastBatch, read: dict[str, parser.Condition]) -> pa.BooleanArray:
-    """True for every row of `batch` that breaks `rule`. A null breaks no rule but `required`."""
+def find_violations(rule: Rule, batch: CastBatch, conditions: dict[str, parser.Condition]) -> pa.BooleanArray:
+    """True for every row of `batch` that breaks `rule`. A null breaks only the rule `required`.
+
+    `conditions` are the parsed expressions of the rules.
+    """
     if rule.kind == "expression":
-        return parser.find_violations(read[rule.expression or ""], batch.rows)
+        return parser.find_violations(conditions[rule.expression or ""], batch.rows)
     if rule.target.endswith("[]"):
         elements = _elements(batch, rule.column)
-        return _rows_of(elements, _breaking_elements(rule, batch, elements), batch.rows.num_rows)
+        return _rows_with(elements, _breaking_elements(rule, batch, elements), batch.rows.num_rows)
     if rule.kind == "fits":
         mask = batch.uncastable.get(rule.target)
         return pa.array(np.zeros(batch.rows.num_rows, dtype=bool)) if mask is None else mask
@@ -124,7 +124,7 @@ def find_violations(rule: Rule, batch: CastBatch, read: dict[str, parser.Conditi
 
 
 def _unrounded(batch: CastBatch, column: str) -> pa.Array:
-    """The values of a column as they are compared with limits: before float32 takes digits from them."""
+    """The values of a column as float64 instead of float32, so that limits are compared before rounding."""
     values = batch.rows.column(column)
     if values.type != pa.float32():
         return values
@@ -133,27 +133,29 @@ def _unrounded(batch: CastBatch, column: str) -> pa.Array:
 
 
 def describe_values(rule: Rule, batch: CastBatch, rows: np.ndarray) -> pa.StringArray:
-    """The value that breaks `rule` in each of `rows`, which do, as text of at most 80 characters."""
-    places = pa.array(rows)
+    """The value that breaks `rule` in each of `rows`, all of which break it, as text of at most 80 characters."""
+    positions = pa.array(rows)
     names = [*rule.columns, *((rule.target,) if rule.kind == "determined" else ())]
     if names:
-        parts = [pc.binary_join_element_wise(name, _text(batch.rows.column(name).take(places)), " ") for name in names]
-        return _cut(pc.binary_join_element_wise(*parts, ", "))
+        parts = [
+            pc.binary_join_element_wise(name, _text(batch.rows.column(name).take(positions)), " ") for name in names
+        ]
+        return _shorten(pc.binary_join_element_wise(*parts, ", "))
     if rule.target.endswith("[]"):
-        return _cut(_first_elements(rule, batch, places))
-    found = batch.raw.column(rule.target).take(places)
+        return _shorten(_first_elements(rule, batch, positions))
+    values = batch.raw.column(rule.target).take(positions)
     if rule.kind == "num_items":
-        return _cut(pc.binary_join_element_wise(_text(pc.list_value_length(found)), "items", " "))
-    return _cut(_text(found))
+        return _shorten(pc.binary_join_element_wise(_text(pc.list_value_length(values)), "items", " "))
+    return _shorten(_text(values))
 
 
-def _first_elements(rule: Rule, batch: CastBatch, places: pa.Array) -> pa.StringArray:
+def _first_elements(rule: Rule, batch: CastBatch, positions: pa.Array) -> pa.StringArray:
     """The first element that breaks the rule, for each of the rows at `places`."""
-    some = CastBatch(batch.raw.take(places), batch.rows.take(places), {})
-    elements = _elements(some, rule.column)
-    breaking_places = np.flatnonzero(_breaking_elements(rule, some, elements).to_numpy(zero_copy_only=False))
+    selected = CastBatch(batch.raw.take(positions), batch.rows.take(positions), {})
+    elements = _elements(selected, rule.column)
+    breaking_places = np.flatnonzero(_breaking_elements(rule, selected, elements).to_numpy(zero_copy_only=False))
     _, first = np.unique(_parents(elements, breaking_places), return_index=True)
-    return _text(elements.found.take(pa.array(breaking_places[first])))
+    return _text(elements.raw.take(pa.array(breaking_places[first])))
 
 
 def _text(values: pa.Array) -> pa.StringArray:
@@ -161,58 +163,58 @@ def _text(values: pa.Array) -> pa.StringArray:
         return pa.array(["null"] * len(values), pa.string())
     if pa.types.is_list(values.type):
         parts = pa.ListArray.from_arrays(values.offsets, _text(values.values))
-        inside = pc.binary_join_element_wise("[", pc.binary_join(parts, ", "), "]", "")
-        return pc.if_else(pc.is_valid(values), inside, "null")
+        elements = pc.binary_join_element_wise("[", pc.binary_join(parts, ", "), "]", "")
+        return pc.if_else(pc.is_valid(values), elements, "null")
     return pc.fill_null(values.cast(pa.string()), "null")
 
 
-def _cut(texts: pa.StringArray) -> pa.StringArray:
+def _shorten(texts: pa.StringArray) -> pa.StringArray:
     short = pc.binary_join_element_wise(pc.utf8_slice_codeunits(texts, 0, 77), "...", "")
     return pc.if_else(pc.greater(pc.utf8_length(texts), 80), short, texts)
 
 
 class _Elements(NamedTuple):
-    """The elements of an array column as they came, as they are compared, and where those of each row end."""
+    """The raw elements of an array column, the cast ones, and the end of each row's elements."""
 
-    found: pa.Array
+    raw: pa.Array
     values: pa.Array
     ends: np.ndarray
 
 
 def _elements(batch: CastBatch, column: str) -> _Elements:
-    found, rows = batch.raw.column(column), batch.rows.column(column)
-    if not pa.types.is_nested(found.type):
-        found = rows  # a column without a single value
-    flat = pc.list_flatten(found)
+    raw, rows = batch.raw.column(column), batch.rows.column(column)
+    if not pa.types.is_nested(raw.type):
+        raw = rows  # the column has only nulls
+    flat = pc.list_flatten(raw)
     kind = rows.type.value_type
-    # A number is compared with limits before float32 takes digits from it.
+    # A number is compared with limits before float32 rounds it.
     values, _ = cast_column(flat, pa.float64() if kind == pa.float32() else kind)
-    lengths = pc.fill_null(pc.list_value_length(found), 0).to_numpy(zero_copy_only=False)
+    lengths = pc.fill_null(pc.list_value_length(raw), 0).to_numpy(zero_copy_only=False)
     return _Elements(flat, values, np.cumsum(lengths, dtype=np.int64))
 
 
 def _parents(elements: _Elements, places: np.ndarray) -> np.ndarray:
-    """The row of each of the elements at `places`."""
+    """The row of each of the elements at `positions`."""
     return np.searchsorted(elements.ends, places, side="right")
 
 
 def _breaking_elements(rule: Rule, batch: CastBatch, elements: _Elements) -> pa.BooleanArray:
     if rule.kind == "fits":
-        return find_uncastable(elements.found, batch.rows.schema.field(rule.column).type.value_type)
-    return _breaking_values(rule, elements.found, elements.values)
+        return find_uncastable(elements.raw, batch.rows.schema.field(rule.column).type.value_type)
+    return _breaking_values(rule, elements.raw, elements.values)
 
 
-def _rows_of(elements: _Elements, mask: pa.BooleanArray, num_rows: int) -> pa.BooleanArray:
+def _rows_with(elements: _Elements, mask: pa.BooleanArray, num_rows: int) -> pa.BooleanArray:
     rows = np.zeros(num_rows, dtype=bool)
     if mask.true_count:
         rows[_parents(elements, np.flatnonzero(mask.to_numpy(zero_copy_only=False)))] = True
     return pa.array(rows)
 
 
-def _breaking_values(rule: Rule, found: pa.Array, values: pa.Array) -> pa.BooleanArray:
+def _breaking_values(rule: Rule, raw: pa.Array, values: pa.Array) -> pa.BooleanArray:
     match rule.kind:
         case "required":
-            return pc.is_null(found) if found.null_count else pa.array(np.zeros(len(found), dtype=bool))
+            return pc.is_null(raw) if raw.null_count else pa.array(np.zeros(len(raw), dtype=bool))
         case "between":
             mask = _outside(values, rule)
         case "length":
@@ -224,24 +226,24 @@ def _breaking_values(rule: Rule, found: pa.Array, values: pa.Array) -> pa.Boolea
         case "pattern":
             mask = _unmatched(values, rule.pattern or "")
         case _:
-            raise ValueError(f"{rule.kind} is no rule about one value")
+            raise ValueError(f"{rule.kind} is not a rule about one value")
     return pc.fill_null(mask, False) if mask.null_count else mask
 
 
 def _outside(values: pa.Array, rule: Rule) -> pa.Array:
-    """Which values lie beyond the rule's limits. A limit is compared as the number it is, not in the column's type."""
+    """True for each value outside of the rule's limits, which are compared exactly, not in the column's type."""
     if pa.types.is_floating(values.type):
         low, high = (None if bound is None else pa.scalar(float(bound)) for bound in (rule.low, rule.high))
         below = None if low is None else (pc.less_equal if rule.strict_low else pc.less)(values, low)
         above = None if high is None else (pc.greater_equal if rule.strict_high else pc.greater)(values, high)
     else:
-        least, most = value_range(values.type)
-        low = least if rule.low is None else math.floor(rule.low) + 1 if rule.strict_low else math.ceil(rule.low)
-        high = most if rule.high is None else math.ceil(rule.high) - 1 if rule.strict_high else math.floor(rule.high)
-        if low > most or high < least:
+        minimum, maximum = value_range(values.type)
+        low = minimum if rule.low is None else math.floor(rule.low) + 1 if rule.strict_low else math.ceil(rule.low)
+        high = maximum if rule.high is None else math.ceil(rule.high) - 1 if rule.strict_high else math.floor(rule.high)
+        if low > maximum or high < minimum:
             return pc.is_valid(values)
-        below = None if low <= least else pc.less(values, pa.scalar(low, values.type))
-        above = None if high >= most else pc.greater(values, pa.scalar(high, values.type))
+        below = None if low <= minimum else pc.less(values, pa.scalar(low, values.type))
+        above = None if high >= maximum else pc.greater(values, pa.scalar(high, values.type))
     masks = [mask for mask in (below, above) if mask is not None]
     if not masks:
         return pa.array(np.zeros(len(values), dtype=bool))
@@ -249,7 +251,7 @@ def _outside(values: pa.Array, rule: Rule) -> pa.Array:
 
 
 def _set_of(rule: Rule, kind: pa.DataType) -> pa.Array:
-    """The rule's values as an array of the column's type; one that the type cannot hold is no value of the column."""
+    """The rule's values as an array of the column's type, without those that the type cannot hold."""
     if pa.types.is_integer(kind):
         low, high = value_range(kind)
         return pa.array([int(value) for value in rule.values if value == int(value) and low <= value <= high], kind)
@@ -257,13 +259,15 @@ def _set_of(rule: Rule, kind: pa.DataType) -> pa.Array:
         return pa.array([date.fromisoformat(value) for value in rule.values], kind)
     if pa.types.is_floating(kind):
         numbers = [float(value) for value in rule.values]
-        return pa.array([*numbers, *(-number for number in numbers if number == 0)], kind)  # Arrow tells -0.0 from 0.0
+        return pa.array(
+            [*numbers, *(-number for number in numbers if number == 0)], kind
+        )  # Arrow distinguishes -0.0 from 0.0
     return pa.array(rule.values, kind)
 
 
 def _unmatched(texts: pa.Array, pattern: str) -> pa.Array:
-    """Which texts have no match of `pattern`, in Python's regular expressions; each text is asked once."""
-    words = texts.dictionary_encode()
-    searched = re.compile(pattern)
-    unmatched = pa.array([searched.search(word) is None for word in words.dictionary.to_pylist()], pa.bool_())
-    return unmatched.take(words.indices)
+    """True for each text without a match of `pattern`, in Python's syntax. Each distinct text is searched once."""
+    encoded = texts.dictionary_encode()
+    regex = re.compile(pattern)
+    unmatched = pa.array([regex.search(text) is None for text in encoded.dictionary.to_pylist()], pa.bool_())
+    return unmatched.take(encoded.indices)

@@ -53,7 +53,7 @@ def changed(contract_of: Callable[..., Contract], edit: Edit) -> Contract:
 @pytest.mark.parametrize(
     ("edit", "kind", "where", "sentence"),
     [
-        (lambda columns: columns.pop(1), "breaking", "fare", "the column is gone"),
+        (lambda columns: columns.pop(1), "breaking", "fare", "the column was removed"),
         (
             lambda columns: columns.append({"name": "tip", "logicalType": "number", "required": True}),
             "breaking",
@@ -82,7 +82,12 @@ def changed(contract_of: Callable[..., Contract], edit: Edit) -> Contract:
         (check(arguments={"validValues": ["a", "b", "c"]}), "compatible", "kind", "a, b, c"),
         (check(arguments={"validValues": ["a"]}), "breaking", "kind", "one of a"),
         (check(severity="warning"), "compatible", "kind", "error became warning"),
-        (check(unit="percent"), "breaking", "kind", "tolerated none but what quarantineLimit allows, and now 0 of"),
+        (
+            check(unit="percent"),
+            "breaking",
+            "kind",
+            "tolerated only as many rows as quarantineLimit allows, and now 0 of",
+        ),
         (
             lambda columns: (
                 columns[2]["quality"].append({"metric": "nullValues", "mustBe": 0, "severity": "warning"})
@@ -94,7 +99,7 @@ def changed(contract_of: Callable[..., Contract], edit: Edit) -> Contract:
         ),
         (custom(1, "unit", "USD"), "breaking", "fare", "the unit changed: None became USD"),
         (custom(1, "personal", "hash"), "breaking", "fare", "None became hash"),
-        (custom(2, "unknownCategory", "other"), "compatible", "kind", "was refused and is taken as other"),
+        (custom(2, "unknownCategory", "other"), "compatible", "kind", "was refused and is counted as other"),
         (custom(2, "owner", "Ada"), "note", "kind", "customProperties changed"),
         (column(1, description="What was paid."), "note", "fare", "description changed"),
         (lambda columns: columns.reverse(), "note", "", "another order: kind, fare, id"),

@@ -131,7 +131,7 @@ def test_a_row_count_with_a_fraction_is_refused_or_read_without_loosening_it(con
         ({"logicalType": "boolean", "logicalTypeOptions": {"maximum": 1}}, "maximum has no meaning for boolean"),
         ({"logicalType": "integer", "physicalType": "float64"}, "'float64' does not fit integer"),
         ({"logicalType": "array"}, "every array needs it"),
-        ({"logicalType": "integer", "items": {"logicalType": "integer"}}, "items is for arrays"),
+        ({"logicalType": "integer", "items": {"logicalType": "integer"}}, "items is required for arrays"),
         ({"logicalType": "array", "items": {"logicalType": "array"}}, "array of arrays"),
         ({"logicalType": "integer", "quality": [{"metric": "rowCount", "mustBe": 1}]}, "belongs to the schema object"),
         ({"logicalType": "integer", "quality": [{"metric": "invalidValues", "mustBe": 0}]}, "needs arguments"),
@@ -203,7 +203,7 @@ def test_a_contract_without_a_rule_is_refused(contract_of):
 
 
 def test_a_column_named_twice_is_refused(contract_of):
-    with pytest.raises(ValidationError, match="column named twice: v"):
+    with pytest.raises(ValidationError, match="column defined twice: v"):
         contract_of(NUMBER, NUMBER)
 
 
@@ -228,7 +228,7 @@ def test_the_quarantine_limit_is_a_share(contract_of, limit):
 
 @pytest.mark.parametrize("limit", [-0.01, 1.01, True, "0.1", None, float("nan"), [0.1]])
 def test_a_quarantine_limit_that_is_no_share_is_refused(contract_of, limit):
-    with pytest.raises(ValidationError, match="quarantineLimit is a share"):
+    with pytest.raises(ValidationError, match="quarantineLimit must be a share"):
         contract_of(NUMBER, customProperties=[{"property": "quarantineLimit", "value": limit}])
 
 
@@ -291,6 +291,6 @@ def test_the_first_problem_of_a_wrong_contract_is_the_one_to_mend(changed_digits
 
 def test_a_message_does_not_repeat_the_whole_contract(changed_digits):
     path = changed_digits("value: 0.01", "value: 2")
-    with pytest.raises(ContractInvalid, match="quarantineLimit is a share of the rows") as caught:
+    with pytest.raises(ContractInvalid, match="quarantineLimit must be a share of the rows") as caught:
         read_contract(path)
     assert "Optical Recognition of Handwritten Digits" not in str(caught.value)

@@ -276,7 +276,7 @@ def test_large_whole_numbers_are_compared_to_the_last_digit_or_refused_as_limits
     limit = 2**53 - 1
     contract = contract_of({"name": "v", "logicalType": "integer", "logicalTypeOptions": {"maximum": limit}})
     assert broken_rows(pa.array([limit - 1, limit, limit + 1]), contract) == {2}
-    with pytest.raises(ValidationError, match="last digit"):
+    with pytest.raises(ValidationError, match="cannot be compared exactly"):
         contract_of({"name": "v", "logicalType": "integer", "logicalTypeOptions": {"maximum": limit + 1}})
 
 

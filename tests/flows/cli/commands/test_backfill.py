@@ -73,7 +73,7 @@ def test_a_dated_recipe_is_read_for_a_period(dated: Path) -> None:
     newest = read_recipe(str(dated)).period
     assert newest is not None
     assert newest > "2026"
-    with pytest.raises(SettingInvalid, match="'2019-W02' is no month, such as 2019-02"):
+    with pytest.raises(SettingInvalid, match="'2019-W02' is not a month such as 2019-02"):
         read_recipe(str(dated), "2019-W02")
     with pytest.raises(SettingInvalid, match=r"digits\.yaml has no periods"):
         read_recipe("digits", "2019-02")
