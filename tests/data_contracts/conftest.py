@@ -24,11 +24,11 @@ def digits_contract() -> Contract:
 
 @pytest.fixture
 def changed_digits(tmp_path: Path) -> Callable[..., Path]:
-    """Writes the digits' contract with one piece of its text replaced, and returns the file."""
+    """Writes the contract of digits with one text replaced, and returns the path of the file."""
 
     def write(old: str, new: str) -> Path:
         text = DIGITS.read_text(encoding="utf-8")
-        assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in the contract"
+        assert text.count(old) == 1, f"{old!r} occurs {text.count(old)} times in the contract"
         path = tmp_path / "changed.odcs.yaml"
         path.write_text(text.replace(old, new), encoding="utf-8")
         return path
@@ -37,15 +37,15 @@ def changed_digits(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def set_aside() -> Callable[[pa.Table, Contract], set[int]]:
-    """The rows of a table that training sets aside: those that break a rule of severity error."""
+def quarantined_rows() -> Callable[[pa.Table, Contract], set[int]]:
+    """Finds the rows of a table that training quarantines: those that break a rule of severity error."""
 
     def find(table: pa.Table, contract: Contract) -> set[int]:
         schema = arrow_schema(contract.columns)
         rules = tuple(rule for rule in row_rules(contract) if rule.severity == "error")
-        (found,) = table.combine_chunks().to_batches()
-        batch, read = cast_batch(found, schema), parse_conditions(rules, schema)
-        masks = [find_violations(rule, batch, read).to_numpy(zero_copy_only=False) for rule in rules]
+        (raw_rows,) = table.combine_chunks().to_batches()
+        batch, conditions = cast_batch(raw_rows, schema), parse_conditions(rules, schema)
+        masks = [find_violations(rule, batch, conditions).to_numpy(zero_copy_only=False) for rule in rules]
         return set(np.flatnonzero(np.any(masks, axis=0)).tolist()) if masks else set()
 
     return find

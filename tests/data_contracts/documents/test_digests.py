@@ -1,4 +1,4 @@
-"""One digest for equal content, another for any other content."""
+"""Equal content has equal digests, and different content different digests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DOCUMENTS = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=4),
     max_leaves=12,
 )
-# Few values of each type, so that two drawn tables are often equal.
+# Few values of each type, so that two generated tables are often equal.
 CELLS: dict[pa.DataType, st.SearchStrategy[Any]] = {
     pa.int64(): st.sampled_from([None, 0, 1]),
     pa.int32(): st.sampled_from([None, 0, 1]),
@@ -51,7 +51,7 @@ def tables(draw: st.DrawFn, max_columns: int = 3, max_rows: int = 6) -> pa.Table
 
 
 def cut(table: pa.Table, at: list[int]) -> pa.Table:
-    """The same rows in chunks; `at` may name a row twice, which makes an empty chunk."""
+    """The same rows in chunks that start at the rows `at`; a repeated row gives an empty chunk."""
     edges = [0, *sorted(at), table.num_rows]
     pieces = [table.slice(start, end - start) for start, end in itertools.pairwise(edges)]
     return pa.concat_tables(pieces)
@@ -59,14 +59,14 @@ def cut(table: pa.Table, at: list[int]) -> pa.Table:
 
 @settings(deadline=None, max_examples=examples(100))
 @given(data=st.data(), table=tables())
-def test_a_table_has_one_digest_however_it_is_cut_into_chunks(data, table):
+def test_chunks_do_not_change_the_digest_of_a_table(data, table):
     edges = data.draw(st.lists(st.integers(0, table.num_rows), max_size=4))
     assert digest_of_table(cut(table, edges)) == digest_of_table(table)
 
 
 @settings(deadline=None, max_examples=examples(100))
 @given(data=st.data(), table=tables())
-def test_a_slice_has_the_digest_of_the_same_rows_alone(data, table):
+def test_a_slice_has_the_digest_of_a_table_with_the_same_rows(data, table):
     start = data.draw(st.integers(0, table.num_rows))
     length = data.draw(st.integers(0, table.num_rows - start))
     alone = pa.Table.from_pylist(table.slice(start, length).to_pylist(), schema=table.schema)
@@ -74,14 +74,14 @@ def test_a_slice_has_the_digest_of_the_same_rows_alone(data, table):
 
 
 @settings(deadline=None, max_examples=examples(300))
-@given(one=tables(max_columns=1, max_rows=2), other=tables(max_columns=1, max_rows=2))
-def test_two_tables_have_one_digest_exactly_if_they_are_equal(one, other):
-    assert (digest_of_table(one) == digest_of_table(other)) == one.equals(other)
+@given(first=tables(max_columns=1, max_rows=2), second=tables(max_columns=1, max_rows=2))
+def test_two_tables_have_the_same_digest_only_if_they_are_equal(first, second):
+    assert (digest_of_table(first) == digest_of_table(second)) == first.equals(second)
 
 
 @settings(deadline=None, max_examples=examples(100))
 @given(data=st.data(), table=tables())
-def test_changing_any_one_cell_changes_the_digest(data, table):
+def test_changing_a_cell_changes_the_digest(data, table):
     assume(table.num_rows)
     row = data.draw(st.integers(0, table.num_rows - 1))
     field = data.draw(st.sampled_from(list(table.schema)))
@@ -91,19 +91,19 @@ def test_changing_any_one_cell_changes_the_digest(data, table):
 
 
 @pytest.mark.parametrize("cuts", [[1], [65_535], [65_536], [65_537], [10, 65_540, 70_000]])
-def test_a_long_table_has_one_digest_however_it_is_cut(cuts):
+def test_chunks_do_not_change_the_digest_of_a_long_table(cuts):
     table = pa.table({"v": pa.array(range(70_001)), "w": pa.array([[n] for n in range(70_001)])})
     assert digest_of_table(cut(table, cuts)) == digest_of_table(table)
 
 
-def test_the_last_row_of_a_long_table_counts():
+def test_the_last_row_of_a_long_table_changes_the_digest():
     values = list(range(70_001))
-    whole = digest_of_table(pa.table({"v": values}))
-    assert digest_of_table(pa.table({"v": values[:-1]})) != whole
-    assert digest_of_table(pa.table({"v": [*values[:-1], 0]})) != whole
+    digest = digest_of_table(pa.table({"v": values}))
+    assert digest_of_table(pa.table({"v": values[:-1]})) != digest
+    assert digest_of_table(pa.table({"v": [*values[:-1], 0]})) != digest
 
 
-def test_names_and_order_of_columns_and_rows_count():
+def test_names_and_order_of_columns_and_rows_change_the_digest():
     digests = [
         digest_of_table(table)
         for table in (
@@ -116,7 +116,7 @@ def test_names_and_order_of_columns_and_rows_count():
     assert len(set(digests)) == len(digests)
 
 
-def test_what_lies_under_a_null_does_not_count():
+def test_a_value_under_a_null_does_not_change_the_digest():
     digests = {digest_of_table(pa.table({"v": pa.array([1, hidden], mask=[False, True])})) for hidden in (2, 3)}
     assert len(digests) == 1
 
@@ -127,26 +127,26 @@ def test_a_table_has_the_digest_of_its_parquet_file(tmp_path: Path):
     assert digest_of_table(pq.read_table(tmp_path / "rows.parquet")) == digest_of_table(table)
 
 
-def test_notes_in_the_schema_do_not_count():
+def test_metadata_of_the_schema_does_not_change_the_digest():
     table = pa.table({"v": [1]})
-    noted = table.replace_schema_metadata({"written by": "a test"})
-    assert digest_of_table(noted) == digest_of_table(table)
+    annotated = table.replace_schema_metadata({"written by": "a test"})
+    assert digest_of_table(annotated) == digest_of_table(table)
 
 
-def test_notes_on_a_column_do_not_count():
+def test_metadata_of_a_column_does_not_change_the_digest():
     table = pa.table({"v": [1]})
-    noted = table.cast(pa.schema([pa.field("v", pa.int64(), metadata={"PARQUET:field_id": "7"})]))
-    assert digest_of_table(noted) == digest_of_table(table)
+    annotated = table.cast(pa.schema([pa.field("v", pa.int64(), metadata={"PARQUET:field_id": "7"})]))
+    assert digest_of_table(annotated) == digest_of_table(table)
 
 
-def test_the_words_of_a_dictionary_column_count():
-    one, other = (pa.table({"v": pa.array(words).dictionary_encode()}) for words in (["a", "b"], ["c", "d"]))
-    assert digest_of_table(one) != digest_of_table(other)
+def test_the_values_of_a_dictionary_column_change_the_digest():
+    first, second = (pa.table({"v": pa.array(values).dictionary_encode()}) for values in (["a", "b"], ["c", "d"]))
+    assert digest_of_table(first) != digest_of_table(second)
 
 
 @settings(deadline=None, max_examples=examples(100))
 @given(document=DOCUMENTS, seed=st.integers(0, 9))
-def test_a_document_has_one_digest_whatever_the_order_of_its_keys(document, seed):
+def test_the_order_of_keys_does_not_change_the_digest_of_a_document(document, seed):
     assert digest_of_document(_shuffled(document, random.Random(seed))) == digest_of_document(document)
 
 
@@ -161,7 +161,7 @@ def _shuffled(document: Any, chance: random.Random) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("first", "second"),
     [
         ([1, 2], [2, 1]),
         ([1, [2]], [[1], 2]),
@@ -173,8 +173,8 @@ def _shuffled(document: Any, chance: random.Random) -> Any:
         ("é", "e\u0301"),
     ],
 )
-def test_different_documents_have_different_digests(one, other):
-    assert digest_of_document(one) != digest_of_document(other)
+def test_different_documents_have_different_digests(first, second):
+    assert digest_of_document(first) != digest_of_document(second)
 
 
 def test_the_digest_of_a_document_is_that_of_its_compact_json():
@@ -183,7 +183,7 @@ def test_the_digest_of_a_document_is_that_of_its_compact_json():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_number_that_json_does_not_know_has_no_digest(value):
+def test_a_number_that_is_not_finite_has_no_digest(value):
     with pytest.raises(ValueError, match="JSON"):
         digest_of_document({"a": value})
 
@@ -191,6 +191,6 @@ def test_a_number_that_json_does_not_know_has_no_digest(value):
 @pytest.mark.parametrize("size", [0, 1, 1_000_000])
 def test_the_digest_of_a_file_is_that_of_its_bytes(tmp_path: Path, size: int):
     content = bytes(range(256)) * (size // 256) + bytes(size % 256)
-    for name in ("one", "other"):
+    for name in ("first", "second"):
         (tmp_path / name).write_bytes(content)
         assert digest_of_file(tmp_path / name) == hashlib.sha256(content).hexdigest()

@@ -1,4 +1,4 @@
-"""Reading YAML into frozen models, and what a mistake is answered with."""
+"""Reads YAML into frozen models. Errors name each problem and its line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Bicycle(Document):
 
 
 @pytest.fixture
-def read(tmp_path: Path) -> Callable[[str], Bicycle]:
+def read_bicycle(tmp_path: Path) -> Callable[[str], Bicycle]:
     def read_text(text: str) -> Bicycle:
         path = tmp_path / "bicycle.yaml"
         path.write_text(text, encoding="utf-8")
@@ -35,24 +35,26 @@ def read(tmp_path: Path) -> Callable[[str], Bicycle]:
 
 
 @pytest.fixture
-def refused(read: Callable[[str], Bicycle]) -> Callable[[str], RecipeInvalid]:
+def read_error(read_bicycle: Callable[[str], Bicycle]) -> Callable[[str], RecipeInvalid]:
     def read_text(text: str) -> RecipeInvalid:
         with pytest.raises(RecipeInvalid) as caught:
-            read(text)
+            read_bicycle(text)
         return caught.value
 
     return read_text
 
 
-def test_a_file_becomes_a_frozen_document(read):
-    bicycle = read("name: red\nwheels:\n  - {diameter: 28}\n  - diameter: 29.5\n    spokes: 28\nframeSize: 56\n")
+def test_a_file_becomes_a_frozen_document(read_bicycle):
+    bicycle = read_bicycle(
+        "name: red\nwheels:\n  - {diameter: 28}\n  - diameter: 29.5\n    spokes: 28\nframeSize: 56\n"
+    )
     assert bicycle == Bicycle(name="red", wheels=(Wheel(diameter=28), Wheel(diameter=29.5, spokes=28)), frameSize=56)
     with pytest.raises(ValidationError):
         bicycle.name = "blue"
 
 
-def test_every_problem_has_its_line_in_the_order_of_the_file(refused):
-    error = refused("frameSize: big\nname: red\nwheels:\n  - diameter: 28\n  - diameter: wide\n    spokes: 1.5\n")
+def test_every_problem_has_its_line_in_the_order_of_the_file(read_error):
+    error = read_error("frameSize: big\nname: red\nwheels:\n  - diameter: 28\n  - diameter: wide\n    spokes: 1.5\n")
     places = [line.split(": ")[:2] for line in error.found.splitlines()]
     assert places == [
         ["bicycle.yaml:1", "frameSize"],
@@ -62,16 +64,18 @@ def test_every_problem_has_its_line_in_the_order_of_the_file(refused):
     assert error.where.endswith("bicycle.yaml:1")
 
 
-def test_a_problem_says_what_was_found(refused):
-    assert "frameSize: found 'big', but input should be a valid integer" in refused("name: a\nframeSize: big\n").found
+def test_a_problem_names_the_value(read_error):
+    assert (
+        "frameSize: found 'big', but input should be a valid integer" in read_error("name: a\nframeSize: big\n").found
+    )
 
 
-def test_a_problem_inside_an_optional_part_has_its_own_line(refused):
-    assert refused("name: red\nfront:\n  spokes: 3\n  diameter: wide\n").found.startswith("bicycle.yaml:4: front")
+def test_a_problem_in_an_optional_section_has_its_own_line(read_error):
+    assert read_error("name: red\nfront:\n  spokes: 3\n  diameter: wide\n").found.startswith("bicycle.yaml:4: front")
 
 
-def test_a_missing_key_is_named_at_the_part_that_lacks_it(refused):
-    assert refused("name: red\nwheels:\n  - diameter: 1\n  - spokes: 3\n").found == (
+def test_a_missing_key_is_reported_at_its_section(read_error):
+    assert read_error("name: red\nwheels:\n  - diameter: 1\n  - spokes: 3\n").found == (
         "bicycle.yaml:4: wheels.1.diameter: missing"
     )
 
@@ -91,28 +95,28 @@ def test_a_missing_key_is_named_at_the_part_that_lacks_it(refused):
         ),
     ],
 )
-def test_a_misspelt_key_is_answered_with_the_right_one(refused, text, problem):
-    assert refused(text).found == problem
+def test_the_message_corrects_a_misspelt_key(read_error, text, problem):
+    assert read_error(text).found == problem
 
 
-def test_a_key_like_no_other_is_answered_with_those_of_its_own_part(refused):
-    assert refused("name: red\nwheels:\n- diameter: 1\n  zzz: 2\n").found == (
+def test_the_message_lists_the_keys_of_the_section_if_none_is_similar(read_error):
+    assert read_error("name: red\nwheels:\n- diameter: 1\n  zzz: 2\n").found == (
         "bicycle.yaml:4: wheels.0.zzz: unknown key; known here: diameter, spokes"
     )
 
 
-def test_a_key_given_twice_is_refused(refused):
-    error = refused("name: red\nfront:\n  diameter: 1\n  spokes: 2\n  diameter: 3\n")
+def test_a_repeated_key_is_refused(read_error):
+    error = read_error("name: red\nfront:\n  diameter: 1\n  spokes: 2\n  diameter: 3\n")
     assert error.found == "bicycle.yaml has the key 'diameter' twice"
     assert error.where.endswith("bicycle.yaml:5")
 
 
-def test_one_key_may_stand_in_two_parts(read):
-    assert len(read("name: red\nwheels: [{diameter: 1}, {diameter: 1}]\n").wheels) == 2
+def test_two_sections_may_have_the_same_key(read_bicycle):
+    assert len(read_bicycle("name: red\nwheels: [{diameter: 1}, {diameter: 1}]\n").wheels) == 2
 
 
-def test_an_anchor_may_be_used_twice(read):
-    front, back = read("name: red\nwheels: [&wheel {diameter: 1}, *wheel]\n").wheels
+def test_an_anchor_may_be_used_twice(read_bicycle):
+    front, back = read_bicycle("name: red\nwheels: [&wheel {diameter: 1}, *wheel]\n").wheels
     assert front == back
 
 
@@ -120,30 +124,30 @@ def test_an_anchor_may_be_used_twice(read):
     ("text", "line"),
     [("name: red\nfront: {diameter: 1\n", 3), ("name: red\nfront:\n\tdiameter: 1\n", 3), ("name: [red\n", 2)],
 )
-def test_a_file_that_is_no_yaml_is_named_with_its_line(refused, text, line):
-    error = refused(text)
+def test_invalid_yaml_is_reported_with_its_line(read_error, text, line):
+    error = read_error(text)
     assert "is not YAML" in error.found
     assert error.where.endswith(f"bicycle.yaml:{line}")
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "- red\n", "red\n", "name: red\n---\nname: blue\n", "1: red\n"])
-def test_a_file_that_is_not_one_mapping_of_names_is_refused(refused, text):
-    assert "bicycle.yaml" in refused(text).found
+def test_a_file_that_is_not_one_mapping_is_refused(read_error, text):
+    assert "bicycle.yaml" in read_error(text).found
 
 
-def test_a_key_that_is_a_list_is_refused_like_any_other_mistake(refused):
-    assert "bicycle.yaml" in str(refused("name: red\n? [a, b]\n: 1\n"))
+def test_a_key_that_is_a_list_is_refused(read_error):
+    assert "bicycle.yaml" in str(read_error("name: red\n? [a, b]\n: 1\n"))
 
 
-def test_a_part_that_holds_itself_is_refused_like_any_other_mistake(refused):
-    assert "bicycle.yaml" in str(refused("name: red\nwheels: &all [*all]\n"))
+def test_a_section_that_contains_itself_is_refused(read_error):
+    assert "bicycle.yaml" in str(read_error("name: red\nwheels: &all [*all]\n"))
 
 
-def test_a_number_that_is_none_is_refused(refused):
-    assert "found nan, but input should be a finite number" in refused("name: a\nfront: {diameter: .nan}\n").found
+def test_nan_is_refused(read_error):
+    assert "found nan, but input should be a finite number" in read_error("name: a\nfront: {diameter: .nan}\n").found
 
 
-def test_a_file_that_is_not_there_or_no_text_is_missing_data(tmp_path: Path):
+def test_a_missing_or_unreadable_file_is_missing_data(tmp_path: Path):
     (tmp_path / "latin.yaml").write_bytes(b"name: \xe9\n")
     for name in ("none.yaml", ".", "latin.yaml"):
         with pytest.raises(DataMissing, match="cannot be read") as caught:

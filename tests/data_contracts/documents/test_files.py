@@ -10,7 +10,7 @@ import pytest
 from bloomery.data_contracts.documents.files import atomic_path, write_bytes, write_text
 
 
-def test_a_file_is_replaced_and_no_temporary_file_stays(tmp_path: Path) -> None:
+def test_a_file_is_replaced_and_no_temporary_file_remains(tmp_path: Path) -> None:
     path = tmp_path / "new" / "note.json"
     write_text(path, "old")
     write_text(path, "é")
@@ -19,7 +19,7 @@ def test_a_file_is_replaced_and_no_temporary_file_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o644])
-def test_a_file_has_the_requested_mode_whatever_it_had_before(tmp_path: Path, mode: int) -> None:
+def test_a_replaced_file_has_the_requested_mode(tmp_path: Path, mode: int) -> None:
     path = tmp_path / "secret"
     path.write_bytes(b"old")
     path.chmod(0o666)

@@ -1,4 +1,4 @@
-"""Conditions in SQL: what is read, what is refused, and that they mean what DuckDB and exact arithmetic say."""
+"""Conditions in SQL: supported and unsupported syntax, and results equal to those of DuckDB and exact arithmetic."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def quoted(text: str) -> str:
 
 
 def call(template: str, *parts: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
-    return st.tuples(*parts).map(lambda found: template.format(*found))
+    return st.tuples(*parts).map(lambda texts: template.format(*texts))
 
 
 def numbers(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
@@ -121,31 +121,31 @@ def engine():
         yield connection
 
 
-def plain(text: str) -> str:
+def in_parentheses(text: str) -> str:
     return text.replace("⟨", "(").replace("⟩", ")")
 
 
-def broken(text: str, table: pa.Table) -> list[bool]:
-    """Asked of the batch, and of each row by itself, which must be the same."""
+def violations(text: str, table: pa.Table) -> list[bool]:
+    """The violations in a batch, which must be those of each row alone."""
     condition = parse_condition(text, table.schema)
-    found: list[bool] = find_violations(condition, table).to_pylist()
+    masks: list[bool] = find_violations(condition, table).to_pylist()
     value = compile_for_row(condition.root, table.schema)
-    for row, is_broken in zip(table.to_pylist(), found, strict=True):
+    for row, is_broken in zip(table.to_pylist(), masks, strict=True):
         with contextlib.suppress(FallBackToArrow):
             assert (value(row) is False) == is_broken, (text, row)
-    return found
+    return masks
 
 
 @settings(deadline=None, max_examples=examples(250), phases=set(Phase) - {Phase.shrink})
 @given(text=CONDITION.map(lambda text: f"({text}) OR (b AND d IS NULL)"), rows=st.lists(ROW, min_size=1, max_size=12))
-def test_a_condition_means_what_duckdb_says(engine, text, rows):
+def test_a_condition_has_the_result_of_duckdb(engine, text, rows):
     schema = SCHEMA.remove(SCHEMA.get_field_index("a"))
     table = pa.Table.from_pylist(rows, schema=schema)
     engine.register("rows", table)
     wide = "i::bigint as i, j, u::bigint as u, f, g::double as g, s, t, b, d, m"
-    theirs = text.replace("⟨", "nullif(").replace("⟩", ", 0)")  # DuckDB raises, or gives infinity
-    said = engine.sql(f"select coalesce(not ({theirs}), false) from (select {wide} from rows)").fetchall()
-    assert broken(plain(text), table) == [answer for (answer,) in said]
+    duckdb_text = text.replace("⟨", "nullif(").replace("⟩", ", 0)")  # where DuckDB raises, or gives infinity
+    answers = engine.sql(f"select coalesce(not ({duckdb_text}), false) from (select {wide} from rows)").fetchall()
+    assert violations(in_parentheses(text), table) == [answer for (answer,) in answers]
 
 
 EDGES = st.sampled_from([0, 1, -1, 2**31, 2**53, 2**53 + 1, -(2**53) - 1, 2**62, 2**63 - 1, -(2**63)])
@@ -166,16 +166,16 @@ def remainder(a: int, b: int) -> int:
 
 
 @st.composite
-def whole_expression(draw: st.DrawFn, depth: int = 2) -> tuple[str, Any]:
-    """An expression of whole numbers as text, and as a function of x and y that is exact."""
+def integer_expression(draw: st.DrawFn, depth: int = 2) -> tuple[str, Any]:
+    """An expression of integers as text, and as an exact function of x and y."""
     if depth == 0 or draw(st.booleans()):
         name = draw(st.sampled_from(["x", "y", "literal"]))
         if name == "literal":
             value = draw(st.integers(0, 10**19))
             return str(value), lambda x, y: value
         return name, (lambda x, y: x) if name == "x" else (lambda x, y: y)
-    left, left_of = draw(whole_expression(depth - 1))
-    right, right_of = draw(whole_expression(depth - 1))
+    left, left_of = draw(integer_expression(depth - 1))
+    right, right_of = draw(integer_expression(depth - 1))
     kind = draw(st.sampled_from(["+", "-", "*", "abs", "negate", "%"]))
     if kind == "%":
         divisor = draw(st.integers(1, 10**19))
@@ -190,54 +190,54 @@ def whole_expression(draw: st.DrawFn, depth: int = 2) -> tuple[str, Any]:
 
 @settings(deadline=None, max_examples=examples(250), phases=set(Phase) - {Phase.shrink})
 @given(
-    left=whole_expression(),
-    right=whole_expression(),
+    left=integer_expression(),
+    right=integer_expression(),
     comparison=st.sampled_from(list(COMPARISONS)),
     rows=st.lists(st.tuples(WHOLE, WHOLE), min_size=1, max_size=8),
 )
-def test_whole_numbers_are_exact_however_large(left, right, comparison, rows):
+def test_integers_are_exact_whatever_their_size(left, right, comparison, rows):
     table = pa.table({"x": [x for x, _ in rows], "y": [y for _, y in rows]})
     text = f"{left[0]} {comparison} {right[0]} AND x IS NOT NULL"
     try:
-        found = broken(text, table)
+        masks = violations(text, table)
     except ValueError as failure:
         if "may have more than 75 digits" not in str(failure):
             raise
         reject()
-    assert found == [not COMPARISONS[comparison](left[1](x, y), right[1](x, y)) for x, y in rows]
+    assert masks == [not COMPARISONS[comparison](left[1](x, y), right[1](x, y)) for x, y in rows]
 
 
 @settings(deadline=None, max_examples=examples(200))
 @given(
-    whole=whole_expression(1),
+    integer=integer_expression(1),
     comparison=st.sampled_from(list(COMPARISONS)),
     rows=st.lists(st.tuples(WHOLE, WHOLE, REAL), min_size=1, max_size=8),
 )
-def test_a_whole_number_beside_a_real_one_is_not_rounded(whole, comparison, rows):
+def test_an_integer_is_not_rounded_when_compared_with_a_float(integer, comparison, rows):
     table = pa.table({name: [row[place] for row in rows] for place, name in enumerate("xyf")})
     exact = COMPARISONS[comparison]
-    found = [not exact(whole[1](x, y), f) for x, y, f in rows]
-    assert broken(f"{whole[0]} {comparison} f", table) == found
-    mirrored = [not exact(f, whole[1](x, y)) for x, y, f in rows]
-    assert broken(f"f {comparison} {whole[0]}", table) == mirrored
+    expected = [not exact(integer[1](x, y), f) for x, y, f in rows]
+    assert violations(f"{integer[0]} {comparison} f", table) == expected
+    mirrored = [not exact(f, integer[1](x, y)) for x, y, f in rows]
+    assert violations(f"f {comparison} {integer[0]}", table) == mirrored
 
 
 @settings(deadline=None, max_examples=examples(50))
-@given(text=CONDITION, rows=st.lists(ROW, min_size=2, max_size=12), cut=st.integers(0, 12))
-def test_batches_are_asked_as_the_whole_is(text, rows, cut):
+@given(text=CONDITION, rows=st.lists(ROW, min_size=2, max_size=12), position=st.integers(0, 12))
+def test_batches_have_the_violations_of_the_table(text, rows, position):
     schema = SCHEMA.remove(SCHEMA.get_field_index("a"))
     try:
-        condition = parse_condition(plain(text), schema)
+        condition = parse_condition(in_parentheses(text), schema)
     except ValueError as failure:
         if "names no column" not in str(failure):
             raise
         reject()
     table = pa.Table.from_pylist(rows, schema=schema)
-    whole = find_violations(condition, table).to_pylist()
-    parts = [table.slice(0, cut), table.slice(cut)]
-    assert [one for part in parts for one in find_violations(condition, part).to_pylist()] == whole
+    expected = find_violations(condition, table).to_pylist()
+    parts = [table.slice(0, position), table.slice(position)]
+    assert [mask for part in parts for mask in find_violations(condition, part).to_pylist()] == expected
     (batch,) = table.combine_chunks().to_batches()
-    assert find_violations(condition, batch).to_pylist() == whole
+    assert find_violations(condition, batch).to_pylist() == expected
 
 
 @pytest.mark.parametrize(
@@ -258,17 +258,17 @@ def test_batches_are_asked_as_the_whole_is(text, rows, cut):
         ("CASE WHEN j > 0 THEN j END > 5", [3, -3, 7], [True, False, False]),
     ],
 )
-def test_a_row_breaks_a_condition_where_it_is_false_and_not_where_it_is_null(text, values, expected):
-    assert broken(text, pa.table({"j": pa.array(values, pa.int64())})) == expected
+def test_a_row_breaks_a_condition_that_is_false_but_not_one_that_is_null(text, values, expected):
+    assert violations(text, pa.table({"j": pa.array(values, pa.int64())})) == expected
 
 
-def test_no_rows_break_nothing():
-    assert broken("i > 0", SCHEMA.empty_table()) == []
+def test_an_empty_table_has_no_violations():
+    assert violations("i > 0", SCHEMA.empty_table()) == []
 
 
-def test_an_array_can_be_asked_only_whether_it_is_there():
+def test_an_array_can_only_be_compared_with_null():
     table = pa.table({"a": pa.array([None, [], [1]], pa.list_(pa.int64()))})
-    assert broken("a IS NOT NULL", table) == [True, False, False]
+    assert violations("a IS NOT NULL", table) == [True, False, False]
     with pytest.raises(ValueError, match="an array, which cannot be compared"):
         parse_condition("a = 1", table.schema)
 
@@ -316,22 +316,22 @@ def test_an_array_can_be_asked_only_whether_it_is_there():
         ("NOT " * 150 + "b", "deep"),
     ],
 )
-def test_what_is_no_condition_on_these_columns_is_refused_by_name(text, reason):
+def test_an_invalid_condition_is_refused_with_the_reason(text, reason):
     with pytest.raises(ValueError, match=reason):
         parse_condition(text, SCHEMA)
 
 
-def test_a_long_chain_is_read():
+def test_a_long_chain_of_conditions_is_supported():
     table = pa.table({"i": pa.array([1, 5, 999], pa.int64())})
-    assert broken(" OR ".join(f"i = {value}" for value in range(900)), table) == [False, False, True]
+    assert violations(" OR ".join(f"i = {value}" for value in range(900)), table) == [False, False, True]
 
 
-def test_columns_are_named_once_in_the_order_of_the_text():
+def test_referenced_columns_are_unique_and_in_the_order_of_the_text():
     assert referenced_columns('t > s AND t <> "select" AND s < t') == ("t", "s", "select")
 
 
 def test_times_without_an_offset_are_in_utc():
     table = pa.table({"m": pa.array([dt.datetime(2020, 1, 1, 12, tzinfo=UTC)], pa.timestamp("us", "UTC"))})
-    assert broken("m = TIMESTAMP '2020-01-01 12:00:00'", table) == [False]
-    assert broken("m = TIMESTAMPTZ '2020-01-01T14:00:00+02:00'", table) == [False]
-    assert broken("m = CAST('2020-01-01T12:00:01Z' AS TIMESTAMP)", table) == [True]
+    assert violations("m = TIMESTAMP '2020-01-01 12:00:00'", table) == [False]
+    assert violations("m = TIMESTAMPTZ '2020-01-01T14:00:00+02:00'", table) == [False]
+    assert violations("m = CAST('2020-01-01T12:00:01Z' AS TIMESTAMP)", table) == [True]

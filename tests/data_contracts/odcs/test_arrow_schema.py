@@ -1,4 +1,4 @@
-"""A contract as an Arrow schema and as a Spark schema, and the columns that fit it."""
+"""A contract as an Arrow schema and as a Spark schema, and the types that are compatible with it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EVERY_TYPE = [
 ARRAY = {"name": "v", "logicalType": "array", "items": {"logicalType": "integer", "physicalType": "uint8"}}
 
 
-def test_the_digits_have_the_types_of_their_contract(digits_contract):
+def test_the_schema_has_the_types_of_the_contract(digits_contract):
     assert arrow_schema(digits_contract.columns) == pa.schema(
         [("id", pa.int64()), ("image", pa.list_(pa.uint8())), ("label", pa.int64())]
     )
@@ -29,14 +29,14 @@ def test_the_digits_have_the_types_of_their_contract(digits_contract):
 
 def test_every_physical_type_is_an_arrow_type(contract_of):
     schema = arrow_schema(contract_of(*EVERY_TYPE).columns)
-    # What Arrow calls otherwise when it prints it.
-    shown = {
+    # The names of types that Arrow prints differently.
+    names = {
         "float": "float32",
         "double": "float64",
         "date32[day]": "date32",
         "timestamp[us, tz=UTC]": "timestamp[us, UTC]",
     }
-    assert [shown.get(str(field.type), str(field.type)) for field in schema] == [
+    assert [names.get(str(field.type), str(field.type)) for field in schema] == [
         column["physicalType"] for column in EVERY_TYPE
     ]
 
@@ -50,7 +50,7 @@ def test_the_first_physical_type_is_the_default(contract_of):
             )
 
 
-def test_spark_reads_the_schema_and_loses_no_value(contract_of):
+def test_the_types_in_spark_hold_every_value(contract_of):
     arrays = [
         {
             "name": f"many_{column['name']}",
@@ -62,16 +62,16 @@ def test_spark_reads_the_schema_and_loses_no_value(contract_of):
     contract = contract_of(*EVERY_TYPE, *arrays)
     in_spark = to_arrow_schema(StructType.fromJson(spark_schema(contract.columns)), timezone="UTC")
     assert in_spark.names == arrow_schema(contract.columns).names
-    for here, there in zip(arrow_schema(contract.columns), in_spark, strict=True):
-        mine, sparks = (
-            (here.type.value_type, there.type.value_type) if pa.types.is_list(here.type) else (here.type, there.type)
-        )
-        is_larger_signed = pa.types.is_unsigned_integer(mine) and sparks.bit_width > mine.bit_width
-        assert sparks == mine or is_larger_signed
+    for field, spark_field in zip(arrow_schema(contract.columns), in_spark, strict=True):
+        kind, spark_kind = field.type, spark_field.type
+        if pa.types.is_list(kind):
+            kind, spark_kind = kind.value_type, spark_kind.value_type
+        is_larger_signed = pa.types.is_unsigned_integer(kind) and spark_kind.bit_width > kind.bit_width
+        assert spark_kind == kind or is_larger_signed
 
 
 @pytest.mark.parametrize(
-    ("column", "found"),
+    ("column", "actual"),
     [
         ({"name": "v", "logicalType": "integer"}, pa.int8()),
         ({"name": "v", "logicalType": "integer"}, pa.uint64()),
@@ -90,12 +90,12 @@ def test_spark_reads_the_schema_and_loses_no_value(contract_of):
     ],
     ids=str,
 )
-def test_any_type_of_the_same_family_fits(contract_of, column, found):
-    require_columns(pa.schema([("v", found)]), contract_of({**column, "required": True}), where="here")
+def test_a_type_of_the_same_family_is_compatible(contract_of, column, actual):
+    require_columns(pa.schema([("v", actual)]), contract_of({**column, "required": True}), where="here")
 
 
 @pytest.mark.parametrize(
-    ("column", "found"),
+    ("column", "actual"),
     [
         ({"name": "v", "logicalType": "integer"}, pa.string()),
         ({"name": "v", "logicalType": "integer"}, pa.bool_()),
@@ -112,18 +112,18 @@ def test_any_type_of_the_same_family_fits(contract_of, column, found):
     ],
     ids=str,
 )
-def test_a_type_of_another_family_breaks_the_contract(contract_of, column, found):
+def test_a_type_of_another_family_breaks_the_contract(contract_of, column, actual):
     contract = contract_of({**column, "required": True})
     with pytest.raises(ContractBroken) as caught:
-        require_columns(pa.schema([("v", found)]), contract, where="here")
-    assert caught.value.found == f"column v is {found}, not {arrow_schema(contract.columns).field('v').type}"
+        require_columns(pa.schema([("v", actual)]), contract, where="here")
+    assert caught.value.found == f"column v is {actual}, not {arrow_schema(contract.columns).field('v').type}"
     assert caught.value.where == "here"
 
 
-def test_all_that_is_wrong_with_the_columns_is_said_at_once(digits_contract):
-    found = pa.schema([("id", pa.string()), ("label", pa.int64()), ("Image", pa.list_(pa.uint8()))])
+def test_all_problems_of_the_columns_are_reported_together(digits_contract):
+    schema = pa.schema([("id", pa.string()), ("label", pa.int64()), ("Image", pa.list_(pa.uint8()))])
     with pytest.raises(ContractBroken) as caught:
-        require_columns(found, digits_contract, where="here")
+        require_columns(schema, digits_contract, where="here")
     assert caught.value.found == (
         "column image is missing; column Image is not in the contract; column id is string, not int64"
     )
@@ -134,7 +134,7 @@ def test_columns_may_come_in_any_order(digits_contract):
     require_columns(pa.schema([schema.field(name) for name in reversed(schema.names)]), digits_contract, where="here")
 
 
-def test_a_column_that_is_there_twice_breaks_the_contract(contract_of):
+def test_a_repeated_column_breaks_the_contract(contract_of):
     contract = contract_of({"name": "v", "logicalType": "integer", "required": True})
     with pytest.raises(ContractBroken):
         require_columns(pa.schema([("v", pa.int64()), ("v", pa.int64())]), contract, where="here")

@@ -1,4 +1,4 @@
-"""What breaks between two versions of a contract."""
+"""The changes between two versions of a contract, and the version number that they require."""
 
 from __future__ import annotations
 
@@ -102,16 +102,16 @@ def changed(contract_of: Callable[..., Contract], edit: Edit) -> Contract:
         (custom(2, "unknownCategory", "other"), "compatible", "kind", "was refused and is counted as other"),
         (custom(2, "owner", "Ada"), "note", "kind", "customProperties changed"),
         (column(1, description="What was paid."), "note", "fare", "description changed"),
-        (lambda columns: columns.reverse(), "note", "", "another order: kind, fare, id"),
+        (lambda columns: columns.reverse(), "note", "", "the order of the columns changed: kind, fare, id"),
     ],
 )
-def test_a_change_is_told_with_what_it_means(contract_of, edit, kind, where, sentence):
+def test_a_change_is_described_with_its_kind(contract_of, edit, kind, where, sentence):
     (change,) = diff_contracts(contract_of(*COLUMNS), changed(contract_of, edit))
     assert (change.kind, change.where) == (kind, where)
     assert sentence in change.sentence
 
 
-def test_another_condition_is_a_rule_less_and_a_rule_more(contract_of):
+def test_a_changed_condition_is_one_removed_and_one_new_rule(contract_of):
     def condition(text: str) -> dict[str, Any]:
         return {"type": "custom", "engine": "bloomery", "implementation": {"rule": "expression", "expression": text}}
 
@@ -123,7 +123,7 @@ def test_another_condition_is_a_rule_less_and_a_rule_more(contract_of):
     ]
 
 
-def test_the_quarantine_limit_is_told(contract_of):
+def test_a_changed_quarantine_limit_is_reported(contract_of):
     def limit(share: float) -> Contract:
         return contract_of(*COLUMNS, customProperties=[{"property": "quarantineLimit", "value": share}])
 
@@ -132,7 +132,7 @@ def test_the_quarantine_limit_is_told(contract_of):
 
 
 @pytest.mark.parametrize(
-    ("edit", "needed"),
+    ("edit", "expected"),
     [
         (options(maximum=50), "2.0.0"),
         (options(maximum=200), "1.1.0"),
@@ -140,9 +140,9 @@ def test_the_quarantine_limit_is_told(contract_of):
         (lambda columns: None, "1.0.0"),
     ],
 )
-def test_the_version_must_grow_with_what_changed(contract_of, edit, needed):
+def test_the_changes_determine_the_required_version(contract_of, edit, expected):
     old = contract_of(*COLUMNS)
-    assert required_version(old, diff_contracts(old, changed(contract_of, edit))) == needed
+    assert required_version(old, diff_contracts(old, changed(contract_of, edit))) == expected
 
 
 def test_versions_are_compared_as_numbers():
@@ -172,7 +172,7 @@ EDITS = st.sampled_from(
 
 @settings(deadline=None, max_examples=examples(100))
 @given(edits=st.lists(EDITS, max_size=4))
-def test_nothing_is_told_of_equal_contracts_and_something_of_all_others(contract_of, edits):
+def test_only_equal_contracts_have_no_changes(contract_of, edits):
     columns = copy.deepcopy(COLUMNS)
     try:
         for edit in edits:

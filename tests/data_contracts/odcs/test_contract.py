@@ -1,4 +1,4 @@
-"""What a contract may say, and the rules that it comes to."""
+"""Valid and invalid contracts, and the rules of a contract."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.examples import examples
 NUMBER = {"name": "v", "logicalType": "integer", "required": True}
 
 
-def test_the_rules_stand_in_the_order_of_the_file(digits_contract):
+def test_the_rules_are_in_the_order_of_the_file(digits_contract):
     assert [(rule.target, rule.kind) for rule in digits_contract.rules()] == [
         ("", "num_rows"),
         ("id", "required"),
@@ -63,7 +63,7 @@ def test_the_rules_stand_in_the_order_of_the_file(digits_contract):
         ),
     ],
 )
-def test_every_kind_of_rule_can_be_said_in_words(rule, sentence):
+def test_every_kind_of_rule_has_a_sentence(rule, sentence):
     assert rule.sentence == sentence
 
 
@@ -79,7 +79,7 @@ def test_a_rule_about_elements_belongs_to_their_column():
     ),
     value=st.integers(-4, 4),
 )
-def test_one_rule_holds_where_all_four_limits_hold(contract_of, options, value):
+def test_one_rule_combines_all_four_limits(contract_of, options, value):
     try:
         contract = contract_of({"name": "v", "logicalType": "number", "logicalTypeOptions": options})
     except ValidationError:
@@ -107,12 +107,12 @@ def test_one_rule_holds_where_all_four_limits_hold(contract_of, options, value):
         ({"mustBeGreaterThan": 5, "mustBeLessThan": 9}, (6, 8)),
     ],
 )
-def test_a_row_count_is_read_as_limits_that_are_both_included(contract_of, check, limits):
+def test_a_row_count_has_inclusive_limits(contract_of, check, limits):
     rule = contract_of(NUMBER, quality=[{"metric": "rowCount", **check}]).rules()[0]
     assert (rule.kind, (rule.low, rule.high)) == ("num_rows", limits)
 
 
-def test_a_row_count_with_a_fraction_is_refused_or_read_without_loosening_it(contract_of):
+def test_a_row_count_with_a_fraction_is_refused_or_rounded_to_the_tighter_limit(contract_of):
     try:
         contract = contract_of(NUMBER, quality=[{"metric": "rowCount", "mustBeGreaterOrEqualTo": 2.5}])
     except ValidationError:
@@ -130,7 +130,7 @@ def test_a_row_count_with_a_fraction_is_refused_or_read_without_loosening_it(con
         ({"logicalType": "string", "logicalTypeOptions": {"minimum": 1}}, "minimum has no meaning for string"),
         ({"logicalType": "boolean", "logicalTypeOptions": {"maximum": 1}}, "maximum has no meaning for boolean"),
         ({"logicalType": "integer", "physicalType": "float64"}, "'float64' does not fit integer"),
-        ({"logicalType": "array"}, "every array needs it"),
+        ({"logicalType": "array"}, "items is required for arrays"),
         ({"logicalType": "integer", "items": {"logicalType": "integer"}}, "items is required for arrays"),
         ({"logicalType": "array", "items": {"logicalType": "array"}}, "array of arrays"),
         ({"logicalType": "integer", "quality": [{"metric": "rowCount", "mustBe": 1}]}, "belongs to the schema object"),
@@ -151,7 +151,7 @@ def test_a_row_count_with_a_fraction_is_refused_or_read_without_loosening_it(con
         ),
     ],
 )
-def test_a_column_that_makes_no_sense_is_refused(contract_of, column, reason):
+def test_an_inconsistent_column_is_refused(contract_of, column, reason):
     with pytest.raises(ValidationError, match=reason):
         contract_of({"name": "v", "required": True, **column})
 
@@ -166,17 +166,17 @@ def test_a_column_that_makes_no_sense_is_refused(contract_of, column, reason):
     ],
     ids=["nothing between", "nothing at the limit", "limits crossed", "outside of the type"],
 )
-def test_limits_that_no_value_can_keep_are_refused(contract_of, column):
+def test_limits_that_no_value_can_satisfy_are_refused(contract_of, column):
     with pytest.raises(ValidationError):
         contract_of({"name": "v", **column})
 
 
-def test_a_number_of_rows_that_cannot_be_is_refused(contract_of):
+def test_a_row_count_that_no_table_can_have_is_refused(contract_of):
     with pytest.raises(ValidationError):
         contract_of(NUMBER, quality=[{"metric": "rowCount", "mustBeBetween": [10, 5]}])
 
 
-def test_a_pattern_that_is_no_regular_expression_is_refused(contract_of):
+def test_an_invalid_regular_expression_is_refused(contract_of):
     with pytest.raises(ValidationError):
         contract_of({"name": "v", "logicalType": "string", "logicalTypeOptions": {"pattern": "("}})
 
@@ -192,23 +192,23 @@ def test_a_pattern_that_is_no_regular_expression_is_refused(contract_of):
         ),
     ],
 )
-def test_a_table_check_that_makes_no_sense_is_refused(contract_of, check, reason):
+def test_an_inconsistent_check_of_the_table_is_refused(contract_of, check, reason):
     with pytest.raises(ValidationError, match=reason):
         contract_of(NUMBER, quality=[check])
 
 
 def test_a_contract_without_a_rule_is_refused(contract_of):
-    with pytest.raises(ValidationError, match="would pass anything"):
+    with pytest.raises(ValidationError, match="all data would pass"):
         contract_of({"name": "v", "logicalType": "integer"})
 
 
-def test_a_column_named_twice_is_refused(contract_of):
+def test_a_repeated_column_is_refused(contract_of):
     with pytest.raises(ValidationError, match="column defined twice: v"):
         contract_of(NUMBER, NUMBER)
 
 
 @pytest.mark.parametrize("name", ["", "two words", "dotted.name", "1st", "v[]", "naïve"])
-def test_a_column_name_that_is_no_identifier_is_refused(contract_of, name):
+def test_a_column_name_that_is_not_an_identifier_is_refused(contract_of, name):
     with pytest.raises(ValidationError):
         contract_of({**NUMBER, "name": name})
 
@@ -227,12 +227,12 @@ def test_the_quarantine_limit_is_a_share(contract_of, limit):
 
 
 @pytest.mark.parametrize("limit", [-0.01, 1.01, True, "0.1", None, float("nan"), [0.1]])
-def test_a_quarantine_limit_that_is_no_share_is_refused(contract_of, limit):
+def test_a_quarantine_limit_that_is_not_a_share_is_refused(contract_of, limit):
     with pytest.raises(ValidationError, match="quarantineLimit must be a share"):
         contract_of(NUMBER, customProperties=[{"property": "quarantineLimit", "value": limit}])
 
 
-def test_no_row_may_be_quarantined_unless_the_contract_says_so(contract_of):
+def test_the_default_quarantine_limit_is_zero(contract_of):
     assert contract_of(NUMBER, customProperties=[{"property": "owner", "value": 1}]).quarantine_limit == 0
 
 
@@ -266,12 +266,12 @@ def test_a_contract_cannot_be_changed(digits_contract):
         digits_contract.version = "2.0.0"
 
 
-def test_a_contract_file_that_is_not_there_is_missing_data(tmp_path: Path):
+def test_a_missing_contract_file_is_missing_data(tmp_path: Path):
     with pytest.raises(DataMissing, match=r"none\.odcs\.yaml cannot be read"):
         read_contract(tmp_path / "none.odcs.yaml")
 
 
-def test_a_wrong_contract_file_is_named_with_its_line(changed_digits):
+def test_an_invalid_contract_file_is_reported_with_its_line(changed_digits):
     path = changed_digits("logicalTypeOptions: {minItems: 64, maxItems: 64}", "logicalTypeOptions: {minItems: many}")
     with pytest.raises(ContractInvalid) as caught:
         read_contract(path)
@@ -281,7 +281,7 @@ def test_a_wrong_contract_file_is_named_with_its_line(changed_digits):
     )
 
 
-def test_the_first_problem_of_a_wrong_contract_is_the_one_to_mend(changed_digits):
+def test_a_misspelt_key_is_the_only_problem_reported(changed_digits):
     path = changed_digits("mustBeGreaterOrEqualTo", "mustBeGreaterOrEqualsTo")
     with pytest.raises(ContractInvalid) as caught:
         read_contract(path)

@@ -1,4 +1,4 @@
-"""The page of a contract: whole, readable, and safe whatever the contract says."""
+"""The HTML page of a contract: complete, well-formed, and safe whatever the contract contains."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def read(contract: Contract) -> Reader:
     return reader
 
 
-def test_the_page_says_all_that_the_contract_says(digits_contract):
+def test_the_page_has_the_columns_and_rules_of_the_contract(digits_contract):
     text = re.sub(r"\s+", " ", read(digits_contract).text)
     assert "digits 1.0.0" in text
     assert "A run stops if more than 1% of the rows are set aside" in text
@@ -97,7 +97,7 @@ def evil_contract() -> Contract:
     )
 
 
-def test_nothing_in_a_contract_becomes_a_tag_or_a_script(evil_contract):
+def test_text_of_a_contract_never_becomes_a_tag_or_a_script(evil_contract):
     reader = read(evil_contract)
     assert "script" not in reader.tags
     assert reader.links == [f"https://a.b/{EVIL}"]

@@ -1,4 +1,4 @@
-"""Where rows come from, and what may be declared about them."""
+"""The data source of a recipe: its format, its options and its paths."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_source_survives_json():
         ("hive:sales.rows", "hive"),
     ],
 )
-def test_the_name_says_the_format(source: str, kind: str):
+def test_the_source_determines_the_format(source: str, kind: str):
     data = DataSource(source=source, mode="L") if kind == "images" else DataSource(source=source)
     assert data.kind == kind
 
@@ -47,7 +47,7 @@ QUERY = {"source": "sql:adbc_driver_sqlite", "uri_variable": "URI"}
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         ({}, "either `source` or `sources`"),
         ({"source": ""}, "at least 1 character"),
@@ -100,27 +100,29 @@ QUERY = {"source": "sql:adbc_driver_sqlite", "uri_variable": "URI"}
         ({**QUERY, "query": "select 1"}, "needs an ORDER BY"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(data: dict[str, Any], said: str):
+def test_an_inconsistent_source_is_refused(data: dict[str, Any], message: str):
     with pytest.raises(ValidationError) as caught:
         DataSource(**data)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_local_paths_become_absolute_and_remote_ones_stay():
-    here = Path("/recipes")
-    assert DataSource(source="rows.csv").with_absolute_paths(here).source == "/recipes/rows.csv"
-    assert DataSource(source="/data/rows.csv").with_absolute_paths(here).source == "/data/rows.csv"
-    assert DataSource(source="delta:table").with_absolute_paths(here).source == "delta:/recipes/table"
+def test_local_paths_become_absolute_and_remote_ones_are_unchanged():
+    folder = Path("/recipes")
+    assert DataSource(source="rows.csv").with_absolute_paths(folder).source == "/recipes/rows.csv"
+    assert DataSource(source="/data/rows.csv").with_absolute_paths(folder).source == "/data/rows.csv"
+    assert DataSource(source="delta:table").with_absolute_paths(folder).source == "delta:/recipes/table"
     assert (
-        DataSource(source="iceberg:t/v1.metadata.json").with_absolute_paths(here).source
+        DataSource(source="iceberg:t/v1.metadata.json").with_absolute_paths(folder).source
         == "iceberg:/recipes/t/v1.metadata.json"
     )
     for remote in ("s3://b/rows.csv", "hdfs://h/rows.csv", "delta:s3://b/t", "iceberg:c.t", "hive:d.t", "sklearn:iris"):
-        assert DataSource(source=remote).with_absolute_paths(here).source == remote
-    data = DataSource(sources=[{"source": "a", "labels": "b", "part": "test"}], format="idx").with_absolute_paths(here)
+        assert DataSource(source=remote).with_absolute_paths(folder).source == remote
+    data = DataSource(sources=[{"source": "a", "labels": "b", "part": "test"}], format="idx").with_absolute_paths(
+        folder
+    )
     assert (data.source_files[0].source, data.source_files[0].labels) == ("/recipes/a", "/recipes/b")
-    assert DataSource(source="a", labels="../b", format="idx").with_absolute_paths(here).labels == "/b"
-    assert DataSource(source="${DATA}/rows.csv").with_absolute_paths(here).source == "${DATA}/rows.csv"
+    assert DataSource(source="a", labels="../b", format="idx").with_absolute_paths(folder).labels == "/b"
+    assert DataSource(source="${DATA}/rows.csv").with_absolute_paths(folder).source == "${DATA}/rows.csv"
 
 
 def _snippets() -> list[str]:

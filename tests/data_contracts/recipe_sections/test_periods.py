@@ -32,28 +32,28 @@ def test_periods_follow_each_other(every: PeriodLength, first: str, last: str, n
 
 
 @pytest.mark.parametrize("name", ["2019-13", "2019-02-30", "2019", "2019-W60", "2019-02-28T24", "", "2019-2"])
-def test_what_is_no_period_is_refused(name: str) -> None:
+def test_an_invalid_period_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="is not a period such as 2019-02"):
         period_start(name)
 
 
-def test_a_period_stands_where_it_is_asked_for() -> None:
+def test_a_placeholder_is_replaced_by_the_period() -> None:
     assert fill_period("s3://b/{period:%Y/%m}/t-{period:%d}.csv", "2019-02-03") == "s3://b/2019/02/t-03.csv"
     assert all(period_start(example, every) for every, example in PERIOD_EXAMPLES.items())
 
 
-def test_spans_of_time_are_told_as_they_are_written() -> None:
+def test_a_duration_is_formatted_as_it_is_written() -> None:
     from datetime import timedelta
 
     from pydantic import TypeAdapter, ValidationError
 
     from bloomery.data_contracts.documents.durations import Duration
 
-    read = TypeAdapter(Duration)
+    adapter = TypeAdapter(Duration)
     for text in ("30s", "5m", "24h", "3d", "90m"):
-        span = read.validate_python(text)
-        assert read.validate_python(format_duration(span)) == span
+        duration = adapter.validate_python(text)
+        assert adapter.validate_python(format_duration(duration)) == duration
     assert format_duration(timedelta(hours=24)) == "1d"
-    for wrong in ("0m", "5", "m", "5 weeks", "-5m", ""):
+    for invalid in ("0m", "5", "m", "5 weeks", "-5m", ""):
         with pytest.raises(ValidationError):
-            read.validate_python(wrong)
+            adapter.validate_python(invalid)

@@ -1,4 +1,4 @@
-"""The records: small, frozen, and readable backwards."""
+"""Records are frozen, and have a lineage."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from bloomery.data_contracts.records.records import Record, Release
 
 
 def chain(release: Release) -> list[Record]:
-    chosen = release.bento.choice
-    trained = chosen.candidates.trained
+    choice = release.bento.choice
+    trained = choice.candidates.trained
     checked = trained.dataset.valid_rows
-    return [release, release.bento, chosen, chosen.candidates, trained, trained.dataset, checked, checked.raw_rows]
+    return [release, release.bento, choice, choice.candidates, trained, trained.dataset, checked, checked.raw_rows]
 
 
 def test_every_record_survives_json(release):
@@ -22,7 +22,7 @@ def test_every_record_survives_json(release):
         assert type(record).model_validate_json(record.model_dump_json(by_alias=True)) == record
 
 
-def test_a_record_cannot_be_changed_and_knows_its_keys(release):
+def test_a_record_is_frozen_and_refuses_unknown_keys(release):
     for record in chain(release):
         with pytest.raises(ValidationError):
             record.digest = "another"
@@ -43,9 +43,9 @@ def test_lineage_reads_from_the_release_back_to_the_raw_rows(release):
     ]
 
 
-def test_the_lineage_of_a_record_is_the_rest_of_the_lineage(release):
-    whole = describe_lineage(release)
-    assert [describe_lineage(record) for record in chain(release)] == [whole[start:] for start in range(len(whole))]
+def test_the_lineage_of_a_record_is_the_end_of_the_lineage_of_the_release(release):
+    lines = describe_lineage(release)
+    assert [describe_lineage(record) for record in chain(release)] == [lines[start:] for start in range(len(lines))]
 
 
 def test_a_record_outside_of_the_pipeline_has_no_lineage():

@@ -1,4 +1,4 @@
-"""Scores in words."""
+"""Scores as text."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from bloomery.data_contracts.records.score_format import format_degradation, for
 
 
 @pytest.mark.parametrize(
-    ("task", "limits", "words"),
+    ("task", "limits", "text"),
     [
         ("classification", (0.9215, 0.9101, 0.93), "92.2% (91.0–93.0)"),
         ("regression", (21.24, 20.4, 22.03), "21.2 (20.4–22.0)"),
@@ -16,12 +16,12 @@ from bloomery.data_contracts.records.score_format import format_degradation, for
         ("regression", (0.0, 0.0, 0.0), "0.0 (0.0–0.0)"),
     ],
 )
-def test_a_score_is_told_with_its_limits_in_its_units(task, limits, words):
+def test_a_score_is_formatted_with_its_interval_and_unit(task, limits, text):
     value, low, high = limits
-    assert format_score(task, Interval(value=value, low=low, high=high)) == words
+    assert format_score(task, Interval(value=value, low=low, high=high)) == text
 
 
-def test_a_loss_is_points_of_accuracy_or_a_share_of_the_error():
+def test_a_degradation_is_in_points_of_accuracy_or_a_share_of_the_error():
     assert format_degradation("classification", 0.0052) == "0.52 pp"
     assert format_degradation("regression", 0.013) == "1.30%"
     assert (format_score_value("classification", 0.9), format_score_value("regression", 57.98)) == ("90.00%", "58.0")

@@ -1,4 +1,4 @@
-"""Columns as they came, read in the contract's types: text above all."""
+"""Casts columns to the contract's types, mostly from text."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ OFFSETS = st.integers(-14 * 60, 14 * 60).map(lambda minutes: dt.timezone(dt.time
 TIMES = st.datetimes(dt.datetime(2, 1, 1), dt.datetime(9998, 12, 31), timezones=OFFSETS)
 
 
-def read(text: str | None, kind: pa.DataType) -> tuple[Any, bool]:
-    """The value of one text, and whether it is unfit."""
+def cast_text(text: str | None, kind: pa.DataType) -> tuple[Any, bool]:
+    """The value of one text, and whether it is uncastable."""
     values, unfit = cast_column(pa.array([text], pa.string()), kind)
     assert values.type == kind
     return values[0].as_py(), unfit[0].as_py()
 
 
-def is_read(text: str, kind: pa.DataType) -> bool:
-    return read(text, kind)[0] is not None
+def is_castable(text: str, kind: pa.DataType) -> bool:
+    return cast_text(text, kind)[0] is not None
 
 
 def values_of(kind: pa.DataType) -> st.SearchStrategy[Any]:
@@ -49,19 +49,19 @@ def values_of(kind: pa.DataType) -> st.SearchStrategy[Any]:
     if pa.types.is_date(kind):
         return st.dates().map(lambda value: (value, value.isoformat()))
     separators = st.sampled_from(["T", " "])
-    return st.tuples(TIMES, separators).map(lambda both: (both[0], both[0].isoformat(sep=both[1])))
+    return st.tuples(TIMES, separators).map(lambda pair: (pair[0], pair[0].isoformat(sep=pair[1])))
 
 
 @pytest.mark.parametrize("kind", TYPES, ids=str)
 @settings(deadline=None, max_examples=examples(100))
 @given(data=st.data())
-def test_the_text_of_any_value_gives_it_back(kind, data):
+def test_the_text_of_a_value_is_cast_to_the_value(kind, data):
     value, text = data.draw(values_of(kind))
     around = data.draw(st.sampled_from(["", " ", "\t", "\n", "\u00a0"]))
-    found, unfit = read(around + text + around, kind)
-    assert (found, unfit) == (value, False)
+    result, unfit = cast_text(around + text + around, kind)
+    assert (result, unfit) == (value, False)
     if isinstance(value, float):
-        assert math.copysign(1, found) == math.copysign(1, value)
+        assert math.copysign(1, result) == math.copysign(1, value)
 
 
 LIKELY = st.sampled_from("0123456789+-.eE:T ,_xnaifZ/\u0661\u00b2\u2212\x00")
@@ -71,10 +71,10 @@ NEARLY = st.text(LIKELY, max_size=12) | st.text(max_size=6) | st.from_regex(r"\A
 @pytest.mark.parametrize("kind", TYPES, ids=str)
 @settings(deadline=None, max_examples=examples(100))
 @given(texts=st.lists(st.none() | NEARLY, max_size=8))
-def test_whatever_the_text_it_is_read_or_unfit_and_its_neighbours_do_not_matter(kind, texts):
+def test_every_text_is_cast_or_marked_independent_of_the_other_rows(kind, texts):
     together, unfit = cast_column(pa.array(texts, pa.string()), kind)
     assert [(value.as_py(), mask.as_py()) for value, mask in zip(together, unfit, strict=True)] == [
-        read(text, kind) for text in texts
+        cast_text(text, kind) for text in texts
     ]
     assert unfit.to_pylist() == [
         text is not None and value is None for text, value in zip(texts, together.to_pylist(), strict=True)
@@ -92,15 +92,15 @@ def test_whatever_the_text_it_is_read_or_unfit_and_its_neighbours_do_not_matter(
         (" 7 ", 7),
         ("0" * 30 + "7", 7),
         ("9223372036854775807", 2**63 - 1),
-        ("9223372036854775807.0", 2**63 - 1),  # which no float64 is
+        ("9223372036854775807.0", 2**63 - 1),  # not a float64
         ("-9223372036854775808", -(2**63)),
     ],
 )
-def test_a_whole_number_is_read_to_the_last_digit(text, value):
-    assert read(text, pa.int64()) == (value, False)
+def test_an_integer_is_parsed_exactly(text, value):
+    assert cast_text(text, pa.int64()) == (value, False)
 
 
-NO_WHOLE = [
+INVALID_INTEGERS = [
     "",
     " ",
     "1_000",
@@ -118,7 +118,7 @@ NO_WHOLE = [
     "1e400",
     "1e-400",
 ]
-NO_WHOLE += [
+INVALID_INTEGERS += [
     "9223372036854775808",
     "-9223372036854775809",
     "1" * 400,
@@ -130,9 +130,9 @@ NO_WHOLE += [
 ]
 
 
-@pytest.mark.parametrize("text", NO_WHOLE, ids=lambda text: repr(text[:12]))
-def test_what_is_no_whole_number_is_unfit(text):
-    assert read(text, pa.int64()) == (None, True)
+@pytest.mark.parametrize("text", INVALID_INTEGERS, ids=lambda text: repr(text[:12]))
+def test_an_invalid_integer_is_marked(text):
+    assert cast_text(text, pa.int64()) == (None, True)
 
 
 @pytest.mark.parametrize(
@@ -146,28 +146,28 @@ def test_what_is_no_whole_number_is_unfit(text):
         ("1" * 200 + "e-199", 1.1111111111111111),
     ],
 )
-def test_a_real_number_is_read(text, value):
-    assert read(text, pa.float64()) == (value, False)
+def test_a_number_is_parsed(text, value):
+    assert cast_text(text, pa.float64()) == (value, False)
 
 
 @pytest.mark.parametrize(
     "text", ["", "nan", "NaN", "inf", "-inf", "Infinity", "1e400", "1_0", "0x1p3", "1,5", "1.7976931348623159e308"]
 )
-def test_what_is_no_finite_number_is_unfit(text):
-    assert read(text, pa.float64()) == (None, True)
+def test_an_invalid_or_infinite_number_is_marked(text):
+    assert cast_text(text, pa.float64()) == (None, True)
 
 
-def test_a_number_beyond_float32_is_unfit_there():
-    assert is_read("1e39", pa.float64())
-    assert not is_read("1e39", pa.float32())
+def test_a_number_beyond_float32_is_marked():
+    assert is_castable("1e39", pa.float64())
+    assert not is_castable("1e39", pa.float32())
 
 
 @pytest.mark.parametrize(
     "text",
     ["2023-02-30", "2023-13-01", "0000-01-01", "10000-01-01", "2023-2-3", "20230203", "2023-W01-1", "2023-02-03T00:00"],
 )
-def test_what_is_no_day_of_the_calendar_is_unfit(text):
-    assert read(text, pa.date32()) == (None, True)
+def test_an_invalid_date_is_marked(text):
+    assert cast_text(text, pa.date32()) == (None, True)
 
 
 @pytest.mark.parametrize(
@@ -181,14 +181,14 @@ def test_what_is_no_day_of_the_calendar_is_unfit(text):
         ("2023-02-28 12:00:00-0530", "2023-02-28T17:30:00"),
     ],
 )
-def test_a_time_is_read_in_utc(text, utc):
-    assert read(text, TIME) == (dt.datetime.fromisoformat(utc).replace(tzinfo=dt.UTC), False)
+def test_a_time_is_parsed_in_utc(text, utc):
+    assert cast_text(text, TIME) == (dt.datetime.fromisoformat(utc).replace(tzinfo=dt.UTC), False)
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "2023-02-28T12:00:60",  # a leap second, which no timestamp holds
+        "2023-02-28T12:00:60",  # a leap second
         "2023-02-28T24:00:00",
         "2023-02-30T12:00:00",
         "2023-02-28T12:00:00.1234567",  # more digits than microseconds
@@ -201,22 +201,22 @@ def test_a_time_is_read_in_utc(text, utc):
         "1677456000",
     ],
 )
-def test_what_is_no_time_that_a_timestamp_holds_is_unfit(text):
-    assert read(text, TIME) == (None, True)
+def test_an_invalid_time_is_marked(text):
+    assert cast_text(text, TIME) == (None, True)
 
 
 @pytest.mark.parametrize(("text", "value"), [("true", True), ("FALSE", False), (" 1 ", True), ("0", False)])
-def test_true_and_false_are_read(text, value):
-    assert read(text, pa.bool_()) == (value, False)
+def test_true_and_false_are_parsed(text, value):
+    assert cast_text(text, pa.bool_()) == (value, False)
 
 
 @pytest.mark.parametrize("text", ["yes", "t", "2", "01", "1.0", ""])
-def test_what_is_neither_true_nor_false_is_unfit(text):
-    assert read(text, pa.bool_()) == (None, True)
+def test_an_invalid_boolean_is_marked(text):
+    assert cast_text(text, pa.bool_()) == (None, True)
 
 
-def test_text_stays_as_it_is():
-    assert read(" a ", pa.string()) == (" a ", False)
+def test_text_is_unchanged():
+    assert cast_text(" a ", pa.string()) == (" a ", False)
 
 
 @pytest.mark.parametrize(
@@ -239,16 +239,16 @@ def test_text_stays_as_it_is():
     ids=lambda value: str(getattr(value, "type", value)),
 )
 def test_a_typed_value_fits_or_is_null_and_marked(values, kind, fitting):
-    read_values, unfit = cast_column(values, kind)
-    places = list(range(len(values)))
-    assert [place for place in places if not unfit[place].as_py()] == fitting
-    assert [place for place in places if not unfit[place].as_py() and values[place].is_valid] == [
-        place for place in places if read_values[place].is_valid
+    cast_values, unfit = cast_column(values, kind)
+    positions = list(range(len(values)))
+    assert [position for position in positions if not unfit[position].as_py()] == fitting
+    assert [position for position in positions if not unfit[position].as_py() and values[position].is_valid] == [
+        position for position in positions if cast_values[position].is_valid
     ]
     assert unfit == find_uncastable(values.cast(pa.float32()) if values.type == pa.float16() else values, kind)
-    read_values.to_pylist()  # Python has a value for each
+    cast_values.to_pylist()  # Python has a value for each
 
 
 def test_a_time_in_another_zone_is_the_same_moment():
-    there = pa.array([UNIX], pa.timestamp("us", "Asia/Kolkata"))
-    assert cast_column(there, TIME)[0].to_pylist() == [UNIX]
+    moments = pa.array([UNIX], pa.timestamp("us", "Asia/Kolkata"))
+    assert cast_column(moments, TIME)[0].to_pylist() == [UNIX]

@@ -1,4 +1,4 @@
-"""The verdict of Great Expectations over counted rules, and its page."""
+"""The results of Great Expectations for counted rules, and its page."""
 
 from __future__ import annotations
 
@@ -60,25 +60,25 @@ EXAMPLES = (
 )
 
 
-def counted(rule: Rule, num_breaking: int, num_asked: int = 100) -> RuleCount:
+def counted(rule: Rule, num_breaking: int, num_checked: int = 100) -> RuleCount:
     if rule.kind in TABLE_NUMBERS:
         return RuleCount(rule, min(num_breaking, 1), 1, (), f"7.25{NASTY}" if num_breaking else "0")
-    return RuleCount(rule, num_breaking, num_asked, EXAMPLES[:num_breaking])
+    return RuleCount(rule, num_breaking, num_checked, EXAMPLES[:num_breaking])
 
 
 def counts(num_breaking: int) -> list[RuleCount]:
     """Every kind of rule, as an error, tolerated, and as a warning."""
     changes = ({}, {"tolerance": 0.5}, {"severity": "warning"})
-    plain = [rule.model_copy(update=change) for change in changes for rule in RULES]
+    rules = [rule.model_copy(update=change) for change in changes for rule in RULES]
     return [
         counted(rule, num_breaking if rule.kind != "num_rows" else 0)
-        for rule in plain
+        for rule in rules
         if rule.tolerance is None or rule.kind not in TABLE_NUMBERS
     ]
 
 
 class Reader(HTMLParser):
-    """What stands in a page: its text, its tags, and what it would load."""
+    """The text of a page, its tags, and the files that it would load."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,27 +107,29 @@ def broken_page() -> str:
 
 def test_every_kind_of_rule_has_an_expectation():
     assert {rule.kind for rule in RULES} == {*ROW_KINDS, *TABLE_NUMBERS, "unique", "determined"}
-    found = [build_expectation(rule) for rule in RULES]
-    assert all(one.severity == "critical" for one in found)
+    expectations = [build_expectation(rule) for rule in RULES]
+    assert all(expectation.severity == "critical" for expectation in expectations)
     assert build_expectation(RULES[1].model_copy(update={"severity": "warning"})).severity == "warning"
 
 
 @pytest.mark.parametrize("num_breaking", [0, 1, 5])
-def test_every_rule_has_a_row_on_the_page_and_none_fails_to_be_drawn(num_breaking, caplog):
-    asked = counts(num_breaking)
+def test_the_page_has_every_rule_and_no_rendering_error(num_breaking, caplog):
+    rule_counts = counts(num_breaking)
     with caplog.at_level(logging.WARNING):
-        html = render_data_docs(build_suite_result("made", "the source", 100, asked))
+        html = render_data_docs(build_suite_result("made", "the source", 100, rule_counts))
     assert "unexpected Exception" not in html
     assert [record.getMessage() for record in caplog.records] == []
-    shown = read(html).text
-    for count in asked:
-        assert describe_rule(count.rule) in shown
+    text = read(html).text
+    for count in rule_counts:
+        assert describe_rule(count.rule) in text
 
 
-def test_great_expectations_decides_as_the_counts_do():
+def test_great_expectations_agrees_with_the_counts():
     for num_breaking in (0, 1, 5):
-        asked = counts(num_breaking)
-        assert rule_successes(build_suite_result("made", "s", 100, asked)) == [count.is_satisfied for count in asked]
+        rule_counts = counts(num_breaking)
+        assert rule_successes(build_suite_result("made", "s", 100, rule_counts)) == [
+            count.is_satisfied for count in rule_counts
+        ]
 
 
 MAP_RULES = [rule for rule in RULES if rule.kind not in TABLE_NUMBERS]
@@ -135,24 +137,24 @@ MAP_RULES = [rule for rule in RULES if rule.kind not in TABLE_NUMBERS]
 
 @settings(deadline=None, max_examples=examples(100))
 @given(rule=st.sampled_from(MAP_RULES), data=st.data())
-def test_the_tolerance_is_kept_to_the_last_row(rule, data):
+def test_the_tolerance_is_exact_to_one_row(rule, data):
     percent = data.draw(st.integers(0, 99) | st.sampled_from([0.1, 0.3, 12.5, 33.3]))
-    num_asked = data.draw(st.integers(0, 40) | st.sampled_from([100, 1000, 7777, 10_000_000]))
-    edge = int(Fraction(str(percent)) / 100 * num_asked)
-    num_breaking = min(max(edge + data.draw(st.integers(-1, 1)), 0), num_asked)
+    num_checked = data.draw(st.integers(0, 40) | st.sampled_from([100, 1000, 7777, 10_000_000]))
+    edge = int(Fraction(str(percent)) / 100 * num_checked)
+    num_breaking = min(max(edge + data.draw(st.integers(-1, 1)), 0), num_checked)
     tolerance = float(Fraction(str(percent)) / 100)
-    count = RuleCount(rule.model_copy(update={"tolerance": tolerance}), num_breaking, num_asked)
-    wanted = num_breaking <= Fraction(str(percent)) / 100 * num_asked
-    assert count.is_satisfied == wanted
-    num_rows = num_asked + (0 if rule.kind in ("required", "expression") else 3)
-    assert rule_successes(build_suite_result("made", "s", num_rows, [count])) == [wanted]
+    count = RuleCount(rule.model_copy(update={"tolerance": tolerance}), num_breaking, num_checked)
+    expected = num_breaking <= Fraction(str(percent)) / 100 * num_checked
+    assert count.is_satisfied == expected
+    num_rows = num_checked + (0 if rule.kind in ("required", "expression") else 3)
+    assert rule_successes(build_suite_result("made", "s", num_rows, [count])) == [expected]
 
 
-def test_a_warning_that_fails_is_told_as_one(broken_page):
+def test_a_failed_warning_is_marked_on_the_page(broken_page):
     assert "v: must not be null (warning)" in read(broken_page).text
 
 
-def test_values_are_shown_as_they_are_and_never_become_markup(broken_page):
+def test_values_are_shown_unchanged_and_never_become_markup(broken_page):
     reader = read(broken_page)
     assert NASTY in reader.text
     assert ODD in reader.text
@@ -174,7 +176,7 @@ def test_the_page_loads_nothing_and_forbids_scripts(broken_page):
     assert "@import" not in broken_page
 
 
-def test_a_column_may_have_the_name_of_anything_on_the_page():
+def test_a_column_may_have_a_name_that_the_page_uses():
     for name in ("row", "Count", "index", "column"):
         rule = Rule(target=name, kind="between", low=0)
         html = render_data_docs(
@@ -186,7 +188,7 @@ def test_a_column_may_have_the_name_of_anything_on_the_page():
         assert "1, 6" in read(html).text
 
 
-def test_the_position_of_each_example_stands_on_the_page(broken_page):
+def test_the_page_has_the_position_of_each_example(broken_page):
     assert "row in the source" in read(broken_page).text
     assert "4, 7" in read(broken_page).text
 
@@ -204,18 +206,18 @@ def pages() -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_two_processes_draw_the_same_page(tmp_path):
-    here = Path(__file__)
+def test_two_processes_render_the_same_page(tmp_path):
+    path = Path(__file__)
     script = tmp_path / "draw.py"
     script.write_text(
         "import importlib.util, sys\n"
-        f"spec = importlib.util.spec_from_file_location('drawn', {str(here)!r})\n"
+        f"spec = importlib.util.spec_from_file_location('drawn', {str(path)!r})\n"
         "module = importlib.util.module_from_spec(spec)\n"
         "spec.loader.exec_module(module)\n"
         "sys.stdout.write(''.join(module.pages()))\n"
     )
-    root = here.resolve().parents[3]
-    drawn = subprocess.run(
+    root = path.resolve().parents[3]
+    process = subprocess.run(
         [sys.executable, str(script)],
         cwd=root,
         env={"PYTHONPATH": str(root), "PYTHONHASHSEED": "1", "TZ": "Asia/Tokyo"},
@@ -223,4 +225,4 @@ def test_two_processes_draw_the_same_page(tmp_path):
         text=True,
         check=True,
     )
-    assert drawn.stdout == "".join(pages())
+    assert process.stdout == "".join(pages())

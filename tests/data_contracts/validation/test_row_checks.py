@@ -1,4 +1,4 @@
-"""Rules about one row: the same answer over Arrow batches as over one row of a request."""
+"""Rules about single rows: Arrow batches have the violations that requests with one row have."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def limits(draw: st.DrawFn) -> Properties:
 
 
 def valid(values: st.SearchStrategy[Any]) -> st.SearchStrategy[list[Properties]]:
-    """At most one set of valid values, as an error, tolerated, or as a warning."""
+    """At most one check of valid values: an error, with or without a tolerance, or a warning."""
     degrees = st.sampled_from([{"mustBe": 0}, {"mustBeLessThan": 9, "unit": "percent"}])
     check = st.builds(
-        lambda found, degree, severity: {
+        lambda valid_values, degree, severity: {
             "metric": "invalidValues",
-            "arguments": {"validValues": found},
+            "arguments": {"validValues": valid_values},
             "severity": severity,
             **degree,
         },
@@ -84,7 +84,7 @@ def column(logical: str, **keys: st.SearchStrategy[Any]) -> st.SearchStrategy[Pr
     return st.fixed_dictionaries({"logicalType": st.just(logical), **keys})
 
 
-# For each kind: the column, the Arrow types in which it may come, and values.
+# For each kind: the column, the Arrow types of raw rows, and values.
 KINDS: dict[str, tuple[st.SearchStrategy[Properties], list[pa.DataType], st.SearchStrategy[Any]]] = {
     "integer": (
         column("integer", physicalType=WIDTHS, logicalTypeOptions=limits(), quality=valid(st.integers(-3, 3))),
@@ -140,7 +140,7 @@ KINDS: dict[str, tuple[st.SearchStrategy[Properties], list[pa.DataType], st.Sear
 def as_json(value: Any, logical: str) -> Any:
     """A value of a column as a client would send it."""
     if isinstance(value, list):
-        return [as_json(one, logical) for one in value]
+        return [as_json(item, logical) for item in value]
     if isinstance(value, dt.date):
         return value.isoformat()
     if logical == "integer" and isinstance(value, float) and value.is_integer():
@@ -148,9 +148,9 @@ def as_json(value: Any, logical: str) -> Any:
     return value
 
 
-def is_taken(check: JsonRowParser, row: dict[str, Any]) -> bool:
+def is_accepted(parser: JsonRowParser, row: dict[str, Any]) -> bool:
     try:
-        check.parse_table([row])
+        parser.parse_table([row])
     except RowsRefused:
         return False
     return True
@@ -164,42 +164,42 @@ def is_taken(check: JsonRowParser, row: dict[str, Any]) -> bool:
     suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
 )
 @given(data=st.data())
-def test_a_row_passes_exactly_where_a_request_with_it_is_taken(contract_of, set_aside, kind, data):
+def test_a_row_is_valid_only_if_a_request_with_it_is_accepted(contract_of, quarantined_rows, kind, data):
     properties, types, values = KINDS[kind]
-    stated = {"name": "v", "required": data.draw(st.booleans()), **data.draw(properties)}
+    properties_of_v = {"name": "v", "required": data.draw(st.booleans()), **data.draw(properties)}
     try:
-        contract = contract_of(stated, {"name": "w", "logicalType": "integer", "required": True})
+        contract = contract_of(properties_of_v, {"name": "w", "logicalType": "integer", "required": True})
     except ValidationError:
-        reject()  # no value can keep it
-    drawn = data.draw(st.lists(values | st.none(), min_size=4, max_size=14))
-    found = pa.array(drawn, data.draw(st.sampled_from(types)), from_pandas=False)
-    table = pa.table({"v": found, "w": pa.array(range(len(found)))})
-    logical = stated.get("items", stated)["logicalType"]
-    check = JsonRowParser(contract, ["v", "w"])
-    rows = [{"v": as_json(value, logical), "w": row} for row, value in enumerate(found.to_pylist())]
-    taken = [row for row, sent in enumerate(rows) if is_taken(check, sent)]
-    gone = set_aside(table, contract)
-    assert taken == [row for row in range(len(rows)) if row not in gone], (stated, found)
-    padded = pa.concat_tables([table.slice(0, 1), table, table.slice(0, 1)]).combine_chunks().slice(1, len(found))
-    assert set_aside(padded, contract) == gone
-    if taken:
-        (batch,) = table.take(pa.array(taken)).combine_chunks().to_batches()
+        reject()  # no value satisfies the rules
+    values_of_v = data.draw(st.lists(values | st.none(), min_size=4, max_size=14))
+    raw_values = pa.array(values_of_v, data.draw(st.sampled_from(types)), from_pandas=False)
+    table = pa.table({"v": raw_values, "w": pa.array(range(len(raw_values)))})
+    logical = properties_of_v.get("items", properties_of_v)["logicalType"]
+    parser = JsonRowParser(contract, ["v", "w"])
+    rows = [{"v": as_json(value, logical), "w": row} for row, value in enumerate(raw_values.to_pylist())]
+    accepted = [row for row, request_row in enumerate(rows) if is_accepted(parser, request_row)]
+    quarantined = quarantined_rows(table, contract)
+    assert accepted == [row for row in range(len(rows)) if row not in quarantined], (properties_of_v, raw_values)
+    padded = pa.concat_tables([table.slice(0, 1), table, table.slice(0, 1)]).combine_chunks().slice(1, len(raw_values))
+    assert quarantined_rows(padded, contract) == quarantined
+    if accepted:
+        (batch,) = table.take(pa.array(accepted)).combine_chunks().to_batches()
         assert (
-            check.parse_table([rows[row] for row in taken]).to_batches()[0]
+            parser.parse_table([rows[row] for row in accepted]).to_batches()[0]
             == cast_batch(batch, arrow_schema(contract.columns)).rows
         )
 
 
 def batch_of(table: pa.Table, contract: Contract) -> CastBatch:
-    (found,) = table.combine_chunks().to_batches()
-    return cast_batch(found, arrow_schema(contract.columns))
+    (rows,) = table.combine_chunks().to_batches()
+    return cast_batch(rows, arrow_schema(contract.columns))
 
 
-def told(table: pa.Table, contract: Contract) -> dict[str, list[str]]:
-    """The values that break each rule, as they are shown."""
+def shown_violations(table: pa.Table, contract: Contract) -> dict[str, list[str]]:
+    """The values that break each rule, as reports show them."""
     batch, rules = batch_of(table, contract), row_rules(contract)
-    read = parse_conditions(rules, arrow_schema(contract.columns))
-    masks = {rule: find_violations(rule, batch, read).to_numpy(zero_copy_only=False) for rule in rules}
+    conditions = parse_conditions(rules, arrow_schema(contract.columns))
+    masks = {rule: find_violations(rule, batch, conditions).to_numpy(zero_copy_only=False) for rule in rules}
     return {
         f"{rule.target}: {rule.kind}": describe_values(rule, batch, np.flatnonzero(mask)).to_pylist()
         for rule, mask in masks.items()
@@ -207,7 +207,7 @@ def told(table: pa.Table, contract: Contract) -> dict[str, list[str]]:
     }
 
 
-def test_the_value_that_breaks_a_rule_is_shown_as_it_came(contract_of):
+def test_the_raw_value_that_breaks_a_rule_is_shown(contract_of):
     contract = contract_of(
         {"name": "n", "logicalType": "integer", "physicalType": "uint8", "required": True},
         {"name": "t", "logicalType": "timestamp"},
@@ -234,7 +234,7 @@ def test_the_value_that_breaks_a_rule_is_shown_as_it_came(contract_of):
             "l": pa.array([[1.0, 99.5, 100.5], [None, 1.0], None, [float("nan")]]),
         }
     )
-    assert told(table, contract) == {
+    assert shown_violations(table, contract) == {
         ": expression": ["n null, s x"],
         "n: required": ["null"],
         "n: fits": ["1.5"],
@@ -247,7 +247,7 @@ def test_the_value_that_breaks_a_rule_is_shown_as_it_came(contract_of):
     }
 
 
-def test_a_value_that_does_not_fit_its_type_breaks_that_rule_alone(contract_of):
+def test_a_value_that_does_not_fit_its_type_breaks_only_that_rule(contract_of):
     limits_of = {"logicalTypeOptions": {"minimum": 1, "maximum": 9}}
     contract = contract_of(
         {"name": "n", "logicalType": "integer", "physicalType": "uint8", **limits_of},
@@ -257,11 +257,11 @@ def test_a_value_that_does_not_fit_its_type_breaks_that_rule_alone(contract_of):
             "items": {"logicalType": "integer", "physicalType": "uint8", **limits_of},
         },
     )
-    found = told(pa.table({"n": [256.5, 300.0], "l": [[256.0], [1.5]]}), contract)
-    assert found == {"n: fits": ["256.5", "300"], "l[]: fits": ["256", "1.5"]}
+    violations = shown_violations(pa.table({"n": [256.5, 300.0], "l": [[256.0], [1.5]]}), contract)
+    assert violations == {"n: fits": ["256.5", "300"], "l[]: fits": ["256", "1.5"]}
 
 
-def test_text_that_is_no_utf8_is_refused_with_its_column(contract_of):
+def test_text_that_is_not_utf8_is_refused_with_its_column(contract_of):
     offsets = pa.py_buffer(np.array([0, 1, 3], np.int32))
     damaged = pa.Array.from_buffers(pa.string(), 2, [None, offsets, pa.py_buffer(b"a\xff\xfe")])
     (batch,) = pa.table({"s": damaged}).to_batches()
@@ -270,7 +270,7 @@ def test_text_that_is_no_utf8_is_refused_with_its_column(contract_of):
     assert "rows 100 to 101" in caught.value.where
 
 
-def test_an_array_that_breaks_an_expression_is_shown_whole(contract_of):
+def test_an_array_that_breaks_an_expression_is_shown_completely(contract_of):
     own = {"rule": "expression", "expression": "l IS NULL OR n > 1"}
     contract = contract_of(
         {"name": "l", "logicalType": "array", "items": {"logicalType": "date"}},
@@ -278,13 +278,13 @@ def test_an_array_that_breaks_an_expression_is_shown_whole(contract_of):
         quality=[{"type": "custom", "engine": "bloomery", "implementation": own}],
     )
     days = pa.array([[0, None], [2**31 - 1], [], None], pa.list_(pa.int32())).cast(pa.list_(pa.date32()))
-    found = told(pa.table({"l": days, "n": [1, 1, 1, 1]}), contract)[": expression"]
-    assert found == ["l [1970-01-01, null], n 1", f"l [<value out of range: {2**31 - 1}>], n 1", "l [], n 1"]
+    violations = shown_violations(pa.table({"l": days, "n": [1, 1, 1, 1]}), contract)[": expression"]
+    assert violations == ["l [1970-01-01, null], n 1", f"l [<value out of range: {2**31 - 1}>], n 1", "l [], n 1"]
 
 
-def test_arrays_of_fixed_length_are_judged_like_others(contract_of, set_aside):
+def test_arrays_of_fixed_length_are_checked_like_others(contract_of, quarantined_rows):
     items = {"logicalType": "integer", "physicalType": "uint8", "logicalTypeOptions": {"minimum": 1, "maximum": 9}}
     contract = contract_of({"name": "v", "logicalType": "array", "required": True, "items": items})
     rows = [[1, 9], [0, 1], [9, 10], [None, 1], None, [2, 2]]
     padded = pa.array([[5, 5], *rows], pa.list_(pa.int64(), 2)).slice(1)
-    assert set_aside(pa.table({"v": padded}), contract) == {1, 2, 3, 4}
+    assert quarantined_rows(pa.table({"v": padded}), contract) == {1, 2, 3, 4}

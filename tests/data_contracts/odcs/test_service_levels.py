@@ -1,0 +1,50 @@
+"""The service levels of a contract: freshness is a rule."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from bloomery.data_contracts.odcs.contract import Contract
+from tests.data_contracts.odcs.quality_checks import DOCUMENT
+
+
+@pytest.mark.parametrize(
+    ("entry", "seconds"),
+    [
+        ({"property": "freshness", "value": 4, "unit": "d", "element": "trips.pickup"}, 4 * 86400),
+        ({"property": "latency", "value": 90, "unit": "m", "element": "pickup"}, 5400),
+        ({"property": "LY", "value": 0.5, "unit": "Hours", "element": "trips.pickup"}, 1800),
+        ({"property": "freshness", "value": 1, "unit": "y", "element": "pickup"}, 365 * 86400),
+    ],
+)
+def test_freshness_is_a_rule(entry, seconds):
+    rule = Contract.model_validate({**DOCUMENT, "slaProperties": [entry]}).rules()[-1]
+    assert (rule.target, rule.kind, rule.high) == ("pickup", "fresh", seconds)
+
+
+def test_other_service_levels_are_not_rules():
+    levels = [{"property": "retention", "value": 3, "unit": "y"}, {"property": "endOfLife", "value": "2042-05-12"}]
+    contract = Contract.model_validate({**DOCUMENT, "slaProperties": levels})
+    assert "fresh" not in {rule.kind for rule in contract.rules()}
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ({"property": "freshnes", "value": 4, "unit": "d", "element": "pickup"}, "did you mean 'freshness'"),
+        ({"property": "freshness", "value": 4, "element": "pickup"}, "needs a unit"),
+        ({"property": "freshness", "value": 4, "unit": "fortnights", "element": "pickup"}, "needs a unit"),
+        ({"property": "freshness", "value": 4, "unit": "d"}, "needs element"),
+        ({"property": "freshness", "value": 4, "unit": "d", "element": "dropoff"}, "there is no column dropoff"),
+        ({"property": "freshness", "value": 4, "unit": "d", "element": "fare"}, "but must be date or timestamp"),
+        ({"property": "freshness", "value": -4, "unit": "d", "element": "pickup"}, "above 0"),
+        ({"property": "freshness", "value": True, "unit": "d", "element": "pickup"}, "above 0"),
+        ({"property": "freshness", "value": "4", "unit": "d", "element": "pickup"}, "above 0"),
+        ({"property": "freshness", "value": 4, "unit": "d", "element": "pickup, pickup"}, "stated twice"),
+        ({"property": "freshness", "value": 4, "unit": "d", "elment": "pickup"}, "elment"),
+    ],
+)
+def test_an_invalid_freshness_is_refused(entry, reason):
+    with pytest.raises(ValidationError, match=reason):
+        Contract.model_validate({**DOCUMENT, "slaProperties": [entry]})
