@@ -31,7 +31,7 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
     "idx": (".idx", ".idx1", ".idx3"),
 }
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}  # the suffix and Arrow's name for it
-TABLES = ("sklearn", "delta", "iceberg", "sql", "hive")  # sources that are no files: `sklearn:NAME` and so on
+TABLES = ("sklearn", "delta", "iceberg", "sql", "hive")  # sources that are not files: `sklearn:NAME` and so on
 REMOTE = ("s3://", "hdfs://")
 _COMPRESSED = ("csv", "jsonl", "json", "text", "idx")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}(?=/|$)")

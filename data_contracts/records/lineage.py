@@ -21,7 +21,7 @@ def describe_lineage(record: Record) -> list[Line]:
     """The stages that led to `record`, newest first: the stage's name, the digest of its output, and a description.
 
     Raises:
-        TypeError: the record is no output of a stage.
+        TypeError: the record is not the output of a stage.
     """
     match record:
         case Release():

@@ -129,9 +129,9 @@ def _parse_integers(texts: pa.Array, target: pa.DataType) -> pa.Array:
     integers = _matching_numbers(texts, _INTEGER).cast(pa.int64())
     decimals = _matching_numbers(_null_where(texts, pc.is_valid(integers)), _DECIMAL)
     if decimals.null_count < len(decimals):  # 12.0 and 1e3 are integers too
-        words = decimals.dictionary_encode()
-        numbers = pa.array([_parse_int64(text) for text in words.dictionary.to_pylist()], pa.int64())
-        integers = pc.coalesce(integers, numbers.take(words.indices))
+        encoded = decimals.dictionary_encode()
+        numbers = pa.array([_parse_int64(text) for text in encoded.dictionary.to_pylist()], pa.int64())
+        integers = pc.coalesce(integers, numbers.take(encoded.indices))
     return _null_where(integers, find_uncastable(integers, target)).cast(target)
 
 
@@ -153,11 +153,9 @@ def _parse_moments(texts: pa.Array, target: pa.DataType) -> pa.Array:
             return _null_where(moments, find_uncastable(moments, target))
         except pa.ArrowInvalid:
             pass  # a value such as month 13
-    words = texts.dictionary_encode()
-    moments = pa.array(
-        [(_parse_date if is_date else _parse_time)(text) for text in words.dictionary.to_pylist()], target
-    )
-    moments = moments.take(words.indices)
+    encoded = texts.dictionary_encode()
+    parse = _parse_date if is_date else _parse_time
+    moments = pa.array([parse(text) for text in encoded.dictionary.to_pylist()], target).take(encoded.indices)
     return _null_where(moments, find_uncastable(moments, target))
 
 
