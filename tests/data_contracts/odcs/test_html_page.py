@@ -44,7 +44,7 @@ def read(contract: Contract) -> Reader:
 def test_the_page_has_the_columns_and_rules_of_the_contract(digits_contract):
     text = re.sub(r"\s+", " ", read(digits_contract).text)
     assert "digits 1.0.0" in text
-    assert "A run stops if more than 1% of the rows are set aside" in text
+    assert "A run stops if more than 1% of the rows are quarantined" in text
     assert "Optical Recognition of Handwritten Digits" in text
     for column in digits_contract.columns:
         assert column.name in text
