@@ -110,7 +110,7 @@ def pipeline(
     loaded = take_recipe(recipe, period, _overrides(sections))
     spec = loaded.recipe
     check_machine_requirements(spec)
-    stage_store.sweep()
+    stage_store.remove_leftovers()
     stages = dataclasses.replace(
         STAGE_TASKS,
         train=with_gpu_slots(STAGE_TASKS.train, spec.gpu_slots),

@@ -1,4 +1,4 @@
-"""Serves bentos in subprocesses, asks them for predictions over HTTP, and verifies them beforehand."""
+"""Verifies bentos, serves them in subprocesses, and requests predictions over HTTP."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def serve_command(tag: str, host: str, port: int) -> list[str]:
 
 
 def serve_environment() -> dict[str, str]:
-    """Variables that tell a served bento its API key file and the public keys it trusts."""
+    """The variables that name the API key file and the trusted public keys of a served bento."""
     environment = {KEYS_FILE_VARIABLE: str(keys_file())}
     if TRUSTED_KEY_VARIABLE in os.environ:
         environment[TRUSTED_KEY_VARIABLE] = str(Path(os.environ[TRUSTED_KEY_VARIABLE]).expanduser().absolute())
@@ -58,7 +58,7 @@ def require_keys(host: str) -> None:
         return
     raise SecretMissing(
         f"on {host} the endpoint requires keys, and there are none",
-        required="a key, so that not everybody who reaches this address gets predictions",
+        required="a key, since everybody who reaches this address would get predictions",
         where=str(keys_file()),
         remedy="create one with `bloomery key create NAME`; or set "
         f"{KEY_POLICY_VARIABLE}=off if a proxy in front of the endpoint authenticates clients",
@@ -86,7 +86,7 @@ def serve_bento(tag: str) -> Iterator[httpx.Client]:
     with (
         # A proxy of the environment must not see requests to loopback.
         httpx.Client(base_url=url, timeout=30, trust_env=False) as client,
-        # Only this process sends requests, so no key is needed, whatever the policy of later clients.
+        # Only this process sends requests, so no key is needed, even if the policy requires one of later clients.
         tethered_server(
             command, is_ready=is_ready, log=log, environment={**serve_environment(), KEY_POLICY_VARIABLE: "off"}
         ) as wait_until_ready,
@@ -100,7 +100,7 @@ def post_rows(client: httpx.Client, rows: list[dict[str, Any]]) -> httpx.Respons
 
 
 def require_bento(tag: str) -> None:
-    """Verify a bento before any of its code runs.
+    """Verifies a bento before any of its code runs.
 
     Raises:
         DataMissing: the store does not have it.
@@ -118,28 +118,28 @@ def require_bento(tag: str) -> None:
     try:
         content = (source / "artifacts" / MANIFEST_FILE).read_bytes()
     except OSError as failure:
-        raise _changed(f"{MANIFEST_FILE} cannot be read: {failure.strerror}", source) from failure
+        raise _changed_error(f"{MANIFEST_FILE} cannot be read: {failure.strerror}", source) from failure
     require_signed(content, source / "artifacts", {**os.environ, **serve_environment()})
     try:
         manifest = json.loads(content)
         digests = manifest.get("code", {}) | {f"artifacts/{name}": sha256 for name, sha256 in manifest["files"].items()}
         packaged = {*digests, f"artifacts/{MANIFEST_FILE}", f"artifacts/{SIGNATURE_FILE}", _BENTOFILE}
     except (ValueError, KeyError, AttributeError, TypeError) as failure:
-        raise _changed(f"{MANIFEST_FILE} cannot be read: {failure}", source) from failure
+        raise _changed_error(f"{MANIFEST_FILE} cannot be read: {failure}", source) from failure
     if manifest["tag"] != tag:
-        raise _changed(f"its manifest is of {manifest['tag']}", source)
+        raise _changed_error(f"its manifest is of {manifest['tag']}", source)
     for path in sorted(source.rglob("*")):
         name = str(path.relative_to(source))
         if path.is_file() and "code" in manifest and name not in packaged and path.suffix != ".pyc":
-            raise _changed(f"{name} was not packaged with it", source)
+            raise _changed_error(f"{name} was not packaged with it", source)
     for name, sha256 in digests.items():
         if not (source / name).is_file() or digest_of_file(source / name) != sha256:
-            raise _changed(f"{name} is missing or differs from the packaged file", source)
+            raise _changed_error(f"{name} is missing or differs from the packaged file", source)
 
 
-def _changed(found: str, source: Path) -> OutputCorrupt:
+def _changed_error(problem: str, source: Path) -> OutputCorrupt:
     return OutputCorrupt(
-        f"the bento was changed: {found}",
+        f"the bento was changed: {problem}",
         required="the files that its manifest lists, as they were packaged",
         where=str(source),
         remedy="run the recipe again, which packages it again, or serve another version",

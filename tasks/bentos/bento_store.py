@@ -1,4 +1,4 @@
-"""Where BentoML's store keeps bentos."""
+"""Folders of bentos in BentoML's store."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 
 def bento_folder(tag: str) -> Path:
-    """Where BentoML's store keeps the bento."""
+    """The folder of the bento in BentoML's store."""
     name, version = tag.split(":")
     return Path(os.environ["BENTOML_HOME"]) / "bentos" / name / version
 
 
 def artifacts_folder(tag: str) -> Path:
-    """The folder in the bento that holds the model and all that describes it."""
+    """The folder in the bento that holds the model and its metadata."""
     return bento_folder(tag) / "src" / "artifacts"

@@ -1,4 +1,4 @@
-"""Makes the build context of a container from a bento: a folder with a Dockerfile, checked without a Docker engine."""
+"""Writes the build context of a container from a bento: a folder with a Dockerfile, checked without a Docker engine."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class BuildContext(NamedTuple):
 def write_build_context(
     tag: str, folder: Path, *, base_image: str | None = None, max_bytes: int = 1_000_000_000, force: bool = False
 ) -> BuildContext:
-    """Write the bento and BentoML's Dockerfile for it, with a health check, to `folder`.
+    """Writes the bento and BentoML's Dockerfile for it, with a health check, to `folder`.
 
     The folder is complete and has passed every check, or does not exist.
 

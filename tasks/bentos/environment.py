@@ -1,4 +1,4 @@
-"""The machine and packages that the bits of a version depend on."""
+"""The machine and the packages on which the bits of a version depend."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from bloomery.data_contracts.records.provenance import Environment
 from bloomery.models.profiling.cpu_features import cpu_flags
 from bloomery.tasks.orchestration.code_version import code_version, packages_of, reach
 
-STAGES = ("ingest", "validate", "prepare", "train", "compress")  # whose outputs are reproduced bit by bit
+STAGES = ("ingest", "validate", "prepare", "train", "compress")  # their outputs are reproducible bit for bit
 _LOCK = Path(__file__).resolve().parents[2] / "requirements.lock"
 
 
 def describe_environment(processor: str) -> Environment:
-    """The environment of this process. `processor` is what training recorded of its threads and instruction set."""
+    """The environment of this process. `processor` describes the threads and instruction set of training."""
     modules = reach(*(f"bloomery.tasks.{stage}.stage" for stage in STAGES))
     return Environment(
         python=platform.python_version(),

@@ -14,7 +14,7 @@ from bloomery.data_contracts.errors import EngineMissing
 def pin_requirements(packages: Iterable[str]) -> list[str]:
     """`name==version` of the packages and their dependencies on this machine, sorted.
 
-    A container then has the tested versions, not the newest ones of the day when it is built.
+    So a container has the tested versions, not the newest ones on the day when it is built.
 
     Raises:
         EngineMissing: a package is not installed.

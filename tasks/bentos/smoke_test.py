@@ -1,4 +1,4 @@
-"""Smoke test of a packaged version: served as it will be, it gives the predictions measured when it was packaged."""
+"""Smoke test of a packaged version: the served bento gives the predictions that were measured before packaging."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bloomery.tasks.bentos.bento_store import artifacts_folder
 
 
 def run_smoke_test(tag: str) -> int:
-    """Serve the bento on a free port and request predictions for its example rows. Returns their number.
+    """Serves the bento on a free port and requests predictions for its example rows. Returns their number.
 
     Raises:
         ReleaseRefused: it does not start, or a prediction differs.
@@ -46,18 +46,18 @@ def parse_predictions(response: httpx.Response, tag: str) -> list[Prediction]:
             f"the bento responded {response.status_code}: {response.text[:500]}",
             required="200 for rows that satisfy the contract",
             where=f"bento {tag}",
-            remedy="the packaged service is at fault: see its log in the state folder",
+            remedy="read the log of the bento in the state folder: the packaged service has failed",
         )
     return list(response.json()["predictions"])
 
 
-def require_same_prediction(prediction: Prediction, measured: Prediction, limit: float, row: str, tag: str) -> None:
+def require_same_prediction(prediction: Prediction, expected: Prediction, limit: float, row: str, tag: str) -> None:
     """Raises ReleaseRefused where the prediction for `row` differs from the measured one by more than `limit`."""
-    difference = max_difference(prediction, measured)
+    difference = max_difference(prediction, expected)
     if difference > limit:
         raise ReleaseRefused(
             f"for {row} the bento predicts {format_prediction(prediction)}; the difference is {difference:.2g}",
-            required=f"{format_prediction(measured)}, as measured, within {limit:g}",
+            required=f"{format_prediction(expected)}, as measured, within {limit:g}",
             where=f"bento {tag}",
-            remedy="serving and training disagree: report it; the champion stays",
+            remedy="report this difference between serving and training as a bug; the champion stays",
         )

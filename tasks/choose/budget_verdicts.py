@@ -124,10 +124,10 @@ def find_violations(
         violations.append(_violation("size_bytes", budget.size_bytes, candidate.size_bytes, message, digits=3))
     if budget.latency_ms is not None:
         limit, percentile = budget.latency_ms.value, budget.latency_ms.percentile
-        measured = candidate.latency_at(budget.batch_size).percentile_ms(percentile)
-        if measured > limit:
-            message = f"p{percentile} {measured:.3f} ms{_format_batch(budget.batch_size)}, limit {limit:g} ms"
-            violations.append(_violation("latency_ms", limit, measured, message, digits=3))
+        latency_ms = candidate.latency_at(budget.batch_size).percentile_ms(percentile)
+        if latency_ms > limit:
+            message = f"p{percentile} {latency_ms:.3f} ms{_format_batch(budget.batch_size)}, limit {limit:g} ms"
+            violations.append(_violation("latency_ms", limit, latency_ms, message, digits=3))
     # An objective of time or energy must not choose a candidate that needs more of it than fp32. The upper limit of
     # the interval counts: like an equal score, a lower cost has to be shown.
     for resource, _, ratio in _resource_ratios(candidate, budget):
@@ -188,9 +188,9 @@ def _find_subgroup_violations(
     if not exceeding:
         return
     worst = max(exceeding, key=lambda subgroup: subgroup.degradation.high)
-    others = f"; exceeded in {len(exceeding) - 1} more" if len(exceeding) > 1 else ""
+    remark = f"; exceeded in {len(exceeding) - 1} more" if len(exceeding) > 1 else ""
     message = f"{DEGRADATION_NAMES[task]} in {worst} up to {format_degradation(task, worst.degradation.high)}"
-    message += f", limit {format_degradation(task, limit)}{others}"
+    message += f", limit {format_degradation(task, limit)}{remark}"
     needed = limit
     while True:  # a wider limit requires fewer rows, so it may include subgroups that were too small before
         highs = [subgroup.degradation.high for subgroup in subgroups if has_enough_rows(subgroup, needed, task)]
@@ -202,9 +202,9 @@ def _find_subgroup_violations(
     )
 
 
-def _violation(name: str, limit: float, measured: float, message: str, digits: int = 2) -> BudgetViolation:
-    needed = round_up(measured, digits)
-    return BudgetViolation(limit=name, allowed=limit, measured=measured, needed_limit=needed, message=message)
+def _violation(name: str, limit: float, value: float, message: str, digits: int = 2) -> BudgetViolation:
+    needed = round_up(value, digits)
+    return BudgetViolation(limit=name, allowed=limit, measured=value, needed_limit=needed, message=message)
 
 
 def round_up(value: float, digits: int) -> float:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _CHOSEN, _PASSED, _OVER = "#1a7f37", "#1f5fa8", "#8c8c8c"
 _LIMIT, _INK = "#c62828", "#333333"
-_MAX_LIMIT_FACTOR = 3  # times the largest value: a limit beyond it is written at the edge
+_MAX_LIMIT_FACTOR = 3  # times the largest value: a limit beyond it is drawn at the edge
 _WIDE_AXIS_FACTOR = 4  # times the smallest value: a narrower axis needs fine ticks
 _COARSE_TICKS, _FINE_TICKS = (1, 2, 5), (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
 _MAX_DEPTH_FACTOR = 6  # times the limit of the degradation: worse candidates are drawn at the edge
@@ -58,28 +58,30 @@ class _Panel(NamedTuple):
 def plot_pareto_front(options: Candidates, budget: Budget, decision: Decision, path: Path) -> None:
     """Plots a PNG with panels for size, time and, where it was measured, energy, on log scales; up and left are better.
 
-    A bar must not cross a limit of the budget: vertical bars are 95% intervals of the paired difference from fp32,
-    horizontal ones reach from the median to the percentile that the budget limits.
+    Vertical bars are 95% intervals of the paired difference from fp32; horizontal bars reach from the median to the
+    percentile that the budget limits. A candidate within the budget has no bar that crosses a limit.
     """
     from matplotlib.figure import Figure
 
     task = options.trained.dataset.task
-    is_classes = task == "classification"
-    most = 100 * (budget.accuracy_drop if is_classes else budget.error_rise)
+    is_classification = task == "classification"
+    max_degradation = 100 * (budget.accuracy_drop if is_classification else budget.error_rise)
     panels = _panels(options, budget, decision)
     figure = Figure(figsize=(6 * len(panels), 5.6), layout="constrained", dpi=120)
     axes = figure.subplots(1, len(panels), sharey=True)
     first, last = axes[0], axes[-1]
-    _set_height(first, panels[0].points, most)
+    _set_height(first, panels[0].points, max_degradation)
     for panel_axes, panel in zip(axes, panels, strict=True):
-        _draw_panel(panel_axes, panel, most)
-    first.set_ylabel(f"{SCORE_NAMES[task]} against fp32 ({'points' if is_classes else '%; up is lower'})", color=_INK)
-    if not is_classes:  # an error that rises is drawn downwards
+        _draw_panel(panel_axes, panel, max_degradation)
+    first.set_ylabel(
+        f"{SCORE_NAMES[task]} against fp32 ({'points' if is_classification else '%; up is lower'})", color=_INK
+    )
+    if not is_classification:  # an error that rises is drawn downwards
         first.yaxis.set_major_formatter(lambda y, _: f"{-y:+.4g}" if y else "0")
-    words = f"{'drop' if is_classes else 'rise'} of {format_degradation(task, most / 100)}"
+    limit_text = f"{'drop' if is_classification else 'rise'} of {format_degradation(task, max_degradation / 100)}"
     first.annotate(
-        f"limit: a {words}", (1, -most), (-4, -3), xycoords=("axes fraction", "data"), textcoords="offset points",
-        color=_LIMIT, fontsize=8, ha="right", va="top",
+        f"limit: a {limit_text}", (1, -max_degradation), (-4, -3), xycoords=("axes fraction", "data"),
+        textcoords="offset points", color=_LIMIT, fontsize=8, ha="right", va="top",
     )  # fmt: skip
     _add_scores(last, find_baseline(options).score.value, task)
     _draw_legend(figure, decision)
@@ -96,19 +98,21 @@ def _panels(options: Candidates, budget: Budget, decision: Decision) -> list[_Pa
         return [_point(candidate, decision, task, cost, end) for candidate, cost, end in rows]
 
     sizes = [candidate.size_bytes / 1000 for candidate in candidates]
-    most_bytes = None if budget.size_bytes is None else budget.size_bytes / 1000
+    max_bytes = None if budget.size_bytes is None else budget.size_bytes / 1000
     percentile = 50 if limit is None else limit.percentile
     latencies = [candidate.latency_at(budget.batch_size) for candidate in candidates]
     unit, scale = ("ms", 1) if max(latency.p50_ms for latency in latencies) >= 1 else ("µs", 1000)
-    medians, ends = ([latency.percentile_ms(one) * scale for latency in latencies] for one in (50, percentile))
-    longest = None if limit is None else limit.value * scale
+    medians, ends = (
+        [latency.percentile_ms(quantile) * scale for latency in latencies] for quantile in (50, percentile)
+    )
+    max_latency = None if limit is None else limit.value * scale
     rows = "one row" if budget.batch_size == 1 else f"{budget.batch_size} rows"
     bars = "median" if percentile == 50 else f"median, with a bar to the {percentile}th percentile"
     panels = [
-        _Panel("size of the ONNX file (kB)", "kB", points(sizes, sizes), most_bytes),
-        _Panel(f"time of {rows} ({unit}): {bars}", unit, points(medians, ends), longest),
+        _Panel("size of the ONNX file (kB)", "kB", points(sizes, sizes), max_bytes),
+        _Panel(f"time of {rows} ({unit}): {bars}", unit, points(medians, ends), max_latency),
     ]
-    energies = [one.energy.p50_j * 1000 for one in candidates if one.energy is not None]
+    energies = [candidate.energy.p50_j * 1000 for candidate in candidates if candidate.energy is not None]
     if len(energies) == len(candidates):
         panels.append(_Panel(f"energy of {rows} (mJ): median", "mJ", points(energies, energies), None))
     return panels
@@ -131,16 +135,16 @@ def _point(candidate: Candidate, decision: Decision, task: Task, x: float, x_end
     )
 
 
-def _set_height(axes: Axes, points: Sequence[_Point], most: float) -> None:
+def _set_height(axes: Axes, points: Sequence[_Point], max_degradation: float) -> None:
     """Fits the axis to all bars, but not much deeper than the limit."""
-    floor = -_MAX_DEPTH_FACTOR * most
-    low = min(min(max(point.y_low, floor) for point in points), -most)
+    floor = -_MAX_DEPTH_FACTOR * max_degradation
+    low = min(min(max(point.y_low, floor) for point in points), -max_degradation)
     high = max(0.0, *(point.y_high for point in points))
-    room = 0.14 * (high - low)
-    axes.set_ylim(low - room, high + room)
+    margin = 0.14 * (high - low)
+    axes.set_ylim(low - margin, high + margin)
 
 
-def _draw_panel(axes: Axes, panel: _Panel, most: float) -> None:
+def _draw_panel(axes: Axes, panel: _Panel, max_degradation: float) -> None:
     from matplotlib.patheffects import withStroke
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -150,29 +154,31 @@ def _draw_panel(axes: Axes, panel: _Panel, most: float) -> None:
     ends = [end for point in points for end in (point.x, point.x_end)]
     if limit is not None and max(ends) / _MAX_LIMIT_FACTOR < limit < max(ends) * _MAX_LIMIT_FACTOR:
         ends.append(limit)
-    least, largest = min(ends), max(ends)
-    margin = max((largest / least) ** 0.16, 1.25)
+    smallest, largest = min(ends), max(ends)
+    margin = max((largest / smallest) ** 0.16, 1.25)
     axes.set_xscale("log")
-    axes.set_xlim(least / margin, largest * margin)
-    axes.xaxis.set_major_locator(LogLocator(subs=_COARSE_TICKS if largest / least > _WIDE_AXIS_FACTOR else _FINE_TICKS))
+    axes.set_xlim(smallest / margin, largest * margin)
+    axes.xaxis.set_major_locator(
+        LogLocator(subs=_COARSE_TICKS if largest / smallest > _WIDE_AXIS_FACTOR else _FINE_TICKS)
+    )
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(color="#e6e6e6", lw=0.7)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    axes.axhspan(bottom, -most, color=_LIMIT, alpha=0.05, lw=0)
-    axes.axhline(-most, color=_LIMIT, lw=1.1, ls=(0, (5, 3)))
+    axes.axhspan(bottom, -max_degradation, color=_LIMIT, alpha=0.05, lw=0)
+    axes.axhline(-max_degradation, color=_LIMIT, lw=1.1, ls=(0, (5, 3)))
     if limit is not None:
         start, end = axes.get_xlim()
-        shown = min(max(limit, start), end)
-        axes.axvspan(shown, end, color=_LIMIT, alpha=0.05, lw=0)
-        axes.axvline(shown, color=_LIMIT, lw=1.1, ls=(0, (5, 3)))
+        line_x = min(max(limit, start), end)
+        axes.axvspan(line_x, end, color=_LIMIT, alpha=0.05, lw=0)
+        axes.axvline(line_x, color=_LIMIT, lw=1.1, ls=(0, (5, 3)))
         text = f"limit: {limit:g} {panel.unit}"
-        if shown != limit:
+        if line_x != limit:
             text += f", far to the {'left' if limit < start else 'right'}"
         axes.annotate(
-            text, (shown, 1), (4 if limit < start else -4, -3), xycoords=("data", "axes fraction"),
+            text, (line_x, 1), (4 if limit < start else -4, -3), xycoords=("data", "axes fraction"),
             textcoords="offset points", color=_LIMIT, fontsize=8, rotation=90,
             ha="left" if limit < start else "right", va="top",
             path_effects=[withStroke(linewidth=2.5, foreground="white")],
@@ -194,7 +200,8 @@ def _draw_panel(axes: Axes, panel: _Panel, most: float) -> None:
 def _draw_steps(axes: Axes, points: Sequence[_Point]) -> None:
     """Draws the Pareto front: every point below its line is dominated by one to its left."""
     best = sorted(
-        (points[place] for place in pareto_front([(point.x, -point.y) for point in points])), key=lambda point: point.x
+        (points[position] for position in pareto_front([(point.x, -point.y) for point in points])),
+        key=lambda point: point.x,
     )
     _, right = axes.get_xlim()
     bottom, _ = axes.get_ylim()
@@ -202,20 +209,22 @@ def _draw_steps(axes: Axes, points: Sequence[_Point]) -> None:
     axes.step([*(point.x for point in best), right], [*ys, ys[-1]], where="post", color=_PASSED, lw=2, alpha=0.3)
 
 
-def _add_scores(axes: Axes, of_fp32: float, task: Task) -> None:
+def _add_scores(axes: Axes, baseline_score: float, task: Task) -> None:
     """Adds an axis with absolute scores on the right, beside the differences on the left."""
-    is_classes = task == "classification"
-    # The score is linear in the difference; for an RMSE of 0 any slope will do.
-    start, slope = (100 * of_fp32, 1.0) if is_classes else (of_fp32, -(of_fp32 or 1.0) / 100)
+    is_classification = task == "classification"
+    # The score is linear in the difference; an RMSE of 0 has no relative rise, so its slope is arbitrary.
+    start, slope = (
+        (100 * baseline_score, 1.0) if is_classification else (baseline_score, -(baseline_score or 1.0) / 100)
+    )
 
-    def there(difference: Any) -> Any:
+    def to_score(difference: Any) -> Any:
         return start + slope * difference
 
-    def back(score: Any) -> Any:
+    def to_difference(score: Any) -> Any:
         return (score - start) / slope
 
-    scores = axes.secondary_yaxis("right", functions=(there, back))
-    scores.set_ylabel(f"{SCORE_NAMES[task]}{' (%)' if is_classes else ''}", color=_INK)
+    scores = axes.secondary_yaxis("right", functions=(to_score, to_difference))
+    scores.set_ylabel(f"{SCORE_NAMES[task]}{' (%)' if is_classification else ''}", color=_INK)
     scores.spines["right"].set_visible(False)
 
 
@@ -236,33 +245,34 @@ def _draw_legend(figure: Figure, decision: Decision) -> None:
 
 
 def _place_labels(figure: Figure, panels: Sequence[tuple[Axes, Sequence[_Point]]]) -> None:
-    """Places each label beside its point, where it covers least of what is already drawn."""
+    """Places each label beside its point, at the offset with the lowest `_label_cost`."""
     from matplotlib.patheffects import withStroke
 
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # measured positions must not move any more
+    figure.set_layout_engine("none")  # the measured positions must stay
     for axes, points in panels:
         bottom, _ = axes.get_ylim()
-        taken = [box for point in points for box in _boxes(axes, point)]
-        taken += [line.get_window_extent().padded(2) for line in axes.lines if line.get_linestyle() == "--"]
+        obstacles = [box for point in points for box in _boxes(axes, point)]
+        obstacles += [line.get_window_extent().padded(2) for line in axes.lines if line.get_linestyle() == "--"]
         for point in sorted(points, key=lambda point: (not point.is_chosen, point.x)):
-            at = (point.x, max(point.y, bottom))
+            anchor = (point.x, max(point.y, bottom))
             label: Any = axes.annotate(
-                point.label, at, (0, 0), textcoords="offset points", fontsize=8.5, linespacing=1.15, parse_math=False,
-                color=point.color if point.is_chosen else _INK, fontweight="bold" if point.is_chosen else "normal",
+                point.label, anchor, (0, 0), textcoords="offset points", fontsize=8.5, linespacing=1.15,
+                parse_math=False, color=point.color if point.is_chosen else _INK,
+                fontweight="bold" if point.is_chosen else "normal",
                 path_effects=[withStroke(linewidth=2.5, foreground="white")], zorder=6,
             )  # fmt: skip
-            start = axes.transData.transform(at)
+            start = axes.transData.transform(anchor)
             size = label.get_window_extent().size
-            boxes = {place: _box_at(place, start, size, figure.dpi) for place in _LABEL_OFFSETS}
-            best = min(_LABEL_OFFSETS, key=lambda place: _covered(boxes[place], place, axes.bbox, taken))
+            boxes = {offset: _box_at(offset, start, size, figure.dpi) for offset in _LABEL_OFFSETS}
+            best = min(_LABEL_OFFSETS, key=lambda offset: _label_cost(boxes[offset], offset, axes.bbox, obstacles))
             label.set_position(best)
             label.set_ha("left" if best[0] > 0 else "right")
             label.set_va("bottom" if best[1] > 0 else "top")
             if max(abs(best[0]), abs(best[1])) > 20:  # far enough to need a line to its point
                 arrow = {"arrowstyle": "-", "color": "#a0a0a0", "lw": 0.7, "shrinkA": 0, "shrinkB": 5}
-                axes.annotate("", at, best, textcoords="offset points", arrowprops=arrow)
-            taken.append(boxes[best].padded(2))
+                axes.annotate("", anchor, best, textcoords="offset points", arrowprops=arrow)
+            obstacles.append(boxes[best].padded(2))
 
 
 def _boxes(axes: Axes, point: _Point) -> list[Bbox]:
@@ -271,10 +281,10 @@ def _boxes(axes: Axes, point: _Point) -> list[Bbox]:
 
     bottom, _ = axes.get_ylim()
     y = max(point.y, bottom)
-    room = 11 if point.is_chosen else 7
+    radius = 11 if point.is_chosen else 7
     boxes = []
     for start, end, padding in (
-        ((point.x, y), (point.x, y), room),
+        ((point.x, y), (point.x, y), radius),
         ((point.x, y), (point.x_end, y), 2),
         ((point.x, point.y_low), (point.x, point.y_high), 2),
     ):
@@ -283,23 +293,23 @@ def _boxes(axes: Axes, point: _Point) -> list[Bbox]:
     return boxes
 
 
-def _box_at(place: tuple[float, float], start: Any, size: Any, dpi: float) -> Bbox:
-    """The box of a label of `size` at the offset `place` (points) from `start`; all else is in pixels."""
+def _box_at(offset: tuple[float, float], start: Any, size: Any, dpi: float) -> Bbox:
+    """The box of a label of `size` at `offset` (in points) from `start`; the other values are in pixels."""
     from matplotlib.transforms import Bbox
 
-    right, up = (value * dpi / 72 for value in place)
+    right, up = (value * dpi / 72 for value in offset)
     x, y = start[0] + right - (size[0] if right < 0 else 0), start[1] + up - (size[1] if up < 0 else 0)
     return Bbox.from_bounds(x, y, size[0], size[1])
 
 
-def _covered(box: Bbox, place: tuple[float, float], inside: Bbox, taken: Sequence[Bbox]) -> float:
+def _label_cost(box: Bbox, offset: tuple[float, float], axes_box: Bbox, obstacles: Sequence[Bbox]) -> float:
     """The cost of a label in `box`: the area that it covers, the area outside the axes, and its distance."""
     from matplotlib.transforms import Bbox
 
-    covered = 0.0
-    for other in taken:
-        common = Bbox.intersection(box, other)
-        covered += 0.0 if common is None else common.width * common.height
-    within = Bbox.intersection(box, inside)
-    outside = box.width * box.height - (0.0 if within is None else within.width * within.height)
-    return covered + 3 * outside + 3 * (abs(place[0]) + abs(place[1]))
+    covered_area = 0.0
+    for obstacle in obstacles:
+        common = Bbox.intersection(box, obstacle)
+        covered_area += 0.0 if common is None else common.width * common.height
+    within = Bbox.intersection(box, axes_box)
+    outside_area = box.width * box.height - (0.0 if within is None else within.width * within.height)
+    return covered_area + 3 * outside_area + 3 * (abs(offset[0]) + abs(offset[1]))

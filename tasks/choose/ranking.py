@@ -19,11 +19,11 @@ TABLE = "candidates.json"
 
 def log_ranking(run_id: str, candidates: Candidates, budget: Budget, decision: Decision, plot: Path) -> None:
     """Draws `plot` and logs it, the ranked table and the budget to the MLflow run."""
-    chosen = decision.best.name if decision.best else None
+    chosen_name = decision.best.name if decision.best else None
     plot_pareto_front(candidates, budget, decision, plot)
     mlflow_runs.log_params(run_id, budget.model_dump())
     mlflow_runs.client().log_artifact(run_id, str(plot))
-    columns = candidate_table.candidate_columns(candidates, decision.verdicts, chosen)
+    columns = candidate_table.candidate_columns(candidates, decision.verdicts, chosen_name)
     mlflow_runs.client().log_table(run_id, columns, TABLE)
 
 
@@ -32,7 +32,7 @@ def publish_ranking(choice: Choice) -> None:
     """Puts the ranked table and the plot into the Prefect run."""
     from prefect.artifacts import create_image_artifact, create_table_artifact
 
-    description = f"Chosen: {choice.candidate.name}. The same as numbers: MLflow run {choice.run_id}"
+    description = f"Chosen: {choice.candidate.name}. MLflow run {choice.run_id} has the table with raw numbers"
     create_table_artifact(key="candidates", description=description, table=candidate_table.candidate_rows(choice))
     plot = settings().path(choice.plot_uri)
     create_image_artifact(key="candidates-picture", description=str(plot), image_url=_image_url(plot, choice.run_id))

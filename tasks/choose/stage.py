@@ -26,7 +26,7 @@ def _run_exists(choice: Choice) -> bool:
     return mlflow_runs.run_exists(choice.run_id)
 
 
-@stage(is_whole=_run_exists, present=ranking.publish_ranking)
+@stage(is_complete=_run_exists, publish=ranking.publish_ranking)
 def choose(out: Output, candidates: Candidates, budget: Budget) -> Choice:
     """Picks the best candidate by the budget's objective among those that satisfy all its limits.
 

@@ -23,7 +23,7 @@ class ExtraFile(NamedTuple):
 
 
 class BuiltCandidate(NamedTuple):
-    """The ONNX file of a candidate, and what is known of it from building it."""
+    """The ONNX file of a candidate, and the properties that are known from building it."""
 
     spec: CandidateSpec
     path: Path

@@ -81,13 +81,13 @@ def measure_candidates(
         )
         for candidate in built
     }
-    before = point_predictions(dataset.task, predictions[baseline])
+    baseline_predictions = point_predictions(dataset.task, predictions[baseline])
     candidates = []
     for candidate in built:
         name = candidate.spec.name
-        measured = _Predictions(truth, predictions[name], before)
-        record = _measure(out, candidate, dataset, measured, latencies[name], is_baseline=name == baseline)
-        run_id = _log_candidate(record, candidate, out, trained, measured)
+        candidate_predictions = _Predictions(truth, predictions[name], baseline_predictions)
+        record = _measure(out, candidate, dataset, candidate_predictions, latencies[name], is_baseline=name == baseline)
+        run_id = _log_candidate(record, candidate, out, trained, candidate_predictions)
         candidates.append(record.model_copy(update={"run_id": run_id}))
     return tuple(candidates)
 
@@ -150,7 +150,7 @@ def _count_flips(truth: GroundTruth, before: np.ndarray, after: np.ndarray) -> F
 
 
 def _write_predictions(path: Path, dataset: Dataset, truth: GroundTruth, predictions: np.ndarray) -> None:
-    """Writes key, truth and prediction of each test row; `promote` compares the bento's predictions with them."""
+    """Writes key, truth and prediction of each test row; `promote` compares the bento's predictions with these."""
     columns: dict[str, Any] = {dataset.key: pa.array(truth.key)}
     if dataset.task == "classification":
         classes = np.array(dataset.classes, dtype=object)

@@ -1,4 +1,4 @@
-"""Searches for smaller networks beside the named candidates: what to prune or factorize, and how much."""
+"""Searches for smaller networks in addition to the named candidates: what to prune or factorize, and how much."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _NUM_SCORING_ROWS = 4096  # validation rows that score each trial
 _NUM_RANDOM_TRIALS = 4  # before earlier trials guide the sampler
-_EARLY_STOPPING_FACTOR = 3.0  # of the largest drop that is kept; a trial beyond it stops after half of its epochs
+_EARLY_STOPPING_FACTOR = 3.0  # times `max_drop`; a trial beyond it stops after half of its epochs
 
 
 class ScoredCandidate(NamedTuple):
@@ -42,7 +42,7 @@ class EarlyStopped(Exception):
 
 def search_candidates(
     builder: CandidateBuilder,
-    named: tuple[CandidateSpec, ...],
+    named_specs: tuple[CandidateSpec, ...],
     options: CandidateSearch,
     defaults: tuple[CandidateSpec, ...],
 ) -> list[BuiltCandidate]:
@@ -55,18 +55,18 @@ def search_candidates(
     Source: Bergstra et al. 2011, "Algorithms for Hyper-Parameter Optimization"; Ozaki et al. 2022, "Multiobjective
     Tree-Structured Parzen Estimator".
     """
-    built = [build_candidate(builder, spec) for spec in named]
+    built = [build_candidate(builder, spec) for spec in named_specs]
     baseline_score = _score(builder, next(candidate for candidate in built if candidate.spec.is_baseline))
     scored = [_score_candidate(builder, candidate, baseline_score) for candidate in built]
-    quantization = next(fields for spec in (*named, *defaults) if (fields := _quantization_fields(spec)))
+    quantization = next(fields for spec in (*named_specs, *defaults) if (fields := _quantization_fields(spec)))
     _run_trials(builder, scored, baseline_score, options, quantization)
-    kept = _select_candidates(scored, len(named), options)
-    _log_trials(builder, scored, kept)
+    selection = _select_candidates(scored, len(named_specs), options)
+    _log_trials(builder, scored, selection)
     for candidate in scored:
-        if candidate not in kept:
+        if candidate not in selection:
             candidate.built.path.unlink()
     delete_float_files(builder)
-    return [candidate.built for candidate in kept]
+    return [candidate.built for candidate in selection]
 
 
 def _run_trials(
@@ -97,7 +97,7 @@ def _run_trials(
         trial = study.ask()
         spec = _suggest_spec(trial, kind)
         is_new = spec is not None and all(
-            spec.before_quantization != known.built.spec.before_quantization for known in scored
+            spec.before_quantization != previous.built.spec.before_quantization for previous in scored
         )
         try:
             built = _build_trial(builder, spec, quantization, is_too_far) if spec is not None and is_new else []
@@ -193,21 +193,23 @@ def _select_candidates(
     costs = [candidate[1:] for candidate in scored]
     # Of candidates with equal costs the first counts.
     front = [position for position in pareto_front(costs) if costs[position] not in costs[:position]]
-    new = [scored[position] for position in front if position >= num_named]
-    new = [candidate for candidate in new if candidate.degradation <= options.max_drop]
-    new.sort(key=lambda candidate: candidate.size_bytes)
-    if len(new) > options.keep:
-        positions = np.unique(np.linspace(0, len(new) - 1, options.keep).round().astype(int))
-        new = [new[position] for position in positions]
-    return [*scored[:num_named], *new]
+    additions = [scored[position] for position in front if position >= num_named]
+    additions = [candidate for candidate in additions if candidate.degradation <= options.max_drop]
+    additions.sort(key=lambda candidate: candidate.size_bytes)
+    if len(additions) > options.keep:
+        positions = np.unique(np.linspace(0, len(additions) - 1, options.keep).round().astype(int))
+        additions = [additions[position] for position in positions]
+    return [*scored[:num_named], *additions]
 
 
-def _log_trials(builder: CandidateBuilder, scored: Sequence[ScoredCandidate], kept: Sequence[ScoredCandidate]) -> None:
+def _log_trials(
+    builder: CandidateBuilder, scored: Sequence[ScoredCandidate], selection: Sequence[ScoredCandidate]
+) -> None:
     columns = {
         "candidate": [candidate.built.spec.name for candidate in scored],
         "worse_on_validation": [candidate.degradation for candidate in scored],
         "size_bytes": [candidate.size_bytes for candidate in scored],
         "num_macs": [candidate.macs for candidate in scored],
-        "is_kept": [candidate in kept for candidate in scored],
+        "is_kept": [candidate in selection for candidate in scored],
     }
     mlflow_runs.client().log_table(builder.trained.run_id, columns, f"explored-{builder.out.key[:12]}.json")

@@ -27,7 +27,7 @@ def _runs_exist(record: Candidates) -> bool:
     return all(mlflow_runs.run_exists(candidate.run_id) for candidate in record.candidates)
 
 
-@stage(is_whole=_runs_exist)
+@stage(is_complete=_runs_exist)
 def compress(out: Output, trained: TrainedNetwork, compression: Compression) -> Candidates:
     """Builds and measures each candidate; writes its ONNX file and its predictions for the test split.
 

@@ -1,4 +1,4 @@
-"""Writes the model card of a version from its records and from the files that its stages have kept.
+"""Writes the model card of a version from its records and from the files of its stages.
 
 Source: Mitchell et al. 2019, "Model Cards for Model Reporting", for the sections.
 """
@@ -13,6 +13,7 @@ from typing import Any
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.odcs.html_page import describe_type
 from bloomery.data_contracts.records.lineage import describe_lineage
+from bloomery.data_contracts.records.provenance import PROVENANCE_FILE
 from bloomery.data_contracts.records.records import Choice, Interval, ResourceUsage
 from bloomery.data_contracts.records.score_format import SCORE_NAMES, format_score, format_score_value
 from bloomery.data_contracts.records.tensor_layout import Task
@@ -171,11 +172,11 @@ def _format_interval(task: Task, score: Interval) -> str:
 def _calibration(folder: Path, metrics: CardMetrics) -> Section:
     if metrics.bins is None or metrics.calibration_error is None:
         return Section("Calibration", texts=["Not applicable: a regression predicts no probability."])
-    drawn = folder / "calibration.drawn.png"
-    plots.plot_calibration(metrics.bins, metrics.calibration_error, drawn)
+    plot_path = folder / "calibration.drawn.png"
+    plots.plot_calibration(metrics.bins, metrics.calibration_error, plot_path)
     caption = "Share of correct predictions by predicted probability."
-    pictures = shrink_picture(drawn, folder, "calibration.png", caption)
-    drawn.unlink()
+    pictures = shrink_picture(plot_path, folder, "calibration.png", caption)
+    plot_path.unlink()
     return Section(
         "Calibration",
         texts=[
@@ -271,16 +272,16 @@ def _explanations(folder: Path, choice: Choice) -> Section:
 def _resource_usage(choice: Choice) -> Section:
     title = "Resource usage"
     stages = {"train": choice.candidates.trained.resource_usage, "compress": choice.candidates.resource_usage}
-    known = {name: usage for name, usage in stages.items() if usage is not None}
-    if not known:
+    usages = {name: usage for name, usage in stages.items() if usage is not None}
+    if not usages:
         return Section(title, texts=["Unknown: the stages ran before resource usage was recorded."])
     headings = ("stage", "seconds", "CPU seconds", "energy", *_price_headings())
     rows = [
         (name, f"{usage.seconds:,.1f}", f"{usage.cpu_seconds:,.1f}", _format_energy(usage.joules), *_prices(usage))
-        for name, usage in known.items()
+        for name, usage in usages.items()
     ]
     energy = choice.candidate.energy
-    texts = list(dict.fromkeys(_describe_energy_source(usage) for usage in known.values()))
+    texts = list(dict.fromkeys(_describe_energy_source(usage) for usage in usages.values()))
     if energy is not None:
         texts.append(
             f"A prediction for {energy.batch_size} rows takes {energy.p50_j * 1000:,.3g} mJ of CPU energy (measured)."
@@ -324,8 +325,8 @@ def _provenance(tag: str, choice: Choice) -> Section:
     return Section(
         "Provenance",
         texts=[
-            f"Bento {tag}. The complete digests and the recipe are in origin.json in the parent folder of this card; "
-            "bloomery show prints them as a tree."
+            f"Bento {tag}. The complete digests and the recipe are in {PROVENANCE_FILE} in the parent folder of this "
+            "card; bloomery show prints them as a tree."
         ],
         tables=[Table(("stage", "output", "digest"), rows)],
     )

@@ -1,16 +1,17 @@
 """The code version of a stage: a digest of the code that determines the stage's output.
 
-It covers the syntax trees of the local modules that the stage's module imports, directly or not and also inside
+It covers the syntax trees of the local modules that the stage's module imports, directly or indirectly and also inside
 functions, the templates beside them, and the installed versions of the packages that they import. A change in
 `models/compression/pruning/` makes `compress` run again, but not `train`.
 
 These do not count, since they do not determine an output:
 
-- plumbing, which carries outputs (`PLUMBING`), and presentation, which shows them to people (`PRESENTATION`): neither
-  their own code nor what only they import;
+- plumbing, which stores and passes on outputs (`PLUMBING`), and presentation, which shows them (`PRESENTATION`), nor
+  modules that only these import;
 - comments, docstrings, descriptions of fields, and the words of errors and log lines.
 
-All of it counts in code that a stage carries into its output, as `package` carries the endpoint's.
+In code that a stage bundles into its output, as `package` bundles the endpoint, all of these except comments and
+docstrings do count.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from bloomery.data_contracts.documents.digests import digest_of_document, digest
 
 PACKAGE = "bloomery"
 
-# Modules, and packages with all that they hold.
+# Modules, and packages with all their modules.
 PLUMBING = (
     "bloomery.data_contracts.documents.documents",
     "bloomery.data_contracts.documents.files",
@@ -58,7 +59,7 @@ PRESENTATION = (
     "bloomery.tasks.train.training_curves",
     "bloomery.tasks.train.validation_report",
 )
-_PACKAGES_WITHOUT_SAY = frozenset({"prefect", "rich", "httpx", "filelock", "psutil"})
+_IGNORED_PACKAGES = frozenset({"prefect", "rich", "httpx", "filelock", "psutil"})
 _LOG_METHODS = frozenset({"debug", "info", "warning", "error", "exception", "critical"})
 _DISTRIBUTIONS = {
     "sklearn": "scikit-learn",
@@ -71,19 +72,19 @@ _DISTRIBUTIONS = {
 
 
 @functools.cache
-def code_version(*modules: str, carried: tuple[str, ...] = ()) -> str:
+def code_version(*modules: str, bundled_modules: tuple[str, ...] = ()) -> str:
     """The digest of all code that determines what `modules` (dotted names) write.
 
-    `carried` names modules whose code becomes part of the output, with all that they import.
+    `bundled_modules` names modules whose code becomes part of the output, with all that they import.
     """
-    inside = reach(*carried)
-    paths = determining_modules(*modules) | inside
+    bundled = reach(*bundled_modules)
+    paths = determining_modules(*modules) | bundled
     sources = {name: _read(path) for name, path in paths.items()}
     packages = {imported.split(".")[0] for source in sources.values() for imported in source.imports}
-    code = {name: sources[name].complete if name in inside else sources[name].code for name in sources}
+    code = {name: sources[name].complete if name in bundled else sources[name].code for name in sources}
     templates = {name: digests for name, path in paths.items() if (digests := _templates(path))}
     return digest_of_document(
-        {"code": code, "templates": templates, "packages": versions(packages - _PACKAGES_WITHOUT_SAY)}
+        {"code": code, "templates": templates, "packages": versions(packages - _IGNORED_PACKAGES)}
     )
 
 
@@ -100,7 +101,7 @@ def _read(path: Path) -> _Source:
     return _parse(path, state.st_mtime_ns, state.st_size)
 
 
-# Most stages reach most files: read anew for each of the eight, they took seven of a second run's processor seconds.
+# Most stages reach most files. Parsing them again for each of the eight stages took seven CPU seconds of a second run.
 @functools.cache
 def _parse(path: Path, mtime_ns: int, size_bytes: int) -> _Source:
     tree = _without_docstrings(ast.parse(path.read_bytes()))
@@ -119,14 +120,14 @@ def templates_of(path: Path) -> list[Path]:
 
 
 def reach(*modules: str) -> dict[str, Path]:
-    """The files of `modules` and of every local module that they import, directly or not, by dotted name."""
+    """The files of `modules` and of every local module that they import, directly or indirectly, by dotted name."""
     return _walk(modules, skipped=())
 
 
 def determining_modules(*modules: str) -> dict[str, Path]:
-    """As `reach`, but without plumbing and presentation, and without what only these import.
+    """Like `reach`, but without plumbing and presentation, and without modules that only these import.
 
-    What is named in `modules` counts in any case, of a package every module.
+    A module or package in `modules` counts in any case, a package with all its modules.
     """
     return _walk(modules, skipped=tuple(name for name in (*PLUMBING, *PRESENTATION) if name not in modules))
 
@@ -163,9 +164,9 @@ def packages_of(paths: Iterable[Path]) -> dict[str, str]:
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """The installed version of each package that is neither ours nor Python's, by distribution name."""
-    foreign = sorted(set(packages) - {PACKAGE} - sys.stdlib_module_names)
-    return {_DISTRIBUTIONS.get(name, name).replace("_", "-"): _version(name) for name in foreign}
+    """The installed version of each third-party package, by distribution name."""
+    third_party = sorted(set(packages) - {PACKAGE} - sys.stdlib_module_names)
+    return {_DISTRIBUTIONS.get(name, name).replace("_", "-"): _version(name) for name in third_party}
 
 
 def _imports(tree: ast.AST) -> Iterator[str]:
@@ -174,7 +175,7 @@ def _imports(tree: ast.AST) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             yield node.module
-            # `from bloomery.models.features import encoder` names a module too
+            # In `from bloomery.models.features import encoder` the imported name is a module too.
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
@@ -192,9 +193,9 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
 
 
 def _without_messages(tree: ast.Module) -> ast.Module:
-    """Blanks the literal text of our own errors, of log lines and of the descriptions of fields.
+    """Blanks the literal text of Bloomery's errors, of log lines and of the descriptions of fields.
 
-    The words of other exceptions stay: code may keep them as a value, such as the reason of a quarantined row.
+    The words of other exceptions stay: code may store them as a value, such as the reason of a quarantined row.
     """
     errors = {
         alias.asname or alias.name
@@ -217,7 +218,7 @@ def _name(node: ast.expr) -> str:
 
 
 def _is_log_call(call: ast.Call) -> bool:
-    """Whether it is `logger.warning(…)`, `log.info(…)` or `logging.getLogger(…).error(…)`."""
+    """Whether the call is `logger.warning(…)`, `log.info(…)` or `logging.getLogger(…).error(…)`."""
     if not isinstance(call.func, ast.Attribute) or call.func.attr not in _LOG_METHODS:
         return False
     logger = call.func.value
@@ -227,7 +228,7 @@ def _is_log_call(call: ast.Call) -> bool:
 
 
 def _blank(expressions: Iterable[ast.expr]) -> None:
-    """Empties the string literals of the expressions, also those between the fields of an f-string."""
+    """Empties the string literals of the expressions, including those in f-strings."""
     for expression in expressions:
         for node in ast.walk(expression):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -235,9 +236,9 @@ def _blank(expressions: Iterable[ast.expr]) -> None:
 
 
 def _source(name: str) -> Path | None:
-    """The file of a local module; None where the name is a function or class inside one, or the namespace itself."""
-    package, _, rest = name.partition(".")
-    room, *inner = rest.split(".")
+    """The file of a local module; None for a function or class in a module, and for the namespace itself."""
+    package, _, module = name.partition(".")
+    room, *inner = module.split(".")
     spec = importlib.util.find_spec(f"{package}.{room}") if room else None
     if spec is None or not spec.submodule_search_locations:
         return None

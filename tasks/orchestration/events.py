@@ -1,4 +1,4 @@
-"""Events of a run, for subscribers in the same process such as the command line's display."""
+"""Events of a run, for subscribers in the same process, such as the display of the command line."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Progress(NamedTuple):
 
 
 class Waiting(NamedTuple):
-    """The running stage waits for a person; `text` says what for."""
+    """The running stage waits for a person's decision, which `text` describes."""
 
     name: str
     text: str
@@ -41,7 +41,7 @@ _subscribers: list[Callable[[Event], None]] = []
 
 
 def subscribe(subscriber: Callable[[Event], None]) -> Callable[[], None]:
-    """Call `subscriber` with every event of this process. Returns a function that ends the subscription."""
+    """Calls `subscriber` with every event of this process. Returns a function that ends the subscription."""
     _subscribers.append(subscriber)
     return lambda: _subscribers.remove(subscriber)
 

@@ -18,7 +18,7 @@ P = ParamSpec("P")
 
 
 def log_failures(function: Callable[P, None]) -> Callable[P, None]:
-    """Turn failures of `function` into warnings in the log."""
+    """Turns failures of `function` into warnings in the log."""
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> None:

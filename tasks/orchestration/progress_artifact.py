@@ -16,13 +16,13 @@ _INTERVAL_S = 2.0
 
 @contextlib.contextmanager
 def report_progress(stage: str) -> Iterator[None]:
-    """Inside the `with` block of a task run, send the progress of `stage` to Prefect.
+    """Sends the progress of `stage` to Prefect inside the `with` block of a task run.
 
     A thread sends it, at most every two seconds, so a slow or missing server does not delay training.
     """
     reporter = _ProgressReporter(stage)
     unsubscribe = events.subscribe(reporter.receive)
-    context = contextvars.copy_context()  # has the current task run
+    context = contextvars.copy_context()  # contains the current task run
     thread = threading.Thread(target=lambda: context.run(reporter.run), daemon=True)
     thread.start()
     try:
@@ -47,13 +47,13 @@ class _ProgressReporter:
             self._latest = event
 
     def run(self) -> None:
-        """Send each new progress until the stage has ended, then its final state."""
-        sent: events.Progress | None = None
+        """Sends each new progress until the stage has ended, then its final state."""
+        last_sent: events.Progress | None = None
         try:
             while not self.ended.wait(_INTERVAL_S):
-                if self._latest is not None and self._latest is not sent:
-                    sent = self._latest
-                    self._send(sent)
+                if self._latest is not None and self._latest is not last_sent:
+                    last_sent = self._latest
+                    self._send(last_sent)
             if self._latest is not None:
                 self._send(self._latest)
         except Exception:
@@ -63,8 +63,8 @@ class _ProgressReporter:
         from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
         percent = 100.0 if self.has_succeeded else min(100.0 * progress.done / max(progress.total, 1), 99.0)
-        done = progress.total if self.has_succeeded else progress.done
-        text = f"{self.stage}: {done} of {progress.total}, {progress.note}"
+        num_done = progress.total if self.has_succeeded else progress.done
+        text = f"{self.stage}: {num_done} of {progress.total}, {progress.note}"
         if self._artifact is None:
             self._artifact = create_progress_artifact(percent, key=f"{self.stage}-progress", description=text)
         else:

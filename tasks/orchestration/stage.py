@@ -1,4 +1,4 @@
-"""What makes a function a stage: its output is kept and found again, it is a Prefect task, it can be watched."""
+"""Makes a stage of a function: its output is stored and looked up, it runs as a Prefect task, and it emits events."""
 
 from __future__ import annotations
 
@@ -24,39 +24,49 @@ from bloomery.tasks.orchestration.stage_store import Output
 P = ParamSpec("P")
 RecordT = TypeVar("RecordT", bound=Record)
 
-_PASSING = {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ENETUNREACH, errno.EHOSTUNREACH}
+_TRANSIENT_ERRNOS = {
+    errno.EIO,
+    errno.ESTALE,
+    errno.EAGAIN,
+    errno.EINTR,
+    errno.EBUSY,
+    errno.ENETUNREACH,
+    errno.EHOSTUNREACH,
+}
 
 
 class Stage(Generic[P, RecordT]):
-    """A stage in three forms: called in plain Python, looked up without running, and as a Prefect task.
+    """A stage, used in three ways: called in plain Python, looked up without running, and run as a Prefect task.
 
-    `lookup` gives the record of an earlier run, or None. `as_task` runs the Prefect task `task`.
+    `lookup` returns the record of an earlier run, or None. `as_task` runs the Prefect task `task`.
     """
 
     def __init__(
         self,
         function: Callable[Concatenate[Output, P], RecordT],
         *,
-        is_whole: Callable[[RecordT], bool],
-        present: Callable[[RecordT], None],
-        also: tuple[str, ...],
-        carried: tuple[str, ...],
+        is_complete: Callable[[RecordT], bool],
+        publish: Callable[[RecordT], None],
+        further_modules: tuple[str, ...],
+        bundled_modules: tuple[str, ...],
     ) -> None:
         functools.update_wrapper(self, function)
         self.name = function.__name__
         self._function: Callable[..., RecordT] = function
         self._kind: type[RecordT] = get_type_hints(function)["return"]
-        self._is_whole = is_whole
-        self._present = present
-        self._modules = (function.__module__, *also)
-        self._carried = carried
+        self._is_complete = is_complete
+        self._publish = publish
+        self._modules = (function.__module__, *further_modules)
+        self._bundled_modules = bundled_modules
         self.task: Task[P, RecordT] = _as_task(self)
 
     def key(self, *arguments: Any) -> str:
-        return stage_store.key_of(self.name, code_version(*self._modules, carried=self._carried), arguments)
+        return stage_store.key_of(
+            self.name, code_version(*self._modules, bundled_modules=self._bundled_modules), arguments
+        )
 
     def lookup(self, *arguments: P.args, **_: P.kwargs) -> RecordT | None:
-        return stage_store.find(self.name, self.key(*arguments), self._kind, self._is_whole)
+        return stage_store.find(self.name, self.key(*arguments), self._kind, self._is_complete)
 
     def __call__(self, *arguments: P.args, **_: P.kwargs) -> RecordT:
         return self._run(*arguments).record
@@ -64,13 +74,13 @@ class Stage(Generic[P, RecordT]):
     def as_task(self, *arguments: P.args, **_: P.kwargs) -> RecordT:
         """Runs as a Prefect task inside a flow and returns its record.
 
-        A record holds the records of all earlier stages, and Prefect would draw an arrow from each of them. `opaque`
-        shows it the outermost record only and `quote` no part of the recipe, so the run graph is a line.
+        A record contains the records of all earlier stages, and Prefect would draw an arrow from each of them. With
+        `opaque` it sees only the outermost record, and with `quote` no part of the recipe, so the run graph is a line.
         """
         call: Any = self.task
         inputs = (opaque(value) if isinstance(value, Record) else quote(value) for value in arguments)
         returned = call(*inputs)
-        # A task that returns a state, to be shown as Found, gives the state to its caller too.
+        # A task that returns a state, here the one named Found, returns that state to its caller too.
         return returned.result() if isinstance(returned, State) else returned
 
     def _run(self, *arguments: Any) -> stage_store.Outcome[RecordT]:
@@ -82,52 +92,60 @@ class Stage(Generic[P, RecordT]):
                 self.key(*arguments),
                 self._kind,
                 lambda out: self._function(out, *arguments),
-                self._is_whole,
+                self._is_complete,
             )
         except BaseException as failure:
             seconds = time.perf_counter() - start
             events.emit(events.StageEnded(self.name, "failed", seconds, type(failure).__name__))
             raise
-        how = "found" if outcome.was_found else "computed"
-        events.emit(events.StageEnded(self.name, how, time.perf_counter() - start))
+        result = "found" if outcome.was_found else "computed"
+        events.emit(events.StageEnded(self.name, result, time.perf_counter() - start))
         return outcome
 
 
 def stage(
     *,
-    is_whole: Callable[[Any], bool] = lambda record: True,
-    present: Callable[[Any], None] = lambda record: None,
-    also: tuple[str, ...] = (),
-    carried: tuple[str, ...] = (),
+    is_complete: Callable[[Any], bool] = lambda record: True,
+    publish: Callable[[Any], None] = lambda record: None,
+    further_modules: tuple[str, ...] = (),
+    bundled_modules: tuple[str, ...] = (),
 ) -> Callable[[Callable[Concatenate[Output, P], RecordT]], Stage[P, RecordT]]:
-    """Make a stage of a function that writes into an `Output` and returns a record.
+    """Makes a stage of a function that writes into an `Output` and returns a record.
 
-    `is_whole` is asked of a found record about what lies outside the stage's folder. `present` puts what a person would
-    look at into the Prefect run. `also` names modules or packages beyond the function's own module that determine the
-    output, and `carried` modules whose code becomes part of it.
+    Args:
+        is_complete: whether the parts of a stored output outside the stage's folder, such as an MLflow run, exist.
+        publish: creates the Prefect artifacts of a record.
+        further_modules: modules or packages that determine the output, beside the function's own module.
+        bundled_modules: modules whose code becomes part of the output.
     """
-    return lambda function: Stage(function, is_whole=is_whole, present=present, also=also, carried=carried)
+    return lambda function: Stage(
+        function,
+        is_complete=is_complete,
+        publish=publish,
+        further_modules=further_modules,
+        bundled_modules=bundled_modules,
+    )
 
 
-def _as_task(made: Stage[P, RecordT]) -> Task[P, RecordT]:
-    @functools.wraps(made._function)
+def _as_task(definition: Stage[P, RecordT]) -> Task[P, RecordT]:
+    @functools.wraps(definition._function)
     def run(*arguments: P.args, **_: P.kwargs) -> Any:
         if TaskRunContext.get() is None:
-            return made._run(*arguments).record
-        with report_progress(made.name):
-            outcome = made._run(*arguments)
-        made._present(outcome.record)
+            return definition._run(*arguments).record
+        with report_progress(definition.name):
+            outcome = definition._run(*arguments)
+        definition._publish(outcome.record)
         return Completed(data=outcome.record, name="Found") if outcome.was_found else outcome.record
 
-    # The signature is the stage's without `out`, which no caller gives.
-    run.__signature__ = _signature_without_first(made._function)  # type: ignore[attr-defined]
+    # The signature of the stage without `out`, which callers do not pass.
+    run.__signature__ = _signature_without_first(definition._function)  # type: ignore[attr-defined]
     return Task(
         fn=run,
-        name=made.name,
-        task_run_name=made.name,
+        name=definition.name,
+        task_run_name=definition.name,
         retries=2,
         retry_delay_seconds=1,
-        retry_condition_fn=_is_passing,
+        retry_condition_fn=_is_transient,
         persist_result=False,
     )
 
@@ -137,9 +155,9 @@ def _signature_without_first(function: Callable[..., Any]) -> inspect.Signature:
     return signature.replace(parameters=list(signature.parameters.values())[1:])
 
 
-def _is_passing(task: Any, task_run: Any, state: Any) -> bool:
-    """Only input and output is tried again: a wrong answer stays wrong."""
+def _is_transient(task: Any, task_run: Any, state: Any) -> bool:
+    """Only failures of input and output are retried: any other failure would repeat."""
     failure = state.result(raise_on_failure=False)
     if isinstance(failure, ConnectionError | TimeoutError):
         return True
-    return isinstance(failure, OSError) and failure.errno in _PASSING
+    return isinstance(failure, OSError) and failure.errno in _TRANSIENT_ERRNOS

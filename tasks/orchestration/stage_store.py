@@ -1,11 +1,11 @@
-"""Stage outputs on disk: whole or absent, found again by what made them.
+"""Stage outputs on disk: complete or absent, and looked up by a key that their inputs and code determine.
 
-The output of a stage lies in `stages/NAME/KEY/`, where KEY is a digest over the stage's name, its code version, the
-digests of the records it was given and its slice of the recipe. It is written beside, in `stages/.tmp/`, and moved into
-place as the last act, so that a killed run leaves nothing half-written where anyone looks.
+The output of a stage lies in `stages/NAME/KEY/`, where KEY is a digest of the stage's name, its code version, the
+digests of its input records and its part of the recipe. It is written to `stages/.tmp/` and moved into place when it is
+complete, so a killed run leaves no incomplete output.
 
-One process at a time works on a key: a second one waits, then finds what the first has made. The lock is the operating
-system's, and goes with the process that holds it.
+One process at a time works on a key: a second one waits, then finds the output of the first. The lock belongs to the
+operating system, which releases it when its process ends.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class FileEntry(Document):
     sha256: str
 
 
-class Shelf(Document):
-    """What `record.json` holds: the record as a document, and the digest of every file beside it."""
+class StoredOutput(Document):
+    """The content of `record.json`: the record as a document, and the size and digest of every file in its folder."""
 
     stage: str
     key: str
@@ -48,7 +48,7 @@ class Shelf(Document):
 
 @dataclass(frozen=True)
 class Output:
-    """The folder that a stage writes into, and the address that it will have once it is whole."""
+    """The folder that a stage writes into, and the URI that its files have once the output is complete."""
 
     stage: str
     key: str
@@ -68,12 +68,12 @@ class Outcome(Generic[RecordT]):
 
 
 def key_of(stage: str, code: str, arguments: Sequence[Any]) -> str:
-    """The key of what `stage` makes of `arguments`: a digest of the stage's name, its code version and the arguments.
+    """The key of the output for `arguments`: a digest of the stage's name, its code version and the arguments.
 
-    A document counts by its `identity`, such as a record by its digest. A `NotPartOfKey` does not count.
+    A document counts by its `identity`, a record by its digest. A `NotPartOfKey` does not count.
     """
-    counting = [_identity(argument) for argument in arguments if not isinstance(argument, NotPartOfKey)]
-    return digest_of_document({"stage": stage, "code": code, "arguments": counting})[:32]
+    identities = [_identity(argument) for argument in arguments if not isinstance(argument, NotPartOfKey)]
+    return digest_of_document({"stage": stage, "code": code, "arguments": identities})[:32]
 
 
 def _identity(argument: Any) -> Any:
@@ -83,23 +83,23 @@ def _identity(argument: Any) -> Any:
 
 
 def find(
-    stage: str, key: str, kind: type[RecordT], is_whole: Callable[[RecordT], bool] = lambda record: True
+    stage: str, key: str, kind: type[RecordT], is_complete: Callable[[RecordT], bool] = lambda record: True
 ) -> RecordT | None:
-    """The record of an earlier run, or None if there is none or any file of it is not what was recorded.
+    """The record of an earlier run; None if there is none, or a file is missing or differs from its digest.
 
-    `is_whole` asks about what lies outside the state folder's `stages`, such as a registry.
+    `is_complete` checks the parts of the output that lie outside the folder `stages`, such as a registered version.
     """
     folder = settings().home / "stages" / stage / key
     try:
-        shelf = Shelf.model_validate_json((folder / _RECORD).read_text(encoding="utf-8"))
-        record = kind.model_validate(shelf.record)
-        for name, entry in shelf.files.items():
+        stored = StoredOutput.model_validate_json((folder / _RECORD).read_text(encoding="utf-8"))
+        record = kind.model_validate(stored.record)
+        for name, entry in stored.files.items():
             path = folder / name
             if path.stat().st_size != entry.size_bytes or digest_of_file(path) != entry.sha256:
                 return None
     except (OSError, UnicodeDecodeError, ValidationError):
         return None
-    return record if is_whole(record) else None
+    return record if is_complete(record) else None
 
 
 def find_or_compute(
@@ -107,22 +107,22 @@ def find_or_compute(
     key: str,
     kind: type[RecordT],
     compute: Callable[[Output], RecordT],
-    is_whole: Callable[[RecordT], bool] = lambda record: True,
+    is_complete: Callable[[RecordT], bool] = lambda record: True,
 ) -> Outcome[RecordT]:
-    """The record of `stage` for `key`: found if an earlier run left it whole, else computed and kept.
+    """The record of `stage` for `key`: that of a complete earlier output, else computed and stored.
 
     Raises:
-        StateUnwritable: the disk is full or the state folder cannot be written. Nothing half-written is left.
+        StateUnwritable: the disk is full or the state folder cannot be written. No incomplete output is left.
     """
     try:
         with _lock(stage, key):
-            record = find(stage, key, kind, is_whole)
+            record = find(stage, key, kind, is_complete)
             if record is not None:
                 return Outcome(record, was_found=True)
             return Outcome(_compute(stage, key, compute), was_found=False)
     except BloomeryError:
         raise
-    except Exception as failure:  # what is not written in Python raises no OSError where the disk is full
+    except Exception as failure:  # on a full disk, libraries not written in Python do not raise OSError
         unwritable = disk_full_error(failure, f"stage {stage}", settings().home)
         if unwritable is None:
             raise
@@ -131,43 +131,43 @@ def find_or_compute(
 
 def _compute(stage: str, key: str, compute: Callable[[Output], RecordT]) -> RecordT:
     home = settings().home
-    beside = home / "stages" / ".tmp" / f"{stage}-{key}"
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+    temporary = home / "stages" / ".tmp" / f"{stage}-{key}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
     try:
-        record = compute(Output(stage, key, beside))
+        record = compute(Output(stage, key, temporary))
         files = {
-            str(path.relative_to(beside)): FileEntry(size_bytes=path.stat().st_size, sha256=digest_of_file(path))
-            for path in sorted(beside.rglob("*"))
+            str(path.relative_to(temporary)): FileEntry(size_bytes=path.stat().st_size, sha256=digest_of_file(path))
+            for path in sorted(temporary.rglob("*"))
             if path.is_file()
         }
-        shelf = Shelf(stage=stage, key=key, record=record.model_dump(mode="json", by_alias=True), files=files)
-        with (beside / _RECORD).open("w", encoding="utf-8") as stream:
-            stream.write(shelf.model_dump_json(indent=1))
+        stored = StoredOutput(stage=stage, key=key, record=record.model_dump(mode="json", by_alias=True), files=files)
+        with (temporary / _RECORD).open("w", encoding="utf-8") as stream:
+            stream.write(stored.model_dump_json(indent=1))
             stream.flush()
             os.fsync(stream.fileno())
         final = home / "stages" / stage / key
         shutil.rmtree(final, ignore_errors=True)
         final.parent.mkdir(parents=True, exist_ok=True)
-        beside.rename(final)
+        temporary.rename(final)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return record
 
 
-def sweep() -> None:
-    """Remove what killed runs have left in `stages/.tmp`; what a living process works on stays."""
-    for beside in (settings().home / "stages" / ".tmp").glob("*-*"):
-        stage, key = beside.name.rsplit("-", 1)
+def remove_leftovers() -> None:
+    """Removes incomplete outputs of killed runs from `stages/.tmp`; those of living processes stay."""
+    for temporary in (settings().home / "stages" / ".tmp").glob("*-*"):
+        stage, key = temporary.name.rsplit("-", 1)
         try:
             with _lock(stage, key, timeout_s=0):
-                shutil.rmtree(beside, ignore_errors=True)
+                shutil.rmtree(temporary, ignore_errors=True)
         except Timeout:
             continue
 
 
-def locked(stage: str, key: str) -> FileLock:
-    """The lock of a key, for who would remove its output. Entering raises Timeout where somebody works on it."""
+def try_lock(stage: str, key: str) -> FileLock:
+    """The lock of a key, for removing its output. Entering it raises Timeout if a process works on the key."""
     return _lock(stage, key, timeout_s=0)
 
 

@@ -1,4 +1,4 @@
-"""Builds a bento from its build context: the files that are served, their manifest and provenance."""
+"""Builds a bento from its build context: the served files, their manifest and provenance."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from bloomery.tasks.orchestration.code_version import packages_of, reach, templa
 
 SERVICE = "bloomery.deployments.service"
 ARTIFACTS = "artifacts"  # the folder in a build context and in a bento
-_NUM_EXAMPLES = 4  # with measured predictions, on which a version tests itself before it serves
+_NUM_EXAMPLES = 4  # with measured predictions, for the test that a version runs before it serves
 
 
 def write_context(context: Path, choice: Choice) -> dict[str, Path]:
-    """Copies what is served into `context`: the service with all modules that it reaches, and the artifacts.
+    """Copies the served files into `context`: the service with all modules that it imports, and the artifacts.
 
     Returns:
         The source file of each module, by dotted name.
@@ -73,7 +73,7 @@ def _write_artifacts(folder: Path, choice: Choice) -> None:
 
 
 def _model_file(choice: Choice) -> str:
-    """The name of the model in the bento; its suffixes tell its storage format."""
+    """The file name of the model in the bento; its suffixes name its storage format."""
     return "model" + "".join(Path(choice.candidate.uri).suffixes)
 
 
@@ -84,12 +84,12 @@ def digest_files(context: Path) -> dict[str, str]:
     }
 
 
-def write_provenance(context: Path, tag: str, digest: str, choice: Choice, stated: StatedRecipe) -> None:
-    """Writes the records and the recipe of the version. They hold times and run ids, so no digest counts them."""
+def write_provenance(context: Path, tag: str, digest: str, choice: Choice, stated_recipe: StatedRecipe) -> None:
+    """Writes the records and the recipe of the version. They contain times and run ids, so no digest includes them."""
     provenance = Provenance(
         tag=tag,
         digest=digest,
-        recipe=stated.recipe,
+        recipe=stated_recipe.recipe,
         choice=choice,
         code=code_versions(),
         environment=describe_environment(choice.candidates.trained.processor),
@@ -131,7 +131,7 @@ def build_bento(context: Path, tag: str, modules: dict[str, Path], labels: dict[
     with FileLock(final.parent / ".lock"):
         temporary = store / ".building" / tag.replace(":", "-")
         shutil.rmtree(temporary, ignore_errors=True)
-        # A separate process, whose working folder is the context, imports the bento's modules and not ours.
+        # A separate process with the context as working folder imports the bento's modules, not the installed ones.
         process = subprocess.run(
             [sys.executable, "-c", "import bentoml, json, sys; bentoml.bentos.build(**json.load(sys.stdin))"],
             input=json.dumps(options),

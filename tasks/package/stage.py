@@ -1,4 +1,4 @@
-"""Stage `package`: builds a bento with the network, the encoder, the contract and the code that serves them."""
+"""Stage `package`: builds a bento with the network, the encoder, the contract and the serving code."""
 
 from __future__ import annotations
 
@@ -35,12 +35,17 @@ def _is_complete(record: Bento) -> bool:
     return is_unchanged and signing_key.is_signed(source / ARTIFACTS)
 
 
-@stage(is_whole=_is_complete, present=prefect_artifacts.publish_bento, also=(_CARD,), carried=(SERVICE,))
-def package(out: Output, choice: Choice, name: str, stated: StatedRecipe) -> Bento:
+@stage(
+    is_complete=_is_complete,
+    publish=prefect_artifacts.publish_bento,
+    further_modules=(_CARD,),
+    bundled_modules=(SERVICE,),
+)
+def package(out: Output, choice: Choice, name: str, stated_recipe: StatedRecipe) -> Bento:
     """Builds the bento `name:VERSION` in BentoML's store, where VERSION is a digest of everything that it serves.
 
-    Its manifest is signed. The bento also holds its provenance (all records, and the recipe `stated`) and a model card.
-    Neither counts in VERSION, since both hold times and run ids.
+    Its manifest is signed. The bento also holds its provenance (all records and the recipe) and a model card. Neither
+    counts in VERSION, since both contain times and run ids.
 
     Raises:
         EngineMissing: BentoML cannot build the bento.
@@ -52,8 +57,8 @@ def package(out: Output, choice: Choice, name: str, stated: StatedRecipe) -> Ben
     tag = f"{name}:{content[:16]}"
     # The name counts: the same model under another name is another release.
     digest = digest_of_document([name, content])
-    write_provenance(context, tag, digest, choice, stated)
-    write_card(context / ARTIFACTS / CARD_FOLDER, tag, choice, stated.recipe)
+    write_provenance(context, tag, digest, choice, stated_recipe)
+    write_card(context / ARTIFACTS / CARD_FOLDER, tag, choice, stated_recipe.recipe)
     write_manifest(context, tag, choice)
     files = digest_files(context)
     signing_key.sign_manifest(context / ARTIFACTS)  # not in the record: the version does not depend on the key

@@ -1,4 +1,4 @@
-"""Publishes what an approver reads: the metrics of the version and of the champion, and the candidates."""
+"""Publishes the report for an approver: the metrics of the version and of the champion, and the candidates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gates of a release: its score, and its degradation against the champion on the test split."""
+"""The gates of a release: its score, and its degradation from the champion on the test split."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def require_score(bento: Bento, gates: Gates) -> None:
-    """Requires the score that the gates ask for.
+    """Requires a score within the gates.
 
     Raises:
         ReleaseRefused: the score on the test split does not reach the gate.
@@ -52,7 +52,7 @@ def require_score(bento: Bento, gates: Gates) -> None:
 
 
 def compare_with_champion(bento: Bento, champion: ModelVersion | None) -> Interval | None:
-    """The degradation from `champion` to this version on today's test rows, both as packaged.
+    """The degradation from `champion` to this version on the current test rows, both as packaged.
 
     None if they cannot be compared: there is no other champion, or it has another task, reads other columns, or its
     bento cannot be read. A broken champion must not block its successor.
@@ -106,13 +106,13 @@ def _measure_degradation(bento: Bento, champion_predictions: np.ndarray) -> Inte
     from bloomery.models.evaluation.metrics import accuracy_drop, rmse_rise
 
     dataset = bento.choice.candidates.trained.dataset
-    measured = read_measured_predictions(bento.choice)
+    table = read_measured_predictions(bento.choice)
     if dataset.task == "classification":
-        truth, predictions = (np.array(measured[name].to_pylist(), dtype=object) for name in ("truth", "answer"))
+        truth, predictions = (np.array(table[name].to_pylist(), dtype=object) for name in ("truth", "answer"))
         return accuracy_drop(champion_predictions == truth, predictions == truth)
     features = read_encoder(settings().path(dataset.encoder_uri)).features
-    order = bootstrap_order(dataset, features, measured[dataset.key].combine_chunks())
-    truth, predictions = (measured[name].to_numpy() for name in ("truth", "answer"))
+    order = bootstrap_order(dataset, features, table[dataset.key].combine_chunks())
+    truth, predictions = (table[name].to_numpy() for name in ("truth", "answer"))
     return rmse_rise(truth[order], champion_predictions[order], predictions[order])
 
 

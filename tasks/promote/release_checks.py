@@ -57,9 +57,9 @@ def check_release(bento: Bento, gates: Gates, terms: PromotionTerms) -> CheckedR
     """
     name = bento.tag.split(":")[0]
     current = model_registry.find_champion(name)
-    other = None if current is None or model_registry.bento_of(current) == bento.tag else current
-    degradation = compare_with_champion(bento, other)
-    version = _register(bento, name, terms.period, other, degradation)
+    former = None if current is None or model_registry.bento_of(current) == bento.tag else current
+    degradation = compare_with_champion(bento, former)
+    version = _register(bento, name, terms.period, former, degradation)
     _require_not_rolled_back(version)
     newer_period = period_aliases.newer_period(current, terms.period)
     try:
@@ -174,11 +174,11 @@ def _run_smoke_test(bento: Bento, num_rows: int) -> tuple[int, dict[str, Any]]:
         single = [parse_predictions(post_rows(client, [row]), bento.tag)[0] for row in rows[:10]]
         batched = parse_predictions(post_rows(client, rows), bento.tag)
     limit = TOLERANCE * score_unit(read_encoder(settings().path(dataset.encoder_uri)))
-    measured = read_measured_predictions(bento.choice).select([dataset.key, "truth"]).slice(0, num_rows).to_pylist()
+    truths = read_measured_predictions(bento.choice).select([dataset.key, "truth"]).slice(0, num_rows).to_pylist()
     for position, prediction in [*enumerate(single), *enumerate(batched)]:
-        description = f"the row with {dataset.key} {measured[position][dataset.key]}"
+        description = f"the row with {dataset.key} {truths[position][dataset.key]}"
         require_same_prediction(prediction, examples[position]["prediction"], limit, description, bento.tag)
     first = single[0]
     if "label" in first:
         first = {"label": first["label"], "probability": max(first["probabilities"].values())}
-    return len(rows), {"key": measured[0][dataset.key], "truth": measured[0]["truth"], **first}
+    return len(rows), {"key": truths[0][dataset.key], "truth": truths[0]["truth"], **first}

@@ -1,4 +1,4 @@
-"""Stage `promote`: makes a registered version champion, once it has passed its release checks."""
+"""Stage `promote`: makes a registered version champion after it has passed its release checks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _is_promoted(record: Release) -> bool:
     )
 
 
-@stage(is_whole=_is_promoted, present=release_report.publish_release)
+@stage(is_complete=_is_promoted, publish=release_report.publish_release)
 def promote(out: Output, bento: Bento, gates: Gates, terms: PromotionTerms) -> Release:
     """Sets the alias `champion` to the version of this bento.
 

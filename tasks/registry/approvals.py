@@ -50,12 +50,12 @@ def request_approval(version: ModelVersion, approval: Approval, champion: ModelV
 
 
 def save_request(request: ApprovalRequest) -> None:
-    """Write the request to the registry."""
+    """Saves the request in the registry."""
     mlflow_runs.client().set_model_version_tag(request.name, str(request.version), _TAG, request.model_dump_json())
 
 
 def record_decision(request: ApprovalRequest, decision: Decision) -> ApprovalRequest:
-    """Save the decision; a refusal is recorded in the history, too. An earlier decision stays.
+    """Saves the decision; a refusal is recorded in the history, too. An earlier decision stays.
 
     Call it inside `champion_lock`.
     """
@@ -69,7 +69,7 @@ def record_decision(request: ApprovalRequest, decision: Decision) -> ApprovalReq
 
 
 def apply_refusal(version: ModelVersion, request: ApprovalRequest) -> ApprovalRequest:
-    """Mark a refused version as refused, and record by whom in the history. Returns the request."""
+    """Tags a refused version, and records in the history who refused it. Returns the request."""
     refusal = request.refusal_reason
     if refusal is not None and not _is_marked_refused(version, refusal):
         by, why = (request.decision.by, request.decision.reason) if request.decision else ("nobody", refusal)
@@ -79,7 +79,7 @@ def apply_refusal(version: ModelVersion, request: ApprovalRequest) -> ApprovalRe
 
 
 def refuse_expired(name: str) -> None:
-    """Refuse all versions of `name` whose request has expired without a decision."""
+    """Refuses all versions of `name` whose request has expired without a decision."""
     for version in list_versions(name):
         request = find_request(version)
         if request is None or not request.has_expired or _is_marked_refused(version, request.refusal_reason):
@@ -143,11 +143,11 @@ def find_pending(reference: str) -> ApprovalRequest:
         return matches[0]
     listed = ", ".join(f"{request.name}:{request.version}" for request in requests)
     if matches:
-        found = f"{len(matches)} versions of {reference} wait for approval"
+        problem = f"{len(matches)} versions of {reference} wait for approval"
     else:
-        found = f"no version of {reference} waits for approval"
+        problem = f"no version of {reference} waits for approval"
     raise DataMissing(
-        found,
+        problem,
         required=f"one of {listed}" if listed else "a version that passed its gates and waits",
         where="the versions' tags in the registry",
         remedy=f"name the version: bloomery approve {requests[0].name}:{requests[0].version} --reason …"
@@ -157,7 +157,7 @@ def find_pending(reference: str) -> ApprovalRequest:
 
 
 def close_request(version: ModelVersion) -> None:
-    """Close the request, so that a later promotion of the version needs a new approval."""
+    """Closes the request, so that a later promotion of the version needs a new approval."""
     text = version.tags.get(_TAG)
     if text is not None:
         mlflow_runs.client().set_model_version_tag(version.name, version.version, f"{_TAG}.given", text)

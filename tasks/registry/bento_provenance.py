@@ -18,14 +18,14 @@ _PATH_IN_BENTO = f"src/artifacts/{PROVENANCE_FILE}"
 
 
 def read_provenance(reference: str) -> Provenance:
-    """Of a version in the registry (NAME, NAME:VERSION, NAME@ALIAS), or of a bento's folder or `.bento` file.
+    """The provenance of a version in the registry (NAME, NAME:VERSION, NAME@ALIAS), a bento folder or a `.bento` file.
 
     Raises:
         DataMissing: there is no such version, or no bento of it.
         OutputCorrupt: the bento has no provenance, or one that cannot be read.
     """
     path = Path(reference)
-    if (path / "src").is_dir():  # a bento, not a folder that happens to have a version's name
+    if (path / "src").is_dir():  # a bento, not another folder with the name of a version
         return _read_file(path / _PATH_IN_BENTO, str(path))
     if path.is_file():
         return _read_exported(path)
@@ -33,7 +33,7 @@ def read_provenance(reference: str) -> Provenance:
 
 
 def read_bento_provenance(tag: str) -> Provenance:
-    """Of a bento in BentoML's store. Raises as `read_provenance` does."""
+    """The provenance of a bento in BentoML's store. Raises the same errors as `read_provenance`."""
     return _read_file(artifacts_folder(tag) / PROVENANCE_FILE, tag)
 
 
@@ -52,7 +52,7 @@ def _read_file(path: Path, bento: str) -> Provenance:
 
 
 def _read_exported(path: Path) -> Provenance:
-    """Of a file that `bentoml export` has written, with any compression."""
+    """The provenance in a file that `bentoml export` has written, with any compression."""
     try:
         with tarfile.open(path) as archive:
             member = next(name for name in archive.getnames() if name.removeprefix("./") == _PATH_IN_BENTO)

@@ -1,7 +1,7 @@
 """The champion of a name, the version that serves: the registry's alias, its history, and the endpoints' pointer.
 
-The alias `champion` is authoritative. The history lies beside it, in tags of the registered model, visible to everyone
-who uses the registry. The pointer is derived from the alias; the endpoints of this machine follow it.
+The alias `champion` is authoritative. The history is stored in tags of the registered model, visible to everyone who
+uses the registry. The pointer is derived from the alias; the endpoints of this machine follow it.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ Action = Literal["run", "approve", "promote", "rollback", "found", "refuse"]
 
 
 class Promotion(Document):
-    """A change of the champion, or a refusal by a person, where the champion `replaced` stayed.
+    """A change of the champion, or a refusal by a person, after which the champion `replaced` stayed.
 
-    `found` is a change that was made elsewhere, or interrupted, and noticed later.
+    The action `found` is a change that was made elsewhere, or interrupted, and recorded later.
     """
 
     number: int
@@ -62,7 +62,7 @@ class Promotion(Document):
 
 @contextlib.contextmanager
 def champion_lock(name: str) -> Iterator[None]:
-    """Inside the `with` block only this process of the machine changes the champion of `name`."""
+    """Locks the champion of `name`, so that no other process of this machine changes it inside the `with` block."""
     with FileLock(settings().home / f"promote-{name}.lock"):
         yield
 
@@ -77,9 +77,9 @@ def promotion_history(name: str) -> list[Promotion]:
 
 
 def make_champion(version: ModelVersion, action: Action, why: str, by: str | None = None) -> Promotion | None:
-    """Set alias, history and pointer to `version`. Call it inside `champion_lock`.
+    """Sets alias, history and pointer to `version`. Call it inside `champion_lock`.
 
-    Returns None where it was the champion before.
+    Returns None if it was the champion before.
     """
     name = version.name
     _record_foreign_change(name)
@@ -127,7 +127,7 @@ def previous_champion(name: str) -> int | None:
 
 
 def roll_back(champion: ModelVersion, previous: ModelVersion, why: str) -> Promotion | None:
-    """Make `previous` champion again, and mark `champion` so that no run promotes it. Call it in `champion_lock`."""
+    """Makes `previous` champion again, and tags `champion` so that no run promotes it. Call it in `champion_lock`."""
     promotion = make_champion(previous, "rollback", why)
     mlflow_runs.client().set_model_version_tag(
         champion.name, champion.version, "release", f"{ROLLED_BACK}: {why}"[:4000]
@@ -141,13 +141,13 @@ def pointer_folder(name: str) -> Path:
 
 
 def write_champion_pointer(name: str) -> Path:
-    """Set the pointer to the champion. Returns the path of the pointer."""
+    """Sets the pointer to the champion. Returns the path of the pointer."""
     with champion_lock(name):
         return point_to(find_version(f"{name}@{CHAMPION}"))
 
 
 def point_to(version: ModelVersion) -> Path:
-    """Set the pointer to `version`, so that the endpoints of this machine switch to it. Returns the pointer's path."""
+    """Sets the pointer to `version`, so that the endpoints of this machine switch to it. Returns the pointer's path."""
     tag = version.tags[BENTO]
     artifacts = artifacts_folder(tag)
     path = pointer_folder(version.name) / POINTER_FILE
@@ -202,7 +202,7 @@ def wait_for_followers(name: str, bento: str, timeout_s: float = 30.0) -> list[F
 
 
 def record_refusal(version: ModelVersion, champion: int | None, why: str, by: str) -> None:
-    """Record in the history that a person refused this version. Call it inside `champion_lock`."""
+    """Records in the history that a person refused this version. Call it inside `champion_lock`."""
     _record_foreign_change(version.name)
     _record(version, champion, "refuse", why, by)
 
@@ -213,7 +213,7 @@ def _champion_changes(name: str) -> list[Promotion]:
 
 
 def _record_foreign_change(name: str) -> None:
-    """Record a champion that the history does not have yet."""
+    """Records a champion that the history does not have yet."""
     champion = find_champion(name)
     changes = _champion_changes(name)
     if champion is not None and (not changes or changes[-1].version != int(champion.version)):

@@ -21,7 +21,7 @@ from bloomery.data_contracts.documents.documents import Document
 from bloomery.tasks.bentos.bento_store import bento_folder
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.orchestration import stage_store
-from bloomery.tasks.orchestration.stage_store import Shelf
+from bloomery.tasks.orchestration.stage_store import StoredOutput
 from bloomery.tasks.registry.champion import champion_lock
 from bloomery.tasks.registry.model_registry import (
     FREED,
@@ -68,7 +68,7 @@ class VersionDecision(Document):
 
 
 class CollectionPlan(Document):
-    """What a collection would remove, in this order."""
+    """The removals of a collection, in their order, and the versions that it frees and keeps."""
 
     removals: tuple[Removal, ...]
     freed: tuple[VersionDecision, ...] = ()
@@ -91,8 +91,8 @@ def plan_aged(days: float) -> CollectionPlan:
     unchanged = f"unchanged for {days:g} days"
     kinds: dict[str, Kind] = {"logs": "log", "quarantine": "quarantine"}
     for folder, kind in kinds.items():
-        old = [path for path in sorted((home / folder).glob("*")) if _age_days(path) >= days]
-        removals += [_removal(kind, path, unchanged) for path in old]
+        paths = [path for path in sorted((home / folder).glob("*")) if _age_days(path) >= days]
+        removals += [_removal(kind, path, unchanged) for path in paths]
     for folder in _UNFINISHED_FOLDERS:
         for path in sorted((home / folder).glob("*")):
             has_ended = (home / "stages" / "train" / path.name[:_KEY_LETTERS] / "record.json").is_file()
@@ -104,7 +104,7 @@ def plan_aged(days: float) -> CollectionPlan:
 def plan_unreachable(num_last: int, spared: Collection[str], days: float) -> CollectionPlan:
     """Outputs, bentos and candidates' model files that no kept version needs.
 
-    What no version at all needs, such as an output of a killed run, is removed once it is `days` old.
+    Outputs that no version at all needs, such as those of a killed run, are removed when they are `days` old.
 
     Raises:
         DataMissing: a version of `spared` does not exist.
@@ -113,7 +113,7 @@ def plan_unreachable(num_last: int, spared: Collection[str], days: float) -> Col
     for reference in spared:
         find_version(reference)
     outputs = list(list_outputs())
-    kept, candidates = _divide_versions(num_last, spared)
+    kept, candidates = _split_versions(num_last, spared)
     registered = {decision.bento for decision in (*kept, *candidates)}
     packaged = {tag for _, output in outputs if (tag := packaged_bento(output)) is not None}
     # A version may have the bento of an older one, and a process may serve a bento of no kept version.
@@ -137,7 +137,7 @@ def plan_unreachable(num_last: int, spared: Collection[str], days: float) -> Col
     return CollectionPlan(removals=(*removals, *bentos), freed=tuple(freed), kept=tuple(kept))
 
 
-def _divide_versions(num_last: int, spared: Collection[str]) -> tuple[list[VersionDecision], list[VersionDecision]]:
+def _split_versions(num_last: int, spared: Collection[str]) -> tuple[list[VersionDecision], list[VersionDecision]]:
     """The versions to keep, with reasons, and all others that have a bento."""
     kept: list[VersionDecision] = []
     candidates: list[VersionDecision] = []
@@ -152,7 +152,7 @@ def _divide_versions(num_last: int, spared: Collection[str]) -> tuple[list[Versi
     return kept, candidates
 
 
-def _bento_ages(outputs: Collection[tuple[str, Shelf]], tags: Collection[str]) -> dict[str, float]:
+def _bento_ages(outputs: Collection[tuple[str, StoredOutput]], tags: Collection[str]) -> dict[str, float]:
     """Days since each bento was packaged, from the record of the output that packaged it."""
     return {
         tag: _age_days(settings().home / folder / "record.json")
@@ -162,7 +162,7 @@ def _bento_ages(outputs: Collection[tuple[str, Shelf]], tags: Collection[str]) -
 
 
 def _plan_outputs(
-    outputs: Collection[tuple[str, Shelf]], needed: Collection[str], freed: Collection[str], days: float
+    outputs: Collection[tuple[str, StoredOutput]], needed: Collection[str], freed: Collection[str], days: float
 ) -> list[Removal]:
     """Outputs that no needed bento reaches: those that a freed bento reaches, and others that are `days` old."""
     reachable, formerly_reachable = reachable_from(needed, outputs), reachable_from(freed, outputs)
@@ -176,7 +176,7 @@ def _plan_outputs(
         why = _OF_FREED_VERSION if was_needed else _UNNEEDED
         # Model files come before the output whose record names them, so a killed collection finds them again.
         removals += [*_plan_model_files(output, reachable.runs, why), _removal("output", path, why)]
-    # Those of no version come first: on a full disk they make the room that the registry needs for a tag.
+    # Outputs of no version come first: on a full disk they free the space that the registry needs for a tag.
     removals.sort(key=lambda removal: removal.why == _OF_FREED_VERSION)
     return removals
 
@@ -184,7 +184,7 @@ def _plan_outputs(
 def collect_garbage(
     plan: CollectionPlan, on_removed: Callable[[Removal], None] = lambda removal: None
 ) -> list[Removal]:
-    """Execute a plan, except for outputs that a living process uses. Returns what was removed.
+    """Executes a plan, except for outputs that a living process uses. Returns the removals that were made.
 
     Freed versions are tagged first, so that no incomplete version looks complete.
     """
@@ -201,7 +201,7 @@ def collect_garbage(
 
 @contextlib.contextmanager
 def lock_champions() -> Iterator[None]:
-    """Inside the `with` block the champion of no name changes on this machine."""
+    """Locks the champions of all names, so that none changes on this machine inside the `with` block."""
     with contextlib.ExitStack() as stack:
         for name in list_names():
             stack.enter_context(champion_lock(name))
@@ -209,7 +209,7 @@ def lock_champions() -> Iterator[None]:
 
 
 def remove_leftovers() -> None:
-    """Remove what a killed collection had moved aside."""
+    """Removes the folders that a killed collection had moved aside."""
     for folder in (settings().home / _TRASH, Path(os.environ["BENTOML_HOME"]) / _TRASH):
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -218,7 +218,7 @@ def _try(removal: Removal, on_removed: Callable[[Removal], None]) -> bool:
     path = settings().home / removal.path
     stage = path.parent.name if removal.kind == "output" else "train" if removal.kind == "unfinished" else None
     try:
-        with stage_store.locked(stage, path.name[:_KEY_LETTERS]) if stage else contextlib.nullcontext():
+        with stage_store.try_lock(stage, path.name[:_KEY_LETTERS]) if stage else contextlib.nullcontext():
             _remove(path, Path(os.environ["BENTOML_HOME"]) if removal.kind == "bento" else settings().home)
     except (Timeout, FileNotFoundError):
         return False  # another process uses it, or has removed it
@@ -243,7 +243,7 @@ def _remove(path: Path, root: Path) -> None:
     except FileNotFoundError:
         raise
     except OSError:
-        # The disk is full or another one: remove the file first that marks the folder as complete.
+        # The disk is full or another one: the file that marks the folder as complete is removed first.
         for name in ("record.json", "bento.yaml"):
             (path / name).unlink(missing_ok=True)
         aside = path
@@ -252,7 +252,7 @@ def _remove(path: Path, root: Path) -> None:
 
 
 def _repair_latest(name: str) -> None:
-    """Make BentoML's file `latest` name an existing bento, the champion's, or remove it."""
+    """Makes BentoML's file `latest` name the champion's bento if its own is gone, or removes the file."""
     folder = Path(os.environ["BENTOML_HOME"]) / "bentos" / name
     latest = folder / "latest"
     if not latest.is_file() or (folder / latest.read_text(encoding="utf-8").strip()).is_dir():
@@ -264,7 +264,7 @@ def _repair_latest(name: str) -> None:
         latest.unlink()
 
 
-def _plan_model_files(output: Shelf, needed_runs: Collection[str], why: str) -> Iterator[Removal]:
+def _plan_model_files(output: StoredOutput, needed_runs: Collection[str], why: str) -> Iterator[Removal]:
     """The folders of model files in the candidates' MLflow runs. The runs, their metrics and tables stay."""
     for candidate in output.record["candidates"] if output.stage == "compress" else ():
         if candidate["run_id"] in needed_runs:
@@ -296,7 +296,7 @@ def _relative_path(path: Path) -> str:
 
 
 def _age_days(path: Path) -> float:
-    """Days since anything in it was written."""
+    """Days since the last write to the file, or to anything in the folder."""
     newest = 0.0
     for entry in (path, *path.rglob("*")):
         with contextlib.suppress(OSError):

@@ -62,7 +62,7 @@ def bento_of(version: ModelVersion | None) -> str | None:
 
 
 def require_not_freed(version: ModelVersion, *, has_bento: bool) -> None:
-    """Raises DataMissing where `bloomery gc` has removed the version's bento, and nobody has packaged it again."""
+    """Raises DataMissing if `bloomery gc` has removed the version's bento and it was not packaged again."""
     if has_bento or FREED not in version.tags:
         return
     raise DataMissing(
@@ -75,7 +75,7 @@ def require_not_freed(version: ModelVersion, *, has_bento: bool) -> None:
 
 
 def find_version(reference: str) -> ModelVersion:
-    """The version that `NAME`, `NAME@ALIAS` or `NAME:VERSION` names; `NAME` alone means its champion.
+    """The version that `NAME`, `NAME@ALIAS` or `NAME:VERSION` refers to; `NAME` alone means its champion.
 
     Raises:
         DataMissing: there is none.
@@ -99,7 +99,7 @@ def find_version(reference: str) -> ModelVersion:
 
 
 def _describe_alternatives(name: str) -> str:
-    """References that exist, of that name or of all names."""
+    """Existing references to versions of the name, or existing names if it does not exist."""
     names = list_names()
     if name not in names:
         return f"one of the names {', '.join(names)}" if names else "a registered version; there is none yet"

@@ -24,14 +24,14 @@ def newer_period(champion: ModelVersion | None, period: str | None) -> str | Non
 
 
 def mark_older(version: ModelVersion, period: str, champion_period: str) -> None:
-    """Set the alias of the version's period, and mark it as one that does not serve."""
+    """Sets the alias of the version's period, and tags the version as one that does not serve."""
     verdict = f"{OLDER}: of {period}, and the champion is of {champion_period}"
     mlflow_runs.client().set_model_version_tag(version.name, version.version, "release", verdict)
     set_period_alias(version)
 
 
 def set_period_alias(version: ModelVersion) -> None:
-    """Point the alias of the version's period to it, if it has a period."""
+    """Sets the alias of the version's period to the version, if it has a period."""
     period = version.tags.get(TAG)
     if period is not None:
         mlflow_runs.client().set_registered_model_alias(version.name, period, version.version)

@@ -15,7 +15,7 @@ from bloomery.data_contracts.errors import OutputCorrupt
 from bloomery.data_contracts.serving.champion_pointer import POINTER_FILE, read_pointer
 from bloomery.tasks.bentos.bento_store import bento_folder
 from bloomery.tasks.infrastructure.settings import settings
-from bloomery.tasks.orchestration.stage_store import Shelf
+from bloomery.tasks.orchestration.stage_store import StoredOutput
 from bloomery.tasks.registry.approvals import WAITS
 from bloomery.tasks.registry.champion import list_followers, pointer_folder, previous_champion
 from bloomery.tasks.registry.model_registry import BENTO, FREED, list_versions
@@ -24,14 +24,14 @@ from bloomery.tasks.tracking import mlflow_runs
 
 @dataclass
 class ReachableSet:
-    """What some records name: folders of stage outputs (`stages/NAME/KEY`), digests of records, MLflow runs."""
+    """The references of records: folders of stage outputs (`stages/NAME/KEY`), digests of records, MLflow runs."""
 
     folders: set[str] = field(default_factory=set)
     digests: set[str] = field(default_factory=set)
     runs: set[str] = field(default_factory=set)
 
-    def contains(self, folder: str, output: Shelf) -> bool:
-        # A run may look up an output of equal content that another run made, under another key.
+    def contains(self, folder: str, output: StoredOutput) -> bool:
+        # A run may look up an output of equal content that another run computed under another key.
         return folder in self.folders or output.record.get("digest") in self.digests
 
 
@@ -69,7 +69,7 @@ def _pointed_bentos(name: str) -> list[str]:
 
 
 def bentos_in_use(tags: Collection[str]) -> set[str]:
-    """The bentos that a living process names in its command or environment: served alone, shadow, canary."""
+    """The bentos that a living process names in its command or environment: served alone, as shadow or as canary."""
     used = set()
     folders = {tag: str(bento_folder(tag)) for tag in tags}
     for process in psutil.process_iter():
@@ -82,17 +82,17 @@ def bentos_in_use(tags: Collection[str]) -> set[str]:
     return used
 
 
-def list_outputs() -> Iterator[tuple[str, Shelf]]:
+def list_outputs() -> Iterator[tuple[str, StoredOutput]]:
     """Every complete stage output with its folder, relative to the state folder.
 
     Raises:
-        OutputCorrupt: a record cannot be read, so what it needs is unknown.
+        OutputCorrupt: a record cannot be read, so the outputs that it needs are unknown.
     """
     home = settings().home
     for path in sorted((home / "stages").glob("[!.]*/*/record.json")):
         folder = str(path.parent.relative_to(home))
         try:
-            yield folder, Shelf.model_validate_json(path.read_text(encoding="utf-8"))
+            yield folder, StoredOutput.model_validate_json(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, ValidationError) as failure:
             raise OutputCorrupt(
                 f"a record cannot be read: {str(failure).splitlines()[0]}",
@@ -102,14 +102,14 @@ def list_outputs() -> Iterator[tuple[str, Shelf]]:
             ) from failure
 
 
-def packaged_bento(output: Shelf) -> str | None:
-    """The tag of the bento that an output of `package` or `promote` is about."""
+def packaged_bento(output: StoredOutput) -> str | None:
+    """The tag of the bento in an output of `package` or `promote`; None for other stages."""
     record: dict[str, Any] = output.record if output.stage == "package" else output.record.get("bento", {})
     return record.get("tag") if output.stage in ("package", "promote") else None
 
 
-def reachable_from(tags: Collection[str], outputs: Collection[tuple[str, Shelf]]) -> ReachableSet:
-    """Everything that the records of these bentos name, back to the raw rows."""
+def reachable_from(tags: Collection[str], outputs: Collection[tuple[str, StoredOutput]]) -> ReachableSet:
+    """Everything that the records of these bentos refer to, back to the raw rows."""
     reachable = ReachableSet()
     for folder, output in outputs:
         if packaged_bento(output) in tags:

@@ -30,7 +30,7 @@ def cost_tags(bento: Bento) -> dict[str, str]:
 
 
 def log_card(bento: Bento) -> None:
-    """Copy the bento's model card to the candidate's MLflow run."""
+    """Copies the bento's model card to the candidate's MLflow run."""
     folder = artifacts_folder(bento.tag) / CARD_FOLDER
     if folder.is_dir():
         mlflow_runs.client().log_artifacts(bento.choice.candidate.run_id, str(folder), CARD_FOLDER)
@@ -39,7 +39,7 @@ def log_card(bento: Bento) -> None:
 def describe_version(bento: Bento, champion: ModelVersion | None, degradation: Interval | None) -> str:
     """Markdown description of a version: score, size and speed, compared with the champion, and a link to its card.
 
-    `degradation` is how much worse the version is than the champion on the same held-out rows, if both read them.
+    `degradation` is that from the champion to this version on the same held-out rows, if both can read them.
     """
     candidate, trained = bento.choice.candidate, bento.choice.candidates.trained
     task = trained.dataset.task
@@ -85,12 +85,12 @@ def _format_gain(task: Task, degradation: Interval) -> str:
 
 
 def _format_signed(number: float, decimals: int) -> str:
-    """With its sign; what rounds to 0 has a plus."""
+    """The number with its sign; a number that rounds to 0 has a plus."""
     return f"{round(number, decimals) + 0.0:+.{decimals}f}".replace("-", "−")
 
 
 def describe_model(name: str, bento: Bento) -> None:
-    """Set the description of the registered model, and tags to search for."""
+    """Sets the description of the registered model, and tags to search for."""
     from bloomery.models.networks.blueprint import read_blueprint
 
     trained = bento.choice.candidates.trained

@@ -26,7 +26,7 @@ _NUM_BYTES = 32
 
 
 def keys_file() -> Path:
-    """The file that the environment names, else the one of the state folder."""
+    """The key file: that of the environment variable, else that of the state folder."""
     text = os.environ.get(KEYS_FILE_VARIABLE)
     return Path(text).expanduser().absolute() if text else settings().keys / "clients.json"
 
@@ -35,7 +35,7 @@ def create_key(name: str, rate: float | None = None) -> tuple[str, ApiKey]:
     """A new key, and its entry in the key file. The key itself is not stored.
 
     Raises:
-        SettingInvalid: the name or the rate is not valid, or the name is taken.
+        SettingInvalid: the name or the rate is not valid, or a key in use has the name.
         DocumentInvalid: the key file cannot be read.
         StateUnwritable: it cannot be written.
     """
@@ -64,7 +64,7 @@ def create_key(name: str, rate: float | None = None) -> tuple[str, ApiKey]:
 
 
 def revoke_key(name: str) -> ApiKey:
-    """Mark the key of that name as revoked; an endpoint notices within a second.
+    """Marks the key of that name as revoked; an endpoint notices within a second.
 
     Raises:
         DataMissing: no key in use has the name.

@@ -13,7 +13,7 @@ from bloomery.data_contracts.errors import StateUnwritable
 
 @contextlib.contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Create `folder` and hold its lock, so that only this process changes files in it.
+    """Creates `folder` and holds its lock, so that only this process changes files in it.
 
     Raises:
         StateUnwritable: the folder cannot be created, or a file in it cannot be written.

@@ -49,7 +49,7 @@ def trusted_keys_file() -> Path:
 
 
 def sign_manifest(artifacts: Path) -> None:
-    """Write the signature beside the manifest."""
+    """Writes the signature beside the manifest."""
     (artifacts / SIGNATURE_FILE).write_bytes(sign_bytes((artifacts / MANIFEST_FILE).read_bytes(), load_signing_key()))
 
 

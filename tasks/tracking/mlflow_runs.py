@@ -122,8 +122,8 @@ def log_metrics(run_id: str, values: Mapping[str, float], step: int = 0) -> None
 def log_resource_usage(run_id: str, usage: ResourceUsage, prefix: str = "") -> None:
     """Logs the resource usage of a stage under names with the given prefix, and a tag with the source of its energy."""
     log_metrics(run_id, {f"{prefix}{name}": getattr(usage, name) for name in ("seconds", "cpu_seconds", "joules")})
-    how = "measured" if usage.is_measured else "estimated from CPU seconds"
-    client().set_tag(run_id, f"{prefix}joules", how)
+    source = "measured" if usage.is_measured else "estimated from CPU seconds"
+    client().set_tag(run_id, f"{prefix}joules", source)
 
 
 def log_metric_steps(run_id: str, steps: Sequence[tuple[int, Mapping[str, float]]]) -> None:

@@ -23,9 +23,9 @@ _READ_INTERVAL_S = 20.0  # a counter overflows after a minute or more
 class _EnergyMeter:
     """Reads an energy counter often enough to notice overflows; `joules` is None once it cannot be read."""
 
-    def __init__(self, read: Callable[[], float]) -> None:
-        self._read, self._ended = read, threading.Event()
-        self._start: float = read()
+    def __init__(self, read_joules: Callable[[], float]) -> None:
+        self._read, self._ended = read_joules, threading.Event()
+        self._start: float = read_joules()
         self.joules: float | None = 0.0
         self._thread = threading.Thread(target=self._watch, name="energy", daemon=True)
         self._thread.start()

@@ -210,12 +210,12 @@ def _recipe_values(job: SearchJob, network: Model) -> dict[str, Any]:
             if value is not None and choices.low <= value <= choices.high:
                 values[_parameter_name(network, path)] = value
             continue
-        same = [
+        matches = [
             choice
             for choice in choices
             if spaces.apply_values(network, job.training, {path: choice}) == (network, job.training)
         ]
-        values |= {_parameter_name(network, path): spaces.encode_choice(choice) for choice in same[:1]}
+        values |= {_parameter_name(network, path): spaces.encode_choice(choice) for choice in matches[:1]}
     return values
 
 
@@ -230,15 +230,18 @@ def _run_trials(job: SearchJob, worker: int = 0) -> None:
     from optuna.trial import TrialState
 
     study, options = _open_study(job, worker), _search_options(job.training)
-    ended = (TrialState.COMPLETE, TrialState.PRUNED)
-    if len(study.get_trials(states=ended)) >= options.trials:
+    final_states = (TrialState.COMPLETE, TrialState.PRUNED)
+    if len(study.get_trials(states=final_states)) >= options.trials:
         return
     splits = fit.read_splits(job.dataset)
     study.optimize(
         lambda trial: _run_trial(trial, job, splits),
         n_trials=options.trials,
         catch=(TrainingDiverged,),
-        callbacks=[MaxTrialsCallback(options.trials, states=ended), lambda study, _: _report_progress(study, options)],
+        callbacks=[
+            MaxTrialsCallback(options.trials, states=final_states),
+            lambda study, _: _report_progress(study, options),
+        ],
     )
 
 

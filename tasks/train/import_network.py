@@ -68,7 +68,7 @@ def adapt_network(
 
 
 def log_adapted_network(run: TrainingRun, out: Output, path: Path, adapted: AdaptedNetwork) -> None:
-    """Logs what a trained network logs, as far as it is known without training."""
+    """Logs the same as for a trained network, except for what only training measures."""
     run_id, client = run.run_id, mlflow_runs.client()
     sample = fit.sample_validation_rows(run.dataset, run.splits.val)
     metrics = {

@@ -95,8 +95,8 @@ def log_result(run: TrainingRun, out: Output, result: fit.FitResult, curves: Tra
         step=len(result.history),
     )
     if result.privacy_spent is not None:
-        spent = result.privacy_spent._asdict()
-        mlflow_runs.log_metrics(run_id, {f"privacy_{name}": value for name, value in spent.items()})
+        privacy = result.privacy_spent._asdict()
+        mlflow_runs.log_metrics(run_id, {f"privacy_{name}": value for name, value in privacy.items()})
     if result.transfer is not None:
         names = {"taken": result.transfer.loaded, "drawn anew": result.transfer.initialised}
         mlflow_runs.client().log_dict(run_id, names, "transfer.json")

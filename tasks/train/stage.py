@@ -30,7 +30,7 @@ def _run_exists(record: TrainedNetwork) -> bool:
     return mlflow_runs.run_exists(record.run_id)
 
 
-@stage(is_whole=_run_exists, present=prefect_artifacts.publish_training_run)
+@stage(is_complete=_run_exists, publish=prefect_artifacts.publish_training_run)
 def train(
     out: Output,
     dataset: Dataset,
@@ -83,7 +83,7 @@ def train(
         mlflow_runs.log_resource_usage(run_id, usage)
     shutil.rmtree(fit.checkpoint_folder(out.key), ignore_errors=True)
     hyperparameter_search.delete_search(out.key)
-    spent = result.privacy_spent
+    privacy_spent = result.privacy_spent
     return TrainedNetwork(
         uri=out.uri("weights.safetensors"),
         network_uri=out.uri("network.json"),
@@ -94,7 +94,7 @@ def train(
         slice_columns=training.slices,
         processor=processor,
         initial_weights=initial_weights,
-        privacy=None if spent is None else Privacy(epsilon=spent.epsilon, delta=spent.delta),
+        privacy=None if privacy_spent is None else Privacy(epsilon=privacy_spent.epsilon, delta=privacy_spent.delta),
         resource_usage=usage,
         dataset=dataset,
         digest=digest,
@@ -132,7 +132,7 @@ def _import(
 def _fit(
     key: str, run: TrainingRun, model: Model, initial_weights: InitialWeights | None, engine: Engine
 ) -> tuple[fit.FitResult, TrainingCurves]:
-    """Trains in this process, or in several where the recipe says so."""
+    """Trains in this process, or in several if the recipe requests them."""
     from bloomery.models.inference.outputs import score_unit
     from bloomery.models.training.checkpointing import Checkpointer
     from bloomery.models.training.data.batches import num_batches

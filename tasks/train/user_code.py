@@ -1,7 +1,7 @@
-"""Bundles what a recipe's network refers to: user code, a checkpoint, an ONNX file. Runs before the stages.
+"""Bundles the files that a recipe's network refers to: user code, a checkpoint, an ONNX file. Runs before the stages.
 
-The recipe takes in the text of the code and the digest of each file. So equal code and files give the same stage keys,
-wherever they are stored, and a trained network can be built without the folder that its code came from.
+The recipe then contains the text of the code and the digest of each file. So equal code and files give the same stage
+keys in any folder, and a trained network can be built without the original folder of its code.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ def bundle_user_code(model: Model, folder: Path) -> Model:
 
 
 def _bundle_code(model: Custom, folder: Path) -> Custom:
-    """Follows import statements through the modules in `folder`; all other modules must be installed."""
+    """Follows imports through the modules in `folder`; all other imported modules must be installed."""
     top = model.function.partition(":")[0].split(".")[0]
     code: dict[str, str] = {}
     installed: set[str] = set()
-    waiting = [top]
-    while waiting:
-        name = waiting.pop()
+    pending = [top]
+    while pending:
+        name = pending.pop()
         paths = _find_files(folder, name)
         if name in installed or any(str(path.relative_to(folder)) in code for path in paths):
             continue
@@ -57,7 +57,7 @@ def _bundle_code(model: Custom, folder: Path) -> Custom:
         for path in paths:
             text = _read_text(path)
             code[path.relative_to(folder).as_posix()] = text
-            waiting += sorted(_find_imports(text, path))
+            pending += sorted(_find_imports(text, path))
     if top in installed and importlib.util.find_spec(top) is None:
         raise _missing_error(
             folder / f"{top}.py", "a module beside the recipe, or an installed package", "model.function"

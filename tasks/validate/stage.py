@@ -40,7 +40,7 @@ def _is_fresh(record: ValidRows) -> bool:
     return record.fresh_until is None or datetime.now(UTC) <= record.fresh_until
 
 
-@stage(is_whole=_is_fresh, present=prefect_artifacts.publish_contract_report)
+@stage(is_complete=_is_fresh, publish=prefect_artifacts.publish_contract_report)
 def validate(out: Output, rows: RawRows, contract: Contract) -> ValidRows:
     """Writes the rows that keep the contract to `rows.parquet`, in its types, and the others to `quarantine.parquet`.
 

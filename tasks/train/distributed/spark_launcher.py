@@ -33,25 +33,25 @@ _ROOMS = ("data_contracts", "models", "tasks")
 _TOO_FEW_SLOTS_CODE = "SPARK-24819"  # at the start of Spark's message
 
 
-def require_slots(training: Training, means: SparkConfig | None) -> None:
-    """Raises RecipeInvalid if the Spark of `means` could never start so many processes."""
-    master, num_processes = spark_session.spark_master(means), training.devices * training.nodes
+def require_slots(training: Training, spark: SparkConfig | None) -> None:
+    """Raises RecipeInvalid if Spark, configured by `spark`, can never run all training processes at a time."""
+    master, num_processes = spark_session.spark_master(spark), training.devices * training.nodes
     slots = _count_local_slots(master)
     if master.startswith("sc://"):
-        found, required = f"`launcher: spark` on {master}", "a master that accepts a separate session"
+        problem, required = f"`launcher: spark` on {master}", "a master that accepts a separate session"
         remedy = "use the cluster's own master, or `launcher: torchrun`"
     elif slots is not None and slots < num_processes:
-        found, required = f"{num_processes} processes on Spark's master {master}", f"{num_processes} tasks at a time"
+        problem, required = f"{num_processes} processes on Spark's master {master}", f"{num_processes} tasks at a time"
         remedy = f"use the master local[{num_processes}], or change devices or nodes"
     else:
         return
     raise RecipeInvalid(
-        found, required=required, where="the recipe's spark.master or BLOOMERY_SPARK_MASTER", remedy=remedy
+        problem, required=required, where="the recipe's spark.master or BLOOMERY_SPARK_MASTER", remedy=remedy
     )
 
 
 def _count_local_slots(master: str) -> int | None:
-    """The number of tasks that run at a time on this machine; None on a cluster, where only Spark knows it."""
+    """The number of tasks that run at a time on this machine; None on a cluster, where it is unknown."""
     if master == "local":
         return 1
     match = re.fullmatch(r"local\[(\*|\d+)(,\s*\d+)?\]", master)

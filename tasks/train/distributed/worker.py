@@ -37,7 +37,7 @@ WEIGHTS, BLUEPRINT, PROGRESS, RESULT, FAILURE = (
 
 
 class TrainingJob(Document):
-    """What the processes train. They write into the folder of the job's file."""
+    """The training of all processes. They write into the folder of the job's file."""
 
     key: str  # of the train stage
     dataset: Dataset
@@ -55,7 +55,7 @@ class ProgressLine(Document):
 
 
 class TrainingResult(Document):
-    """What the first process writes beside the weights."""
+    """The result that the first process writes beside the weights."""
 
     history: tuple[tuple[float, ...], ...]
     loaded: tuple[str, ...] | None  # names of the initial weights that were used
@@ -161,7 +161,7 @@ def _append_line(context: _WorkerContext, line: ProgressLine) -> None:
 
 
 def to_failure(failure: Exception) -> WorkerFailure:
-    """The error as the launcher raises it again; an error of another library becomes EngineMissing."""
+    """The failure that the launcher raises again; an error of another library becomes EngineMissing."""
     if not isinstance(failure, BloomeryError):
         return WorkerFailure(
             kind="EngineMissing",
@@ -180,7 +180,7 @@ def to_failure(failure: Exception) -> WorkerFailure:
 
 
 def write_document(path: Path, document: Document) -> None:
-    """Writes the document in one rename, so that readers never see half of it."""
+    """Writes the document with one rename, so that readers never see an incomplete file."""
     write_text(path, document.model_dump_json())
 
 

@@ -58,7 +58,7 @@ def test_a_damaged_record_counts_as_absent(home: Path, damage: str) -> None:
 
 def test_a_record_that_its_registry_no_longer_knows_is_made_again(home: Path) -> None:
     stage_store.find_or_compute("ingest", KEY, RawRows, make)
-    again = stage_store.find_or_compute("ingest", KEY, RawRows, make, is_whole=lambda record: False)
+    again = stage_store.find_or_compute("ingest", KEY, RawRows, make, is_complete=lambda record: False)
     assert not again.was_found
 
 
@@ -116,7 +116,7 @@ def test_a_disk_that_turns_read_only_under_a_stage_is_named(home: Path) -> None:
     finally:
         subprocess.run(["umount", str(place)], check=True)
     assert stage_store.find_or_compute("ingest", KEY, RawRows, make).record.digest == "rows"
-    stage_store.sweep()
+    stage_store.remove_leftovers()
     assert not list(place.iterdir())
 
 
@@ -155,12 +155,12 @@ def test_what_a_killed_process_left_is_swept_and_what_a_living_one_makes_is_not(
     assert process.stdout is not None
     assert process.stdout.readline() == b"writing\n"
     beside = home / "stages" / ".tmp" / f"ingest-{KEY}"
-    stage_store.sweep()
+    stage_store.remove_leftovers()
     assert (beside / "half").is_file()
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert (beside / "half").is_file()
-    stage_store.sweep()
+    stage_store.remove_leftovers()
     assert not beside.exists()
     assert not stage_store.find_or_compute("ingest", KEY, RawRows, make).was_found
 
