@@ -1,4 +1,4 @@
-"""Checked rows for the tests of the stages behind `validate`."""
+"""Valid rows and candidates for the tests of stages that come after `validate`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _KINDS = {
 
 
 def contract_for(table: pa.Table) -> Contract:
-    """A contract that `table` keeps: its first column is the key, and only columns that hold a null may."""
+    """A contract that `table` satisfies: its first column is the key, and only columns with nulls are optional."""
     properties = [
         {
             "name": field.name,
@@ -51,15 +51,15 @@ def contract_for(table: pa.Table) -> Contract:
 
 @pytest.fixture
 def validated(home: Path) -> Callable[..., ValidRows]:
-    """Lets a table through `validate`, as if `ingest` had found it."""
+    """Validates a table, as if `ingest` had read it."""
 
     def check(table: pa.Table, contract: Contract, **raw: Any) -> ValidRows:
         home.mkdir(exist_ok=True)
         path = home / "raw.parquet"
         write_rows(path, table.schema, table.combine_chunks().to_batches())
-        found = {"num_rows": table.num_rows, "malformed_uri": "none", "num_malformed": 0, "is_text": False, **raw}
-        digest = digest_of_document([digest_of_file(path), found])
-        rows = RawRows(uri=path.name, source="made", digest=digest, **found)
+        fields = {"num_rows": table.num_rows, "malformed_uri": "none", "num_malformed": 0, "is_text": False, **raw}
+        digest = digest_of_document([digest_of_file(path), fields])
+        rows = RawRows(uri=path.name, source="made", digest=digest, **fields)
         return validate(rows, contract)
 
     return check
@@ -67,7 +67,7 @@ def validated(home: Path) -> Callable[..., ValidRows]:
 
 @pytest.fixture
 def checked_rows_of(home: Path) -> MakeChecked:
-    """Puts a table into the state folder as `validate` would, under a contract that fits it."""
+    """Writes a table to the state folder as `validate` does, under a contract that it satisfies."""
 
     def make(table: pa.Table) -> ValidRows:
         digest = digest_of_table(table)
@@ -100,17 +100,17 @@ def checked_rows_of(home: Path) -> MakeChecked:
 
 @pytest.fixture(scope="session")
 def candidate_of(release: Release) -> MakeCandidate:
-    """Makes a candidate with files and a run of its name, and with these figures in place of the release's."""
+    """Makes a candidate like that of the release, with files and a run of the given name and with the given fields."""
 
-    def make(name: str, size_bytes: int, **figures: Any) -> Candidate:
-        named = {
+    def make(name: str, size_bytes: int, **fields: Any) -> Candidate:
+        name_fields = {
             "name": name,
             "uri": f"{name}.onnx",
             "sha256": name,
             "run_id": name,
             "predictions_uri": f"{name}.parquet",
         }
-        update = {**named, "size_bytes": size_bytes, "zstd_bytes": size_bytes, **figures}
+        update = {**name_fields, "size_bytes": size_bytes, "zstd_bytes": size_bytes, **fields}
         return release.bento.choice.candidate.model_copy(update=update)
 
     return make
@@ -124,7 +124,7 @@ def people() -> pa.Table:
     source = np.where(random.random(num) < 0.05, random.integers(0, num, num), np.arange(num))
     height = np.where(random.random(num) < 0.02, -0.0, random.normal(size=num))
     town = random.integers(0, 9, num)
-    city = pa.array([f"tówn {'=' * one}" for one in town], mask=random.random(num) < 0.1)
+    city = pa.array([f"tówn {'=' * number}" for number in town], mask=random.random(num) < 0.1)
     start = np.datetime64("2024-01-01T00:00:00", "us")
     content = pa.table(
         {

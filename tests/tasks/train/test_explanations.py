@@ -1,4 +1,4 @@
-"""What a run shows of why its network answers as it does."""
+"""Explanations of predictions: plots and pages of single rows, and the importance of features."""
 
 from __future__ import annotations
 
@@ -35,18 +35,22 @@ TEXTS = ["buy <b>now</b> and save", "your invoice is here", "gemütlich 今日�
 
 
 def inputs_of(kind: str) -> tuple[Any, dict[str, list[Any]], Any]:
-    """A recipe's inputs of one kind, columns for them, and a network's configuration that reads them."""
-    drawn = np.random.default_rng(0)
+    """Inputs of a recipe, columns for them, and the config of a network that reads them."""
+    random = np.random.default_rng(0)
     match kind:
         case "flat":
-            columns = {"age": drawn.normal(size=NUM).tolist(), "ta$x_{": drawn.choice(["a", "b"], NUM).tolist()}
+            columns = {"age": random.normal(size=NUM).tolist(), "ta$x_{": random.choice(["a", "b"], NUM).tolist()}
             numbers = NumberInput(kind="number", columns=("age",))
             return (numbers, CategoryInput(kind="category", columns=("ta$x_{",))), columns, Mlp(kind="mlp", hidden=(8,))
         case "image":
             shaped = ImageInput(kind="image", column="image", shape=(3, 6, 5))
-            return (shaped,), {"image": drawn.normal(size=(NUM, 90)).tolist()}, Cnn(kind="cnn", channels=(4,), hidden=8)
+            return (
+                (shaped,),
+                {"image": random.normal(size=(NUM, 90)).tolist()},
+                Cnn(kind="cnn", channels=(4,), hidden=8),
+            )
         case "series":
-            columns = {name: drawn.normal(size=(NUM, 7)).tolist() for name in ("warmth", "wind")}
+            columns = {name: random.normal(size=(NUM, 7)).tolist() for name in ("warmth", "wind")}
             series = SeriesInput(kind="series", columns=("warmth", "wind"), time="at", length=7)
             return (series,), {**columns, "at": list(range(NUM))}, Rnn(kind="rnn", hidden=8)
         case _:
@@ -55,11 +59,13 @@ def inputs_of(kind: str) -> tuple[Any, dict[str, list[Any]], Any]:
             return (text,), {"text": [TEXTS[row % 4] for row in range(NUM)]}, network
 
 
-def made(kind: str) -> tuple[torch.nn.Module, Layout, Encoder, Examples, pa.Table]:
+def make_example(kind: str) -> tuple[torch.nn.Module, Layout, Encoder, Examples, pa.Table]:
     inputs, columns, config = inputs_of(kind)
     table = pa.table({"id": list(range(NUM)), **columns, "label": ["no", "yes"] * (NUM // 2)})
     features = Features(key="id", label="label", inputs=inputs)
-    encoder = fit(features, [one[STATISTICS][0].as_py() for one in partial_statistics(features, table.to_batches())])
+    encoder = fit(
+        features, [batch[STATISTICS][0].as_py() for batch in partial_statistics(features, table.to_batches())]
+    )
     layout = encoder.layout
     torch.manual_seed(0)
     network = build_network(Blueprint(config=config, layout=layout, num_outputs=2)).eval()
@@ -69,23 +75,23 @@ def made(kind: str) -> tuple[torch.nn.Module, Layout, Encoder, Examples, pa.Tabl
 
 
 @pytest.mark.parametrize("kind", ["flat", "image", "series", "text"])
-def test_single_rows_are_shown_and_what_matters_over_many(tmp_path: Path, kind: str) -> None:
-    network, layout, encoder, examples, table = made(kind)
+def test_explanations_show_single_rows_and_the_importance_of_features(tmp_path: Path, kind: str) -> None:
+    network, layout, encoder, examples, table = make_example(kind)
     state = torch.get_rng_state()
-    wanted = Explain(rows=3, sample=10)
+    options = Explain(rows=3, sample=10)
     read_raw_rows = lambda keys: table.take(keys.tolist())  # noqa: E731
-    job = ExplanationJob(network, layout, encoder, examples, wanted, read_raw_rows)
+    job = ExplanationJob(network, layout, encoder, examples, options, read_raw_rows)
     gap = write_explanations(tmp_path, job)
     assert gap < 0.1
     assert torch.equal(torch.get_rng_state(), state)
-    shown = {"rows.html"} if kind == "text" else {"rows.png", "importance.png"}
-    assert {path.name for path in tmp_path.iterdir()} == shown | {"weights.json"}
-    told = json.loads((tmp_path / "weights.json").read_text(encoding="utf-8"))
-    assert told["rows"] == 10
-    assert [one["row"].split(",")[0] for one in told["shown"]] == ["truth no", "truth yes", "truth no"]
+    file_names = {"rows.html"} if kind == "text" else {"rows.png", "importance.png"}
+    assert {path.name for path in tmp_path.iterdir()} == file_names | {"weights.json"}
+    document = json.loads((tmp_path / "weights.json").read_text(encoding="utf-8"))
+    assert document["rows"] == 10
+    assert [entry["row"].split(",")[0] for entry in document["shown"]] == ["truth no", "truth yes", "truth no"]
     names = {"flat": ["age", "ta$x_{"], "series": ["warmth", "wind"], "image": []}
     if kind in names:
-        assert list(told["mean_weights"]) == names[kind]
+        assert list(document["mean_weights"]) == names[kind]
 
 
 def test_titles_of_a_regression_are_in_the_units_of_the_label(tmp_path: Path) -> None:
@@ -95,35 +101,37 @@ def test_titles_of_a_regression_are_in_the_units_of_the_label(tmp_path: Path) ->
     features = Features(
         key="id", label="pay", task="regression", inputs=(NumberInput(kind="number", columns=("age",)),)
     )
-    encoder = fit(features, [one[STATISTICS][0].as_py() for one in partial_statistics(features, table.to_batches())])
+    encoder = fit(
+        features, [batch[STATISTICS][0].as_py() for batch in partial_statistics(features, table.to_batches())]
+    )
     config = Mlp(kind="mlp", hidden=(4,))
     network = build_network(Blueprint(config=config, layout=encoder.layout, task="regression", num_outputs=1)).eval()
     y = torch.from_numpy(encode_labels(encoder, table["pay"]).to_numpy().copy())
     examples = Examples(torch.from_numpy(encode(encoder, table)), y, table["id"].to_numpy())
     job = ExplanationJob(network, encoder.layout, encoder, examples, Explain(rows=2, sample=NUM))
     write_explanations(tmp_path, job)
-    told = json.loads((tmp_path / "weights.json").read_text(encoding="utf-8"))
-    assert [one["key"] for one in told["shown"]] == ["0", str(NUM - 1)]
-    assert told["shown"][1]["row"].startswith("truth 2300, prediction ")
+    document = json.loads((tmp_path / "weights.json").read_text(encoding="utf-8"))
+    assert [entry["key"] for entry in document["shown"]] == ["0", str(NUM - 1)]
+    assert document["shown"][1]["row"].startswith("truth 2300, prediction ")
 
 
-def test_a_run_has_the_plots_and_the_gap(home: Path, tmp_path: Path) -> None:
-    network, layout, encoder, examples, _ = made("flat")
+def test_the_run_has_the_plots_and_the_completeness_gap(home: Path, tmp_path: Path) -> None:
+    network, layout, encoder, examples, _ = make_example("flat")
     with mlflow_runs.logged_run("explained", "train", "key") as run_id:
         job = ExplanationJob(network, layout, encoder, examples, Explain(rows=2, sample=4))
         log_explanations(run_id, tmp_path / "explained", job)
-    logged = {Path(one.path).name for one in mlflow_runs.client().list_artifacts(run_id, FOLDER)}
+    logged = {Path(artifact.path).name for artifact in mlflow_runs.client().list_artifacts(run_id, FOLDER)}
     assert logged == {path.name for path in (tmp_path / "explained").iterdir()} != set()
     assert mlflow_runs.client().get_run(run_id).data.metrics["explanation_gap"] < 0.1
 
 
-def test_a_text_is_shown_completely_and_escaped(tmp_path: Path) -> None:
-    network, layout, encoder, examples, _ = made("text")
+def test_a_text_page_shows_complete_texts_escaped(tmp_path: Path) -> None:
+    network, layout, encoder, examples, _ = make_example("text")
     write_explanations(tmp_path, ExplanationJob(network, layout, encoder, examples, Explain(rows=4, sample=NUM)))
     page = (tmp_path / "rows.html").read_text(encoding="utf-8")
     assert "<b>" not in page
-    plain = html.unescape("".join(part.rpartition(">")[2] for part in page.split("</span>")))
-    assert [text[:12] in plain for text in TEXTS[:2]] == [True, True]
+    page_text = html.unescape("".join(part.rpartition(">")[2] for part in page.split("</span>")))
+    assert [text[:12] in page_text for text in TEXTS[:2]] == [True, True]
 
 
 def test_rows_are_selected_class_by_class_and_numbers_from_low_to_high() -> None:
@@ -132,7 +140,7 @@ def test_rows_are_selected_class_by_class_and_numbers_from_low_to_high() -> None
     assert len(select_varied_rows(np.array([1, 1]), 8)) == 2
 
 
-def test_a_map_of_an_image_has_the_shape_of_the_image(tmp_path: Path):
+def test_the_importance_map_of_images_has_their_shape(tmp_path: Path):
     from matplotlib.image import imread
 
     sizes = {}

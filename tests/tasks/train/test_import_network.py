@@ -1,4 +1,4 @@
-"""A network that comes trained, in the place of the training stage."""
+"""The train stage with an imported network, which it evaluates instead of training."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from bloomery.tasks.train.stage import train
 
 pytestmark = pytest.mark.slow
 
-JUDGED = Training(slices=("place",), explain=Explain(rows=2, sample=4))
+TRAINING = Training(slices=("place",), explain=Explain(rows=2, sample=4))
 
 
 @pytest.fixture
 def dataset(checked_rows_of, home: Path) -> Dataset:
-    """Rows of two figures whose label is 1,000 and 100 times their difference."""
+    """Rows of two numbers; the label is 1,000 plus 100 times their difference."""
     values = np.random.default_rng(0).normal(size=(600, 2))
-    columns = {name: pa.array(values[:, at]) for at, name in enumerate(("left", "right"))}
+    columns = {name: pa.array(values[:, column]) for column, name in enumerate(("left", "right"))}
     place = pa.array(np.where(np.arange(600) % 3 > 0, "here", "there"))
     label = pa.array(1000 + 100 * (values[:, 0] - values[:, 1]))
     checked = checked_rows_of(pa.table({"id": pa.array(range(600)), **columns, "place": place, "label": label}))
@@ -47,7 +47,7 @@ def dataset(checked_rows_of, home: Path) -> Dataset:
 
 @pytest.fixture
 def model_of(tmp_path: Path) -> Callable[..., Imported]:
-    """A linear network that answers one figure for each row of two."""
+    """Makes a linear network with one output for a row of two numbers."""
 
     def make(*weights: float) -> Imported:
         graph = helper.make_graph(
@@ -64,21 +64,21 @@ def model_of(tmp_path: Path) -> Callable[..., Imported]:
     return make
 
 
-def test_a_regression_answers_in_standard_units_and_is_told_in_those_of_the_label(dataset: Dataset, model_of) -> None:
+def test_a_regression_is_logged_in_the_units_of_its_label(dataset: Dataset, model_of) -> None:
     # Inputs and label are in standard units, so the label is their difference over the root of 2.
-    trained = train(dataset, model_of(0.5**0.5, -(0.5**0.5)), JUDGED)
-    figures = mlflow_runs.client().get_run(trained.run_id).data.metrics
-    assert trained.val_score == pytest.approx(figures["best_val_rmse"], rel=1e-4)
-    assert trained.val_score < 15  # of a deviation of 141
-    assert (trained.epochs, trained.num_parameters, figures["num_parameters"]) == (0, 2, 2)
+    trained = train(dataset, model_of(0.5**0.5, -(0.5**0.5)), TRAINING)
+    metrics = mlflow_runs.client().get_run(trained.run_id).data.metrics
+    assert trained.val_score == pytest.approx(metrics["best_val_rmse"], rel=1e-4)
+    assert trained.val_score < 15  # the label has a standard deviation of 141
+    assert (trained.epochs, trained.num_parameters, metrics["num_parameters"]) == (0, 2, 2)
     assert trained.import_error < 1e-6
-    assert figures["explanation_gap"] < 0.01
+    assert metrics["explanation_gap"] < 0.01
     artifacts = {artifact.path for artifact in mlflow_runs.client().list_artifacts(trained.run_id)}
     assert {"val_answers.png", "val_worst.json", "val_per_slice.json", "network", "explanations"} <= artifacts
 
 
-def test_it_is_compressed_without_a_training(dataset: Dataset, model_of) -> None:
-    trained = train(dataset, model_of(0.5**0.5, -(0.5**0.5)), JUDGED)
+def test_an_imported_network_is_compressed_without_training(dataset: Dataset, model_of) -> None:
+    trained = train(dataset, model_of(0.5**0.5, -(0.5**0.5)), TRAINING)
     fp32, int8 = compress(trained, Compression(latency_rounds=5)).candidates
     assert (fp32.name, int8.name, int8.is_row_by_row) == ("fp32", "int8", True)
     assert fp32.parity_error == trained.import_error
@@ -86,28 +86,28 @@ def test_it_is_compressed_without_a_training(dataset: Dataset, model_of) -> None
     assert fp32.score.value < 15
 
 
-def test_the_same_file_counts_the_same_wherever_it_lies(dataset: Dataset, model_of) -> None:
+def test_the_key_depends_on_the_content_of_the_file_and_not_on_its_path(dataset: Dataset, model_of) -> None:
     model = model_of(1, 2)
     moved = model.model_copy(update={"path": "/elsewhere/same.onnx"})
-    assert train.key(dataset, model, JUDGED, None) == train.key(dataset, moved, JUDGED, None)
-    assert train.key(dataset, model, JUDGED, None) != train.key(dataset, model_of(1, 3), JUDGED, None)
+    assert train.key(dataset, model, TRAINING, None) == train.key(dataset, moved, TRAINING, None)
+    assert train.key(dataset, model, TRAINING, None) != train.key(dataset, model_of(1, 3), TRAINING, None)
 
 
-def test_a_file_that_changes_after_the_recipe_was_read_is_not_taken(dataset: Dataset, model_of) -> None:
+def test_a_file_that_changes_after_the_recipe_was_read_is_refused(dataset: Dataset, model_of) -> None:
     model = model_of(1, 2)
     model_of(3, 4)
     with pytest.raises(OutputCorrupt, match="has changed since"):
-        train(dataset, model, JUDGED)
+        train(dataset, model, TRAINING)
 
 
-def test_a_network_for_other_rows_fails_its_run_and_leaves_nothing(dataset: Dataset, model_of, home: Path) -> None:
+def test_a_network_for_other_rows_is_refused_and_leaves_no_output(dataset: Dataset, model_of, home: Path) -> None:
     model = model_of(1, 2, 3)
     with pytest.raises(RecipeInvalid, match=r"shape \(free, 2\)|no answer|cannot run"):
-        train(dataset, model, JUDGED)
+        train(dataset, model, TRAINING)
     assert not list((home / "stages").glob("train/*/record.json"))
 
 
-def test_nothing_can_start_from_an_imported_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_cannot_start_from_an_imported_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "network.onnx"
     path.write_bytes(b"")
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""The training stage: what it leaves in MLflow, and that a kill on the way changes nothing."""
+"""The train stage: its MLflow run, its initial weights, and its resumption after a kill."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ train(Dataset.model_validate_json(dataset), Mlp.model_validate_json(model), Trai
 
 @pytest.fixture
 def dataset_of(checked_rows_of, home: Path) -> Callable[..., Dataset]:
-    """Rows of four figures and a place whose label is a class, or a figure in hundreds."""
+    """Makes rows of four numbers and a place; the label is a class, or a number around 500."""
 
     def make(*, is_regression: bool = False) -> Dataset:
         values = np.random.default_rng(0).normal(size=(600, 4))
-        hidden = values[:, 0] - values[:, 1]
-        label = pa.array(500 + 100 * hidden) if is_regression else pa.array(np.where(hidden > 0, "up", "down"))
-        columns = {f"v{at}": pa.array(values[:, at]) for at in range(4)}
+        signal = values[:, 0] - values[:, 1]
+        label = pa.array(500 + 100 * signal) if is_regression else pa.array(np.where(signal > 0, "up", "down"))
+        columns = {f"v{column}": pa.array(values[:, column]) for column in range(4)}
         place = pa.array(np.where(np.arange(600) % 3 > 0, "here", "there"))
         checked = checked_rows_of(pa.table({"id": pa.array(range(600)), **columns, "place": place, "label": label}))
         (home / "report.html").write_text("a report")
@@ -87,40 +87,40 @@ def table_of(trained: TrainedNetwork, name: str, folder: Path) -> list[dict[str,
 
 
 def test_the_run_of_a_classification_logs_everything(dataset_of, tmp_path: Path):
-    told: list[events.Event] = []
-    unwatch = events.subscribe(told.append)
+    run_events: list[events.Event] = []
+    unsubscribe = events.subscribe(run_events.append)
     trained = train(dataset_of(), MLP, QUICK)
-    unwatch()
+    unsubscribe()
     run = mlflow_runs.client().get_run(trained.run_id)
-    figures, params = run.data.metrics, run.data.params
-    assert trained.val_score == pytest.approx(figures["best_val_accuracy"])
+    metrics, params = run.data.metrics, run.data.params
+    assert trained.val_score == pytest.approx(metrics["best_val_accuracy"])
     assert trained.val_score > 0.8
-    assert {"val_auc", "val_calibration_error", "val_log_loss", "flops_per_row", "num_parameters"} <= set(figures)
-    assert figures["rows_per_second"] > 0
-    assert figures["best_val_loss"] == pytest.approx(figures["val_log_loss"], rel=1e-4)
-    assert 0 <= figures["system/cpu_utilization_percentage"] <= 100
-    assert 100 < figures["process_memory_megabytes"] < figures["system/system_memory_usage_megabytes"]
+    assert {"val_auc", "val_calibration_error", "val_log_loss", "flops_per_row", "num_parameters"} <= set(metrics)
+    assert metrics["rows_per_second"] > 0
+    assert metrics["best_val_loss"] == pytest.approx(metrics["val_log_loss"], rel=1e-4)
+    assert 0 <= metrics["system/cpu_utilization_percentage"] <= 100
+    assert 100 < metrics["process_memory_megabytes"] < metrics["system/system_memory_usage_megabytes"]
     assert (params["model.kind"], params["training.augment.flip"], params["training.epochs"]) == ("mlp", "False", "3")
     history = mlflow_runs.client().get_metric_history(trained.run_id, "val_accuracy")
     assert [point.step for point in history] == [1, 2, 3]
-    pictures = {"curves.png", "val_confusion.png", "val_calibration.png"}
-    assert {*pictures, "val_per_class.json", "val_per_slice.json", "val_worst.json"} <= artifacts_of(trained)
+    plot_names = {"curves.png", "val_confusion.png", "val_calibration.png"}
+    assert {*plot_names, "val_per_class.json", "val_per_slice.json", "val_worst.json"} <= artifacts_of(trained)
     slices = table_of(trained, "val_per_slice.json", tmp_path)
     assert {row["value"] for row in slices} == {"here", "there"}
     assert sum(row["rows"] for row in slices) == trained.dataset.val.num_rows
     worst = table_of(trained, "val_worst.json", tmp_path)
     assert all(row["truth"] != row["answer"] for row in worst)
     assert len(worst) == round((1 - trained.val_score) * trained.dataset.val.num_rows)
-    notes = [event.note for event in told if isinstance(event, events.Progress)]
+    notes = [event.note for event in run_events if isinstance(event, events.Progress)]
     assert any("loss" in note and "rate" in note and "left" in note for note in notes)
 
 
 def test_a_regression_is_logged_in_the_units_of_its_label(dataset_of, tmp_path: Path):
     trained = train(dataset_of(is_regression=True), MLP, QUICK)
-    figures = mlflow_runs.client().get_run(trained.run_id).data.metrics
-    assert trained.val_score == pytest.approx(figures["best_val_rmse"], rel=1e-4)
-    assert 1 < figures["val_mae"] < trained.val_score < 141  # the label's deviation is 100 times the root of 2
-    assert figures["val_r2"] > 0.3
+    metrics = mlflow_runs.client().get_run(trained.run_id).data.metrics
+    assert trained.val_score == pytest.approx(metrics["best_val_rmse"], rel=1e-4)
+    assert 1 < metrics["val_mae"] < trained.val_score < 141  # the standard deviation of the label
+    assert metrics["val_r2"] > 0.3
     assert {"curves.png", "val_answers.png", "val_worst.json", "val_per_slice.json"} <= artifacts_of(trained)
     errors = [abs(row["truth"] - row["answer"]) for row in table_of(trained, "val_worst.json", tmp_path)]
     assert errors == sorted(errors, reverse=True)
@@ -137,37 +137,37 @@ def test_privacy_and_initial_weights_of_a_training_are_recorded_downstream(datas
     dataset, model = dataset_of(), MLP.model_copy(update={"norm": "none"})
     first = train(dataset, model, QUICK.model_copy(update={"explain": None, "slices": ()}))
     folder = settings().path(first.uri).parent
-    told = StartFrom(network=str(folder))
-    start = locate_initial_weights(told)
+    start_from = StartFrom(network=str(folder))
+    initial_weights = locate_initial_weights(start_from)
     privacy = Privacy(epsilon=3, delta=1e-3)
-    wanted = QUICK.model_copy(update={"explain": None, "slices": (), "start_from": told, "privacy": privacy})
-    trained = train(dataset, model, wanted, start)
-    assert trained.initial_weights == start
+    training = QUICK.model_copy(update={"explain": None, "slices": (), "start_from": start_from, "privacy": privacy})
+    trained = train(dataset, model, training, initial_weights)
+    assert trained.initial_weights == initial_weights
     assert 2.8 < trained.privacy.epsilon <= 3
     run = mlflow_runs.client().get_run(trained.run_id).data
     assert (run.tags["start"], run.tags["start.sha256"]) == (str(folder), first.digest)
     assert run.metrics["privacy_epsilon"] == trained.privacy.epsilon
     lines = describe_lineage(trained)
     assert f"private within epsilon {trained.privacy.epsilon:.3g} and delta 0.001" in lines[0][2]
-    assert lines[1] == ("start", start.digest, f"weights of {folder}")
-    # The training rows are not looked at again, which would cost more of epsilon.
+    assert lines[1] == ("start", initial_weights.digest, f"weights of {folder}")
+    # Compression does not read the training rows again, which would cost more of epsilon.
     settings().path(dataset.train.uri).unlink()
-    options = compress(trained, Compression(latency_rounds=3))
-    assert [candidate.name for candidate in options.candidates] == ["fp32", "int8"]
+    candidates = compress(trained, Compression(latency_rounds=3))
+    assert [candidate.name for candidate in candidates.candidates] == ["fp32", "int8"]
 
 
 def test_missing_or_damaged_initial_weights_are_reported_before_the_run(home: Path, tmp_path: Path):
-    stated = StartFrom(network="begin")
-    assert stated.absolute(tmp_path) == stated  # a name in the registry
+    start_from = StartFrom(network="begin")
+    assert start_from.absolute(tmp_path) == start_from  # a name in the registry
     with pytest.raises(DataMissing, match="no begin"):
-        locate_initial_weights(stated)
+        locate_initial_weights(start_from)
     (tmp_path / "begin").mkdir()
     with pytest.raises(DataMissing, match="there are no weights of") as missing:
         locate_initial_weights(StartFrom(network="./begin").absolute(tmp_path))
     assert missing.value.where == str(tmp_path / "begin" / "weights.safetensors")
     (tmp_path / "begin" / "weights.safetensors").write_text("no tensors")
     with pytest.raises(DataMissing, match="cannot be read"):
-        locate_initial_weights(stated.absolute(tmp_path))
+        locate_initial_weights(start_from.absolute(tmp_path))
     mlflow_runs.client().create_registered_model("kept")
     with pytest.raises(DataMissing, match="no kept:7") as unknown:
         locate_initial_weights(StartFrom(network="kept:7"))
@@ -180,17 +180,17 @@ def test_a_stage_killed_during_training_ends_with_the_same_weights(dataset_of, h
     for path, document in zip(files, (dataset, MLP, LONG), strict=True):
         path.write_text(document.model_dump_json(by_alias=True))
     child = subprocess.Popen([sys.executable, "-c", CHILD, *map(str, files)], cwd=Path(__file__).parents[3])
-    kept, deadline = home / "checkpoints" / train.key(dataset, MLP, LONG), time.monotonic() + 120
-    while not list(kept.glob("step-*")) and child.poll() is None and time.monotonic() < deadline:
+    checkpoints, deadline = home / "checkpoints" / train.key(dataset, MLP, LONG), time.monotonic() + 120
+    while not list(checkpoints.glob("step-*")) and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     child.send_signal(signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
-    (place,) = kept.glob("step-*")
+    (checkpoint,) = checkpoints.glob("step-*")
 
     resumed = train(dataset, MLP, LONG)
     steps = [point.step for point in mlflow_runs.client().get_metric_history(resumed.run_id, "step_loss")]
-    assert min(steps) > int(place.name.removeprefix("step-"))
-    assert not kept.exists()
+    assert min(steps) > int(checkpoint.name.removeprefix("step-"))
+    assert not checkpoints.exists()
 
     shutil.rmtree(home / "stages" / "train")
     undisturbed = train(dataset, MLP, LONG)
