@@ -55,7 +55,7 @@ class _Panel(NamedTuple):
     limit: float | None
 
 
-def plot_pareto_front(options: Candidates, budget: Budget, decision: Decision, path: Path) -> None:
+def plot_pareto_front(candidates: Candidates, budget: Budget, decision: Decision, path: Path) -> None:
     """Plots a PNG with panels for size, time and, where it was measured, energy, on log scales; up and left are better.
 
     Vertical bars are 95% intervals of the paired difference from fp32; horizontal bars reach from the median to the
@@ -63,10 +63,10 @@ def plot_pareto_front(options: Candidates, budget: Budget, decision: Decision, p
     """
     from matplotlib.figure import Figure
 
-    task = options.trained.dataset.task
+    task = candidates.trained.dataset.task
     is_classification = task == "classification"
     max_degradation = 100 * (budget.accuracy_drop if is_classification else budget.error_rise)
-    panels = _panels(options, budget, decision)
+    panels = _panels(candidates, budget, decision)
     figure = Figure(figsize=(6 * len(panels), 5.6), layout="constrained", dpi=120)
     axes = figure.subplots(1, len(panels), sharey=True)
     first, last = axes[0], axes[-1]
@@ -83,15 +83,15 @@ def plot_pareto_front(options: Candidates, budget: Budget, decision: Decision, p
         f"limit: a {limit_text}", (1, -max_degradation), (-4, -3), xycoords=("axes fraction", "data"),
         textcoords="offset points", color=_LIMIT, fontsize=8, ha="right", va="top",
     )  # fmt: skip
-    _add_scores(last, find_baseline(options).score.value, task)
+    _add_scores(last, find_baseline(candidates).score.value, task)
     _draw_legend(figure, decision)
     _place_labels(figure, [(panel_axes, panel.points) for panel_axes, panel in zip(axes, panels, strict=True)])
     figure.savefig(path)
 
 
-def _panels(options: Candidates, budget: Budget, decision: Decision) -> list[_Panel]:
+def _panels(record: Candidates, budget: Budget, decision: Decision) -> list[_Panel]:
     """One panel for each cost."""
-    candidates, task, limit = options.candidates, options.trained.dataset.task, budget.latency_ms
+    candidates, task, limit = record.candidates, record.trained.dataset.task, budget.latency_ms
 
     def points(costs: list[float], ends: list[float]) -> list[_Point]:
         rows = zip(candidates, costs, ends, strict=True)

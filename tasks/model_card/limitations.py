@@ -111,10 +111,10 @@ def _privacy_action(contract: Contract, name: str) -> str:
 
 
 def _network_limitations(choice: Choice) -> Iterator[str]:
-    candidate, options = choice.candidate, choice.candidates
-    trained = options.trained
+    candidate, candidates = choice.candidate, choice.candidates
+    trained = candidates.trained
     task = trained.dataset.task
-    if candidate.name != options.baseline:
+    if candidate.name != candidates.baseline:
         worse, flips = candidate.degradation, candidate.flips
         changes = (
             ""

@@ -11,7 +11,6 @@ from bloomery.data_contracts.errors import ContainerUnfit, StateUnwritable
 from bloomery.tasks.bentos.bento_store import bento_folder
 from bloomery.tasks.bentos.container_checks import check_context
 from bloomery.tasks.bentos.container_context import write_build_context
-from bloomery.tasks.bentos.requirements import pin_requirements
 
 TAG = "people:0123456789abcdef"
 DOCKERFILE = """\
@@ -173,11 +172,3 @@ def test_a_full_disk_leaves_nothing_behind(bento: Path, tmp_path: Path, full_dis
     with pytest.raises(StateUnwritable, match="No space left"):
         write_build_context(TAG, tmp_path / "out" / "image")
     assert list((tmp_path / "out").iterdir()) == []
-
-
-def test_packages_are_pinned_with_all_that_they_need() -> None:
-    names = [line.split("==")[0] for line in pin_requirements(["bentoml", "pydantic"])]
-    assert {"bentoml", "pydantic", "pydantic-core", "starlette", "uvicorn", "h11"} <= set(names)
-    assert names == sorted(names)
-    # An extra that nobody asked for is left out.
-    assert "grpcio" not in names

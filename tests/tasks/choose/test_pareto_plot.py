@@ -1,4 +1,4 @@
-"""Candidates in a picture, whatever they are."""
+"""The plot of candidates: its panels, its limits and the places of its labels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bloomery.tasks.choose.pareto_plot import plot_pareto_front
 
 
 def candidate(name: str, size: int, drop: float, seconds: float) -> dict[str, Any]:
-    """What `candidate_of` is to be told of one."""
+    """The arguments of `candidate_of` for one candidate."""
     return {
         "name": name,
         "size_bytes": size,
@@ -29,58 +29,62 @@ def candidate(name: str, size: int, drop: float, seconds: float) -> dict[str, An
 
 
 @pytest.fixture
-def options(release: Release, candidate_of: Callable[..., Candidate]) -> Candidates:
-    figures = (
+def candidates(release: Release, candidate_of: Callable[..., Candidate]) -> Candidates:
+    arguments = (
         candidate("fp32", 900_000, 0.0, 1e-4),
         candidate("$int8_{", 300_000, 0.001, 3e-5),
         candidate("pruned", 200_000, 0.004, 5e-5),
         candidate("hopeless", 1_000, 0.7, 1e-6),
     )
-    candidates = tuple(candidate_of(**one) for one in figures)
+    candidates = tuple(candidate_of(**fields) for fields in arguments)
     return release.bento.choice.candidates.model_copy(update={"candidates": candidates, "baseline": "fp32"})
 
 
-def drawn(options: Candidates, budget: Budget, path: Path, *, panels: int = 2) -> bytes:
-    plot_pareto_front(options, budget, decide_candidate(options, budget), path)
+def draw(candidates: Candidates, budget: Budget, path: Path, *, panels: int = 2) -> bytes:
+    plot_pareto_front(candidates, budget, decide_candidate(candidates, budget), path)
     assert imread(path).shape[:2] == (672, 720 * panels)
     return path.read_bytes()
 
 
-def test_the_same_choice_gives_the_same_picture_and_each_limit_another(options: Candidates, tmp_path: Path) -> None:
+def test_equal_choices_give_equal_plots_and_other_limits_other_plots(candidates: Candidates, tmp_path: Path) -> None:
     budgets = [
         Budget(),
         Budget(size_bytes=400_000, latency_ms=0.08),
         Budget(size_bytes=10, latency_ms=50),  # none passes, and both limits are far away
     ]
-    pictures = [drawn(options, budget, tmp_path / f"{place}.png") for place, budget in enumerate(budgets)]
-    assert len(set(pictures)) == len(budgets)
-    assert drawn(options, budgets[0], tmp_path / "again.png") == pictures[0]
+    plots = [draw(candidates, budget, tmp_path / f"{position}.png") for position, budget in enumerate(budgets)]
+    assert len(set(plots)) == len(budgets)
+    assert draw(candidates, budgets[0], tmp_path / "again.png") == plots[0]
 
 
-def test_energy_has_a_panel_where_every_candidate_was_measured(options: Candidates, tmp_path: Path) -> None:
+def test_energy_has_a_panel_where_every_candidate_was_measured(candidates: Candidates, tmp_path: Path) -> None:
     budget = Budget(objective={"energy": 1, "size": 1})
     joules = {"fp32": 2e-3, "$int8_{": 9e-4, "pruned": 1.1e-3, "hopeless": 4e-5}
-    measured = [
-        one.model_copy(
-            update={"energy": Energy(batch_size=1, num_rounds=9, p50_j=joules[one.name], ratio=one.latency.ratio)}
+    updated = [
+        candidate.model_copy(
+            update={
+                "energy": Energy(
+                    batch_size=1, num_rounds=9, p50_j=joules[candidate.name], ratio=candidate.latency.ratio
+                )
+            }
         )
-        for one in options.candidates
+        for candidate in candidates.candidates
     ]
-    some = options.model_copy(update={"candidates": tuple(measured)})
-    drawn(some, budget, tmp_path / "energy.png", panels=3)
-    without_one = some.model_copy(update={"candidates": (*measured[:-1], options.candidates[-1])})
-    drawn(without_one, Budget(), tmp_path / "without.png")
+    with_energy = candidates.model_copy(update={"candidates": tuple(updated)})
+    draw(with_energy, budget, tmp_path / "energy.png", panels=3)
+    without_one = with_energy.model_copy(update={"candidates": (*updated[:-1], candidates.candidates[-1])})
+    draw(without_one, Budget(), tmp_path / "without.png")
 
 
-def test_a_regression_and_a_single_candidate_are_drawn(options: Candidates, tmp_path: Path) -> None:
-    dataset = options.trained.dataset.model_copy(update={"task": "regression", "classes": ()})
-    figures = options.model_copy(update={"trained": options.trained.model_copy(update={"dataset": dataset})})
-    drawn(figures, Budget(error_rise=0.01), tmp_path / "figures.png")
-    perfect = options.candidates[0].model_copy(update={"score": Interval(value=0.0, low=0.0, high=0.0)})
-    drawn(figures.model_copy(update={"candidates": (perfect,)}), Budget(), tmp_path / "one.png")
+def test_a_regression_and_a_single_candidate_can_be_plotted(candidates: Candidates, tmp_path: Path) -> None:
+    dataset = candidates.trained.dataset.model_copy(update={"task": "regression", "classes": ()})
+    regression = candidates.model_copy(update={"trained": candidates.trained.model_copy(update={"dataset": dataset})})
+    draw(regression, Budget(error_rise=0.01), tmp_path / "regression.png")
+    perfect = candidates.candidates[0].model_copy(update={"score": Interval(value=0.0, low=0.0, high=0.0)})
+    draw(regression.model_copy(update={"candidates": (perfect,)}), Budget(), tmp_path / "one.png")
 
 
-def test_labels_cover_neither_each_other_nor_a_point(options: Candidates) -> None:
+def test_labels_cover_neither_each_other_nor_a_point(candidates: Candidates) -> None:
     from matplotlib.figure import Figure
     from matplotlib.transforms import Bbox
 
@@ -96,5 +100,5 @@ def test_labels_cover_neither_each_other_nor_a_point(options: Candidates) -> Non
     labels = [text.get_window_extent() for text in axes.texts if text.get_text()]
     assert len(labels) == 3
     circles = [_boxes(axes, point)[0].padded(-3) for point in points]
-    for place, label in enumerate(labels):
-        assert not any(Bbox.intersection(label, other) for other in [*labels[:place], *circles])
+    for position, label in enumerate(labels):
+        assert not any(Bbox.intersection(label, obstacle) for obstacle in [*labels[:position], *circles])

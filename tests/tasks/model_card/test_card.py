@@ -3,7 +3,6 @@
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,8 +29,6 @@ from bloomery.tasks.model_card.rendering import (
     render_card,
     shrink_picture,
 )
-from bloomery.tasks.registry import version_description
-from bloomery.tasks.tracking import resource_usage
 
 HOSTILE = '<script>alert("x")</script>|`[a](javascript:b)`\n# c'
 
@@ -56,15 +53,15 @@ def write_example_card(
     home: Path, release: Release, task: str, names: tuple[str, ...] = ("a", HOSTILE), **trained: Any
 ) -> Any:
     """Writes a card of made-up predictions for six rows to `home / "card"`, and returns its choice."""
-    place = home / "made"
-    place.mkdir(parents=True)
-    chosen = release.bento.choice
+    folder = home / "made"
+    folder.mkdir(parents=True)
+    choice = release.bento.choice
     keys = pa.array(range(6))
     if task == "classification":
-        shares = np.array([[0.9, 0.1]] * 4 + [[0.2, 0.8]] * 2)
-        truth = [names[one] for one in (0, 0, 0, 1, 1, 1)]
-        answer = [names[one] for one in shares.argmax(axis=1)]
-        columns = {"truth": truth, "answer": answer, "probabilities": list(shares)}
+        probabilities = np.array([[0.9, 0.1]] * 4 + [[0.2, 0.8]] * 2)
+        truth = [names[position] for position in (0, 0, 0, 1, 1, 1)]
+        predicted = [names[position] for position in probabilities.argmax(axis=1)]
+        columns = {"truth": truth, "answer": predicted, "probabilities": list(probabilities)}
     else:
         columns = {"truth": [1.0, 2, 3, 4, 5, 6], "answer": [1.0, 2, 3, 4, 5, 8]}
         number = {"kind": "number", "columns": ["x"], "scale": "none"}
@@ -72,40 +69,42 @@ def write_example_card(
         rows = pa.table({"id": keys, "x": [0.0] * 6, "y": columns["truth"]})
         summary = next(iter(partial_statistics(features, rows.to_batches())))["statistics"]
         encoder = fit(features, summary.to_pylist())
-        (place / "encoder.json").write_text(encoder.model_dump_json(by_alias=True))
-    pq.write_table(pa.table({"id": keys, **columns}), place / "answers.parquet")
-    Image.new("RGB", (2000, 900), "white").save(place / "candidates.png")
-    dataset = chosen.candidates.trained.dataset.model_copy(
+        (folder / "encoder.json").write_text(encoder.model_dump_json(by_alias=True))
+    pq.write_table(pa.table({"id": keys, **columns}), folder / "answers.parquet")
+    Image.new("RGB", (2000, 900), "white").save(folder / "candidates.png")
+    dataset = choice.candidates.trained.dataset.model_copy(
         update={
             "task": task,
             "classes": names if task == "classification" else (),
             "encoder_uri": "made/encoder.json",
-            "test": chosen.candidates.trained.dataset.test.model_copy(update={"num_rows": 6}),
+            "test": choice.candidates.trained.dataset.test.model_copy(update={"num_rows": 6}),
         }
     )
-    took = ResourceUsage(seconds=7.0, cpu_seconds=5.0, joules=72_000.0, is_measured=False, used_gpu=False)
-    update = {"dataset": dataset, "resource_usage": took, "uri": "made/weights", **trained}
+    usage = ResourceUsage(seconds=7.0, cpu_seconds=5.0, joules=72_000.0, is_measured=False, used_gpu=False)
+    update = {"dataset": dataset, "resource_usage": usage, "uri": "made/weights", **trained}
     score = accuracy(np.array([1, 1, 1, 0, 1, 1])) if task == "classification" else Interval(value=0.82, low=0, high=2)
-    candidate = chosen.candidate.model_copy(update={"predictions_uri": "made/answers.parquet", "score": score})
-    options = chosen.candidates.model_copy(
+    candidate = choice.candidate.model_copy(update={"predictions_uri": "made/answers.parquet", "score": score})
+    candidates = choice.candidates.model_copy(
         update={
-            "trained": chosen.candidates.trained.model_copy(update=update),
+            "trained": choice.candidates.trained.model_copy(update=update),
             "candidates": (candidate,),
-            "resource_usage": took.model_copy(update={"is_measured": True}),
+            "resource_usage": usage.model_copy(update={"is_measured": True}),
         }
     )
-    made = chosen.model_copy(update={"candidate": candidate, "candidates": options, "plot_uri": "made/candidates.png"})
-    write_card(home / "card", "made:1", made, {"model": {"kind": "mlp"}, "data": {"obtain": "of a friend"}})
-    return made
+    changed_choice = choice.model_copy(
+        update={"candidate": candidate, "candidates": candidates, "plot_uri": "made/candidates.png"}
+    )
+    write_card(home / "card", "made:1", changed_choice, {"model": {"kind": "mlp"}, "data": {"obtain": "of a friend"}})
+    return changed_choice
 
 
-def test_a_card_of_a_classification_reports_what_was_measured(home: Path, release: Release) -> None:
-    made = write_example_card(home, release, "classification")
-    found = metrics.compute_card_metrics(made)
-    assert [one.num_rows for one in found.classes] == [3, 3]
-    assert [one.recall for one in found.classes] == [proportion(3, 3), proportion(2, 3)]
-    assert [one.precision for one in found.classes] == [proportion(3, 4), proportion(2, 2)]
-    assert found.calibration_error == pytest.approx(abs((4 * 0.9 - 3) / 6) + abs((2 * 0.8 - 2) / 6))
+def test_a_card_of_a_classification_reports_the_measured_metrics(home: Path, release: Release) -> None:
+    choice = write_example_card(home, release, "classification")
+    card_metrics = metrics.compute_card_metrics(choice)
+    assert [class_result.num_rows for class_result in card_metrics.classes] == [3, 3]
+    assert [class_result.recall for class_result in card_metrics.classes] == [proportion(3, 3), proportion(2, 3)]
+    assert [class_result.precision for class_result in card_metrics.classes] == [proportion(3, 4), proportion(2, 2)]
+    assert card_metrics.calibration_error == pytest.approx(abs((4 * 0.9 - 3) / 6) + abs((2 * 0.8 - 2) / 6))
     text = ParsedPage((home / "card" / "card.html").read_text()).text
     for expected in (
         "100.0% (43.9–100.0)",  # recall of `a`
@@ -132,10 +131,10 @@ def test_names_from_the_data_inject_nothing_into_either_page(home: Path, release
     assert not {"script", "iframe", "object", "link", "form", "a"} & page.elements
     assert page.urls
     assert all(address.startswith("data:image/png;base64,") for address in page.urls)
-    shown = ParsedPage(MarkdownIt().enable("table").render((home / "card" / "card.md").read_text()))
-    assert " ".join(HOSTILE.split()) in shown.text
-    assert not {"script", "a", "code"} & shown.elements
-    assert shown.urls == ["calibration.png", "candidates.png"]
+    markdown_page = ParsedPage(MarkdownIt().enable("table").render((home / "card" / "card.md").read_text()))
+    assert " ".join(HOSTILE.split()) in markdown_page.text
+    assert not {"script", "a", "code"} & markdown_page.elements
+    assert markdown_page.urls == ["calibration.png", "candidates.png"]
 
 
 def test_a_card_of_a_regression_has_no_classes(home: Path, release: Release) -> None:
@@ -153,61 +152,28 @@ def test_a_card_of_a_regression_has_no_classes(home: Path, release: Release) -> 
 def test_text_is_rendered_literally_in_markdown(text: str) -> None:
     page = MarkdownIt().enable(["table", "strikethrough"]).render(f"| h |\n| --- |\n| {escape_markdown(text)} |\n")
     assert ParsedPage(page).text.split() == ["h", *text.split()]
-    alone = ParsedPage(MarkdownIt().render(escape_markdown(text)))
-    assert (alone.text.strip(), alone.elements) == (text, {"p"})
+    paragraph = ParsedPage(MarkdownIt().render(escape_markdown(text)))
+    assert (paragraph.text.strip(), paragraph.elements) == (text, {"p"})
 
 
-def test_a_large_picture_is_made_small_and_one_that_is_missing_is_left_out(tmp_path: Path) -> None:
+def test_a_large_picture_is_shrunk_and_a_missing_one_is_left_out(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (800, 1600, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
     (tmp_path / "card").mkdir()
     assert shrink_picture(tmp_path / "noise.png", tmp_path / "card", "n.png", "noise") == [Picture("n.png", "noise")]
     assert (tmp_path / "card" / "n.png").stat().st_size <= 100_000
-    marked = np.full((400, 400, 3), 255, np.uint8)
-    marked[:, :, 1] -= (np.arange(400) // 2).astype(np.uint8)  # wide areas of many colours beside two small marks
-    marked[5:8, 5:8], marked[5:8, 15:18] = (26, 127, 55), (31, 95, 168)
-    Image.fromarray(marked).save(tmp_path / "marked.png")
+    pixels = np.full((400, 400, 3), 255, np.uint8)
+    pixels[:, :, 1] -= (np.arange(400) // 2).astype(np.uint8)  # wide areas of many colours beside two small marks
+    pixels[5:8, 5:8], pixels[5:8, 15:18] = (26, 127, 55), (31, 95, 168)
+    Image.fromarray(pixels).save(tmp_path / "marked.png")
     shrink_picture(tmp_path / "marked.png", tmp_path / "card", "k.png", "marks")
-    with Image.open(tmp_path / "card" / "k.png") as kept:
-        differences = np.abs(np.asarray(kept.convert("RGB")).astype(int) - marked)[5:8, 5:18]
+    with Image.open(tmp_path / "card" / "k.png") as image:
+        differences = np.abs(np.asarray(image.convert("RGB")).astype(int) - pixels)[5:8, 5:18]
     assert differences.max() <= 8
     assert shrink_picture(tmp_path / "none.png", tmp_path / "card", "m.png", "none") == []
     table = Table(("x", "n"), [("a", "1")], frozenset({"n"}))
     render_card(Card("t", "f", [Section("s", points=["p"], tables=[table])]), tmp_path / "card")
     assert "| x | n |\n| --- | ---: |\n| a | 1 |\n" in (tmp_path / "card" / "card.md").read_text()
-
-
-def test_resource_usage_counts_cpu_seconds_and_reads_the_energy_counter_where_there_is_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def work() -> None:
-        start = resource_usage._cpu_seconds()
-        while resource_usage._cpu_seconds() - start < 0.2:
-            pass
-
-    monkeypatch.setattr(resource_usage, "_start_meter", lambda: None)
-    with resource_usage.measure_usage(use_gpu=True) as read_usage:
-        work()
-        usage = read_usage()
-    assert 0.2 <= usage.cpu_seconds < 5
-    assert (usage.joules, usage.is_measured) == (usage.cpu_seconds * resource_usage.WATTS_PER_CORE, False)
-    readings = iter([100.0, 130.0, 130.0])
-    monkeypatch.setattr(resource_usage, "_start_meter", lambda: resource_usage._EnergyMeter(lambda: next(readings)))
-    with resource_usage.measure_usage() as read_usage:
-        usage = read_usage()
-    assert (usage.joules, usage.is_measured) == (30.0, True)
-
-    def breaks() -> float:
-        return next(once)
-
-    def readings_that_break() -> Any:
-        yield 1.0
-        raise OSError
-
-    once = readings_that_break()
-    monkeypatch.setattr(resource_usage, "_start_meter", lambda: resource_usage._EnergyMeter(breaks))
-    with resource_usage.measure_usage() as read_usage:
-        assert not read_usage().is_measured
 
 
 @pytest.mark.parametrize(
@@ -232,33 +198,3 @@ def test_the_card_shows_prices(home: Path, release: Release, monkeypatch: pytest
     write_example_card(home, release, "classification")
     text = re.sub(r"\s+", " ", ParsedPage((home / "card" / "card.html").read_text()).text)
     assert "7.0 5.0 0.02 kWh 7.6 g 7 EUR" in text
-
-
-def test_a_version_is_compared_with_the_previous_champion(release: Release) -> None:
-    former: Any = SimpleNamespace(version="2", tags={"size_bytes": "4", "p50_ms": "2.5"})
-    worse = Interval(value=-0.002, low=-0.005, high=0.001)
-    assert version_description._compare_with_champion(release.bento, former, worse) == (
-        "Against version 2, the champion when this one was registered: −75% size, 2.5x as fast (each measured in its "
-        "own run), +0.20 points of accuracy [−0.10, +0.50]."
-    )
-    assert version_description._format_gain("regression", worse) == "−0.20% RMSE [−0.50, +0.10]"  # less is better
-    assert version_description._format_gain("classification", Interval(value=0.0, low=-1e-9, high=0.0)).startswith(
-        "+0.00 points"
-    )
-    unknown: Any = SimpleNamespace(version="1", tags={})
-    assert "not comparable" in version_description._compare_with_champion(release.bento, unknown, None)
-
-
-@pytest.mark.parametrize(
-    ("team", "owner"),
-    [
-        (None, None),
-        ([{"username": "ada", "role": "Owner"}, {"username": "bob"}], "ada"),
-        ([{"username": "ada"}, {"name": "Bob"}], "ada, Bob"),
-        ({"name": "digits", "members": [{"username": "ada"}]}, "digits"),
-        ("nobody", None),
-    ],
-)
-def test_the_owner_is_whom_the_contracts_team_names(team: Any, owner: str | None) -> None:
-    contract: Any = SimpleNamespace(team=team)
-    assert version_description.owner_of(contract) == owner

@@ -1,4 +1,4 @@
-"""A stage's code version changes when code changes that determines its output, and at no other change."""
+"""The code version of a stage changes with the code that determines its output, and with no other code."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROOMS = ("data_contracts", "models", "tasks", "flows", "deployments")
 
 
 class Edit(NamedTuple):
-    """A change of the code base, and the stages that have to be computed again after it."""
+    """A change of the code, and the stages that must be computed again after it."""
 
     path: str
     old: str
@@ -54,7 +54,7 @@ EDITS = {
     ),
     "a description of a field": edit("models/networks/config.py", 'description="', 'description="here, '),
     "a comment": edit("models/training/loop.py", "    network.eval()\n", "    network.eval()  # a comment\n\n"),
-    "a docstring": edit("models/compression/pruning/structured.py", '"""', '"""Anew: '),
+    "a docstring": edit("models/compression/pruning/structured.py", '"""', '"""Again: '),
     "the settings": more_code("tasks/infrastructure/settings.py"),
     "the instruction set": edit(
         "tasks/infrastructure/device.py", '"MKL_CBWR": "AVX2"', '"MKL_CBWR": "SSE4_2"', "train", "compress"
@@ -92,17 +92,17 @@ print("CHANGED", json.dumps(changed))
 
 
 def copy_rooms(folder: Path) -> Path:
-    """A copy of the rooms in `folder`, which a process imports that runs there."""
+    """Copies the rooms into `folder`; a process that runs there imports the copy."""
     for room in ROOMS:
         shutil.copytree(ROOT / room, folder / "bloomery" / room, ignore=shutil.ignore_patterns("__pycache__"))
     return folder
 
 
 @pytest.fixture(scope="module")
-def changed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """The stages whose key each of the edits changes, each edit made alone."""
-    edits = {name: one[:3] for name, one in EDITS.items()}
-    ended = subprocess.run(
+def stages_by_edit(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """The stages of which each edit, made alone, changes the key."""
+    edits = {name: edit[:3] for name, edit in EDITS.items()}
+    process = subprocess.run(
         [sys.executable, "-c", DRIVER],
         cwd=copy_rooms(tmp_path_factory.mktemp("rooms")),
         input=json.dumps(edits),
@@ -110,14 +110,14 @@ def changed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
         text=True,
         check=False,
     )
-    assert ended.returncode == 0, ended.stderr
-    found: dict[str, list[str]] = json.loads(ended.stdout.rpartition("CHANGED")[2])
-    return found
+    assert process.returncode == 0, process.stderr
+    stages: dict[str, list[str]] = json.loads(process.stdout.rpartition("CHANGED")[2])
+    return stages
 
 
 @pytest.mark.parametrize("name", EDITS)
-def test_a_change_counts_for_the_stages_whose_output_it_determines(name: str, changed: dict[str, list[str]]) -> None:
-    assert set(changed[name]) == EDITS[name].affected
+def test_a_change_counts_for_the_stages_that_it_affects(name: str, stages_by_edit: dict[str, list[str]]) -> None:
+    assert set(stages_by_edit[name]) == EDITS[name].affected
 
 
 @pytest.mark.slow
@@ -127,11 +127,11 @@ def test_stages_that_a_change_does_not_affect_are_found(
     root = copy_rooms(tmp_path / "checkout")
     home = copy_finished_run(tmp_path / "state")
 
-    def found() -> list[str]:
+    def list_found_stages() -> list[str]:
         command = [sys.executable, "-m", "bloomery.flows.cli", "check", "digits", "--json"]
-        ended = subprocess.run(command, cwd=root, env=clean_environment(home), capture_output=True, text=True)
-        assert ended.returncode == 0, ended.stderr
-        return [stage["stage"] for stage in json.loads(ended.stdout)["stages"] if stage["digest"] is not None]
+        process = subprocess.run(command, cwd=root, env=clean_environment(home), capture_output=True, text=True)
+        assert process.returncode == 0, process.stderr
+        return [stage["stage"] for stage in json.loads(process.stdout)["stages"] if stage["digest"] is not None]
 
     def apply(name: str) -> None:
         path, old, new, _ = EDITS[name]
@@ -141,9 +141,9 @@ def test_stages_that_a_change_does_not_affect_are_found(
 
     for name in ("a plot of the training", "the words of an error", "a description of a field", "the settings"):
         apply(name)
-    assert found() == ["ingest", "validate", "prepare", "train", "compress", "choose", "package", "promote"]
+    assert list_found_stages() == ["ingest", "validate", "prepare", "train", "compress", "choose", "package", "promote"]
     apply("a class of networks")
-    assert found() == ["ingest", "validate", "prepare"]
+    assert list_found_stages() == ["ingest", "validate", "prepare"]
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_imports_inside_functions_are_reached() -> None:
     assert "bloomery.models.compression.pruning.structured" not in reached
 
 
-def test_a_bento_needs_no_package_that_is_not_pinned() -> None:
+def test_a_bento_needs_only_pinned_packages() -> None:
     packages = packages_of(reach("bloomery.deployments.service").values())
     assert {
         "annotated-types",

@@ -1,4 +1,4 @@
-"""Stage outputs are whole or absent, found again, and made once."""
+"""Stage outputs are complete or absent, found again, and computed once."""
 
 import json
 import multiprocessing
@@ -24,8 +24,8 @@ KEY = "0" * 32
 
 
 def raw_rows(uri: str, digest: str) -> RawRows:
-    more = {"num_rows": 1, "malformed_uri": uri, "num_malformed": 0, "is_text": False}
-    return RawRows(uri=uri, source="here", digest=digest, **more)
+    fields = {"num_rows": 1, "malformed_uri": uri, "num_malformed": 0, "is_text": False}
+    return RawRows(uri=uri, source="here", digest=digest, **fields)
 
 
 def make(out: Output, text: str = "rows") -> RawRows:
@@ -41,7 +41,7 @@ def test_an_output_is_computed_once_and_then_found(home: Path) -> None:
     assert (home / first.record.uri).read_text() == "rows"
 
 
-def test_a_file_that_was_changed_is_not_found_but_made_again(home: Path) -> None:
+def test_an_output_with_a_changed_file_is_computed_again(home: Path) -> None:
     record = stage_store.find_or_compute("ingest", KEY, RawRows, make).record
     (home / record.uri).write_text("rowz")
     assert stage_store.find("ingest", KEY, RawRows) is None
@@ -56,13 +56,13 @@ def test_a_damaged_record_counts_as_absent(home: Path, damage: str) -> None:
     assert stage_store.find("ingest", KEY, RawRows) is None
 
 
-def test_a_record_that_its_registry_no_longer_knows_is_made_again(home: Path) -> None:
+def test_an_output_that_is_not_complete_outside_its_folder_is_computed_again(home: Path) -> None:
     stage_store.find_or_compute("ingest", KEY, RawRows, make)
     again = stage_store.find_or_compute("ingest", KEY, RawRows, make, is_complete=lambda record: False)
     assert not again.was_found
 
 
-def test_a_stage_that_fails_leaves_nothing(home: Path) -> None:
+def test_a_stage_that_fails_leaves_no_output(home: Path) -> None:
     def fail(out: Output) -> RawRows:
         out.path("half.txt").write_text("half")
         raise ValueError("no")
@@ -82,7 +82,7 @@ def _save_by_torch(path: Path) -> None:
 @pytest.mark.parametrize(
     "write", [lambda path: path.write_bytes(b"0" * 100_000), _save_by_torch], ids=["bytes", "tensors"]
 )
-def test_a_full_disk_is_named_and_leaves_nothing(write: Callable[[Path], Any], home: Path) -> None:
+def test_a_full_disk_is_reported_and_leaves_no_output(write: Callable[[Path], Any], home: Path) -> None:
     def write_much(out: Output) -> RawRows:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
         try:
@@ -97,27 +97,27 @@ def test_a_full_disk_is_named_and_leaves_nothing(write: Callable[[Path], Any], h
     assert not list((home / "stages" / ".tmp").iterdir())
 
 
-def test_a_disk_that_turns_read_only_under_a_stage_is_named(home: Path) -> None:
-    """As Linux makes one that has faults. Nothing can be tidied up then; the next stage does it."""
+def test_a_disk_that_becomes_read_only_during_a_stage_is_reported(home: Path) -> None:
+    """Linux remounts a faulty disk read-only. Leftovers cannot be removed then, so the next run removes them."""
 
     def write_much(out: Output) -> RawRows:
         out.path("small.bin").write_bytes(b"0")
-        assert mount("-o", "remount,bind,ro", str(place))
+        assert mount("-o", "remount,bind,ro", str(folder))
         out.path("large.bin").write_bytes(b"0" * 100_000)
         raise AssertionError("it could still be written")
 
-    place = home / "stages" / ".tmp"
-    place.mkdir(parents=True)
-    if not mount("--bind", str(place), str(place)):
+    folder = home / "stages" / ".tmp"
+    folder.mkdir(parents=True)
+    if not mount("--bind", str(folder), str(folder)):
         pytest.skip("this user may not mount a disk")
     try:
         with pytest.raises(StateUnwritable, match="stage ingest could not write: Read-only file system"):
             stage_store.find_or_compute("ingest", KEY, RawRows, write_much)
     finally:
-        subprocess.run(["umount", str(place)], check=True)
+        subprocess.run(["umount", str(folder)], check=True)
     assert stage_store.find_or_compute("ingest", KEY, RawRows, make).record.digest == "rows"
     stage_store.remove_leftovers()
-    assert not list(place.iterdir())
+    assert not list(folder.iterdir())
 
 
 def _make_slowly(marks: str) -> None:
@@ -133,16 +133,16 @@ def _make_slowly(marks: str) -> None:
 def test_two_processes_at_once_compute_once(home: Path, tmp_path: Path) -> None:
     marks = tmp_path / "marks"
     fork = multiprocessing.get_context("fork")
-    both = [fork.Process(target=_make_slowly, args=(str(marks),)) for _ in range(2)]
-    for one in both:
-        one.start()
-    for one in both:
-        one.join()
-    assert [one.exitcode for one in both] == [0, 0]
+    processes = [fork.Process(target=_make_slowly, args=(str(marks),)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
     assert marks.read_text() == "computed\n"
 
 
-def test_what_a_killed_process_left_is_swept_and_what_a_living_one_makes_is_not(home: Path) -> None:
+def test_leftovers_of_a_killed_process_are_removed_and_those_of_a_living_one_are_not(home: Path) -> None:
     code = (
         "import sys, time\nfrom bloomery.tasks.orchestration import stage_store as store\n"
         "from bloomery.data_contracts.records.records import RawRows\n"
@@ -154,43 +154,43 @@ def test_what_a_killed_process_left_is_swept_and_what_a_living_one_makes_is_not(
     )
     assert process.stdout is not None
     assert process.stdout.readline() == b"writing\n"
-    beside = home / "stages" / ".tmp" / f"ingest-{KEY}"
+    temporary = home / "stages" / ".tmp" / f"ingest-{KEY}"
     stage_store.remove_leftovers()
-    assert (beside / "half").is_file()
+    assert (temporary / "half").is_file()
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert (beside / "half").is_file()
+    assert (temporary / "half").is_file()
     stage_store.remove_leftovers()
-    assert not beside.exists()
+    assert not temporary.exists()
     assert not stage_store.find_or_compute("ingest", KEY, RawRows, make).was_found
 
 
-def test_a_key_depends_on_code_records_and_recipe_but_not_on_where_a_record_lies() -> None:
+def test_a_key_depends_on_code_records_and_recipe_but_not_on_the_uri_of_a_record() -> None:
     def record(uri: str, digest: str) -> RawRows:
         return raw_rows(uri, digest)
 
     key = stage_store.key_of("validate", "code", [record("a", "d"), {"limit": 1}])
     assert key == stage_store.key_of("validate", "code", [record("b", "d"), {"limit": 1}])
-    others = [
+    other_keys = [
         stage_store.key_of("prepare", "code", [record("a", "d"), {"limit": 1}]),
         stage_store.key_of("validate", "other", [record("a", "d"), {"limit": 1}]),
         stage_store.key_of("validate", "code", [record("a", "e"), {"limit": 1}]),
         stage_store.key_of("validate", "code", [record("a", "d"), {"limit": 2}]),
     ]
-    assert len({key, *others}) == 5
+    assert len({key, *other_keys}) == 5
 
 
-def test_equal_weights_of_other_data_are_not_the_same(release: Release) -> None:
-    """Of the data training reads two parts alone, and what comes after it reads the test part and unlabelled rows."""
+def test_equal_weights_of_other_data_have_another_key(release: Release) -> None:
+    """Training reads two splits; the later stages read the test split and unlabelled rows, too."""
     trained = release.bento.choice.candidates.trained
-    other = trained.model_copy(update={"dataset": trained.dataset.model_copy(update={"digest": "another"})})
-    elsewhere = trained.model_copy(update={"uri": "elsewhere"})
-    keys = [stage_store.key_of("compress", "code", [one]) for one in (trained, elsewhere, other)]
+    other_data = trained.model_copy(update={"dataset": trained.dataset.model_copy(update={"digest": "another"})})
+    moved = trained.model_copy(update={"uri": "elsewhere"})
+    keys = [stage_store.key_of("compress", "code", [record]) for record in (trained, moved, other_data)]
     assert keys[0] == keys[1] != keys[2]
 
 
-def test_a_record_on_disk_says_which_stage_made_it(home: Path) -> None:
+def test_a_stored_record_names_its_stage_and_its_key(home: Path) -> None:
     record = stage_store.find_or_compute("ingest", KEY, RawRows, make).record
-    shelf = json.loads((home / "stages" / "ingest" / KEY / "record.json").read_text())
-    assert (shelf["stage"], shelf["key"]) == ("ingest", KEY)
-    assert shelf["files"]["rows.txt"]["size_bytes"] == (home / record.uri).stat().st_size
+    stored = json.loads((home / "stages" / "ingest" / KEY / "record.json").read_text())
+    assert (stored["stage"], stored["key"]) == ("ingest", KEY)
+    assert stored["files"]["rows.txt"]["size_bytes"] == (home / record.uri).stat().st_size

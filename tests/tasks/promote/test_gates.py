@@ -28,12 +28,12 @@ from bloomery.tasks.promote.recent_data_gate import require_not_worse_on_recent_
 
 NUM_ROWS = 300
 X = np.random.default_rng(0).normal(size=NUM_ROWS)
-FIGURES = 100 + 5 * X
+NUMBERS = 100 + 5 * X
 CLASSES = np.where(X > 0, "up", "down")
 
 
 def rows_for(task: Task) -> pa.Table:
-    return pa.table({"id": np.arange(NUM_ROWS), "x": X, "y": FIGURES if task == "regression" else CLASSES})
+    return pa.table({"id": np.arange(NUM_ROWS), "x": X, "y": NUMBERS if task == "regression" else CLASSES})
 
 
 def encoder_for(task: Task) -> Encoder:
@@ -44,7 +44,7 @@ def encoder_for(task: Task) -> Encoder:
 
 
 def network(path: Path, task: Task, shift: float) -> None:
-    """An ONNX file that is right where `shift` is 0, and wrong by more the larger it is."""
+    """Writes an ONNX file that is exact at a `shift` of 0; its error grows with `shift`."""
     weights, biases = ([[1.0]], [shift]) if task == "regression" else ([[-1.0, 1.0]], [0.0, shift])
     graph = onnx.helper.make_graph(
         [onnx.helper.make_node("Gemm", ["x", "w", "b"], ["logits"])],
@@ -61,8 +61,8 @@ def network(path: Path, task: Task, shift: float) -> None:
 
 
 @pytest.fixture
-def packaged(home: Path, release: Release, contract_of: Any) -> Any:
-    """Makes a bento in the store whose network is wrong by `shift`, and the records of its answers."""
+def make_bento(home: Path, release: Release, contract_of: Any) -> Any:
+    """Makes a bento in the store with a network that is wrong by `shift`, and the records of its predictions."""
 
     def make(tag: str, task: Task, shift: float) -> Bento:
         encoder = encoder_for(task)
@@ -77,84 +77,84 @@ def packaged(home: Path, release: Release, contract_of: Any) -> Any:
         (folder / "contract.json").write_text(contract.model_dump_json(by_alias=True, exclude_defaults=True))
         network(folder / "model.onnx", task, shift)
         rows = rows_for(task)
-        given = predictions_from(
+        predictions = predictions_from(
             encoder, compute_outputs(create_session(folder / "model.onnx"), encode(encoder, rows), is_row_by_row=False)
         )
-        answer = given if task == "regression" else np.array(encoder.classes, dtype=object)[given.argmax(axis=1)]
-        under = settings().home / "stages" / tag.replace(":", "-")
-        under.mkdir(parents=True)
-        pq.write_table(
-            pa.table({"id": rows["id"], "truth": rows["y"], "answer": pa.array(answer)}), under / "a.parquet"
+        predicted = (
+            predictions if task == "regression" else np.array(encoder.classes, dtype=object)[predictions.argmax(axis=1)]
         )
-        pq.write_table(rows, under / "rows.parquet")
-        (under / "encoder.json").write_text(encoder.model_dump_json())
-        place = str(under.relative_to(settings().home))
-        return recorded(release, tag, task, place, encoder)
+        stage_folder = settings().home / "stages" / tag.replace(":", "-")
+        stage_folder.mkdir(parents=True)
+        pq.write_table(
+            pa.table({"id": rows["id"], "truth": rows["y"], "answer": pa.array(predicted)}), stage_folder / "a.parquet"
+        )
+        pq.write_table(rows, stage_folder / "rows.parquet")
+        (stage_folder / "encoder.json").write_text(encoder.model_dump_json())
+        folder_uri = str(stage_folder.relative_to(settings().home))
+        return make_record(release, tag, task, folder_uri, encoder)
 
     return make
 
 
-def recorded(release: Release, tag: str, task: Task, place: str, encoder: Encoder) -> Bento:
-    chosen = release.bento.choice
-    dataset = chosen.candidates.trained.dataset.model_copy(
+def make_record(release: Release, tag: str, task: Task, folder_uri: str, encoder: Encoder) -> Bento:
+    choice = release.bento.choice
+    dataset = choice.candidates.trained.dataset.model_copy(
         update={
             "task": task,
             "label": "y",
             "inputs": ("x",),
             "classes": encoder.classes,
-            "encoder_uri": f"{place}/encoder.json",
-            "test_rows_uri": f"{place}/rows.parquet",
+            "encoder_uri": f"{folder_uri}/encoder.json",
+            "test_rows_uri": f"{folder_uri}/rows.parquet",
         }
     )
-    trained = chosen.candidates.trained.model_copy(update={"dataset": dataset})
-    candidate = chosen.candidate.model_copy(update={"predictions_uri": f"{place}/a.parquet"})
-    options = chosen.candidates.model_copy(update={"trained": trained, "candidates": (candidate,)})
+    trained = choice.candidates.trained.model_copy(update={"dataset": dataset})
+    candidate = choice.candidate.model_copy(update={"predictions_uri": f"{folder_uri}/a.parquet"})
+    candidates = choice.candidates.model_copy(update={"trained": trained, "candidates": (candidate,)})
     return release.bento.model_copy(
-        update={"tag": tag, "choice": chosen.model_copy(update={"candidate": candidate, "candidates": options})}
+        update={"tag": tag, "choice": choice.model_copy(update={"candidate": candidate, "candidates": candidates})}
     )
 
 
-def former(bento: Bento) -> Any:
+def version_of(bento: Bento) -> Any:
     return SimpleNamespace(tags={"bento": bento.tag})
 
 
-def check(bento: Bento, gates: Gates, champion: Any) -> None:
+def check_not_worse(bento: Bento, gates: Gates, champion: Any) -> None:
     require_not_worse(bento, gates, champion, compare_with_champion(bento, champion))
 
 
-def test_held_out_rows_have_the_order_of_the_predictions(packaged: Any) -> None:
-    rows = read_held_out_rows(packaged("m:one", "regression", 0.0).choice)
+def test_held_out_rows_have_the_order_of_the_predictions(make_bento: Any) -> None:
+    rows = read_held_out_rows(make_bento("m:one", "regression", 0.0).choice)
     assert (rows.column_names, rows["x"].to_pylist()) == (["id", "x"], X.tolist())
 
 
 @pytest.mark.parametrize(("task", "gate"), [("classification", "champion_drop"), ("regression", "champion_rise")])
-def test_a_version_that_is_worse_than_the_champion_is_refused_and_one_that_is_not_passes(
-    task: Task, gate: str, packaged: Any
-) -> None:
-    good, same, bad = (packaged(f"m:{name}", task, shift) for name, shift in (("a", 0.1), ("b", 0.1), ("c", 0.6)))
-    check(same, Gates(champion_drop=0.05), former(good))
-    check(good, Gates(champion_drop=0.05), former(bad))
-    check(bad, Gates(), None)
-    check(bad, Gates(), former(bad))
+def test_a_version_that_is_worse_than_the_champion_is_refused(task: Task, gate: str, make_bento: Any) -> None:
+    good, equal, bad = (make_bento(f"m:{name}", task, shift) for name, shift in (("a", 0.1), ("b", 0.1), ("c", 0.6)))
+    check_not_worse(equal, Gates(champion_drop=0.05), version_of(good))
+    check_not_worse(good, Gates(champion_drop=0.05), version_of(bad))
+    check_not_worse(bad, Gates(), None)
+    check_not_worse(bad, Gates(), version_of(bad))
     with pytest.raises(ReleaseRefused, match="against champion m:a") as refused:
-        check(bad, Gates(champion_drop=0.05), former(good))
+        check_not_worse(bad, Gates(champion_drop=0.05), version_of(good))
     assert gate in refused.value.where
-    check(bad, Gates(champion_drop=1.0, champion_rise=99.0), former(good))
+    check_not_worse(bad, Gates(champion_drop=1.0, champion_rise=99.0), version_of(good))
 
 
-def test_a_champion_with_another_task_is_not_replaced(packaged: Any) -> None:
-    figures, classes = packaged("m:f", "regression", 0.0), packaged("m:c", "classification", 0.0)
+def test_a_champion_with_another_task_is_not_replaced(make_bento: Any) -> None:
+    regression, classification = make_bento("m:f", "regression", 0.0), make_bento("m:c", "classification", 0.0)
     with pytest.raises(ReleaseRefused, match="champion m:c is a classification, and this version is a regression"):
-        check(figures, Gates(), former(classes))
+        check_not_worse(regression, Gates(), version_of(classification))
 
 
-def test_a_champion_that_cannot_be_read_blocks_no_successor(packaged: Any) -> None:
-    good, broken = packaged("m:a", "regression", 1.0), packaged("m:b", "regression", 0.0)
+def test_a_champion_that_cannot_be_read_does_not_block_its_successor(make_bento: Any) -> None:
+    good, broken = make_bento("m:a", "regression", 1.0), make_bento("m:b", "regression", 0.0)
     folder = Path(os.environ["BENTOML_HOME"]) / "bentos" / "m" / "b" / "src" / "artifacts"
     (folder / "model.onnx").write_bytes(b"no network")
-    check(good, Gates(), former(broken))
+    check_not_worse(good, Gates(), version_of(broken))
     (folder / "encoder.json").write_text("{}")
-    check(good, Gates(), former(broken))
+    check_not_worse(good, Gates(), version_of(broken))
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_a_champion_that_cannot_be_read_blocks_no_successor(packaged: Any) -> No
 def test_the_score_must_reach_the_gate(
     task: Task, score: float, gates: Gates, message: str | None, release: Release, home: Path
 ) -> None:
-    bento = recorded(release, "m:x", task, "nowhere", encoder_for(task))
+    bento = make_record(release, "m:x", task, "nowhere", encoder_for(task))
     candidate = bento.choice.candidate.model_copy(update={"score": Interval(value=score, low=score, high=score)})
     bento = bento.model_copy(update={"choice": bento.choice.model_copy(update={"candidate": candidate})})
     if message is None:
@@ -183,7 +183,7 @@ def test_the_score_must_reach_the_gate(
 def log_requests(home: Path, x: np.ndarray, days_ago: float = 1, role: str = "champion") -> list[str]:
     """Writes rows to the prediction log and returns the ids of their requests."""
     at = datetime.now(UTC) - timedelta(days=days_ago)
-    requests = [f"{role}-{days_ago}-{place}" for place in range(len(x))]
+    requests = [f"{role}-{days_ago}-{position}" for position in range(len(x))]
     folder = home / "predictions" / "m" / f"day={at:%Y-%m-%d}"
     folder.mkdir(parents=True, exist_ok=True)
     table = pa.table(
@@ -192,7 +192,7 @@ def log_requests(home: Path, x: np.ndarray, days_ago: float = 1, role: str = "ch
             "request": requests,
             "row": pa.array([0] * len(x), pa.int32()),
             "role": [role] * len(x),
-            "columns": [{"x": float(one)} for one in x],
+            "columns": [{"x": float(value)} for value in x],
         }
     )
     pq.write_table(table, folder / f"{role}.parquet")
@@ -200,34 +200,34 @@ def log_requests(home: Path, x: np.ndarray, days_ago: float = 1, role: str = "ch
 
 
 def write_labels(home: Path, requests: list[str], labels: Any) -> Path:
-    place = home / "labels" / "m"
-    place.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table({"request": requests, "label": labels}), place / "labels.parquet")
-    return place
+    folder = home / "labels" / "m"
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"request": requests, "label": labels}), folder / "labels.parquet")
+    return folder
 
 
 @pytest.mark.parametrize("task", ["classification", "regression"])
-def test_a_version_that_is_worse_on_recent_data_is_refused(task: Task, packaged: Any, home: Path) -> None:
+def test_a_version_that_is_worse_on_recent_data_is_refused(task: Task, make_bento: Any, home: Path) -> None:
     """Since the test split was made every row has shifted by one, which only the new version has learned."""
-    packaged("m:old", task, 0.0)
-    packaged("m:new", task, 1.0)
+    make_bento("m:old", task, 0.0)
+    make_bento("m:new", task, 1.0)
     gates = Gates(champion_drop=0.02, champion_rise=0.02)
     x = np.random.default_rng(1).normal(size=400)
     requests = log_requests(home, x)
     # A shift of one standard unit is five units of the label.
-    unit = float(np.std(FIGURES)) if task == "regression" else 0.0
-    moved = FIGURES.mean() + unit * (x + 1) if task == "regression" else np.where(2 * x + 1 > 0, "up", "down")
-    write_labels(home, requests, moved)
-    describe = require_not_worse_on_recent_data("m", "m:new", "m:old", gates)
-    assert describe.startswith("on 400 recent labelled rows the ")
+    unit = float(np.std(NUMBERS)) if task == "regression" else 0.0
+    labels = NUMBERS.mean() + unit * (x + 1) if task == "regression" else np.where(2 * x + 1 > 0, "up", "down")
+    write_labels(home, requests, labels)
+    result = require_not_worse_on_recent_data("m", "m:new", "m:old", gates)
+    assert result.startswith("on 400 recent labelled rows the ")
     with pytest.raises(ReleaseRefused, match="on 400 recent labelled rows") as refused:
         require_not_worse_on_recent_data("m", "m:old", "m:new", gates)
     assert "labels" in refused.value.where
 
 
-def test_missing_recent_data_refuses_nobody_and_is_described(packaged: Any, home: Path, tmp_path: Path) -> None:
-    packaged("m:a", "classification", 0.0)
-    packaged("m:b", "classification", 0.0)
+def test_missing_recent_data_refuses_no_version_and_is_described(make_bento: Any, home: Path, tmp_path: Path) -> None:
+    make_bento("m:a", "classification", 0.0)
+    make_bento("m:b", "classification", 0.0)
 
     def describe(gates: Gates = Gates(), champion: str | None = "m:a") -> str:  # noqa: B008
         return require_not_worse_on_recent_data("m", "m:b", champion, gates)
@@ -236,8 +236,8 @@ def test_missing_recent_data_refuses_nobody_and_is_described(packaged: Any, home
     assert "no other champion" in describe(champion="m:b")
     assert "no label has arrived" in describe()
     requests = log_requests(home, X[:150])
-    old, shadow = log_requests(home, X, days_ago=40), log_requests(home, X, role="shadow")
-    write_labels(home, [*requests, *old, *shadow], [*CLASSES[:150], *CLASSES, *CLASSES])
+    old_requests, shadow_requests = log_requests(home, X, days_ago=40), log_requests(home, X, role="shadow")
+    write_labels(home, [*requests, *old_requests, *shadow_requests], [*CLASSES[:150], *CLASSES, *CLASSES])
     assert "150 labelled rows, fewer than 200" in describe()
     assert describe(Gates(recent=RecentData(min_rows=100), champion_drop=0.05)).startswith(
         "on 150 recent labelled rows"

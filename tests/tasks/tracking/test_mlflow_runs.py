@@ -1,4 +1,4 @@
-"""MLflow's database, which several runs may begin with at a time."""
+"""MLflow's database, which several processes may create at the same time."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ CODE = "from bloomery.tasks.tracking import mlflow_runs; print('EXPERIMENT', mlf
 
 
 @pytest.mark.slow
-def test_runs_that_begin_at_once_make_one_database(home: Path) -> None:
-    begun = [
+def test_processes_that_start_at_once_create_one_database(home: Path) -> None:
+    processes = [
         subprocess.Popen(
             [sys.executable, "-c", CODE],
             cwd=Path(__file__).parents[3],
@@ -23,6 +23,6 @@ def test_runs_that_begin_at_once_make_one_database(home: Path) -> None:
         )
         for _ in range(2)
     ]
-    told = [run.communicate() for run in begun]
-    assert [run.returncode for run in begun] == [0, 0], told
-    assert len({printed.rpartition("EXPERIMENT")[2].strip() for printed, _ in told}) == 1
+    outputs = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert len({stdout.rpartition("EXPERIMENT")[2].strip() for stdout, _ in outputs}) == 1
