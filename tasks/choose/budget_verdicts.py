@@ -149,8 +149,8 @@ def _find_degradation_violations(
 
 
 def _describe_excess_cost(resource: Resource, ratio: Interval, budget: Budget) -> str:
-    more, less = {"time": ("slower", "be faster"), "energy": ("takes more energy", "take less energy")}[resource]
-    comparison = f"{more} than fp32" if ratio.low > 1 else f"not shown to {less} than fp32"
+    worse, better = {"time": ("slower", "be faster"), "energy": ("takes more energy", "take less energy")}[resource]
+    comparison = f"{worse} than fp32" if ratio.low > 1 else f"not shown to {better} than fp32"
     interval = f"95% interval {ratio.low:.2f} to {ratio.high:.2f}"
     return f"{comparison}: {ratio.value:.2f}x its {resource}{_format_batch(budget.batch_size)} ({interval})"
 

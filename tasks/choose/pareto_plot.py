@@ -66,7 +66,7 @@ def plot_pareto_front(candidates: Candidates, budget: Budget, decision: Decision
     task = candidates.trained.dataset.task
     is_classification = task == "classification"
     max_degradation = 100 * (budget.accuracy_drop if is_classification else budget.error_rise)
-    panels = _panels(candidates, budget, decision)
+    panels = _make_panels(candidates, budget, decision)
     figure = Figure(figsize=(6 * len(panels), 5.6), layout="constrained", dpi=120)
     axes = figure.subplots(1, len(panels), sharey=True)
     first, last = axes[0], axes[-1]
@@ -89,13 +89,13 @@ def plot_pareto_front(candidates: Candidates, budget: Budget, decision: Decision
     figure.savefig(path)
 
 
-def _panels(record: Candidates, budget: Budget, decision: Decision) -> list[_Panel]:
+def _make_panels(record: Candidates, budget: Budget, decision: Decision) -> list[_Panel]:
     """One panel for each cost."""
     candidates, task, limit = record.candidates, record.trained.dataset.task, budget.latency_ms
 
     def points(costs: list[float], ends: list[float]) -> list[_Point]:
         rows = zip(candidates, costs, ends, strict=True)
-        return [_point(candidate, decision, task, cost, end) for candidate, cost, end in rows]
+        return [_make_point(candidate, decision, task, cost, end) for candidate, cost, end in rows]
 
     sizes = [candidate.size_bytes / 1000 for candidate in candidates]
     max_bytes = None if budget.size_bytes is None else budget.size_bytes / 1000
@@ -118,7 +118,7 @@ def _panels(record: Candidates, budget: Budget, decision: Decision) -> list[_Pan
     return panels
 
 
-def _point(candidate: Candidate, decision: Decision, task: Task, x: float, x_end: float) -> _Point:
+def _make_point(candidate: Candidate, decision: Decision, task: Task, x: float, x_end: float) -> _Point:
     is_chosen = decision.best is not None and candidate.name == decision.best.name
     passed = next(verdict.passed for verdict in decision.verdicts if verdict.name == candidate.name)
     worse = candidate.degradation
@@ -183,7 +183,7 @@ def _draw_panel(axes: Axes, panel: _Panel, max_degradation: float) -> None:
             ha="left" if limit < start else "right", va="top",
             path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )  # fmt: skip
-    _draw_steps(axes, points)
+    _draw_front(axes, points)
     for point in points:
         is_deep = point.y < bottom
         y = bottom if is_deep else point.y
@@ -197,7 +197,7 @@ def _draw_panel(axes: Axes, panel: _Panel, max_degradation: float) -> None:
         )  # fmt: skip
 
 
-def _draw_steps(axes: Axes, points: Sequence[_Point]) -> None:
+def _draw_front(axes: Axes, points: Sequence[_Point]) -> None:
     """Draws the Pareto front: every point below its line is dominated by one to its left."""
     best = sorted(
         (points[position] for position in pareto_front([(point.x, -point.y) for point in points])),
@@ -310,6 +310,6 @@ def _label_cost(box: Bbox, offset: tuple[float, float], axes_box: Bbox, obstacle
     for obstacle in obstacles:
         common = Bbox.intersection(box, obstacle)
         covered_area += 0.0 if common is None else common.width * common.height
-    within = Bbox.intersection(box, axes_box)
-    outside_area = box.width * box.height - (0.0 if within is None else within.width * within.height)
+    overlap = Bbox.intersection(box, axes_box)
+    outside_area = box.width * box.height - (0.0 if overlap is None else overlap.width * overlap.height)
     return covered_area + 3 * outside_area + 3 * (abs(offset[0]) + abs(offset[1]))

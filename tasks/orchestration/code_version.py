@@ -104,9 +104,9 @@ def _read(path: Path) -> _Source:
 # Most stages reach most files. Parsing them again for each of the eight stages took seven CPU seconds of a second run.
 @functools.cache
 def _parse(path: Path, mtime_ns: int, size_bytes: int) -> _Source:
-    tree = _without_docstrings(ast.parse(path.read_bytes()))
+    tree = _remove_docstrings(ast.parse(path.read_bytes()))
     imports, complete = tuple(_imports(tree)), ast.dump(tree)
-    return _Source(imports, ast.dump(_without_messages(tree)), complete)
+    return _Source(imports, ast.dump(_blank_messages(tree)), complete)
 
 
 def _templates(path: Path) -> dict[str, str]:
@@ -134,15 +134,15 @@ def determining_modules(*modules: str) -> dict[str, Path]:
 
 def _walk(modules: Iterable[str], skipped: tuple[str, ...]) -> dict[str, Path]:
     reached: dict[str, Path] = {}
-    waiting = list(modules)
-    while waiting:
-        name = waiting.pop()
+    pending = list(modules)
+    while pending:
+        name = pending.pop()
         path = None if name in reached else _source(name)
         if path is not None:
             reached[name] = path
             imported = [module for module in _read(path).imports if module.split(".")[0] == PACKAGE]
-            waiting += [module for module in imported if not _is_within(module, skipped)]
-            waiting += _parents(name)
+            pending += [module for module in imported if not _is_within(module, skipped)]
+            pending += _parents(name)
     return dict(sorted(reached.items()))
 
 
@@ -179,7 +179,7 @@ def _imports(tree: ast.AST) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def _without_docstrings(tree: ast.Module) -> ast.Module:
+def _remove_docstrings(tree: ast.Module) -> ast.Module:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
             first = node.body[0]
@@ -192,7 +192,7 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
     return tree
 
 
-def _without_messages(tree: ast.Module) -> ast.Module:
+def _blank_messages(tree: ast.Module) -> ast.Module:
     """Blanks the literal text of Bloomery's errors, of log lines and of the descriptions of fields.
 
     The words of other exceptions stay: code may store them as a value, such as the reason of a quarantined row.

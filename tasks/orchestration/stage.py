@@ -79,9 +79,9 @@ class Stage(Generic[P, RecordT]):
         """
         call: Any = self.task
         inputs = (opaque(value) if isinstance(value, Record) else quote(value) for value in arguments)
-        returned = call(*inputs)
+        result = call(*inputs)
         # A task that returns a state, here the one named Found, returns that state to its caller too.
-        return returned.result() if isinstance(returned, State) else returned
+        return result.result() if isinstance(result, State) else result
 
     def _run(self, *arguments: Any) -> stage_store.Outcome[RecordT]:
         events.emit(events.StageStarted(self.name))

@@ -140,15 +140,15 @@ def _log_model(bento: Bento) -> str:
     )
     with mlflow.start_run(run_id=candidate.run_id), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        logged = mlflow.onnx.log_model(
+        logged_model = mlflow.onnx.log_model(
             model,
             name="model",
             signature=ModelSignature(inputs, outputs),
             save_as_external_data=False,
             pip_requirements=[f"onnxruntime=={metadata.version('onnxruntime')}", f"onnx=={metadata.version('onnx')}"],
         )
-    mlflow_runs.client().set_tag(candidate.run_id, "model", logged.model_uri)
-    return str(logged.model_uri)
+    mlflow_runs.client().set_tag(candidate.run_id, "model", logged_model.model_uri)
+    return str(logged_model.model_uri)
 
 
 def _shape(value: onnx.ValueInfoProto) -> tuple[int, ...]:

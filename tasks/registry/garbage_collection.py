@@ -190,10 +190,14 @@ def collect_garbage(
     """
     remove_leftovers()
     today = time.strftime("%Y-%m-%d", time.gmtime())
-    removed = [removal for removal in plan.removals if removal.why != _OF_FREED_VERSION and _try(removal, on_removed)]
+    removed = [
+        removal for removal in plan.removals if removal.why != _OF_FREED_VERSION and _try_remove(removal, on_removed)
+    ]
     for version in plan.freed:
         mlflow_runs.client().set_model_version_tag(version.name, str(version.version), FREED, today)
-    removed += [removal for removal in plan.removals if removal.why == _OF_FREED_VERSION and _try(removal, on_removed)]
+    removed += [
+        removal for removal in plan.removals if removal.why == _OF_FREED_VERSION and _try_remove(removal, on_removed)
+    ]
     for name in {version.name for version in plan.freed}:
         _repair_latest(name)
     return removed
@@ -214,7 +218,7 @@ def remove_leftovers() -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _try(removal: Removal, on_removed: Callable[[Removal], None]) -> bool:
+def _try_remove(removal: Removal, on_removed: Callable[[Removal], None]) -> bool:
     path = settings().home / removal.path
     stage = path.parent.name if removal.kind == "output" else "train" if removal.kind == "unfinished" else None
     try:
@@ -230,12 +234,12 @@ def _remove(path: Path, root: Path) -> None:
     if not path.is_dir() or path.is_symlink():
         path.unlink()
         return
-    aside = root / _TRASH / f"{path.parent.name}-{path.name}-{os.getpid()}"
+    trash_path = root / _TRASH / f"{path.parent.name}-{path.name}-{os.getpid()}"
     try:
-        while not aside.exists():
-            aside.parent.mkdir(parents=True, exist_ok=True)
+        while not trash_path.exists():
+            trash_path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                path.rename(aside)
+                path.rename(trash_path)
             except FileNotFoundError:
                 if not path.exists():
                     raise
@@ -246,9 +250,9 @@ def _remove(path: Path, root: Path) -> None:
         # The disk is full or another one: the file that marks the folder as complete is removed first.
         for name in ("record.json", "bento.yaml"):
             (path / name).unlink(missing_ok=True)
-        aside = path
+        trash_path = path
     with contextlib.suppress(FileNotFoundError):  # another collection removes it, too
-        shutil.rmtree(aside)
+        shutil.rmtree(trash_path)
 
 
 def _repair_latest(name: str) -> None:

@@ -170,11 +170,11 @@ def _make_grid(num_rows: int, axes_per_row: int, width: float, height: float) ->
     """A figure with `axes_per_row` axes for each of `num_rows` rows of data, two rows side by side; sizes in inches."""
     from matplotlib.figure import Figure
 
-    across = min(num_rows, 2)
-    down = math.ceil(num_rows / across)
-    figure = Figure(figsize=(width * across, height * down + 0.3), layout="constrained")
+    grid_columns = min(num_rows, 2)
+    grid_rows = math.ceil(num_rows / grid_columns)
+    figure = Figure(figsize=(width * grid_columns, height * grid_rows + 0.3), layout="constrained")
     figure.supxlabel("weights: red supports the prediction, blue opposes it", fontsize=8)
-    axes = figure.subplots(down, across * axes_per_row, squeeze=False).ravel().tolist()
+    axes = figure.subplots(grid_rows, grid_columns * axes_per_row, squeeze=False).ravel().tolist()
     for unused in axes[num_rows * axes_per_row :]:
         unused.set_axis_off()
     return figure, [axes[row * axes_per_row : (row + 1) * axes_per_row] for row in range(num_rows)]

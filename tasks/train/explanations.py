@@ -169,10 +169,10 @@ def select_varied_rows(y: np.ndarray, num_rows: int) -> np.ndarray:
     if np.issubdtype(y.dtype, np.floating):
         order = np.argsort(y, kind="stable")
         return order[np.linspace(0, len(y) - 1, min(num_rows, len(y))).astype(np.int64)]
-    turn = np.zeros(len(y), np.int64)
+    rank_in_class = np.zeros(len(y), np.int64)
     for label in np.unique(y):
-        turn[y == label] = np.arange(np.count_nonzero(y == label))
-    return np.lexsort((y, turn))[:num_rows]
+        rank_in_class[y == label] = np.arange(np.count_nonzero(y == label))
+    return np.lexsort((y, rank_in_class))[:num_rows]
 
 
 def format_titles(encoder: Encoder, outputs_BK: np.ndarray, y: np.ndarray | None = None) -> list[str]:

@@ -143,17 +143,17 @@ def test_a_context_beyond_its_size_limit_is_rejected(bento: Path, tmp_path: Path
 
 
 def test_an_existing_folder_is_replaced_only_by_force_and_only_if_it_is_a_context(bento: Path, tmp_path: Path) -> None:
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    write_build_context(TAG, mine)
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    write_build_context(TAG, folder)
     with pytest.raises(StateUnwritable, match="exists already"):
-        write_build_context(TAG, mine)
-    (mine / "added").touch()
-    write_build_context(TAG, mine, force=True)
-    assert not (mine / "added").exists()
-    (mine / "bento.yaml").unlink()
+        write_build_context(TAG, folder)
+    (folder / "added").touch()
+    write_build_context(TAG, folder, force=True)
+    assert not (folder / "added").exists()
+    (folder / "bento.yaml").unlink()
     with pytest.raises(StateUnwritable, match="holds no bento"):
-        write_build_context(TAG, mine, force=True)
+        write_build_context(TAG, folder, force=True)
 
 
 @pytest.fixture

@@ -43,9 +43,9 @@ def inputs_of(kind: str) -> tuple[Any, dict[str, list[Any]], Any]:
             numbers = NumberInput(kind="number", columns=("age",))
             return (numbers, CategoryInput(kind="category", columns=("ta$x_{",))), columns, Mlp(kind="mlp", hidden=(8,))
         case "image":
-            shaped = ImageInput(kind="image", column="image", shape=(3, 6, 5))
+            images = ImageInput(kind="image", column="image", shape=(3, 6, 5))
             return (
-                (shaped,),
+                (images,),
                 {"image": random.normal(size=(NUM, 90)).tolist()},
                 Cnn(kind="cnn", channels=(4,), hidden=8),
             )
