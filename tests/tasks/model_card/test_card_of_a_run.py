@@ -32,7 +32,9 @@ def artifacts(finished_run: FinishedRun, release: Release) -> Path:
     return finished_run[0] / "bentoml" / "bentos" / name / version / "src" / "artifacts"
 
 
-def test_the_card_states_the_values_of_the_records(finished_run: FinishedRun, release: Release, artifacts: Path) -> None:
+def test_the_card_states_the_values_of_the_records(
+    finished_run: FinishedRun, release: Release, artifacts: Path
+) -> None:
     page = (artifacts / "card" / "card.html").read_text(encoding="utf-8")
     text = html.unescape(re.sub(r"<[^>]*>|\s+", " ", re.sub(r"<(style|title)>.*?</\1>", "", page, flags=re.DOTALL)))
     text = re.sub(r"\s+", " ", text)

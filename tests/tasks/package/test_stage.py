@@ -28,10 +28,10 @@ RECIPE = StatedRecipe(recipe={"name": "digits"})
 
 
 @pytest.fixture
-def choice(finished: tuple[Path, dict[str, Any]], home: Path) -> Choice:
+def choice(finished_run: tuple[Path, dict[str, Any]], home: Path) -> Choice:
     """The choice of a finished run, the state folder of which is copied to `home`."""
-    copy_state(finished[0], home)
-    return Release.model_validate(finished[1]).bento.choice
+    copy_state(finished_run[0], home)
+    return Release.model_validate(finished_run[1]).bento.choice
 
 
 def find_bento(choice: Choice, name: str = "digits") -> Bento:
