@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -26,6 +27,14 @@ _MAX_CLASSES = 1_000
 _MAX_RARE_CLASSES = 20  # whole numbers with more values are a quantity, where most values are rare
 _MAX_COMPARED_COLUMNS = 1_000  # in which rows are compared: an engine groups by no more
 _KEY_WORDS = frozenset({"id", "key", "uuid", "guid", "no", "nr", "number", "index", "row", "rowid", "path", "filename"})
+
+
+@dataclass(frozen=True)
+class ColumnRoles:
+    """The columns that the user names: the `label` to predict, and the `key` of a row; None to find or add a key."""
+
+    label: str
+    key: str | None = None
 
 
 class LabelPlan(NamedTuple):
@@ -84,17 +93,14 @@ def plan_draft(
     data: DataSource,
     scratch: Path,
     names: dict[str, str],
-    *,
-    label: str,
-    key: str | None,
+    roles: ColumnRoles,
     shape: Sequence[int] = (),
 ) -> DraftPlan:
     """Returns the plan for the profiled rows in `scratch`.
 
     Args:
         names: the contract's names of the source's columns.
-        label: the column to predict.
-        key: the column that identifies a row; None to find or add one.
+        roles: the label and the key, by the source's or the contract's names.
         shape: the sizes of an array, where the source states them.
 
     Raises:
@@ -103,9 +109,9 @@ def plan_draft(
     """
     _require_rows(profile.num_rows, profile, data)
     split_column = "part" if data.sources is not None else None
-    label_column = find_column(label, names, "--label")
+    label_column = find_column(roles.label, names, "--label")
     label_plan = _plan_label(_column(profile, label_column), profile, scratch, split_column)
-    key_plan = _plan_key(profile, names, key, (label_column, *filter(None, [split_column])))
+    key_plan = _plan_key(profile, names, roles.key, (label_column, *filter(None, [split_column])))
     reserved = {label_column: "it is the label"} | ({} if key_plan.is_added else {key_plan.name: "it is the key"})
     if split_column is not None:
         reserved[split_column] = "it names the split"
@@ -121,9 +127,9 @@ def plan_draft(
     num_quarantined = _count_quarantined(profile, label_plan, data)
     num_kept = profile.num_rows + profile.num_malformed - num_quarantined
     _require_rows(num_kept, profile, data)
-    compared = [*inputs.columns, label_column]
-    is_wide = len(compared) > _MAX_COMPARED_COLUMNS
-    num_distinct = profile.num_rows if is_wide else count_distinct_rows(scratch, compared)
+    compared_columns = [*inputs.columns, label_column]
+    is_wide = len(compared_columns) > _MAX_COMPARED_COLUMNS
+    num_distinct = profile.num_rows if is_wide else count_distinct_rows(scratch, compared_columns)
     keep_duplicates = is_wide or num_distinct < 0.5 * profile.num_rows
     return DraftPlan(
         profile=profile,
@@ -173,7 +179,7 @@ def _plan_label(column: ColumnProfile, profile: SourceProfile, scratch: Path, sp
     common = sorted(value for value, num in train_classes.items() if num >= _MIN_ROWS_PER_CLASS)
     if not 2 <= len(common) <= _MAX_CLASSES:
         counts = f"{len(train_classes)} distinct values, {len(common)} of them in at least {_MIN_ROWS_PER_CLASS} rows"
-        raise _label_unfit(column, f"it has {counts}")
+        raise _label_error(column, f"it has {counts}")
     rare = tuple(sorted(value for value in all_classes if value not in common))
     return LabelPlan(
         name=column.name,
@@ -200,7 +206,7 @@ def _plan_quantity(column: ColumnProfile, scratch: Path) -> LabelPlan:
     logical_type: Literal["integer", "number"] = "integer" if column.logical_type == "integer" else "number"
     deviation = standard_deviation(scratch, column.name)
     if not deviation > 0:
-        raise _label_unfit(column, "all its numbers are equal")
+        raise _label_error(column, "all its numbers are equal")
     return LabelPlan(column.name, logical_type, column.num_missing, standard_deviation=deviation)
 
 
@@ -237,9 +243,9 @@ def _class_type(column: ColumnProfile) -> Literal["integer", "string"]:
     elif column.logical_type in ("integer", "number"):
         logical_type = "integer"
     else:
-        raise _label_unfit(column, f"its values are of type {column.logical_type}")
+        raise _label_error(column, f"its values are of type {column.logical_type}")
     if column.value_counts is None:
-        raise _label_unfit(column, f"it has at least {column.num_distinct:,} distinct values")
+        raise _label_error(column, f"it has at least {column.num_distinct:,} distinct values")
     return logical_type
 
 
@@ -252,15 +258,15 @@ def _is_whole(value: Any) -> bool:
 
 def _require_known_labels(column: ColumnProfile, profile: SourceProfile, scratch: Path) -> None:
     """Raises DataUnfit where another split has rows, but none of a class of the training split."""
-    known = set(_count_labels(column, "train", profile, scratch))
+    train_labels = set(_count_labels(column, "train", profile, scratch))
     for split in ("val", "test"):
         labels = set(_count_labels(column, split, profile, scratch))
-        if labels and not labels & known:
-            shown = ", ".join(map(str, sorted(labels, key=str)[:5]))
-            raise _label_unfit(column, f"{split} has none of the labels of train, but {shown}")
+        if labels and not labels & train_labels:
+            examples = ", ".join(map(str, sorted(labels, key=str)[:5]))
+            raise _label_error(column, f"{split} has none of the labels of train, but {examples}")
 
 
-def _label_unfit(column: ColumnProfile, problem: str) -> DataUnfit:
+def _label_error(column: ColumnProfile, problem: str) -> DataUnfit:
     return DataUnfit(
         f"column {column.name} cannot be the label: {problem}",
         required=f"2 to {_MAX_CLASSES} classes as whole numbers or texts, each in at least {_MIN_ROWS_PER_CLASS} rows; "
@@ -270,11 +276,11 @@ def _label_unfit(column: ColumnProfile, problem: str) -> DataUnfit:
     )
 
 
-def _plan_key(profile: SourceProfile, names: dict[str, str], requested: str | None, taken: Sequence[str]) -> KeyPlan:
+def _plan_key(profile: SourceProfile, names: dict[str, str], requested: str | None, reserved: Sequence[str]) -> KeyPlan:
     if requested is not None:
         name = find_column(requested, names, "--key")
         column = _column(profile, name)
-        if name in taken or not column.is_unique or column.logical_type not in ("integer", "string"):
+        if name in reserved or not column.is_unique or column.logical_type not in ("integer", "string"):
             counts = f"{column.num_missing} missing and {column.num_distinct:,} distinct values"
             raise DataUnfit(
                 f"column {name} cannot be the key: it is {column.logical_type} with {counts} in {column.num_rows:,} "
@@ -286,7 +292,7 @@ def _plan_key(profile: SourceProfile, names: dict[str, str], requested: str | No
         return KeyPlan(name, is_added=False)
     for column in profile.columns:
         has_key_word = bool(_KEY_WORDS & set(split_words(column.name)))
-        is_fit = column.is_unique and column.logical_type in ("integer", "string") and column.name not in taken
+        is_fit = column.is_unique and column.logical_type in ("integer", "string") and column.name not in reserved
         if is_fit and has_key_word and (column.max_length or 0) <= 200:
             return KeyPlan(column.name, is_added=False)
     return KeyPlan(unused_name("row_id", [*names, *names.values()]), is_added=True)

@@ -16,7 +16,7 @@ from bloomery.data_contracts.recipe_sections.data_source import source_scheme
 from bloomery.flows.cli.exit_codes import reporting_errors
 
 if TYPE_CHECKING:
-    from bloomery.tasks.scaffolding.draft_planning import DraftPlan
+    from bloomery.tasks.scaffolding.draft_planning import ColumnRoles, DraftPlan
     from bloomery.tasks.scaffolding.reader_options import ReaderOptions, UserOptions
 
 
@@ -58,6 +58,7 @@ def init(
     from bloomery.tasks.infrastructure.settings import require_state_folder
 
     with reporting_errors(as_json):
+        from bloomery.tasks.scaffolding.draft_planning import ColumnRoles
         from bloomery.tasks.scaffolding.reader_options import UserOptions
 
         require_state_folder()
@@ -69,7 +70,7 @@ def init(
             query=query,
             uri_variable=uri_variable,
         )
-        draft = write_drafts(name, data, label, options, key=key, output=output, force=force)
+        draft = write_drafts(name, data, ColumnRoles(label, key), options, output=output, force=force)
         if as_json:
             typer.echo(json.dumps(_document(draft)))
         else:
@@ -79,10 +80,9 @@ def init(
 def write_drafts(
     name: str,
     sources: Sequence[str],
-    label: str,
+    roles: ColumnRoles,
     options: UserOptions,
     *,
-    key: str | None = None,
     output: Path = Path(),
     force: bool = False,
 ) -> ProjectDraft:
@@ -104,14 +104,12 @@ def write_drafts(
     _require_name(name)
     contract, recipe = output / f"{name}.odcs.yaml", output / f"{name}.yaml"
     _require_absent([contract, recipe], force)
-    reader_options = infer_reader_options(sources, label, options)
+    reader_options = infer_reader_options(sources, roles.label, options)
     data = reader_options.data.with_absolute_paths(Path.cwd())
     with tempfile.TemporaryDirectory(dir=settings().home) as scratch:
         data_profile = profile_source(data, Path(scratch))
         names = contract_names([column.name for column in data_profile.columns])
-        plan = plan_draft(
-            data_profile, data, Path(scratch), names, label=label, key=key, shape=reader_options.array_shape
-        )
+        plan = plan_draft(data_profile, data, Path(scratch), names, roles, reader_options.array_shape)
     names = rename_reserved_key(names, plan.key.name)
     source_options = _relative_paths(recipe_options(data), output.resolve())
     texts = {

@@ -22,6 +22,7 @@ from bloomery.data_contracts.records.records import ValidRows
 from bloomery.flows.cli.commands.init import write_drafts
 from bloomery.flows.recipe.recipe import Recipe, read_recipe
 from bloomery.tasks.ingest.stage import ingest, locate_source
+from bloomery.tasks.scaffolding.draft_planning import ColumnRoles
 from bloomery.tasks.scaffolding.reader_options import UserOptions
 from bloomery.tasks.validate.stage import validate
 from tests.examples import examples
@@ -32,9 +33,12 @@ ADULT = (
 )
 
 
-def drafted(folder: Path, source: Path | str, label: str, options: UserOptions | None = None, **more: Any) -> Recipe:
+def drafted(
+    folder: Path, source: Path | str, label: str, options: UserOptions | None = None, key: str | None = None
+) -> Recipe:
     """Drafts a recipe for `source` and reads it."""
-    draft = write_drafts("mine", [str(source)], label, options or UserOptions(), output=folder, force=True, **more)
+    roles = ColumnRoles(label, key)
+    draft = write_drafts("mine", [str(source)], roles, options or UserOptions(), output=folder, force=True)
     return read_recipe(str(draft.recipe))
 
 
@@ -203,13 +207,13 @@ def test_given_splits_are_kept(home: Path, tmp_path: Path) -> None:
         lines = "".join(f"{number % 9},{number % 2}\n" for number in range(num))
         (tmp_path / f"{part}.csv").write_text(f"a,label\n{lines}")
     sources = [f"{part}={tmp_path / part}.csv" for part in ("train", "test")]
-    draft = write_drafts("mine", sources, "label", UserOptions(), output=tmp_path)
+    draft = write_drafts("mine", sources, ColumnRoles("label"), UserOptions(), output=tmp_path)
     recipe = read_recipe(str(draft.recipe))
     assert (recipe.features.split.by, recipe.features.split.column) == ("given", "part")
     assert "{source: train.csv, part: train}" in draft.recipe.read_text()
     assert checked(recipe).num_rows == 120
     with pytest.raises(RecipeInvalid, match="the sources are"):
-        write_drafts("mine", [sources[0]], "label", UserOptions(), output=tmp_path, force=True)
+        write_drafts("mine", [sources[0]], ColumnRoles("label"), UserOptions(), output=tmp_path, force=True)
 
 
 def test_test_labels_missing_from_train_are_reported(home: Path, tmp_path: Path) -> None:
@@ -217,7 +221,9 @@ def test_test_labels_missing_from_train_are_reported(home: Path, tmp_path: Path)
         lines = "".join(f"{number % 9},c{number % 2}{end}\n" for number in range(80))
         (tmp_path / f"{part}.csv").write_text(f"a,label\n{lines}")
     with pytest.raises(DataUnfit, match=r"test has none of the labels of train, but c0\., c1\."):
-        write_drafts("mine", [f"{part}={tmp_path / part}.csv" for part in ("train", "test")], "label", UserOptions())
+        write_drafts(
+            "mine", [f"{part}={tmp_path / part}.csv" for part in ("train", "test")], ColumnRoles("label"), UserOptions()
+        )
 
 
 def test_idx_files_become_images_with_the_labels_beside_them(home: Path, tmp_path: Path) -> None:
@@ -369,12 +375,12 @@ def test_rows_too_wide_to_be_compared_stay(home: Path, tmp_path: Path, monkeypat
 def test_existing_files_are_not_replaced_without_force(home: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("edited")
     with pytest.raises(StateUnwritable, match=r"mine\.yaml exists already"):
-        write_drafts("mine", ["sklearn:iris"], "label", UserOptions(), output=tmp_path)
+        write_drafts("mine", ["sklearn:iris"], ColumnRoles("label"), UserOptions(), output=tmp_path)
     assert [path.name for path in tmp_path.iterdir() if path != home] == ["mine.yaml"]
-    write_drafts("mine", ["sklearn:iris"], "label", UserOptions(), output=tmp_path, force=True)
+    write_drafts("mine", ["sklearn:iris"], ColumnRoles("label"), UserOptions(), output=tmp_path, force=True)
     assert read_recipe(str(tmp_path / "mine.yaml")).name == "mine"
     with pytest.raises(RecipeInvalid, match="not a valid model name"):
-        write_drafts("../mine", ["sklearn:iris"], "label", UserOptions(), output=tmp_path)
+        write_drafts("../mine", ["sklearn:iris"], ColumnRoles("label"), UserOptions(), output=tmp_path)
 
 
 REAL = {
