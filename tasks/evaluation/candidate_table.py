@@ -43,7 +43,7 @@ def candidate_rows(choice: Choice) -> list[dict[str, str]]:
 
 
 def candidate_columns(
-    candidates: Candidates, verdicts: tuple[Verdict, ...], chosen: str | None
+    candidates: Candidates, verdicts: tuple[Verdict, ...], chosen_name: str | None
 ) -> dict[str, list[Any]]:
     """A column of numbers for each property of the candidates, best candidate first."""
     degradation = DEGRADATION_NAMES[candidates.trained.dataset.task]
@@ -51,7 +51,7 @@ def candidate_columns(
         {
             "rank": verdict.rank,
             "candidate": candidate.name,
-            "verdict": verdict_label(verdict, chosen),
+            "verdict": verdict_label(verdict, chosen_name),
             "why": "; ".join(verdict.reasons),
             "score": candidate.score.value,
             degradation: candidate.degradation.value,
@@ -86,9 +86,9 @@ def latency_columns(latencies: Iterable[Latency]) -> dict[str, float]:
     return columns
 
 
-def verdict_label(verdict: Verdict, chosen: str | None) -> str:
-    """The verdict in one or two words; `chosen` is the name of the chosen candidate, if any."""
-    return "chosen" if verdict.name == chosen else "passed" if verdict.passed else "over budget"
+def verdict_label(verdict: Verdict, chosen_name: str | None) -> str:
+    """Returns the verdict in one or two words; `chosen_name` is the name of the chosen candidate, if there is one."""
+    return "chosen" if verdict.name == chosen_name else "passed" if verdict.passed else "over budget"
 
 
 def _sort_by_rank(candidates: Candidates, verdicts: tuple[Verdict, ...]) -> list[tuple[Candidate, Verdict]]:

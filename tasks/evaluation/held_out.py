@@ -56,14 +56,14 @@ def _to_json_row(row: dict[str, Any]) -> dict[str, Any]:
 def example_predictions(choice: Choice, num_rows: int) -> list[dict[str, Any]]:
     """The first test rows as a client would send them, each with its measured prediction."""
     dataset = choice.candidates.trained.dataset
-    measured = read_measured_predictions(choice).slice(0, num_rows).to_pylist()
+    predicted_rows = read_measured_predictions(choice).slice(0, num_rows).to_pylist()
     if dataset.task == "regression":
-        predictions = [{"value": row["answer"]} for row in measured]
+        predictions = [{"value": row["answer"]} for row in predicted_rows]
     else:
         names = list(map(str, dataset.classes))
         predictions = [
             {"label": row["answer"], "probabilities": dict(zip(names, row["probabilities"], strict=True))}
-            for row in measured
+            for row in predicted_rows
         ]
     rows = request_rows(choice, num_rows)
     return [{"row": row, "prediction": prediction} for row, prediction in zip(rows, predictions, strict=True)]

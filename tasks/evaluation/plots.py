@@ -32,17 +32,19 @@ def plot_training_curves(epochs: Sequence[EpochResult], task: Task, unit: float,
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
-    left = figure.subplots()
+    loss_axes = figure.subplots()
     numbers = [epoch.number for epoch in epochs]
-    left.plot(numbers, [epoch.train_loss for epoch in epochs], color=_BLUE, label="training loss")
-    left.plot(numbers, [epoch.val_loss for epoch in epochs], color=_RED, label="validation loss")
+    loss_axes.plot(numbers, [epoch.train_loss for epoch in epochs], color=_BLUE, label="training loss")
+    loss_axes.plot(numbers, [epoch.val_loss for epoch in epochs], color=_RED, label="validation loss")
     is_classes = task == "classification"
-    left.set(xlabel="epoch", ylabel="cross entropy (nats)" if is_classes else "error (standard units)", yscale="log")
-    right = left.twinx()
+    loss_axes.set(
+        xlabel="epoch", ylabel="cross entropy (nats)" if is_classes else "error (standard units)", yscale="log"
+    )
+    score_axes = loss_axes.twinx()
     scores = [epoch.val_score * (100 if is_classes else unit) for epoch in epochs]
-    right.plot(numbers, scores, color=_GREY, ls="--", label="accuracy" if is_classes else "RMSE")
-    right.set(ylabel="validation accuracy (%)" if is_classes else "validation RMSE (units of the label)")
-    figure.legend(handles=[*left.lines, *right.lines], loc="outside upper center", ncols=3, frameon=False)
+    score_axes.plot(numbers, scores, color=_GREY, ls="--", label="accuracy" if is_classes else "RMSE")
+    score_axes.set(ylabel="validation accuracy (%)" if is_classes else "validation RMSE (units of the label)")
+    figure.legend(handles=[*loss_axes.lines, *score_axes.lines], loc="outside upper center", ncols=3, frameon=False)
     figure.savefig(path, dpi=120)
 
 

@@ -89,7 +89,7 @@ class SliceDegradation(NamedTuple):
 def degradation_by_slice(
     dataset: Dataset, columns: Sequence[str], truth: GroundTruth, before: np.ndarray, after: np.ndarray
 ) -> list[SliceDegradation]:
-    """One for each value of each of `columns`; arguments as for `measure_degradation`."""
+    """Returns a degradation for each value of each of `columns`. The arguments are those of `measure_degradation`."""
     return [
         SliceDegradation(column, value, num_rows, measure_degradation(dataset.task, truth, before, after, subset))
         for column, value, num_rows, subset in _iterate_slices(dataset, columns, truth)
@@ -99,7 +99,7 @@ def degradation_by_slice(
 def degradation_by_class(
     dataset: Dataset, truth: GroundTruth, before: np.ndarray, after: np.ndarray
 ) -> list[SliceDegradation]:
-    """One for each class that has rows; arguments as for `measure_degradation`."""
+    """Returns a degradation for each class that has rows. The arguments are those of `measure_degradation`."""
     subsets = [(str(name), truth.truth == position) for position, name in enumerate(dataset.classes)]
     return [
         SliceDegradation(

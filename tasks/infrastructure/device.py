@@ -27,10 +27,10 @@ def configure_processor(training: Training) -> str:
 
     names = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR")
     instruction_sets = ", ".join(f"{name}={os.environ.get(name, 'unset')}" for name in names)
-    fixed = f"{set_deterministic(training.seed, training.num_threads)}, {instruction_sets}"
+    description = f"{set_deterministic(training.seed, training.num_threads)}, {instruction_sets}"
     if training.precision != "auto":
-        return fixed
-    return f"{fixed}, {'bf16' if uses_bf16(training, torch.device(select_device(training.device))) else 'fp32'}"
+        return description
+    return f"{description}, {'bf16' if uses_bf16(training, torch.device(select_device(training.device))) else 'fp32'}"
 
 
 def instruction_set() -> dict[str, str]:

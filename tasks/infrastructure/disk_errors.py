@@ -51,7 +51,7 @@ def require_writable(home: Path, *, with_room: bool) -> None:
 def disk_full_error(failure: BaseException, what: str, home: Path) -> StateUnwritable | None:
     """Returns the error to show if a full disk or a missing write permission caused `failure`, else None.
 
-    SQLite, servers that use it, and code that is not Python report a full disk in words of their own.
+    SQLite, servers that use it, and native code report a full disk with messages of their own instead of an errno.
 
     Args:
         what: what could not write, as the message names it.

@@ -71,8 +71,8 @@ class RowWriter:
         self._writer.write_table(group, row_group_size=self._row_group_size)
         if self._encrypted:
             self._digests.append(digest_of_table(group))
-        rest = rows.slice(self._row_group_size)
-        self._buffer, self._num_buffered = rest.to_batches(), rest.num_rows
+        remainder = rows.slice(self._row_group_size)
+        self._buffer, self._num_buffered = remainder.to_batches(), remainder.num_rows
 
 
 def write_rows(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:

@@ -112,13 +112,13 @@ class _KeyWrapper(pe.KmsClient):
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
         nonce = os.urandom(_NONCE_BYTES)
-        sealed = AESGCM(_derive_key("encrypt")).encrypt(nonce, key_bytes, master_key_identifier.encode())
-        return base64.b64encode(nonce + sealed)
+        ciphertext = AESGCM(_derive_key("encrypt")).encrypt(nonce, key_bytes, master_key_identifier.encode())
+        return base64.b64encode(nonce + ciphertext)
 
     def unwrap_key(self, wrapped_key: bytes, master_key_identifier: str) -> bytes:
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-        sealed = base64.b64decode(wrapped_key)
+        nonce_and_ciphertext = base64.b64decode(wrapped_key)
         return AESGCM(_derive_key("encrypt")).decrypt(
-            sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], master_key_identifier.encode()
+            nonce_and_ciphertext[:_NONCE_BYTES], nonce_and_ciphertext[_NONCE_BYTES:], master_key_identifier.encode()
         )

@@ -79,8 +79,8 @@ def terminate_processes(processes: list[psutil.Process], grace_s: float = 10.0) 
     for process in processes:
         with contextlib.suppress(psutil.Error):
             process.terminate()
-    _, living = psutil.wait_procs(processes, timeout=grace_s)
-    for process in living:
+    _, survivors = psutil.wait_procs(processes, timeout=grace_s)
+    for process in survivors:
         with contextlib.suppress(psutil.Error):
             process.kill()
-    psutil.wait_procs(living, timeout=grace_s)
+    psutil.wait_procs(survivors, timeout=grace_s)

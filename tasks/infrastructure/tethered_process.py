@@ -81,12 +81,12 @@ def _wait(
 ) -> None:
     deadline = time.monotonic() + timeout_s
     while not is_ready():
-        ended = tether.poll() is not None
-        if ended or time.monotonic() > deadline:
+        has_ended = tether.poll() is not None
+        if has_ended or time.monotonic() > deadline:
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:]
             raise EngineMissing(
                 f"{Path(command[0]).name} {' '.join(command[1:4])} "
-                + (f"ended with {tether.returncode}" if ended else f"was not ready after {timeout_s:.0f} s")
+                + (f"ended with {tether.returncode}" if has_ended else f"was not ready after {timeout_s:.0f} s")
                 + "".join(f"\n  | {line[:300]}" for line in lines),
                 required="a server that answers",
                 where=str(log),
@@ -169,8 +169,8 @@ def _end_orphans() -> None:
     for orphan in orphans:
         with contextlib.suppress(psutil.Error):
             orphan.terminate()
-    _, living = psutil.wait_procs(orphans, timeout=_GRACE_S)
-    for orphan in living:
+    _, survivors = psutil.wait_procs(orphans, timeout=_GRACE_S)
+    for orphan in survivors:
         with contextlib.suppress(psutil.Error):
             orphan.kill()
 

@@ -130,12 +130,12 @@ def _open_s3() -> pafs.S3FileSystem:
     return pafs.S3FileSystem(**({"endpoint_override": endpoint} if endpoint else {}), region=region or "us-east-1")
 
 
-def _list_files(filesystem: pafs.FileSystem, root: str, is_wanted: Callable[[str], object]) -> list[FileLocation]:
+def _list_files(filesystem: pafs.FileSystem, root: str, is_match: Callable[[str], object]) -> list[FileLocation]:
     selector = pafs.FileSelector(root, recursive=True, allow_not_found=True)
     locations = []
     for info in filesystem.get_file_info(selector):
         relative = info.path[len(root) :].lstrip("/") if root else info.path
-        if info.type == pafs.FileType.File and not is_hidden(relative) and is_wanted(relative):
+        if info.type == pafs.FileType.File and not is_hidden(relative) and is_match(relative):
             locations.append(FileLocation(filesystem, info.path, relative))
     return sorted(locations, key=lambda location: location.relative)
 

@@ -23,17 +23,17 @@ def _expand(path: str, data: DataSource) -> str:
     variable = path_variable(path)
     if variable is None:
         return path
-    rest = path.removeprefix(f"${{{variable}}}").lstrip("/")
+    relative = path.removeprefix(f"${{{variable}}}").lstrip("/")
     folder = os.environ.get(variable, "")
     if not folder:
         raise DataMissing(
             f"the environment variable {variable} is not set",
-            required=f"the folder that holds {rest or 'the data'}",
+            required=f"the folder that holds {relative or 'the data'}",
             where=f"the recipe's data: {path}",
             remedy=f"export {variable}=FOLDER, with the data in it{obtain_hint(data)}",
         )
     if folder.startswith(REMOTE):
-        return f"{folder.rstrip('/')}/{rest}"
+        return f"{folder.rstrip('/')}/{relative}"
     if source_scheme(folder) is not None:
         raise DataMissing(
             f"the environment variable {variable} is {folder!r}",
@@ -41,4 +41,4 @@ def _expand(path: str, data: DataSource) -> str:
             where=f"the recipe's data: {path}",
             remedy=f"export {variable}=FOLDER",
         )
-    return str(Path(folder).expanduser().absolute() / rest)
+    return str(Path(folder).expanduser().absolute() / relative)

@@ -22,7 +22,7 @@ _NUM_INTERVALS = 10  # of a number column
 
 
 def plot_drift(report: MonitoringReport, limit: float, path: Path) -> None:
-    """Write a PNG: the PSI of each distribution with its limit, and reference and current shares of the largest."""
+    """Writes a PNG: the PSI of each distribution with its limit, and reference and current shares of the largest."""
     from matplotlib.figure import Figure
 
     bars = report.drifts[:_MAX_BARS]

@@ -34,7 +34,7 @@ def is_installed() -> bool:
 
 
 def write_report(report: MonitoringReport, limit: float, path: Path) -> bool:
-    """Write Evidently's page, which needs no network, to `path`. Returns False, after a warning, where it fails."""
+    """Writes Evidently's page, which needs no network, to `path`. Returns False, after a warning, if that fails."""
     input_file = path.with_suffix(".json")
     input_file.write_text(report.model_dump_json(), encoding="utf-8")
     command = [sys.executable, "-m", __name__, str(input_file), f"{limit:g}", str(path)]

@@ -69,7 +69,7 @@ class _WindowStats(NamedTuple):
 
 
 def monitor_window(version: ModelVersion, monitor: Monitor, since: datetime, until: datetime) -> MonitoringReport:
-    """Monitor the rows in the prediction log that `version` served from `since` until before `until`.
+    """Monitors the rows in the prediction log that `version` served from `since` until before `until`.
 
     Raises:
         DataMissing: the version's bento has no reference profile, nothing was logged, the recipe names a column that
@@ -139,10 +139,10 @@ def _profiles_by_name(reference: VersionReference) -> dict[str, ReferenceProfile
 def _require_known(columns: Sequence[str] | None, reference: VersionReference, tag: str) -> None:
     unknown = [name for name in columns or () if name not in reference.columns]
     if unknown:
-        known = ", ".join(reference.columns) or "none at all"
+        profiled = ", ".join(reference.columns) or "none at all"
         raise DataMissing(
             f"bento {tag} has no reference profile of {', '.join(unknown)}",
-            required=f"columns that have a reference profile: {known}",
+            required=f"columns that have a reference profile: {profiled}",
             where="the recipe's monitor.columns",
             remedy="name others; personal columns and dates have no profile",
         )
@@ -163,8 +163,8 @@ def _summarize_window(
         if keep_predictions:
             predictions.append(rows.select(ROW_ID).append_column("answer", pc.struct_field(rows["answer"], 0)))
     empty = pa.table({"request": pa.array([], pa.string()), "row": pa.array([], pa.int32()), "answer": pa.array([])})
-    kept = keep_last(pa.concat_tables(predictions, promote_options="permissive")) if predictions else empty
-    return _WindowStats(num_rows, counts, np.concatenate(seconds), kept)
+    last_predictions = keep_last(pa.concat_tables(predictions, promote_options="permissive")) if predictions else empty
+    return _WindowStats(num_rows, counts, np.concatenate(seconds), last_predictions)
 
 
 def _read_rows(window: _Window) -> Iterator[pa.Table]:
@@ -211,18 +211,20 @@ def _measure_drifts(
     divergences = {
         name: measure_divergence(profiles[name].shares, profiles[name].num_rows, counts[name]) for name in names
     }
-    corrected = dict(zip(names, holm_correction([divergences[name].p_value for name in names]), strict=True))
+    corrected_p_values = dict(zip(names, holm_correction([divergences[name].p_value for name in names]), strict=True))
     drifts = []
-    for name, measured in divergences.items():
+    for name, divergence in divergences.items():
         can_alert = monitor.columns is None or name in (*monitor.columns, ANSWER, CONFIDENCE)
-        is_large = measured.psi - measured.noise_psi >= monitor.psi and corrected[name] < monitor.significance
+        is_large = (
+            divergence.psi - divergence.noise_psi >= monitor.psi and corrected_p_values[name] < monitor.significance
+        )
         drifts.append(
             Drift(
                 name=name,
                 measure=profiles[name].measure,
                 num_rows=counts[name].num_rows,
-                **measured._asdict(),
-                corrected_p_value=corrected[name],
+                **divergence._asdict(),
+                corrected_p_value=corrected_p_values[name],
                 can_alert=can_alert,
                 is_drifted=can_alert and is_large,
                 reference=profiles[name].shares,
@@ -253,20 +255,22 @@ def _score_labelled(
         return None
     order = np.argsort(matches["at"].to_numpy())
     at, label = matches["at"].to_numpy()[order], matches["label"].take(pa.array(order))
-    predicted = stats.predictions["answer"]
+    answers = stats.predictions["answer"]
     if reference.task == "regression":
         truth = label.cast(pa.float64()).to_numpy()
-        score, weighted, covered = rmse(truth, predicted.to_numpy()[at]), None, 1.0
+        score, weighted_score, coverage = rmse(truth, answers.to_numpy()[at]), None, 1.0
     else:
         # As text, because a label of 3 may arrive as a number or as a string.
-        names, truth = (
-            np.array(pc.cast(column, pa.string()).to_pylist(), dtype=object) for column in (predicted, label)
-        )
+        names, truth = (np.array(pc.cast(column, pa.string()).to_pylist(), dtype=object) for column in (answers, label))
         is_correct = names[at] == truth
         score = accuracy(is_correct)
-        weighted, covered = poststratified_accuracy(names, names[at], is_correct)
+        weighted_score, coverage = poststratified_accuracy(names, names[at], is_correct)
     return LabelledScore(
-        num_labelled=len(at), score=score, weighted_score=weighted, coverage=covered, held_out_score=reference.score
+        num_labelled=len(at),
+        score=score,
+        weighted_score=weighted_score,
+        coverage=coverage,
+        held_out_score=reference.score,
     )
 
 

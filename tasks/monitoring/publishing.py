@@ -30,9 +30,9 @@ def event_resource(name: str) -> str:
 
 
 def log_report(report: MonitoringReport, monitor: Monitor) -> str:
-    """Log metrics, report and plot to an MLflow run in the model's experiment. Returns the run id."""
+    """Logs metrics, report and plot to an MLflow run in the model's experiment, and returns the run id."""
     with (
-        # One at a time, so that a run which a killed process has left open can be recognized and ended.
+        # One at a time, so that a run that a killed process has left open can be recognized and ended.
         FileLock(settings().home / f"monitor-{report.name}.lock"),
         mlflow_runs.logged_run(
             report.name,
@@ -56,9 +56,9 @@ def log_report(report: MonitoringReport, monitor: Monitor) -> str:
 
 
 def log_evidently_report(report: MonitoringReport, monitor: Monitor, run_id: str) -> None:
-    """Add Evidently's report to the MLflow run, where drift was found and Evidently is installed.
+    """Adds Evidently's report to the MLflow run, if drift was found and Evidently is installed.
 
-    Without drift nobody would read it, and it takes longer than everything else.
+    Without drift the report has no reader, and it takes longer than everything else.
     """
     if not any(drift.is_drifted for drift in report.drifts) or not is_installed():
         return
@@ -89,7 +89,7 @@ def _metrics(report: MonitoringReport) -> Iterator[tuple[str, float]]:
 
 @log_failures
 def publish_artifact(report: MonitoringReport, monitor: Monitor) -> None:
-    """Add the report with its plot to the Prefect run. Call it in a flow run."""
+    """Adds the report with its plot to the Prefect run. Must be called in a flow run."""
     from prefect.artifacts import create_markdown_artifact
 
     plot = None
@@ -103,10 +103,10 @@ def publish_artifact(report: MonitoringReport, monitor: Monitor) -> None:
 
 
 def emit_alert_events(report: MonitoringReport) -> list[str]:
-    """Emit a Prefect event for each kind of alert. Returns the names of the events."""
+    """Emits a Prefect event for each kind of alert, and returns the names of the events."""
     from prefect.events import emit_event
 
-    emitted = []
+    events = []
     for event, kind in zip((DRIFT_EVENT, SERVICE_EVENT), _KINDS, strict=True):
         messages = [alert.message for alert in report.alerts if alert.kind == kind]
         if messages:
@@ -121,12 +121,12 @@ def emit_alert_events(report: MonitoringReport) -> list[str]:
                     "alerts": messages,
                 },
             )
-            emitted.append(event)
-    return emitted
+            events.append(event)
+    return events
 
 
 def write_prometheus_file(report: MonitoringReport) -> Path:
-    """Write `metrics/NAME.prom` in the state folder; returns the file.
+    """Writes `metrics/NAME.prom` in the state folder, and returns its path.
 
     A flow ends before Prometheus could scrape it, and an endpoint may be on another machine, so the metrics lie in a
     file for node_exporter's textfile collector. It is replaced atomically.
@@ -187,11 +187,11 @@ def describe_report(report: MonitoringReport) -> list[str]:
         )
     if labelled is not None:
         score = f"{SCORE_NAMES[report.task]} {format_score(report.task, labelled.score)}"
-        weighted = ""
+        weighted_text = ""
         if labelled.weighted_score is not None:
-            weighted = f", weighted by predicted label {format_score(report.task, labelled.weighted_score)}"
+            weighted_text = f", weighted by predicted label {format_score(report.task, labelled.weighted_score)}"
         held_out = format_score(report.task, labelled.held_out_score)
-        lines.append(f"{score}{weighted} on {labelled.num_labelled:,} labelled rows; {held_out} on held-out rows")
+        lines.append(f"{score}{weighted_text} on {labelled.num_labelled:,} labelled rows; {held_out} on held-out rows")
     if requests.p50_ms is not None and requests.p99_ms is not None:
         latency = f"{requests.p50_ms:.1f} ms (p50) and {requests.p99_ms:.1f} ms (p99)"
         lines.append(f"{requests.num_timed:,} requests took {latency}")
@@ -203,8 +203,8 @@ def describe_report(report: MonitoringReport) -> list[str]:
 
 def render_markdown(report: MonitoringReport, plot: str | None) -> str:
     """The whole report; `plot` is a PNG in base 64."""
-    first, *rest = describe_report(report)
-    lines = [f"# {first}", "", *(f"- {line}" for line in rest), ""]
+    verdict, *facts = describe_report(report)
+    lines = [f"# {verdict}", "", *(f"- {line}" for line in facts), ""]
     if plot is not None:
         lines += [f"![drift](data:image/png;base64,{plot})", ""]
     if report.drifts:

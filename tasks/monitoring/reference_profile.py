@@ -42,29 +42,29 @@ class _ProfiledColumn(NamedTuple):
     is_category: bool
 
 
-def build_reference(chosen: Choice) -> VersionReference:
-    """Profile the columns that the model reads, and its predictions for held-out rows.
+def build_reference(choice: Choice) -> VersionReference:
+    """Profiles the columns that the model reads, and its predictions for held-out rows.
 
     Personal columns and dates are left out. The columns are profiled on the training split; after private training on
     the test split, because counts of training rows would disclose more than was promised.
     """
-    trained = chosen.candidates.trained
+    trained = choice.candidates.trained
     dataset = trained.dataset
     features = read_encoder(settings().path(dataset.encoder_uri)).features
     split: Literal["train", "test"] = "test" if trained.privacy is not None else "train"
-    profiled = list(_profiled_columns(dataset, features))
+    profiled_columns = list(_profiled_columns(dataset, features))
     columns = {}
-    if profiled:
-        rows = _read_rows(dataset, split, [item.column.name for item in profiled])
+    if profiled_columns:
+        rows = _read_rows(dataset, split, [item.column.name for item in profiled_columns])
         with duckdb_session.open_session() as engine:
             engine.register("batches", rows)
             engine.execute("create table rows as select * from batches")
-            num_bins = _NUM_BINS if len(profiled) <= _MAX_FINE_COLUMNS else _NUM_COARSE_BINS
-            for item in profiled:
+            num_bins = _NUM_BINS if len(profiled_columns) <= _MAX_FINE_COLUMNS else _NUM_COARSE_BINS
+            for item in profiled_columns:
                 profile = _profile_column(engine, item, num_bins)
                 if profile is not None:
                     columns[item.column.name] = profile
-    answers, confidences = _profile_predictions(chosen, dataset)
+    answers, confidences = _profile_predictions(choice, dataset)
     return VersionReference(
         split=split,
         columns=columns,
@@ -72,7 +72,7 @@ def build_reference(chosen: Choice) -> VersionReference:
         confidence=confidences,
         task=dataset.task,
         label=dataset.label,
-        score=chosen.candidate.score,
+        score=choice.candidate.score,
     )
 
 
@@ -135,7 +135,7 @@ def _read_rows(dataset: Dataset, split: str, names: Sequence[str]) -> pa.RecordB
 
 
 def _profile_column(engine: DuckDBPyConnection, item: _ProfiledColumn, num_bins: int) -> ReferenceProfile | None:
-    """None for a column without any value."""
+    """Returns the profile of a column; None for a column without values."""
     name, measure = quote_name(item.column.name), item.measure
     ((num_rows, num_values),) = engine.execute(f"select count({name}), count(distinct {name}) from rows").fetchall()
     if not num_rows:
@@ -157,9 +157,9 @@ def _profile_column(engine: DuckDBPyConnection, item: _ProfiledColumn, num_bins:
     return ReferenceProfile(measure=measure, num_rows=counts.num_rows, shares=reference_column(counts))
 
 
-def _profile_predictions(chosen: Choice, dataset: Dataset) -> tuple[ReferenceProfile, ReferenceProfile | None]:
+def _profile_predictions(choice: Choice, dataset: Dataset) -> tuple[ReferenceProfile, ReferenceProfile | None]:
     """The profile of labels or values, and of the labels' probabilities."""
-    predictions = read_measured_predictions(chosen)
+    predictions = read_measured_predictions(choice)
     answers = predictions["answer"]
     if dataset.task == "regression":
         return _profile_numbers(answers.to_numpy()), None

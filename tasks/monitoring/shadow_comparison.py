@@ -39,7 +39,7 @@ class Comparison(Document):
 
 
 def compare_versions(name: str, champion: str, challenger: str | None, labels: Path | None = None) -> Comparison:
-    """Compare two bentos on the rows that both have predicted, the challenger as shadow.
+    """Compares two bentos on the rows that both have predicted, the challenger as shadow.
 
     `challenger` None means the latest shadow.
 
@@ -55,21 +55,23 @@ def compare_versions(name: str, champion: str, challenger: str | None, labels: P
     champion_rows = keep_last(log.filter(is_champion))
     pairs = champion_rows.join(challenger_rows, ROW_ID, join_type="inner", right_suffix="_challenger")
     if not pairs.num_rows:
-        raise _no_rows(name, champion, challenger)
+        raise _no_rows_error(name, champion, challenger)
     pairs = pairs.sort_by("at")
-    ours, theirs = _to_numpy(pairs["answer"]), _to_numpy(pairs["answer_challenger"])
-    is_regression = ours.dtype.kind == "f"
+    champion_answers, challenger_answers = _to_numpy(pairs["answer"]), _to_numpy(pairs["answer_challenger"])
+    is_regression = champion_answers.dtype.kind == "f"
     seconds = [float(np.median(pairs[column].to_numpy())) for column in ("run_seconds", "run_seconds_challenger")]
     comparison = Comparison(
         champion=champion,
         challenger=str(challenger),
         num_rows=pairs.num_rows,
-        agreement=None if is_regression else float((ours == theirs).mean()),
-        rms_difference=float(np.sqrt(((ours - theirs) ** 2).mean())) if is_regression else None,
+        agreement=None if is_regression else float((champion_answers == challenger_answers).mean()),
+        rms_difference=float(np.sqrt(((champion_answers - challenger_answers) ** 2).mean())) if is_regression else None,
         champion_seconds=seconds[0],
         challenger_seconds=seconds[1],
     )
-    return comparison if labels is None else _add_scores(comparison, pairs.select(ROW_ID), ours, theirs, labels)
+    if labels is None:
+        return comparison
+    return _add_scores(comparison, pairs.select(ROW_ID), champion_answers, challenger_answers, labels)
 
 
 def require_agreement(name: str, champion: str, challenger: str, num_rows: int, agreement: float) -> None:
@@ -122,7 +124,11 @@ def describe_comparison(comparison: Comparison) -> list[str]:
 
 
 def _add_scores(
-    comparison: Comparison, row_ids: pa.Table, ours: np.ndarray, theirs: np.ndarray, labels: Path
+    comparison: Comparison,
+    row_ids: pa.Table,
+    champion_answers: np.ndarray,
+    challenger_answers: np.ndarray,
+    labels: Path,
 ) -> Comparison:
     from bloomery.models.evaluation.metrics import accuracy_drop, rmse_rise
 
@@ -138,11 +144,13 @@ def _add_scores(
     at, truth = labelled["at"].to_numpy(), labelled["label"].to_numpy()
     if comparison.agreement is None:
         truth = truth.astype(np.float64)
-        degradation = rmse_rise(truth, ours[at], theirs[at])
-        scores = [float(np.sqrt(((values[at] - truth) ** 2).mean())) for values in (ours, theirs)]
+        degradation = rmse_rise(truth, champion_answers[at], challenger_answers[at])
+        scores = [
+            float(np.sqrt(((values[at] - truth) ** 2).mean())) for values in (champion_answers, challenger_answers)
+        ]
     else:
         # As text, because a label of 3 may arrive as a number or as a string.
-        is_correct = [values[at].astype(str) == truth.astype(str) for values in (ours, theirs)]
+        is_correct = [values[at].astype(str) == truth.astype(str) for values in (champion_answers, challenger_answers)]
         degradation, scores = accuracy_drop(*is_correct), [float(correct.mean()) for correct in is_correct]
     return comparison.model_copy(
         update={
@@ -162,12 +170,12 @@ def _read_predictions(name: str) -> pa.Table:
     """The logged predictions of a name, without the input columns."""
     tables = list(read_log(_log_folder(name), ["at", *ROW_ID, "version", "role", "run_seconds", "answer"]))
     if not tables:
-        raise _no_rows(name, None, None)
+        raise _no_rows_error(name, None, None)
     flat = [table.drop(["answer"]).append_column("answer", pc.struct_field(table["answer"], 0)) for table in tables]
     return pa.concat_tables(flat)
 
 
-def _no_rows(name: str, champion: str | None, challenger: str | None) -> DataMissing:
+def _no_rows_error(name: str, champion: str | None, challenger: str | None) -> DataMissing:
     return DataMissing(
         f"no row was predicted by {champion or 'a champion'} and, as shadow, by {challenger or 'a challenger'}",
         required="rows that both have predicted",

@@ -58,14 +58,14 @@ class DuckdbSplits:
     def _batches(self, split: str) -> Iterator[pa.RecordBatch]:
         start, stop = self._ranges.get(split, (0, 0))
         with pq.ParquetFile(self._path, pre_buffer=False) as file:
-            first = 0
+            group_start = 0
             for group in range(file.num_row_groups):
                 num_rows = file.metadata.row_group(group).num_rows
-                begin, end = max(start - first, 0), min(stop - first, num_rows)
-                if begin < end:
+                lower, upper = max(start - group_start, 0), min(stop - group_start, num_rows)
+                if lower < upper:
                     table = file.read_row_group(group).replace_schema_metadata(None)
-                    yield from table.slice(begin, end - begin).combine_chunks().to_batches()
-                first += num_rows
+                    yield from table.slice(lower, upper - lower).combine_chunks().to_batches()
+                group_start += num_rows
 
 
 @contextlib.contextmanager
@@ -89,16 +89,17 @@ def split_with_duckdb(valid_rows: ValidRows, features: Features, scratch: Path) 
             f"copy (select * from ({split}) order by {SPLIT_COLUMN}, {quote_name(features.key)}) "
             f"to {quote_text(str(path))} ({options})"
         )
-        engine.execute(f"create view divided as select * from read_parquet({duckdb_session.parquet_path_sql(path)})")
-        require_no_leakage(features, "divided", run_query)
-        counts = run_query(f"select {SPLIT_COLUMN}, count(*) from divided group by 1 order by 1")
-        dropped = count_dropped_rows(features, valid_rows.contract, "checked", "divided", run_query)
+        split_path = duckdb_session.parquet_path_sql(path)
+        engine.execute(f"create view split_rows as select * from read_parquet({split_path})")
+        require_no_leakage(features, "split_rows", run_query)
+        counts = run_query(f"select {SPLIT_COLUMN}, count(*) from split_rows group by 1 order by 1")
+        num_dropped = count_dropped_rows(features, valid_rows.contract, "checked", "split_rows", run_query)
     ranges, start = {}, 0
     for name, num_rows in counts:
         ranges[name] = (start, start + num_rows)
         start += num_rows
     try:
-        yield DuckdbSplits(path, features, ranges, dropped)
+        yield DuckdbSplits(path, features, ranges, num_dropped)
     finally:
         path.unlink()
 

@@ -117,20 +117,20 @@ def split_with_spark(
         .persist(StorageLevel.DISK_ONLY)
     )
     try:
-        rows.createOrReplaceTempView("divided")
-        require_no_leakage(features, "divided", run_query)
-        dropped = count_dropped_rows(features, valid_rows.contract, "checked", "divided", run_query)
-        yield SparkSplits(rows, features, scratch, dropped)
+        rows.createOrReplaceTempView("split_rows")
+        require_no_leakage(features, "split_rows", run_query)
+        num_dropped = count_dropped_rows(features, valid_rows.contract, "checked", "split_rows", run_query)
+        yield SparkSplits(rows, features, scratch, num_dropped)
     finally:
         rows.unpersist()
 
 
 def _schema(contract: Contract) -> dict[str, Any]:
     """Returns Spark's schema of validated rows: without dropped personal columns, and with text for hashed ones."""
-    kept = protected_schema(contract)
+    protected = protected_schema(contract)
     schema = spark_schema(contract.columns)
-    fields = [field for field in schema["fields"] if field["name"] in kept.names]
-    texts = {field.name for field in kept if pa.types.is_string(field.type)}
+    fields = [field for field in schema["fields"] if field["name"] in protected.names]
+    texts = {field.name for field in protected if pa.types.is_string(field.type)}
     return {**schema, "fields": [{**field, "type": "string"} if field["name"] in texts else field for field in fields]}
 
 
@@ -146,14 +146,14 @@ def _bounds(key: str, num_rows: int, num_partitions: int, run_query: RunQuery) -
     """
     share = min(_KEYS_PER_PARTITION * num_partitions / max(num_rows, 1), 1.0)
     text = f"cast({quote_name(key)} as string)"
-    sampled = sorted(
+    keys = sorted(
         row[0]
         for row in run_query(
             f"select {quote_name(key)} from checked where md5({text}) <= {quote_text(hash_threshold(share))}"
         )
     )
-    indices = {len(sampled) * position // num_partitions for position in range(1, num_partitions)}
-    return [sampled[index] for index in sorted(indices) if index < len(sampled)]
+    indices = {len(keys) * position // num_partitions for position in range(1, num_partitions)}
+    return [keys[index] for index in sorted(indices) if index < len(keys)]
 
 
 def _partition(key: str, bounds: list[Any]) -> str:

@@ -55,66 +55,70 @@ def split_query(
     if split.by == "given":
         _require_split_names(split, rows, run_query)
     names = ", ".join(map(quote_name, columns_read(features)))
-    part = _split_expression(features, contract, rows, run_query, functions)
-    parted = f"select {names}, {part} as {SPLIT_COLUMN} from {rows}"
+    split_expression = _split_expression(features, contract, rows, run_query, functions)
+    query = f"select {names}, {split_expression} as {SPLIT_COLUMN} from {rows}"
     if features.unlabelled == "teach":
-        return _with_unlabelled(features, names, part, rows)
-    return parted if features.series is None else _windows(features, features.series, contract, parted, functions)
+        return _with_unlabelled(features, names, split_expression, rows)
+    return query if features.series is None else _windows(features, features.series, contract, query, functions)
 
 
-def _with_unlabelled(features: Features, names: str, part: str, rows: str) -> str:
-    """Returns the query for the rows of the table `rows`: `part` is the split of rows with a label."""
+def _with_unlabelled(features: Features, names: str, split_expression: str, rows: str) -> str:
+    """Returns the query for the rows of the table `rows`: `split_expression` gives the split of a row with a label."""
     split = features.split
     # A hash of the key can put any row into any split. Given training rows that it moves to val have no use.
     is_of_train = {"key": "true", "given": f"{quote_name(split.column or '')} = 'train'"}.get(
-        split.by, f"{part} = 'train'"
+        split.by, f"{split_expression} = 'train'"
     )
-    of_others = f"case when {is_of_train} then {quote_text(UNLABELLED)} end"
-    parted = f"case when {quote_name(features.label)} is null then {of_others} else {part} end"
-    labelled = f"select {names}, {parted} as {SPLIT_COLUMN} from {rows}"
-    return f"select * from ({labelled}) parted where {SPLIT_COLUMN} is not null"
+    unlabelled_expression = f"case when {is_of_train} then {quote_text(UNLABELLED)} end"
+    is_unlabelled = f"{quote_name(features.label)} is null"
+    expression = f"case when {is_unlabelled} then {unlabelled_expression} else {split_expression} end"
+    query = f"select {names}, {expression} as {SPLIT_COLUMN} from {rows}"
+    return f"select * from ({query}) split_rows where {SPLIT_COLUMN} is not null"
 
 
-def count_dropped_rows(features: Features, contract: Contract, rows: str, divided: str, run_query: RunQuery) -> int:
-    """Returns how many rows of `rows`, without copies, are not in `divided`: they lack a window or a label."""
+def count_dropped_rows(features: Features, contract: Contract, rows: str, split_rows: str, run_query: RunQuery) -> int:
+    """Returns how many rows of `rows`, without copies, are not in `split_rows`: they lack a window or a label."""
     if features.series is None and features.unlabelled == "refuse":
         return 0
     if features.deduplicate:
         rows = _without_duplicates(features, contract, rows)
-    before, after = (run_query(f"select count(*) from {table}")[0][0] for table in (rows, divided))
+    before, after = (run_query(f"select count(*) from {table}")[0][0] for table in (rows, split_rows))
     return int(before - after)
 
 
 def _windows(
-    features: Features, series: SeriesInput, contract: Contract, parted: str, functions: EngineFunctions
+    features: Features, series: SeriesInput, contract: Contract, query: str, functions: EngineFunctions
 ) -> str:
-    """Returns the query for the rows of `parted` that have a complete window, with arrays in the series' columns."""
-    alike = ", ".join((*([quote_name(series.group)] if series.group else []), SPLIT_COLUMN))
-    past = f"partition by {alike} order by {quote_name(series.time)}, {quote_name(features.key)}"
-    window = f"over ({past} rows between {series.length - 1} preceding and current row)"
-    steps = f"over ({past} rows between {series.length - 2} preceding and current row)"
-    kept = _kept(features)
-    found = [f"count(*) {window} as _num", *_later(features, series, contract, past, functions)]
-    wanted = [f"_num = {series.length}", *(["_is_reached = 1"] if features.is_forecast else [])]
+    """Returns the query for the rows of `query` that have a complete window, with arrays in the series' columns."""
+    partition = ", ".join((*([quote_name(series.group)] if series.group else []), SPLIT_COLUMN))
+    series_order = f"partition by {partition} order by {quote_name(series.time)}, {quote_name(features.key)}"
+    window = f"over ({series_order} rows between {series.length - 1} preceding and current row)"
+    steps_window = f"over ({series_order} rows between {series.length - 2} preceding and current row)"
+    names = _split_row_columns(features)
+    computed_columns = [
+        f"count(*) {window} as _num",
+        *_forecast_columns(features, series, contract, series_order, functions),
+    ]
+    conditions = [f"_num = {series.length}", *(["_is_reached = 1"] if features.is_forecast else [])]
     if series.spacing is not None:
         moment, unit = _moment(series.time, contract, functions)
-        step = f"{moment} - lag({moment}) over ({past}) = {round(series.spacing * unit)}"
-        parted = f"select *, case when {step} then 0 else 1 end as _gap from ({parted}) parted"
-        found.append(f"sum(_gap) {steps} as _num_gaps")
-        wanted.append("_num_gaps = 0")
-    others = [quote_name(name) for name in kept if name not in (*series.columns, features.label_column)]
-    others += [] if features.is_forecast else [quote_name(features.label)]
+        step = f"{moment} - lag({moment}) over ({series_order}) = {round(series.spacing * unit)}"
+        query = f"select *, case when {step} then 0 else 1 end as _gap from ({query}) split_rows"
+        computed_columns.append(f"sum(_gap) {steps_window} as _num_gaps")
+        conditions.append("_num_gaps = 0")
+    plain_columns = [quote_name(name) for name in names if name not in (*series.columns, features.label_column)]
+    plain_columns += [] if features.is_forecast else [quote_name(features.label)]
     arrays = [
         f"{functions.collect.format(value=quote_name(name), window=window)} as {quote_name(name)}"
         for name in series.columns
     ]
-    framed = f"select {', '.join((*others, *arrays, SPLIT_COLUMN, *found))} from ({parted}) spaced"
-    return (
-        f"select {', '.join(map(quote_name, kept))}, {SPLIT_COLUMN} from ({framed}) framed where {' and '.join(wanted)}"
-    )
+    selected = ", ".join((*plain_columns, *arrays, SPLIT_COLUMN, *computed_columns))
+    window_query = f"select {selected} from ({query}) split_rows"
+    columns, condition = ", ".join(map(quote_name, names)), " and ".join(conditions)
+    return f"select {columns}, {SPLIT_COLUMN} from ({window_query}) windows where {condition}"
 
 
-def _kept(features: Features) -> tuple[str, ...]:
+def _split_row_columns(features: Features) -> tuple[str, ...]:
     """Returns the columns of split rows. A row of a forecast has the later row's label instead of its own."""
     if not features.is_forecast:
         return columns_read(features)
@@ -126,20 +130,20 @@ def _kept(features: Features) -> tuple[str, ...]:
     )
 
 
-def _later(
-    features: Features, series: SeriesInput, contract: Contract, past: str, functions: EngineFunctions
+def _forecast_columns(
+    features: Features, series: SeriesInput, contract: Contract, series_order: str, functions: EngineFunctions
 ) -> Iterator[str]:
     """Yields the columns for the label of the row to forecast, and for whether that row and its label exist."""
     if not features.is_forecast:
         return
-    label = f"lead({quote_name(features.label)}, {series.horizon}) over ({past})"
-    is_reached = f"{label} is not null"
+    label = f"lead({quote_name(features.label)}, {series.horizon}) over ({series_order})"
+    has_label = f"{label} is not null"
     if series.spacing is not None:
         moment, unit = _moment(series.time, contract, functions)
-        ahead = f"lead({moment}, {series.horizon}) over ({past}) - {moment}"
-        is_reached = f"{is_reached} and {ahead} = {round(series.horizon * series.spacing * unit)}"
+        time_ahead = f"lead({moment}, {series.horizon}) over ({series_order}) - {moment}"
+        has_label = f"{has_label} and {time_ahead} = {round(series.horizon * series.spacing * unit)}"
     yield f"{label} as {quote_name(features.label_column)}"
-    yield f"case when {is_reached} then 1 else 0 end as _is_reached"
+    yield f"case when {has_label} then 1 else 0 end as _is_reached"
 
 
 def _moment(time: str, contract: Contract, functions: EngineFunctions) -> tuple[str, int]:
@@ -163,20 +167,20 @@ def _series_columns(features: Features) -> tuple[str, ...]:
 
 def _without_duplicates(features: Features, contract: Contract, rows: str) -> str:
     """Returns, of rows with equal content, for a series also equal time and group, the one with the least key."""
-    content, key = (
-        list(dict.fromkeys((*_content(features, features.label), *_series_columns(features)))),
-        quote_name(features.key),
-    )
+    content = list(dict.fromkeys((*_content(features, features.label), *_series_columns(features))))
+    key = quote_name(features.key)
     if set(columns_read(features)) == {features.key, *content}:
         # Grouped without a join, which would move all rows again. Minus zero and zero are one group, and an engine
         # keeps either of them: adding zero turns minus zero into zero.
-        reals = {column.name for column in contract.columns if column.logical_type == "number"}
-        parts = [f"{quote_name(name)} + 0.0" if name in reals else quote_name(name) for name in content]
-        named = ", ".join(f"{part} as {quote_name(name)}" for part, name in zip(parts, content, strict=True))
-        return f"(select min({key}) as {key}, {named} from {rows} group by {', '.join(parts)}) firsts"
-    alike = ", ".join(map(quote_name, content))
-    firsts = f"(select min({key}) as {key} from {rows} group by {alike}) firsts"
-    return f"(select * from {rows} semi join {firsts} using ({key})) kept"
+        number_columns = {column.name for column in contract.columns if column.logical_type == "number"}
+        expressions = [f"{quote_name(name)} + 0.0" if name in number_columns else quote_name(name) for name in content]
+        select_list = ", ".join(
+            f"{expression} as {quote_name(name)}" for expression, name in zip(expressions, content, strict=True)
+        )
+        return f"(select min({key}) as {key}, {select_list} from {rows} group by {', '.join(expressions)}) firsts"
+    column_list = ", ".join(map(quote_name, content))
+    firsts = f"(select min({key}) as {key} from {rows} group by {column_list}) firsts"
+    return f"(select * from {rows} semi join {firsts} using ({key})) distinct_rows"
 
 
 def require_no_leakage(features: Features, rows: str, run_query: RunQuery) -> None:
@@ -186,17 +190,17 @@ def require_no_leakage(features: Features, rows: str, run_query: RunQuery) -> No
         DataUnfit: a split is empty, or two splits share rows, groups or times that they must not share.
     """
     split = features.split
-    counted = run_query(f"select {SPLIT_COLUMN}, count(*) from {rows} group by 1")
-    counts = dict.fromkeys(SPLITS, 0) | {row[0]: row[1] for row in counted}
+    result = run_query(f"select {SPLIT_COLUMN}, count(*) from {rows} group by 1")
+    counts = dict.fromkeys(SPLITS, 0) | {row[0]: row[1] for row in result}
     if min(counts.values()) == 0:
         series = features.series
-        whole = "" if series is None else f" with a complete window of {series.length}"
-        shorter = "" if series is None else "; or shorten the series' windows, or correct their spacing"
+        window_text = "" if series is None else f" with a complete window of {series.length}"
+        window_hint = "" if series is None else "; or shorten the series' windows, or correct their spacing"
         raise DataUnfit(
-            f"the splits have {', '.join(f'{counts[part]} {part}' for part in SPLITS)} rows{whole}",
+            f"the splits have {', '.join(f'{counts[name]} {name}' for name in SPLITS)} rows{window_text}",
             required="at least one row in every split",
             where=f"features.split by {split.by}",
-            remedy=f"provide more rows, or set larger shares for the empty splits in features.split{shorter}",
+            remedy=f"provide more rows, or set larger shares for the empty splits in features.split{window_hint}",
         )
     for column in split.apart:
         _require_none_shared(
@@ -238,10 +242,10 @@ def _split_expression(
     if split.by == "time":
         return _time_split_expression(split, rows, run_query)
     column = split.column if split.by == "group" and split.column else features.key
-    hashed = f"md5({quote_text(split.salt + ':')} || cast({quote_name(column)} as string))"
+    key_hash = f"md5({quote_text(split.salt + ':')} || cast({quote_name(column)} as string))"
     if split.by == "given":
-        given = quote_name(split.column or "")
-        has_val = run_query(f"select count(*) from {rows} where {given} = 'val'")[0][0] > 0
+        split_column = quote_name(split.column or "")
+        has_val = run_query(f"select count(*) from {rows} where {split_column} = 'val'")[0][0] > 0
         if not has_val and features.series is not None:
             raise DataUnfit(
                 f"column {split.column} puts no row into val",
@@ -250,10 +254,10 @@ def _split_expression(
                 remedy="put the rows of a time span, or of some groups, into val; or split by time",
             )
         limit = quote_text(hash_threshold(0.0 if has_val else split.val))
-        return f"case when {given} = 'train' and {hashed} < {limit} then 'val' else {given} end"
+        return f"case when {split_column} = 'train' and {key_hash} < {limit} then 'val' else {split_column} end"
     return (
-        f"case when {hashed} < {quote_text(hash_threshold(split.train))} then 'train' "
-        f"when {hashed} < {quote_text(hash_threshold(split.train + split.val))} then 'val' else 'test' end"
+        f"case when {key_hash} < {quote_text(hash_threshold(split.train))} then 'train' "
+        f"when {key_hash} < {quote_text(hash_threshold(split.train + split.val))} then 'val' else 'test' end"
     )
 
 
@@ -269,14 +273,13 @@ def _time_split_expression(split: Split, rows: str, run_query: RunQuery) -> str:
 
 
 def _require_split_names(split: Split, rows: str, run_query: RunQuery) -> None:
-    given = quote_name(split.column or "")
-    known = ", ".join(map(quote_text, SPLITS))
-    wrong = run_query(
-        f"select distinct cast({given} as string) from {rows} where {given} is null or {given} not in ({known})"
-    )
-    if wrong:
+    split_column = quote_name(split.column or "")
+    valid_names = ", ".join(map(quote_text, SPLITS))
+    condition = f"{split_column} is null or {split_column} not in ({valid_names})"
+    invalid_values = run_query(f"select distinct cast({split_column} as string) from {rows} where {condition}")
+    if invalid_values:
         raise DataUnfit(
-            f"column {split.column} holds {', '.join(sorted(str(row[0]) for row in wrong)[:5])}",
+            f"column {split.column} holds {', '.join(sorted(str(row[0]) for row in invalid_values)[:5])}",
             required=f"one of {', '.join(SPLITS)} in every row",
             where="features.split by given",
             remedy="correct the column at its source, or set another one in features.split.column",
@@ -286,12 +289,12 @@ def _require_split_names(split: Split, rows: str, run_query: RunQuery) -> None:
 def _require_none_shared(
     names: list[str], what: str, features: Features, rows: str, run_query: RunQuery, remedy: str
 ) -> None:
-    shared = ", ".join(map(quote_name, names))
+    column_list = ", ".join(map(quote_name, names))
     key = quote_name(features.key)
     shared_rows = run_query(
         "select count(*), min(first_key), max(last_key) "
         f"from (select min({key}) as first_key, max({key}) as last_key from {rows} "
-        f"group by {shared} having min({_LABELLED_SPLIT}) <> max({_LABELLED_SPLIT})) t"
+        f"group by {column_list} having min({_LABELLED_SPLIT}) <> max({_LABELLED_SPLIT})) t"
     )
     num, first, last = shared_rows[0]
     if num:
@@ -306,8 +309,8 @@ def _require_none_shared(
 def _require_order(column: str, rows: str, run_query: RunQuery) -> None:
     moment = quote_name(column)
     ends = run_query(f"select {SPLIT_COLUMN}, min({moment}), max({moment}) from {rows} group by 1")
-    first = {part: earliest for part, earliest, _ in ends}
-    last = {part: latest for part, _, latest in ends}
+    first = {split: earliest for split, earliest, _ in ends}
+    last = {split: latest for split, _, latest in ends}
     for earlier, later in (("train", "val"), ("val", "test"), ("train", "test")):
         if last[earlier] > first[later]:
             raise DataUnfit(

@@ -37,29 +37,29 @@ def rename_reserved_key(names: dict[str, str], key: str) -> dict[str, str]:
     return {**names, key: unused_name(f"key_{names[key]}", [*names.values()])}
 
 
-def unused_name(wanted: str, names: Sequence[str]) -> str:
-    """Returns `wanted`, with a number behind it if a column has that name already."""
-    taken = {name.lower() for name in names}
-    number, name = 2, wanted
-    while name.lower() in taken:
-        name, number = f"{wanted}_{number}", number + 1
+def unused_name(preferred: str, names: Sequence[str]) -> str:
+    """Returns `preferred`, with a number behind it if a column has that name already."""
+    used_names = {name.lower() for name in names}
+    number, name = 2, preferred
+    while name.lower() in used_names:
+        name, number = f"{preferred}_{number}", number + 1
     return name
 
 
-def find_column(wanted: str, names: dict[str, str], option: str) -> str:
+def find_column(requested: str, names: dict[str, str], option: str) -> str:
     """Returns the source's name of a column that is named by its source or by the contract.
 
     Raises:
         DataMissing: there is no such column; the message suggests a similar name.
     """
-    matches = [name for name, new in names.items() if wanted in (name, name.strip(), new)]
+    matches = [name for name, contract_name in names.items() if requested in (name, name.strip(), contract_name)]
     if matches:
         return matches[0]
-    close = difflib.get_close_matches(wanted.lower(), [name.lower() for name in names], n=1, cutoff=0.5)
-    likely = next((name for name in names if close and name.lower() == close[0]), None)
+    close_matches = difflib.get_close_matches(requested.lower(), [name.lower() for name in names], n=1, cutoff=0.5)
+    suggestion = next((name for name in names if close_matches and name.lower() == close_matches[0]), None)
     more = f" and {len(names) - _MAX_SHOWN} more" if len(names) > _MAX_SHOWN else ""
     raise DataMissing(
-        f"there is no column {wanted!r}" + (f"; did you mean {likely!r}?" if likely else ""),
+        f"there is no column {requested!r}" + (f"; did you mean {suggestion!r}?" if suggestion else ""),
         required=f"one of {', '.join([*names][:_MAX_SHOWN])}{more}",
         where=option,
         remedy="correct the name; if the file has no header, set --columns; if the name is in the files' paths, set "

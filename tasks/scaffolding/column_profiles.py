@@ -149,8 +149,8 @@ class TextColumnProfiler:
         return min(possible, key=lambda logical_type: self._num_invalid[logical_type] > 0) if possible else "string"
 
     def missing_markers(self) -> frozenset[str]:
-        known = MARKERS if self._logical_type != "string" or not self._num_texts else CLEAR_MARKERS
-        return frozenset(text for text in self._markers if text in known)
+        markers = MARKERS if self._logical_type != "string" or not self._num_texts else CLEAR_MARKERS
+        return frozenset(text for text in self._markers if text in markers)
 
     def statistics(self, missing: frozenset[str]) -> ColumnStatistics:
         logical_type = self._logical_type

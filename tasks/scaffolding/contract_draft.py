@@ -139,8 +139,8 @@ def _add_classes(entry: CommentedMap, plan: DraftPlan) -> None:
     _add_valid_values(entry, [value for value, _ in plan.label.classes])
     rare = plan.label.rare_classes
     if rare:
-        shown = ", ".join(map(repr, rare[:5])) + (", …" if len(rare) > 5 else "")
-        add_comment(entry, "quality", f"Rows of these rare classes are quarantined: {shown}.", _ENTRY_INDENT)
+        listing = ", ".join(map(repr, rare[:5])) + (", …" if len(rare) > 5 else "")
+        add_comment(entry, "quality", f"Rows of these rare classes are quarantined: {listing}.", _ENTRY_INDENT)
 
 
 def _add_valid_values(entry: CommentedMap, values: Sequence[object]) -> None:

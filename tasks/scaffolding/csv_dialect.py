@@ -61,7 +61,7 @@ def infer_dialect(
     separators = _Separators(delimiter, '"', "as requested") if delimiter else _infer_separators(sample, label)
     rows = _parse(sample, separators)
     if not rows:
-        raise _not_csv(locations[0], "it has no rows")
+        raise _not_csv_error(locations[0], "it has no rows")
     has_header, header_reason = _infer_header(rows, label, columns)
     options: dict[str, object] = {"encoding": encoding, "delimiter": separators.delimiter, "strip": True}
     if separators.quote != '"':
@@ -92,7 +92,7 @@ def _infer_encoding(locations: Sequence[FileLocation]) -> tuple[str, str]:
             if encoding is not None:
                 return encoding, "the file's byte order mark says so"
             if b"\0" in stream.peek(SAMPLE_BYTES)[:SAMPLE_BYTES]:
-                raise _not_csv(location, f"it is no text, and begins with the bytes {start.hex(' ')}")
+                raise _not_csv_error(location, f"it is no text, and begins with the bytes {start.hex(' ')}")
         if not _is_utf8(location):
             return _infer_other_encoding(location)
     return "utf-8", "all bytes are UTF-8"
@@ -135,7 +135,7 @@ def _read_sample(location: FileLocation, encoding: str) -> str:
         start = stream.read(SAMPLE_BYTES)
         is_complete = not stream.read(1)
     if not start.strip():
-        raise _not_csv(location, "it is empty")
+        raise _not_csv_error(location, "it is empty")
     text = codecs.getincrementaldecoder(encoding)("replace").decode(start, is_complete).removeprefix("\ufeff")
     end = len(text) if is_complete else max(text.rfind("\n") + 1, 0) or len(text)
     return text[:end]
@@ -154,12 +154,12 @@ def _parse(sample: str, separators: _Separators) -> list[list[str]]:
 
 def _infer_separators(sample: str, label: str) -> _Separators:
     """Returns what DuckDB finds, or what counting cells finds where that alone puts the label into the first row."""
-    counted, sniffed = _count_cells(sample), _sniff(sample)
-    if sniffed is None:
-        return counted
-    if label not in _first_row(sample, sniffed) and label in _first_row(sample, counted):
-        return counted
-    return sniffed
+    counted_separators, sniffed_separators = _count_cells(sample), _sniff(sample)
+    if sniffed_separators is None:
+        return counted_separators
+    if label not in _first_row(sample, sniffed_separators) and label in _first_row(sample, counted_separators):
+        return counted_separators
+    return sniffed_separators
 
 
 def _first_row(sample: str, separators: _Separators) -> list[str]:
@@ -199,19 +199,19 @@ def _count_cells(sample: str) -> _Separators:
 
 
 def _infer_header(rows: list[list[str]], label: str, columns: Sequence[str] | None) -> tuple[bool, str]:
-    first, rest = rows[0], rows[1:200]
-    if columns is None and label in first:
+    first_row, body = rows[0], rows[1:200]
+    if columns is None and label in first_row:
         return True, f"the first row contains the name {label}"
     if columns is None and re.fullmatch(r"column_\d+", label):
         return False, "--label names a numbered column, so there is no header"
-    if columns is not None and [name.strip() for name in columns] == first:
+    if columns is not None and [name.strip() for name in columns] == first_row:
         return True, "the first row has the names of --columns and is skipped"
-    if any(_NUMBER_OR_DATE.fullmatch(cell) for cell in first):
+    if any(_NUMBER_OR_DATE.fullmatch(cell) for cell in first_row):
         return False, "the first row has numbers or dates"
-    below = [[row[index] for row in rest if index < len(row)] for index in range(len(first))]
+    below = [[row[index] for row in body if index < len(row)] for index in range(len(first_row))]
     if any(sum(_NUMBER_OR_DATE.fullmatch(cell) is not None for cell in cells) > len(cells) / 2 for cells in below):
         return True, "the first row has names above columns of numbers"
-    is_new = all(cell and cell not in cells for cell, cells in zip(first, below, strict=True))
+    is_new = all(cell and cell not in cells for cell, cells in zip(first_row, below, strict=True))
     if is_new and columns is None:
         return True, "the first row has texts that occur in no other row"
     return False, "the first row looks like the other rows"
@@ -219,11 +219,11 @@ def _infer_header(rows: list[list[str]], label: str, columns: Sequence[str] | No
 
 def _complete_names(names: Sequence[str]) -> tuple[str, ...]:
     """Returns a unique name for each column."""
-    unique: list[str] = []
+    unique_names: list[str] = []
     for number, name in enumerate(names, 1):
-        taken = unique if name else [*unique, *names[number:]]
-        unique.append(unused_name(name or f"column_{number}", taken))
-    return tuple(unique)
+        used_names = unique_names if name else [*unique_names, *names[number:]]
+        unique_names.append(unused_name(name or f"column_{number}", used_names))
+    return tuple(unique_names)
 
 
 def _require_width(location: FileLocation, names: Sequence[str], width: int) -> None:
@@ -236,7 +236,7 @@ def _require_width(location: FileLocation, names: Sequence[str], width: int) -> 
         )
 
 
-def _not_csv(location: FileLocation, problem: str) -> DataMissing:
+def _not_csv_error(location: FileLocation, problem: str) -> DataMissing:
     return DataMissing(
         f"{location.path} cannot be read as CSV: {problem}",
         required="a text with rows of cells",

@@ -38,7 +38,7 @@ def detect_format(source: str) -> str:
     if by_suffix not in (None, "text", "json"):
         return str(by_suffix)
     if source.startswith(REMOTE):
-        raise _undetected(source, "its suffix is of no known format")
+        raise _detection_error(source, "its suffix is of no known format")
     path = Path(source)
     if path.is_dir():
         return _detect_in_folder(path)
@@ -86,8 +86,8 @@ def _detect_in_folder(folder: Path) -> str:
     if len(formats) == 1:
         return formats[0]
     if formats:
-        raise _undetected(str(folder), f"it has files of {', '.join(formats)}")
-    raise _undetected(str(folder), f"none of its {len(files)} files has a known suffix")
+        raise _detection_error(str(folder), f"it has files of {', '.join(formats)}")
+    raise _detection_error(str(folder), f"none of its {len(files)} files has a known suffix")
 
 
 def _detect_in_file(path: Path) -> str:
@@ -107,7 +107,7 @@ def _detect_in_file(path: Path) -> str:
     if start[:2] == b"\0\0" and read_image_shape(str(path)):
         return "idx"
     if b"\0" in start and not start.startswith(_BYTE_ORDER_MARKS):
-        raise _undetected(str(path), f"it is no text, and begins with the bytes {start[:8].hex(' ')}")
+        raise _detection_error(str(path), f"it is no text, and begins with the bytes {start[:8].hex(' ')}")
     first_line = next((line for line in start.splitlines() if line.strip()), b"").lstrip(b"\xef\xbb\xbf").strip()
     if first_line[:1] in (b"{", b"["):
         return _detect_json(path, first_line)
@@ -123,7 +123,7 @@ def _detect_json(path: Path, first_line: bytes) -> str:
         pass
     if first_line.startswith(b"["):
         return "json"
-    raise _undetected(str(path), "it is one JSON object, whose list of rows a recipe must name (data.records)")
+    raise _detection_error(str(path), "it is one JSON object, and the recipe must name its list of rows (data.records)")
 
 
 def _detect_in_zip(path: Path) -> str:
@@ -131,10 +131,10 @@ def _detect_in_zip(path: Path) -> str:
         with zipfile.ZipFile(path) as archive:
             formats = {_detect_by_suffix(name) for name in archive.namelist()}
     except zipfile.BadZipFile as failure:
-        raise _undetected(str(path), f"it is no complete zip: {failure}") from failure
+        raise _detection_error(str(path), f"it is no complete zip: {failure}") from failure
     media = sorted(formats & {"images", "audio"}, key=str)
     if len(media) != 1:
-        raise _undetected(str(path), "it is a zip with neither recordings only nor images only")
+        raise _detection_error(str(path), "it is a zip with neither recordings only nor images only")
     return str(media[0])
 
 
@@ -144,10 +144,10 @@ def _read_start(path: Path) -> bytes:
         with pafs.LocalFileSystem().open_input_stream(str(path.absolute()), compression=compression) as stream:
             return bytes(stream.read(_START_BYTES))
     except (OSError, pa.ArrowInvalid) as failure:
-        raise _undetected(str(path), str(failure)) from failure
+        raise _detection_error(str(path), str(failure)) from failure
 
 
-def _undetected(source: str, problem: str) -> DataMissing:
+def _detection_error(source: str, problem: str) -> DataMissing:
     return DataMissing(
         f"the format of {source} cannot be detected: {problem}",
         required=f"one of {', '.join(SUFFIXES)}",

@@ -47,14 +47,13 @@ class InputPlan(NamedTuple):
     @property
     def columns(self) -> list[str]:
         """The columns that the network reads, each once."""
-        read = (
-            name for planned in self.inputs for name in planned.options.get("columns", [planned.options.get("column")])
-        )
-        return list(dict.fromkeys(read))
+        all_options = [planned_input.options for planned_input in self.inputs]
+        names = (name for options in all_options for name in options.get("columns", [options.get("column")]))
+        return list(dict.fromkeys(names))
 
     @property
     def is_tabular(self) -> bool:
-        return all("columns" in planned.options for planned in self.inputs)
+        return all("columns" in planned_input.options for planned_input in self.inputs)
 
 
 def split_words(name: str) -> list[str]:
@@ -77,7 +76,7 @@ def plan_inputs(
     `shape` has the sizes of an array where the source states them.
     """
     unused = dict(reserved)
-    planned: dict[str, PlannedInput] = {}
+    inputs_by_options: dict[str, PlannedInput] = {}
     columns_by_options: dict[str, list[str]] = {}
     usable = [column for column in profile.columns if column.name not in reserved]
     for column in (column for column in usable if column.logical_type != "array"):
@@ -87,19 +86,19 @@ def plan_inputs(
             continue
         tabular = _plan_tabular(column, num_classes)
         options = json.dumps(tabular.options, sort_keys=True)
-        planned.setdefault(options, tabular)
+        inputs_by_options.setdefault(options, tabular)
         columns_by_options.setdefault(options, []).append(column.name)
     inputs = tuple(
         PlannedInput(
             {"kind": tabular.options["kind"], "columns": columns_by_options[options], **_without_kind(tabular.options)},
             tabular.reason,
         )
-        for options, tabular in planned.items()
+        for options, tabular in inputs_by_options.items()
     )
-    read = [name for names in columns_by_options.values() for name in names]
-    spiked = [name for name in read if _has_spikes(_column(profile, name))]
-    if spiked:
-        category = {"kind": "category", "columns": spiked, "min_count": _MIN_VALUES}
+    columns_read = [name for names in columns_by_options.values() for name in names]
+    spiked_columns = [name for name in columns_read if _has_spikes(_column(profile, name))]
+    if spiked_columns:
+        category = {"kind": "category", "columns": spiked_columns, "min_count": _MIN_VALUES}
         inputs += (
             PlannedInput(
                 category, "most rows have one value and the others vary, so these columns are read as categories too"
@@ -109,9 +108,10 @@ def plan_inputs(
     for column in arrays:
         array = _plan_array(column, profile, data, shape)
         if isinstance(array, PlannedInput) and (not inputs or _is_image(column, data)):
-            others = dict.fromkeys(read, "the model reads an array as its single input")
-            others |= {other.name: "the model reads another array" for other in arrays if other.name != column.name}
-            return InputPlan((array,), {**unused, **others})
+            skipped = dict.fromkeys(columns_read, "the model reads an array as its single input")
+            array_names = [array_column.name for array_column in arrays if array_column.name != column.name]
+            skipped |= dict.fromkeys(array_names, "the model reads another array")
+            return InputPlan((array,), {**unused, **skipped})
         unused[column.name] = _SINGLE_ARRAY if isinstance(array, PlannedInput) else array
     return InputPlan(inputs, unused) if inputs else _plan_text(profile, unused)
 
@@ -131,9 +131,9 @@ def _plan_text(profile: SourceProfile, unused: dict[str, str]) -> InputPlan:
     options = {"kind": "text", "column": longest.name, "length": length, "vocabulary_size": size}
     if longest.num_missing:
         options["missing"] = "empty"
-    planned = PlannedInput(options, f"text of at most {length} tokens; longer text is cut")
-    others = {column.name: "the model reads another text" for column in texts}
-    return InputPlan((planned,), {name: why for name, why in (unused | others).items() if name != longest.name})
+    planned_input = PlannedInput(options, f"text of at most {length} tokens; longer text is cut")
+    skipped = {column.name: "the model reads another text" for column in texts}
+    return InputPlan((planned_input,), {name: why for name, why in (unused | skipped).items() if name != longest.name})
 
 
 def _without_kind(options: dict[str, Any]) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def profile_source(data: DataSource, scratch: Path) -> SourceProfile:
 
 
 def _describe_first_malformed(path: Path) -> str:
-    """Returns the first malformed line in words; empty where there is none."""
+    """Describes the first malformed line; empty if there is none."""
     for batch in read_batches(path):
         for row in batch.slice(0, 1).to_pylist():
             where = row["file"] if row["line"] is None else f"{row['file']}, line {row['line']}"
@@ -158,11 +158,11 @@ def _make_profiler(field: pa.Field, num_rows: int, data: DataSource) -> ColumnPr
     if pa.types.is_list(arrow_type) or pa.types.is_large_list(arrow_type) or pa.types.is_fixed_size_list(arrow_type):
         element_type = logical_type_of(arrow_type.value_type)
         if element_type is None or element_type in ("date", "timestamp", "array"):
-            raise _unsupported_type(field, data)
+            raise _type_error(field, data)
         return ArrayColumnProfiler(element_type, arrow_type.value_type)
     logical_type = logical_type_of(arrow_type)
     if logical_type is None:
-        raise _unsupported_type(field, data)
+        raise _type_error(field, data)
     if data.is_text:
         return TextColumnProfiler(num_rows)
     return TypedColumnProfiler(logical_type)
@@ -183,7 +183,7 @@ def logical_type_of(arrow_type: pa.DataType) -> LogicalType | None:
     return "timestamp" if pa.types.is_timestamp(arrow_type) else None
 
 
-def _unsupported_type(field: pa.Field, data: DataSource) -> DataUnfit:
+def _type_error(field: pa.Field, data: DataSource) -> DataUnfit:
     return DataUnfit(
         f"column {field.name} is of type {field.type}",
         required="numbers, text, booleans, dates, timestamps, or arrays of single values",

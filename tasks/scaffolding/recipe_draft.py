@@ -61,9 +61,9 @@ def _data(plan: DraftPlan, names: dict[str, str], data: dict[str, Any], notes: d
     if plan.key.is_added:
         section["row_id"] = plan.key.name
         add_comment(section, "row_id", "No column identifies every row, so the row's number, from 0, is added.", 2)
-    renamed = {name: new for name, new in names.items() if name != new}
-    if renamed:
-        section["rename"] = CommentedMap(renamed)
+    new_names = {name: contract_name for name, contract_name in names.items() if name != contract_name}
+    if new_names:
+        section["rename"] = CommentedMap(new_names)
         add_comment(
             section,
             "rename",
@@ -102,14 +102,14 @@ def _features(plan: DraftPlan, names: dict[str, str]) -> CommentedMap:
 
 def _inputs(plan: DraftPlan, names: dict[str, str]) -> CommentedSeq:
     section = CommentedSeq()
-    for planned in plan.inputs.inputs:
-        options = dict(planned.options)
+    for planned_input in plan.inputs.inputs:
+        options = dict(planned_input.options)
         if "column" in options:
             options["column"] = names[options["column"]]
         if "columns" in options:
             options["columns"] = [names[name] for name in options["columns"]]
         section.append(CommentedMap((option, inline(value)) for option, value in options.items()))
-        add_comment(section, len(section) - 1, f"{planned.reason[0].upper()}{planned.reason[1:]}.", 4)
+        add_comment(section, len(section) - 1, f"{planned_input.reason[0].upper()}{planned_input.reason[1:]}.", 4)
     return section
 
 
@@ -140,7 +140,7 @@ def _network(plan: DraftPlan) -> tuple[CommentedMap, CommentedMap, CommentedMap]
     """Returns the sections model, training and compression, sized by the number of training rows."""
     num_rows = _num_training_rows(plan)
     batch_size = next(
-        (size for most, size in ((500, 16), (2_000, 32), (20_000, 128), (200_000, 256)) if num_rows < most), 1024
+        (size for upper, size in ((500, 16), (2_000, 32), (20_000, 128), (200_000, 256)) if num_rows < upper), 1024
     )
     if plan.inputs.is_tabular:
         hidden = [32] if num_rows < 1_000 else [64, 32] if num_rows < 10_000 else [128, 64]

@@ -47,8 +47,8 @@ class FilterResult(NamedTuple):
     num_untolerated: int
 
 
-def filter_rows(source: Path, contract: Contract, passed: Path, quarantine: QuarantineWriter) -> FilterResult:
-    """Writes the rows that keep every rule about one row to `passed`, in the contract's types.
+def filter_rows(source: Path, contract: Contract, valid_path: Path, quarantine: QuarantineWriter) -> FilterResult:
+    """Writes the rows that keep every rule about one row to `valid_path`, in the contract's types.
 
     A row that breaks only warnings passes. Memory is bounded by a few batches and one bit per row.
 
@@ -61,7 +61,7 @@ def filter_rows(source: Path, contract: Contract, passed: Path, quarantine: Quar
     counters = [_ViolationCounter(rule, contract.personal_columns) for rule in rules]
     quarantined = RowMask(pq.read_metadata(source).num_rows)
     start = num_untolerated = 0
-    with RowWriter(passed, schema, row_group_size_of(source)) as writer:
+    with RowWriter(valid_path, schema, row_group_size_of(source)) as writer:
         for raw in read_batches(source):
             require_valid_text(raw, start)
             batch = cast_batch(raw, schema)
@@ -97,8 +97,8 @@ class _ViolationCounter:
         self._num_violations += mask.true_count
         self._num_checked += batch.rows.num_rows - self._count_unchecked(batch)
         if mask.true_count:
-            num_wanted = MAX_EXAMPLES - len(self._examples)
-            self._examples += example_violations(Violation(self.rule, mask), batch, start, self._personal, num_wanted)
+            num_examples = MAX_EXAMPLES - len(self._examples)
+            self._examples += example_violations(Violation(self.rule, mask), batch, start, self._personal, num_examples)
 
     def _count_unchecked(self, batch: CastBatch) -> int:
         """Returns the number of nulls, to which only conditions and the rule that forbids them apply."""
@@ -136,14 +136,20 @@ def quarantine_rows(
             violations.append(Violation(rule, pa.array(mask)))
         if any(violation.mask.true_count for violation in violations):
             batch = cast_batch(raw, schema)
-            for violation, shown in zip(violations, examples, strict=True):
-                shown += example_violations(violation, batch, start, personal, MAX_EXAMPLES - len(shown))
-            errors = [broken for broken in violations if broken.rule.severity == "error" and broken.mask.true_count]
+            for violation, rule_examples in zip(violations, examples, strict=True):
+                rule_examples += example_violations(
+                    violation, batch, start, personal, MAX_EXAMPLES - len(rule_examples)
+                )
+            errors = [
+                violation
+                for violation in violations
+                if violation.rule.severity == "error" and violation.mask.true_count
+            ]
             if errors:
                 quarantine.add(batch, start, errors)
         start += raw.num_rows
         num_passed += int(has_passed.sum())
-    return [tuple(shown) for shown in examples]
+    return [tuple(rule_examples) for rule_examples in examples]
 
 
 def drop_rows(path: Path, rows: RowMask) -> None:

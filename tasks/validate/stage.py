@@ -59,22 +59,22 @@ def validate(out: Output, rows: RawRows, contract: Contract) -> ValidRows:
     require_columns(_schema_after_casting(schema, contract) if rows.is_text else schema, contract, where)
     if rows.num_rows == 0:
         raise DataUnfit("the data has no rows", required="at least one row", where=where, remedy="check the source")
-    passed, quarantined = out.path("rows.parquet"), out.path("quarantine.parquet")
-    with QuarantineWriter(quarantined, schema, contract.personal_columns, row_group_size_of(source)) as quarantine:
-        filtered = filter_rows(source, contract, passed, quarantine)
-        table_checks = list(check_table_rules(passed, contract, where))
-        table_checks, num_more = _quarantine_table_violations(
-            source, passed, contract, filtered, table_checks, quarantine
+    valid_path, quarantine_path = out.path("rows.parquet"), out.path("quarantine.parquet")
+    with QuarantineWriter(quarantine_path, schema, contract.personal_columns, row_group_size_of(source)) as quarantine:
+        filter_result = filter_rows(source, contract, valid_path, quarantine)
+        table_checks = list(check_table_rules(valid_path, contract, where))
+        table_checks, num_table_violations = _quarantine_table_violations(
+            source, valid_path, contract, filter_result, table_checks, quarantine
         )
-    counts = _order_counts(contract, rows, filtered, table_checks)
+    counts = _order_counts(contract, rows, filter_result, table_checks)
     result = build_suite_result(contract.name, rows.source, rows.num_rows, counts)
     out.path("report.html").write_text(render_data_docs(result), encoding="utf-8")
-    num_passed = _count_passed(passed, quarantined, rows)
-    failed = [count for count, has_passed in zip(counts, rule_successes(result), strict=True) if not has_passed]
-    num_violating = filtered.num_untolerated + num_more + rows.num_malformed
-    _require_kept(contract, failed, num_violating, rows, out, where)
-    fresh_until = _fresh_until(passed, contract)
-    digest_of_rows = _protect_personal_columns(passed, contract)
+    num_passed = _count_passed(valid_path, quarantine_path, rows)
+    failed_counts = [count for count, has_passed in zip(counts, rule_successes(result), strict=True) if not has_passed]
+    num_violating = filter_result.num_untolerated + num_table_violations + rows.num_malformed
+    _require_kept(contract, failed_counts, num_violating, rows, out, where)
+    fresh_until = _fresh_until(valid_path, contract)
+    digest_of_rows = _protect_personal_columns(valid_path, contract)
     return ValidRows(
         uri=out.uri("rows.parquet"),
         quarantine_uri=out.uri("quarantine.parquet"),
@@ -105,29 +105,29 @@ def _schema_after_casting(schema: pa.Schema, contract: Contract) -> pa.Schema:
     )
 
 
-def _protect_personal_columns(passed: Path, contract: Contract) -> str:
-    """Drops, hashes or encrypts personal columns in `passed` as the contract says, and returns the rows' digest."""
+def _protect_personal_columns(valid_path: Path, contract: Contract) -> str:
+    """Drops, hashes or encrypts personal columns in `valid_path` as the contract says, and returns the rows' digest."""
     if not contract.personal_columns:
-        return digest_of_file(passed)
-    temporary = passed.with_suffix(".kept")
+        return digest_of_file(valid_path)
+    temporary = valid_path.with_suffix(".kept")
     encrypted = [column.name for column in contract.columns if column.personal == "encrypt"]
-    with RowWriter(temporary, protected_schema(contract), row_group_size_of(passed), encrypted) as writer:
-        for batch in read_batches(passed):
+    with RowWriter(temporary, protected_schema(contract), row_group_size_of(valid_path), encrypted) as writer:
+        for batch in read_batches(valid_path):
             writer.write(protect_batch(batch, contract))
     digest = writer.digest()
-    temporary.replace(passed)
+    temporary.replace(valid_path)
     return digest
 
 
 def _quarantine_table_violations(
     source: Path,
-    passed: Path,
+    valid_path: Path,
     contract: Contract,
-    filtered: FilterResult,
+    filter_result: FilterResult,
     checks: list[TableCheck],
     quarantine: QuarantineWriter,
 ) -> tuple[list[TableCheck], int]:
-    """Moves the rows that break a rule about the table from `passed` to `quarantine`.
+    """Moves the rows that break a rule about the table from `valid_path` to `quarantine`.
 
     Returns:
         The checks with examples, and how many rows break a rule that has no tolerance of its own.
@@ -139,16 +139,16 @@ def _quarantine_table_violations(
     ]
     if not violations:
         return checks, 0
-    examples = quarantine_rows(source, contract, filtered.quarantined, violations, quarantine)
-    by_rule = {violation.rule: shown for violation, shown in zip(violations, examples, strict=True)}
+    examples = quarantine_rows(source, contract, filter_result.quarantined, violations, quarantine)
+    by_rule = {violation.rule: rule_examples for violation, rule_examples in zip(violations, examples, strict=True)}
     checks = [
         check._replace(result=check.result._replace(examples=by_rule.get(check.result.rule, ()))) for check in checks
     ]
     errors = [violation for violation in violations if violation.rule.severity == "error"]
     untolerated = [violation.rows for violation in errors if violation.rule.tolerance is None]
-    num_rows = pq.read_metadata(passed).num_rows
+    num_rows = pq.read_metadata(valid_path).num_rows
     if errors:
-        drop_rows(passed, _union([violation.rows for violation in errors], num_rows))
+        drop_rows(valid_path, _union([violation.rows for violation in errors], num_rows))
     return checks, _union(untolerated, num_rows).num_set
 
 
@@ -160,10 +160,10 @@ def _union(masks: Sequence[RowMask], num_rows: int) -> RowMask:
 
 
 def _order_counts(
-    contract: Contract, rows: RawRows, filtered: FilterResult, checks: list[TableCheck]
+    contract: Contract, rows: RawRows, filter_result: FilterResult, checks: list[TableCheck]
 ) -> list[RuleCount]:
     """Returns the counts of all rules, in the contract's order."""
-    counts = {count.rule: count for count in (*filtered.counts, *(check.result for check in checks))}
+    counts = {count.rule: count for count in (*filter_result.counts, *(check.result for check in checks))}
     for rule in contract.rules():
         if rule.kind == "num_rows":
             counts[rule] = RuleCount(rule, int(not rule.allows(rows.num_rows)), 1, (), str(rows.num_rows))
@@ -171,19 +171,19 @@ def _order_counts(
     return [*ordered, *counts.values()]
 
 
-def _count_passed(passed: Path, quarantine: Path, rows: RawRows) -> int:
+def _count_passed(valid_path: Path, quarantine_path: Path, rows: RawRows) -> int:
     """Returns the number of rows that passed, and checks that the two files together hold all rows."""
-    num_passed, num_quarantined = (pq.read_metadata(path).num_rows for path in (passed, quarantine))
+    num_passed, num_quarantined = (pq.read_metadata(path).num_rows for path in (valid_path, quarantine_path))
     if num_passed + num_quarantined != rows.num_rows:
         raise RuntimeError(f"{num_passed} rows passed and {num_quarantined} were quarantined, out of {rows.num_rows}")
     return num_passed
 
 
 def _require_kept(
-    contract: Contract, failed: list[RuleCount], num_violating: int, rows: RawRows, out: Output, where: str
+    contract: Contract, failed_counts: list[RuleCount], num_violating: int, rows: RawRows, out: Output, where: str
 ) -> None:
     """Raises ContractBroken if a rule about the table is broken, or a tolerance or the quarantine limit is exceeded."""
-    errors = [count for count in failed if count.rule.severity == "error"]
+    errors = [count for count in failed_counts if count.rule.severity == "error"]
     problems = [
         f"{count.rule.target or 'the table'}: found {count.observed}, {count.rule.sentence}"
         for count in errors
@@ -227,8 +227,8 @@ def _format_share(num: int, num_all: int, what: str) -> str:
     return f"{num} of {num_all} {what} ({num / max(num_all, 1):.1%})"
 
 
-def _fresh_until(passed: Path, contract: Contract) -> datetime | None:
+def _fresh_until(valid_path: Path, contract: Contract) -> datetime | None:
     """Returns when the data exceeds its first limit of age. The rules hold, so each column has a latest moment."""
     limits = [(rule.target, rule.high or 0) for rule in contract.rules() if rule.kind == "fresh"]
-    moments = [(latest_moment(passed, column), timedelta(seconds=age_s)) for column, age_s in limits]
+    moments = [(latest_moment(valid_path, column), timedelta(seconds=age_s)) for column, age_s in limits]
     return min((moment + age for moment, age in moments if moment is not None), default=None)

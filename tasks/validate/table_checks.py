@@ -91,10 +91,10 @@ def latest_moment(path: Path, column: str) -> datetime | None:
 
 
 def _require_free_names(contract: Contract, where: str) -> None:
-    taken = [column.name for column in contract.columns if column.name.lower() == _POSITION]
-    if taken:
+    reserved_names = [column.name for column in contract.columns if column.name.lower() == _POSITION]
+    if reserved_names:
         raise ContractBroken(
-            f"a column has the name {taken[0]}, which DuckDB reserves for the position of a row",
+            f"a column has the name {reserved_names[0]}, which DuckDB reserves for the position of a row",
             required="another name, since the contract has rules about the table",
             where=where,
             remedy="rename the column with `rename` in the recipe's data, and in the contract",
@@ -106,8 +106,8 @@ def _check_unique(table: _Table, rule: Rule, where: str) -> TableCheck:
     cells = [table.cell(name) for name in rule.columns or (rule.target,)]
     names = ", ".join(cells)
     present = " and ".join(f"{cell} is not null" for cell in cells)
-    twice = f"select {names} from cells where {present} group by {names} having count(*) > 1"
-    return _check_rows(table, rule, present, f"select position from cells semi join ({twice}) using ({names})")
+    duplicates = f"select {names} from cells where {present} group by {names} having count(*) > 1"
+    return _check_rows(table, rule, present, f"select position from cells semi join ({duplicates}) using ({names})")
 
 
 def _check_determined(table: _Table, rule: Rule, where: str) -> TableCheck:
@@ -160,7 +160,7 @@ def _check_query(table: _Table, rule: Rule, where: str) -> TableCheck:
         ) from (None if has_personal else failure)
     finally:
         table.engine.execute("reset threads")
-    return _check_number(rule, number, shown=_CONCEALED if is_personal else None)
+    return _check_number(rule, number, text=_CONCEALED if is_personal else None)
 
 
 def _reads_personal(rule: Rule, contract: Contract) -> bool:
@@ -184,7 +184,7 @@ def _check_age(table: _Table, rule: Rule, where: str) -> TableCheck:
     is_personal = rule.target in table.contract.personal_columns
     is_future = age_s < -CLOCK_TOLERANCE_S
     text = f"{moment.isoformat(sep=' ', timespec='seconds')}{', which is in the future' if is_future else ''}"
-    return _check_number(rule, None if is_future else age_s, shown=_CONCEALED if is_personal else text)
+    return _check_number(rule, None if is_future else age_s, text=_CONCEALED if is_personal else text)
 
 
 def _check_divergence(table: _Table, rule: Rule, where: str) -> TableCheck:
@@ -195,10 +195,10 @@ def _check_divergence(table: _Table, rule: Rule, where: str) -> TableCheck:
     return _check_number(rule, compute_divergence(rule.divergence, reference, functools.reduce(operator.add, counts)))
 
 
-def _check_number(rule: Rule, number: float | None, shown: str | None = None) -> TableCheck:
+def _check_number(rule: Rule, number: float | None, text: str | None = None) -> TableCheck:
     """Checks a rule about one number. Without a number the rule is broken."""
     is_broken = number is None or not rule.allows(number)
-    observed = shown if shown is not None else "no value" if number is None else f"{number:.10g}"
+    observed = text if text is not None else "no value" if number is None else f"{number:.10g}"
     return TableCheck(RuleCount(rule, int(is_broken), 1, (), observed), None)
 
 

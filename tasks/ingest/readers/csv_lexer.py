@@ -44,7 +44,7 @@ def split_records(stream: io.BufferedReader, lexer: Lexer, first_line: int) -> I
     record: list[bytes] = []
     start = number = first_line
     is_open = False
-    for line in (piece for read in iter(stream.readline, b"") for piece in read.splitlines(keepends=True)):
+    for line in (piece for text in iter(stream.readline, b"") for piece in text.splitlines(keepends=True)):
         if record or line.strip(b"\r\n"):
             start = start if record else number
             record.append(line)

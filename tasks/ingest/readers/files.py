@@ -120,15 +120,21 @@ def _add_path_columns(
                 files[0].path, f"column {name!r} is in the file and in its path", "one value per column"
             )
         if any(name not in values for values in path_values):
-            lacking = next(file for file, values in zip(files, path_values, strict=True) if name not in values)
-            raise unreadable_error(lacking.path, f"the path has no {name}=...", "the same folders for all files")
+            file_without_column = next(
+                file for file, values in zip(files, path_values, strict=True) if name not in values
+            )
+            raise unreadable_error(
+                file_without_column.path, f"the path has no {name}=...", "the same folders for all files"
+            )
         is_integer = not is_text and _are_integers([values[name] for values in path_values])
         schema = schema.append(pa.field(name, pa.int64() if is_integer else pa.string()))
     num_columns = len(path_values[0])
-    odd = next((file for file, values in zip(files, path_values, strict=True) if len(values) > num_columns), None)
-    if odd is not None:
+    file_with_more = next(
+        (file for file, values in zip(files, path_values, strict=True) if len(values) > num_columns), None
+    )
+    if file_with_more is not None:
         problem = "its path has columns that other files do not have"
-        raise unreadable_error(odd.path, problem, "the same folders for all files")
+        raise unreadable_error(file_with_more.path, problem, "the same folders for all files")
     return schema
 
 

@@ -51,7 +51,7 @@ def read(data: DataSource, origin: SourceFile, malformed: MalformedWriter) -> Ro
     return RowStream(schema, _to_batches(schema, first, images), row_group_size)
 
 
-def _to_batches(schema: pa.Schema, first: _Image, others: Iterator[_Image]) -> Iterator[pa.RecordBatch]:
+def _to_batches(schema: pa.Schema, first: _Image, later_images: Iterator[_Image]) -> Iterator[pa.RecordBatch]:
     images = [first]
     while images:
         for image in images:
@@ -61,7 +61,7 @@ def _to_batches(schema: pa.Schema, first: _Image, others: Iterator[_Image]) -> I
         ).cast(schema.field("image").type)
         texts = [pa.array([image.values[name] for image in images], pa.string()) for name in schema.names[:-1]]
         yield pa.RecordBatch.from_arrays([*texts, pixels], schema=schema)
-        images = list(islice(others, _BATCH_FILES))
+        images = list(islice(later_images, _BATCH_FILES))
 
 
 def _require_equal_sizes(first: _Image, image: _Image) -> None:

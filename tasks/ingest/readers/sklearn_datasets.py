@@ -46,7 +46,7 @@ def _dataset_name(origin: SourceFile) -> str:
     if name not in DATASET_NAMES:
         raise DataMissing(
             f"scikit-learn bundles no data set {name!r} that Bloomery reads",
-            required=f"one of {', '.join(f'sklearn:{known}' for known in DATASET_NAMES)}, or a path",
+            required=f"one of {', '.join(f'sklearn:{dataset}' for dataset in DATASET_NAMES)}, or a path",
             where="the recipe's data.source",
             remedy="correct the name, or give the path of a file",
         )
