@@ -50,8 +50,8 @@ def contract_for(table: pa.Table) -> Contract:
 
 
 @pytest.fixture
-def validated(home: Path) -> Callable[..., ValidRows]:
-    """Validates a table, as if `ingest` had read it."""
+def validate_table(home: Path) -> Callable[..., ValidRows]:
+    """Runs `validate` on a table as on the output of `ingest`."""
 
     def check(table: pa.Table, contract: Contract, **raw: Any) -> ValidRows:
         home.mkdir(exist_ok=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from bloomery.tasks.infrastructure.disk_errors import share_lost_error
 
 
-def test_a_share_that_stops_answering_is_named(home: Path) -> None:
+def test_a_share_that_stops_answering_is_reported(home: Path) -> None:
     for number in (errno.EIO, errno.ESTALE, errno.EHOSTDOWN):
         try:
             try:

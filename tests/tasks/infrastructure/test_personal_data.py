@@ -1,4 +1,4 @@
-"""What is known of people is dropped, hashed or encrypted, and stands in no report, message or raw file."""
+"""Personal data is dropped, hashed or encrypted, and appears in no report, message or raw file."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ SECRET = "a secret of many characters"
 NAMES = [f"Person Nr {number}" for number in range(200)]
 
 
-def contract(**table: Any) -> Contract:
+def make_contract(**table: Any) -> Contract:
     def column(name: str, kind: str, personal: str | None = None, **more: Any) -> dict[str, Any]:
-        stated = [{"property": "personal", "value": personal}] if personal else []
-        return {"name": name, "logicalType": kind, "required": True, "customProperties": stated, **more}
+        properties = [{"property": "personal", "value": personal}] if personal else []
+        return {"name": name, "logicalType": kind, "required": True, "customProperties": properties, **more}
 
     properties = [
         column("email", "string", "hash", primaryKey=True),
@@ -46,7 +46,7 @@ def contract(**table: Any) -> Contract:
     )
 
 
-def rows(names: list[str] = NAMES) -> pa.Table:
+def make_rows(names: list[str] = NAMES) -> pa.Table:
     numbers = range(len(names))
     return pa.table(
         {
@@ -59,99 +59,99 @@ def rows(names: list[str] = NAMES) -> pa.Table:
     )
 
 
-def checked(path: Path, agreed: Contract) -> ValidRows:
-    return validate(ingest(locate_source(DataSource(source=str(path)), agreed.personal_columns)), agreed)
+def validate_file(path: Path, contract: Contract) -> ValidRows:
+    return validate(ingest(locate_source(DataSource(source=str(path)), contract.personal_columns)), contract)
 
 
-def everything_below(folder: Path) -> Iterator[bytes]:
+def file_contents(folder: Path) -> Iterator[bytes]:
     return (path.read_bytes() for path in folder.rglob("*") if path.is_file())
 
 
 @pytest.fixture
 def _key(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(personal_data.KEY_VARIABLE, SECRET)  # after `home`, which clears what is set
+    monkeypatch.setenv(personal_data.KEY_VARIABLE, SECRET)  # after `home`, which clears the variables
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    pq.write_table(rows(), tmp_path / "people.parquet")
+    pq.write_table(make_rows(), tmp_path / "people.parquet")
     return tmp_path / "people.parquet"
 
 
 @pytest.mark.usefixtures("_key")
-def test_each_column_is_kept_as_the_contract_says(home: Path, source: Path) -> None:
-    found = checked(source, contract())
-    path = home / found.uri
+def test_each_personal_column_is_protected_as_the_contract_says(home: Path, source: Path) -> None:
+    result = validate_file(source, make_contract())
+    path = home / result.uri
     assert pq.read_schema(path).names == ["email", "phone", "size", "label"]
     readable = duckdb.connect().sql(f"select email, size from '{path}'").to_arrow_table().to_pydict()
     assert len(set(readable["email"])) == 200
     assert all(len(digest) == 64 for digest in readable["email"])
-    assert readable["size"] == rows()["size"].to_pylist()
+    assert readable["size"] == make_rows()["size"].to_pylist()
     with pytest.raises(OSError, match="decrypt"):
         pq.read_table(path)
-    whole = pa.Table.from_batches(read_batches(path))
-    assert whole["phone"].to_pylist() == rows()["phone"].to_pylist()
+    decrypted = pa.Table.from_batches(read_batches(path))
+    assert decrypted["phone"].to_pylist() == make_rows()["phone"].to_pylist()
 
 
 @pytest.mark.usefixtures("_key")
-def test_no_file_of_the_state_folder_holds_a_value_in_clear(home: Path, tmp_path: Path) -> None:
+def test_no_file_of_the_state_folder_contains_a_personal_value_as_plain_text(home: Path, tmp_path: Path) -> None:
     path = tmp_path / "people.csv"
-    lines = [",".join(map(str, row.values())) for row in rows(["Nobody Inparticular", *NAMES[1:]]).to_pylist()]
+    lines = [",".join(map(str, row.values())) for row in make_rows(["Nobody Inparticular", *NAMES[1:]]).to_pylist()]
     path.write_text("email,name,phone,size,label\n" + "\n".join(lines) + "\nPerson Broken,line\n")
-    found = checked(path, contract(customProperties=[{"property": "quarantineLimit", "value": 0.1}]))
-    assert found.num_quarantined == 2
-    held = list(everything_below(home))
+    result = validate_file(path, make_contract(customProperties=[{"property": "quarantineLimit", "value": 0.1}]))
+    assert result.num_quarantined == 2
+    contents = list(file_contents(home))
     for value in (b"Nobody Inparticular", b"Person Nr 7", b"p7@example.org", b"4930000007", b"Person Broken"):
-        assert not any(value in content for content in held), value
-    quarantine = pa.Table.from_batches(read_batches(home / found.quarantine_uri)).to_pylist()
+        assert not any(value in content for content in contents), value
+    quarantine = pa.Table.from_batches(read_batches(home / result.quarantine_uri)).to_pylist()
     assert quarantine[0]["name"] == "Nobody Inparticular"
     assert quarantine[0]["_reasons"] == [{"column": "name", "rule": "must match ^Person", "value": "(personal)"}]
-    assert "(personal)" in (home / found.report_uri).read_text()
+    assert "(personal)" in (home / result.report_uri).read_text()
 
 
 @pytest.mark.usefixtures("_key")
-def test_an_error_conceals_the_values(home: Path, tmp_path: Path) -> None:
-    pq.write_table(rows(["Nobody", *NAMES[1:]]), tmp_path / "people.parquet")
+def test_an_error_conceals_personal_values(home: Path, tmp_path: Path) -> None:
+    pq.write_table(make_rows(["Nobody", *NAMES[1:]]), tmp_path / "people.parquet")
     with pytest.raises(ContractBroken, match=r"found \(personal\)") as caught:
-        checked(tmp_path / "people.parquet", contract())
+        validate_file(tmp_path / "people.parquet", make_contract())
     assert "Nobody" not in str(caught.value)
 
 
-def test_without_a_key_nothing_is_read(home: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_personal_data_is_not_read_without_a_key(home: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(personal_data.KEY_VARIABLE, raising=False)
     with pytest.raises(SecretMissing, match="BLOOMERY_PERSONAL_KEY is not set"):
-        locate_source(DataSource(source=str(source)), contract().personal_columns)
+        locate_source(DataSource(source=str(source)), make_contract().personal_columns)
     monkeypatch.setenv(personal_data.KEY_VARIABLE, "short")
     with pytest.raises(SecretMissing, match="has 5 characters"):
-        locate_source(DataSource(source=str(source)), contract().personal_columns)
+        locate_source(DataSource(source=str(source)), make_contract().personal_columns)
 
 
 def test_the_digest_depends_on_rows_and_key_and_not_on_the_time_of_writing(
     source: Path, monkeypatch: pytest.MonkeyPatch, home: Path
 ) -> None:
-    agreed = contract()
+    contract = make_contract()
 
     def digest_under(secret: str) -> str:
         monkeypatch.setenv(personal_data.KEY_VARIABLE, secret)
-        raw = ingest.task.fn(locate_source(DataSource(source=str(source)), agreed.personal_columns))
-        return validate.task.fn(raw, agreed).digest
+        raw = ingest.task.fn(locate_source(DataSource(source=str(source)), contract.personal_columns))
+        return validate.task.fn(raw, contract).digest
 
     assert digest_under(SECRET) == digest_under(SECRET)
     assert digest_under(SECRET) != digest_under(SECRET + "!")
 
 
 @pytest.mark.usefixtures("_key")
-def test_a_hashed_key_still_tells_rows_apart(home: Path, source: Path) -> None:
+def test_a_hashed_key_still_identifies_rows(home: Path, source: Path) -> None:
     features = Features.model_validate(
         {"key": "email", "label": "label", "inputs": [{"kind": "number", "columns": ["size"]}]}
     )
-    dataset = prepare(checked(source, contract()), features, Engine(kind="local"))
+    dataset = prepare(validate_file(source, make_contract()), features, Engine(kind="local"))
     keys = pq.read_table(home / dataset.train.uri)["email"].to_pylist()
     assert keys == sorted(keys)
     assert dataset.train.num_rows + dataset.val.num_rows + dataset.test.num_rows == 200
 
 
-def test_a_contract_keeps_its_marks_as_json() -> None:
-    agreed = contract()
-    again = Contract.model_validate(json.loads(agreed.model_dump_json(by_alias=True)))
-    assert again.personal_columns == {"email", "name", "phone"}
+def test_personal_columns_survive_a_round_trip_through_json() -> None:
+    contract = make_contract()
+    restored = Contract.model_validate(json.loads(contract.model_dump_json(by_alias=True)))
+    assert restored.personal_columns == {"email", "name", "phone"}

