@@ -1,4 +1,4 @@
-"""Columns beside rows that are known by their key, and the order in which neighbours stand together."""
+"""Values of slices by key, and the order that keeps dependent rows adjacent."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
-from hypothesis import settings as tried
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from bloomery.data_contracts.records.records import Dataset, Release
@@ -28,27 +28,27 @@ ROWS = pa.table(
 
 @pytest.fixture
 def dataset(home: Path, release: Release) -> Dataset:
-    """A data set whose checked rows are `ROWS`."""
+    """A data set with `ROWS` as its valid rows."""
     path = settings().home / "rows.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(ROWS, path)
-    made = release.bento.choice.candidates.trained.dataset
-    return made.model_copy(update={"valid_rows": made.valid_rows.model_copy(update={"uri": "rows.parquet"})})
+    released = release.bento.choice.candidates.trained.dataset
+    return released.model_copy(update={"valid_rows": released.valid_rows.model_copy(update={"uri": "rows.parquet"})})
 
 
-def test_values_come_in_the_order_of_the_keys(dataset: Dataset) -> None:
+def test_slice_values_are_in_the_order_of_the_keys(dataset: Dataset) -> None:
     values = read_slice_values(dataset, np.array([4, 0, 2]), ["town", "hour"])
     assert values.to_pydict() == {"town": ["B", "B", None], "hour": [0, 3, 2]}
     assert read_slice_values(dataset, pa.array([5], pa.int64()), ["id"]).to_pydict() == {"id": [5]}
 
 
-def features(**stated: Any) -> Features:
+def make_features(**options: Any) -> Features:
     number = {"kind": "number", "columns": ["hour"]}
-    return Features.model_validate({"key": "id", "label": "y", "inputs": [number], **stated})
+    return Features.model_validate({"key": "id", "label": "y", "inputs": [number], **options})
 
 
 @pytest.mark.parametrize(
-    ("stated", "order"),
+    ("options", "order"),
     [
         ({}, [0, 1, 2, 3, 4, 5]),
         ({"split": {"by": "time", "column": "hour"}}, [4, 3, 2, 0, 5, 1]),
@@ -60,25 +60,23 @@ def features(**stated: Any) -> Features:
     ],
     ids=["by key", "by time", "groups in time", "series"],
 )
-def test_rows_that_depend_on_each_other_stand_together(
-    stated: dict[str, Any], order: list[int], dataset: Dataset
-) -> None:
-    assert bootstrap_order(dataset, features(**stated), np.arange(6)).tolist() == order
+def test_dependent_rows_are_adjacent(options: dict[str, Any], order: list[int], dataset: Dataset) -> None:
+    assert bootstrap_order(dataset, make_features(**options), np.arange(6)).tolist() == order
 
 
-def test_each_value_has_its_rows_the_frequent_ones_first() -> None:
-    found = find_slices(ROWS["town"])
-    assert [(value, is_in.nonzero()[0].tolist()) for value, is_in in found] == [
+def test_slices_are_ordered_by_frequency() -> None:
+    slices = find_slices(ROWS["town"])
+    assert [(value, is_in.nonzero()[0].tolist()) for value, is_in in slices] == [
         ("A", [1, 3, 5]),
         ("B", [0, 4]),
         ("None", [2]),
     ]
 
 
-@tried(deadline=None, max_examples=examples(50))
+@hypothesis_settings(deadline=None, max_examples=examples(50))
 @given(st.lists(st.none() | st.floats(-1e6, 1e6), min_size=60, max_size=200))
-def test_many_figures_are_cut_into_ranges_that_have_each_row_once(values: list[float | None]) -> None:
-    found = find_slices(pa.chunked_array([pa.array(values, pa.float64())]))
+def test_many_numbers_are_split_into_disjoint_ranges(values: list[float | None]) -> None:
+    ranges = find_slices(pa.chunked_array([pa.array(values, pa.float64())]))
     if len(set(values)) > 50:
-        assert len(found) <= 5
-        assert np.sum([is_in for _, is_in in found], axis=0).tolist() == [1] * len(values)
+        assert len(ranges) <= 5
+        assert np.sum([is_in for _, is_in in ranges], axis=0).tolist() == [1] * len(values)

@@ -1,4 +1,4 @@
-"""Rows come in as the source has them, and what is missing is named."""
+"""Rows are ingested as the source has them, and missing data is reported."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from bloomery.data_contracts.records.records import RawRows
 from bloomery.tasks.ingest.stage import ingest, locate_source
 
 
-def test_the_carried_digits_come_in_whole(home: Path) -> None:
+def test_the_bundled_digits_are_ingested_completely(home: Path) -> None:
     rows = ingest.task.fn(locate_source(DataSource(source="sklearn:digits")))
     table = pq.read_table(home / rows.uri)
     assert (rows.num_rows, table.num_rows) == (1797, 1797)
@@ -29,7 +29,7 @@ def test_a_folder_of_files_is_read_as_one_table(home: Path, tmp_path: Path) -> N
     assert pq.read_table(home / rows.uri)["id"].to_pylist() == [0, 1, 2]
 
 
-def test_the_source_is_known_by_its_content(tmp_path: Path) -> None:
+def test_the_digest_of_a_source_depends_on_its_content(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"id": [1]}), path)
     first = locate_source(DataSource(source=str(path))).digest
@@ -38,19 +38,19 @@ def test_the_source_is_known_by_its_content(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["nowhere.parquet", "sklearn:unknown"])
-def test_missing_data_is_named(source: str, tmp_path: Path) -> None:
+def test_missing_data_is_reported(source: str, tmp_path: Path) -> None:
     with pytest.raises(DataMissing) as caught:
         locate_source(DataSource(source=source if ":" in source else str(tmp_path / source)))
     assert source.removeprefix("sklearn:") in caught.value.found
     assert caught.value.exit_code == 2
 
 
-def test_an_empty_folder_is_no_data(tmp_path: Path) -> None:
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataMissing, match="in the folder"):
         locate_source(DataSource(source=str(tmp_path)))
 
 
-def test_a_file_that_was_cut_off_is_named(home: Path, tmp_path: Path) -> None:
+def test_a_truncated_file_is_reported(home: Path, tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"id": list(range(1000))}), path)
     path.write_bytes(path.read_bytes()[:-10])
@@ -65,18 +65,18 @@ ADULT = (
 PENDIGITS = (*(f"{axis}{point}" for point in range(8) for axis in "xy"), "label")
 
 
-def _ingested(home: Path, data: DataSource) -> tuple[RawRows, pa.Table]:
+def ingest_table(home: Path, data: DataSource) -> tuple[RawRows, pa.Table]:
     record = ingest(locate_source(data))
     assert record.num_malformed == 0
     return record, pq.read_table(home / record.uri)
 
 
-def test_adult_comes_in_from_two_files_with_leading_spaces_and_question_marks(home: Path, datasets: Path) -> None:
+def test_adult_is_ingested_from_two_files_with_leading_spaces_and_question_marks(home: Path, datasets: Path) -> None:
     sources = [{"source": str(datasets / "adult" / f"adult-{part}.csv"), "part": part} for part in ("train", "test")]
     data = DataSource.model_validate(
         {"sources": sources, "columns": ADULT, "strip": True, "missing": ["?"], "row_id": "id"}
     )
-    record, table = _ingested(home, data)
+    record, table = ingest_table(home, data)
     assert record.num_rows == 32_561 + 16_281
     assert table["workclass"].null_count == 1_836 + 963
     assert table["part"].to_pylist().count("test") == 16_281
@@ -84,21 +84,21 @@ def test_adult_comes_in_from_two_files_with_leading_spaces_and_question_marks(ho
     assert table["id"][-1].as_py() == "48841"
 
 
-def test_the_taxi_files_come_in_month_after_month(home: Path, datasets: Path) -> None:
+def test_taxi_files_are_ingested_month_by_month(home: Path, datasets: Path) -> None:
     data = DataSource(source=str(datasets / "nyc_taxi" / "*.csv"), path_pattern=r"(?P<month>\d{4}-\d{2})\.csv$")
-    record, table = _ingested(home, data)
+    record, table = ingest_table(home, data)
     assert record.num_rows == 120_000
     assert table["congestion_surcharge"].slice(0, 20_000).null_count == 20_000
     assert table["month"].to_pylist()[::10_000][:3] == ["2018-01", "2018-07", "2019-01"]
 
 
 @pytest.mark.slow
-def test_the_spoken_digits_come_in_from_their_zip(home: Path, datasets: Path) -> None:
+def test_spoken_digits_are_ingested_from_a_zip(home: Path, datasets: Path) -> None:
     pattern = r"(?P<label>\d)_(?P<speaker>[a-z]+)_(?P<index>\d+)\.wav"
     data = DataSource(
         source=str(datasets / "fsdd" / "fsdd.zip"), format="audio", path_pattern=pattern, sample_rate=8000
     )
-    record, table = _ingested(home, data)
+    record, table = ingest_table(home, data)
     assert record.num_rows == 3_000
     assert set(table["label"].to_pylist()) == set("0123456789")
     lengths = [len(wave) for wave in table["wave"].to_pylist()]
@@ -106,7 +106,7 @@ def test_the_spoken_digits_come_in_from_their_zip(home: Path, datasets: Path) ->
 
 
 @pytest.mark.slow
-def test_mnist_comes_in_from_four_files(home: Path, datasets: Path) -> None:
+def test_mnist_is_ingested_from_four_files(home: Path, datasets: Path) -> None:
     folder = datasets / "mnist"
     names = {"train": "train", "t10k": "test"}
     sources = [
@@ -117,39 +117,39 @@ def test_mnist_comes_in_from_four_files(home: Path, datasets: Path) -> None:
         }
         for name, part in names.items()
     ]
-    record, table = _ingested(home, DataSource.model_validate({"sources": sources, "format": "idx"}))
+    record, table = ingest_table(home, DataSource.model_validate({"sources": sources, "format": "idx"}))
     assert record.num_rows == 70_000
     assert table["label"].slice(60_000).to_pylist().count(0) == 980
     assert len(table["image"][0]) == 784
 
 
-def test_the_pen_digits_come_in_without_their_padding(home: Path, datasets: Path) -> None:
+def test_pen_digits_are_ingested_without_padding(home: Path, datasets: Path) -> None:
     source = str(datasets / "pendigits" / "pendigits.tra")
-    record, table = _ingested(home, DataSource(source=source, format="csv", columns=PENDIGITS, strip=True))
+    record, table = ingest_table(home, DataSource(source=source, format="csv", columns=PENDIGITS, strip=True))
     assert record.num_rows == 7_494
     assert (
         table.slice(0, 1).to_pylist()[0] | {"x0": "47", "y0": "100", "label": "8"} == table.slice(0, 1).to_pylist()[0]
     )
 
 
-def test_a_missing_value_of_its_own_is_null(home: Path, datasets: Path) -> None:
+def test_a_configured_missing_marker_becomes_null(home: Path, datasets: Path) -> None:
     source = str(datasets / "beijing_pm25" / "pollution.csv")
-    record, table = _ingested(home, DataSource(source=source, missing=("NA",), rename={"pm2.5": "pm25"}))
+    record, table = ingest_table(home, DataSource(source=source, missing=("NA",), rename={"pm2.5": "pm25"}))
     assert record.num_rows == 43_824
     assert table["pm25"].null_count == 2_067
 
 
-def test_rows_are_found_again_and_read_anew_when_the_way_to_read_them_changes(home: Path, tmp_path: Path) -> None:
+def test_cached_rows_are_reused_until_reader_options_change(home: Path, tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("a\n 1\n")
-    plain, stripped = DataSource(source=str(path)), DataSource(source=str(path), strip=True)
-    first = ingest(locate_source(plain))
-    assert ingest.lookup(locate_source(plain)) == first
+    default, stripped = DataSource(source=str(path)), DataSource(source=str(path), strip=True)
+    first = ingest(locate_source(default))
+    assert ingest.lookup(locate_source(default)) == first
     assert ingest.lookup(locate_source(stripped)) is None
     assert pq.read_table(home / ingest(locate_source(stripped)).uri)["a"].to_pylist() == ["1"]
 
 
-def test_a_source_without_rows_has_its_columns(home: Path, tmp_path: Path) -> None:
+def test_a_source_without_rows_keeps_its_columns(home: Path, tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("a,b\n\n")
     record = ingest(locate_source(DataSource(source=str(path))))
@@ -157,19 +157,19 @@ def test_a_source_without_rows_has_its_columns(home: Path, tmp_path: Path) -> No
     assert pq.read_schema(home / record.uri).names == ["a", "b"]
 
 
-def test_texts_are_replaced_as_the_recipe_says(home: Path, tmp_path: Path) -> None:
+def test_texts_are_replaced_as_configured(home: Path, tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("A,b\nno.,1\nno,2\n,3\nyes.,4\n")
-    told = {"rename": {"A": "a"}, "replace": {"a": {"no.": "no", "yes.": "yes", "no": "never"}}}
-    _, table = _ingested(home, DataSource.model_validate({"source": str(path), **told}))
+    options = {"rename": {"A": "a"}, "replace": {"a": {"no.": "no", "yes.": "yes", "no": "never"}}}
+    _, table = ingest_table(home, DataSource.model_validate({"source": str(path), **options}))
     assert table["a"].to_pylist() == ["no", "never", None, "yes"]
     assert table["b"].to_pylist() == ["1", "2", "3", "4"]
-    odd = DataSource.model_validate({"source": str(path), "replace": {"a": {"no.": "no"}}})
+    invalid = DataSource.model_validate({"source": str(path), "replace": {"a": {"no.": "no"}}})
     with pytest.raises(RecipeInvalid, match="no column of text a"):
-        ingest(locate_source(odd))
+        ingest(locate_source(invalid))
 
 
-def test_files_of_one_folder_go_to_the_parts_that_their_names_say(home: Path, tmp_path: Path) -> None:
+def test_files_of_one_folder_are_assigned_to_splits_by_name(home: Path, tmp_path: Path) -> None:
     for name in ("a_0", "a_1", "b_0"):
         (tmp_path / f"{name}.csv").write_text(f"name\n{name}\n")
     folder = str(tmp_path)
@@ -178,14 +178,14 @@ def test_files_of_one_folder_go_to_the_parts_that_their_names_say(home: Path, tm
         {"source": folder, "files": "_[1-9]", "part": "train"},
     ]
     data = DataSource.model_validate({"sources": sources, "format": "csv"})
-    _, table = _ingested(home, data)
+    _, table = ingest_table(home, data)
     assert table.to_pylist() == [
         {"name": "a_0", "part": "test"},
         {"name": "b_0", "part": "test"},
         {"name": "a_1", "part": "train"},
     ]
     sources[1]["files"] = "_[2-9]"
-    none = DataSource.model_validate({"sources": sources, "format": "csv"})
-    assert locate_source(none).digest != locate_source(data).digest
+    unmatched = DataSource.model_validate({"sources": sources, "format": "csv"})
+    assert locate_source(unmatched).digest != locate_source(data).digest
     with pytest.raises(DataMissing, match="no file has '_\\[2-9\\]' in its path"):
-        ingest(locate_source(none))
+        ingest(locate_source(unmatched))

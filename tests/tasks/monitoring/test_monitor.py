@@ -1,4 +1,4 @@
-"""A window of the log beside what is usual: what is an alarm, what is none, and what cannot be told."""
+"""A window of the prediction log is compared with the reference profile: alerts, no alerts, and missing inputs."""
 
 from __future__ import annotations
 
@@ -67,29 +67,29 @@ def packaged(home: Path, contract_of: Any) -> VersionReference:
 
 @pytest.fixture
 def log(home: Path) -> Callable[..., Path]:
-    """Logs rows of one time, and returns the day's folder."""
+    """Logs rows of one moment, and returns the folder of the day."""
 
     def write(
         age: Any, at: datetime = NOW - DAY / 2, share_old: float = 0.5, prefix: str = "r", **outcome: Any
     ) -> Path:
         num = len(age)
-        likely = RNG.uniform(0.5, 1, num)
+        confidences = RNG.uniform(0.5, 1, num)
         outcome = {"version": TAG, "role": "champion", "seconds": 0.002, **outcome}
         table = pa.table(
             {
                 "at": pa.array([at] * num, pa.timestamp("us", "UTC")),
-                "request": [f"{prefix}{folder}" for folder in range(num)],
+                "request": [f"{prefix}{number}" for number in range(num)],
                 "row": pa.array([0] * num, pa.int32()),
                 "version": [outcome["version"]] * num,
                 "role": [outcome["role"]] * num,
                 "seconds": np.broadcast_to(outcome["seconds"], num).astype(float),
                 "columns": [
-                    {"age": float(one), "town": town}
-                    for one, town in zip(age, RNG.choice(["bath", "york"], num, p=[0.3, 0.7]), strict=True)
+                    {"age": float(value), "town": town}
+                    for value, town in zip(age, RNG.choice(["bath", "york"], num, p=[0.3, 0.7]), strict=True)
                 ],
                 "answer": [
-                    {"label": "old" if folder < share_old * num else "young", "probabilities": [one, 1 - one]}
-                    for folder, one in enumerate(likely)
+                    {"label": "old" if number < share_old * num else "young", "probabilities": [value, 1 - value]}
+                    for number, value in enumerate(confidences)
                 ],
             }
         )
@@ -127,9 +127,9 @@ def test_a_drifted_column_raises_an_alert_and_the_others_do_not(packaged: Any, l
     assert drifted_names(report) == ["age"]
     assert report.has_drifted
     assert "age has drifted" in report.alerts[0].message
-    elsewhere = run_monitor(MONITOR.model_copy(update={"columns": ("town",)}))
-    assert drifted_names(elsewhere) == []
-    assert [drift.can_alert for drift in elsewhere.drifts if drift.name == "age"] == [False]
+    town_report = run_monitor(MONITOR.model_copy(update={"columns": ("town",)}))
+    assert drifted_names(town_report) == []
+    assert [drift.can_alert for drift in town_report.drifts if drift.name == "age"] == [False]
 
 
 def test_drifted_predictions_raise_an_alert_whatever_columns_are_monitored(packaged: Any, log: Any) -> None:
@@ -165,13 +165,13 @@ def test_predictions_are_scored_once_there_are_enough_labels(
     assert report.labelled.score.value == pytest.approx((149 + 150) / 449)
     assert report.labelled.weighted_score is not None
     assert report.labelled.weighted_score.value == pytest.approx(0.75)
-    assert [alarm.kind for alarm in report.alerts] == ["drift"]
+    assert [alert.kind for alert in report.alerts] == ["drift"]
     assert "accuracy is 75.0%" in report.alerts[0].message
     csv = tmp_path / "labels.csv"
     csv.write_text("request,label\n" + "".join(f"{name},old\n" for name in names[:300]))
-    named = run_monitor(MONITOR.model_copy(update={"labels": str(csv)}))
-    assert named.labelled is not None
-    assert (named.labelled.score.value, named.labelled.coverage, named.alerts) == (1.0, 0.5, ())
+    csv_report = run_monitor(MONITOR.model_copy(update={"labels": str(csv)}))
+    assert csv_report.labelled is not None
+    assert (csv_report.labelled.score.value, csv_report.labelled.coverage, csv_report.alerts) == (1.0, 0.5, ())
 
 
 def test_unreadable_labels_are_reported(packaged: Any, log: Any, tmp_path: Path) -> None:
@@ -195,16 +195,19 @@ def test_rejected_failed_and_slow_requests_raise_service_alerts(packaged: Any, l
         statuses={200: 300, 422: 60, 503: 20},
         violations={"age: must be at least 0": 50, "town: must not be null": 10},
     )
-    elsewhere = [outcome.model_copy(update={"version": "people:two"}), outcome.model_copy(update={"at": NOW - 2 * DAY})]
-    lines = [one.model_dump_json() for one in (outcome, *elsewhere)]
+    other_outcomes = [
+        outcome.model_copy(update={"version": "people:two"}),
+        outcome.model_copy(update={"at": NOW - 2 * DAY}),
+    ]
+    lines = [request_outcome.model_dump_json() for request_outcome in (outcome, *other_outcomes)]
     (folder / f"7{OUTCOMES_SUFFIX}").write_text("\n".join([*lines, lines[0][:40]]))  # the last one is incomplete
     report = run_monitor()
     assert (report.requests.num_requests, report.has_drifted) == (380, False)
     assert report.requests.violations[0] == ("age: must be at least 0", 50)
-    assert [alarm.kind for alarm in report.alerts] == ["service"] * 3
-    said = " ".join(alarm.message for alarm in report.alerts)
+    assert [alert.kind for alert in report.alerts] == ["service"] * 3
+    messages = " ".join(alert.message for alert in report.alerts)
     for words in ("15.79% of the requests were rejected", "5.26% of the requests failed with a 5xx", "20.00% of the"):
-        assert words in said
+        assert words in messages
     assert (report.requests.p50_ms, report.requests.p99_ms) == (pytest.approx(2), pytest.approx(500))
 
 
@@ -213,19 +216,19 @@ def test_a_report_is_logged_plotted_and_exported(packaged: Any, log: Any, home: 
 
     log(RNG.normal(55, 10, 600))
     report = run_monitor()
-    # As a killed process leaves it.
+    # A run that a killed process has left open.
     tags = {mlflow_runs.STAGE_KEY: "monitor-people"}
-    left = (
+    open_run_id = (
         mlflow_runs.client()
         .create_run(mlflow_runs.ensure_experiment("people"), run_name="monitor", tags=tags)
         .info.run_id
     )
     run = mlflow_runs.client().get_run(publishing.log_report(report, MONITOR))
-    assert mlflow_runs.client().get_run(left).info.status == "KILLED"
+    assert mlflow_runs.client().get_run(open_run_id).info.status == "KILLED"
     assert run.data.metrics["psi/age"] == pytest.approx(report.drifts[0].psi)
     assert run.data.tags["drifted"] == "true"
-    kept = {file.path for file in mlflow_runs.client().list_artifacts(run.info.run_id)}
-    assert {"drift.png", "report.json", "report.md"} <= kept
+    artifacts = {file.path for file in mlflow_runs.client().list_artifacts(run.info.run_id)}
+    assert {"drift.png", "report.json", "report.md"} <= artifacts
     text = publishing.write_prometheus_file(report).read_text()
     assert 'bloomery_monitor_drifted{column="age",model="people",version="3"} 1.0' in text
     assert 'bloomery_monitor_alerts{kind="drift",model="people",version="3"} 1.0' in text
@@ -268,17 +271,17 @@ def test_arrays_and_texts_are_measured_by_one_value(measure: Any, values: list[A
     is_number=st.booleans(),
 )
 def test_sampled_values_have_the_counts_of_the_bins(shares: list[int], num_rows: int, is_number: bool) -> None:
-    whole = tuple(share / sum(shares) for share in shares)
+    all_shares = tuple(share / sum(shares) for share in shares)
     num_cells = len(shares) - 2
-    edges = Bins(edges=tuple(float(2**folder) for folder in range(num_cells - 1)))
-    cells = edges if is_number else Bins(values=tuple(f"v{folder}" for folder in range(num_cells)))
-    values = sample_values(cells, whole, num_rows)
+    edges = Bins(edges=tuple(float(2**number) for number in range(num_cells - 1)))
+    cells = edges if is_number else Bins(values=tuple(f"v{number}" for number in range(num_cells)))
+    values = sample_values(cells, all_shares, num_rows)
     assert len(values) == num_rows
     counts = count_into_bins(cells, pa.array(values, pa.float64() if is_number else pa.string()))
-    outcome = [*counts.counts, counts.num_other, counts.num_null]
+    observed_counts = [*counts.counts, counts.num_other, counts.num_null]
     # To Evidently a null number is missing, and a missing name is a category.
-    outcome[-2:], whole = [sum(outcome[-2:])], (*whole[:-2], sum(whole[-2:]))
-    assert all(abs(count - share * num_rows) <= 1.01 for count, share in zip(outcome, whole, strict=True))
+    observed_counts[-2:], all_shares = [sum(observed_counts[-2:])], (*all_shares[:-2], sum(all_shares[-2:]))
+    assert all(abs(count - share * num_rows) <= 1.01 for count, share in zip(observed_counts, all_shares, strict=True))
 
 
 @pytest.mark.slow

@@ -55,52 +55,52 @@ INPUTS = ("x", "town", "zone", "note", "wave", "who", "when")
 
 
 @pytest.fixture
-def chosen(home: Path, release: Release, contract_of: Callable[..., Contract]) -> Choice:
-    """A candidate whose training split is the first rows; only inputs with a feature config are features."""
+def choice(home: Path, release: Release, contract_of: Callable[..., Contract]) -> Choice:
+    """A chosen candidate that was trained on the first rows; only some of its inputs have a feature config."""
     folder = home / "stages" / "made"
     folder.mkdir(parents=True)
     pq.write_table(ROWS, folder / "rows.parquet")
     pq.write_table(ROWS.select(["id"]).slice(0, NUM_TRAIN), folder / "train.parquet")
     pq.write_table(ROWS.select(["id"]).slice(NUM_TRAIN), folder / "test.parquet")
-    likely = RNG.uniform(0.5, 1, 400)
+    confidences = RNG.uniform(0.5, 1, 400)
     answers = {"id": np.arange(NUM_TRAIN, NUM), "truth": ["yes"] * 400, "answer": ["yes"] * 100 + ["no"] * 300}
-    shares = pa.array([[one, 1 - one] for one in likely])
+    shares = pa.array([[confidence, 1 - confidence] for confidence in confidences])
     pq.write_table(pa.table({**answers, "probabilities": shares}), folder / "answers.parquet")
     categories = {"kind": "category", "columns": ["town", "zone"]}
     features = Features.model_validate({"key": "id", "label": "label", "inputs": [categories]})
     summary = next(iter(partial_statistics(features, ROWS.to_batches())))
     (folder / "encoder.json").write_text(fit(features, summary["statistics"].to_pylist()).model_dump_json())
-    place = str(folder.relative_to(settings().home))
-    choice = release.bento.choice
-    dataset = choice.candidates.trained.dataset
+    folder_uri = str(folder.relative_to(settings().home))
+    released = release.bento.choice
+    dataset = released.candidates.trained.dataset
     checked = dataset.valid_rows.model_copy(
-        update={"uri": f"{place}/rows.parquet", "contract": contract_of(*PROPERTIES)}
+        update={"uri": f"{folder_uri}/rows.parquet", "contract": contract_of(*PROPERTIES)}
     )
     dataset = dataset.model_copy(
         update={
             "valid_rows": checked,
-            "train": dataset.train.model_copy(update={"uri": f"{place}/train.parquet"}),
-            "test": dataset.test.model_copy(update={"uri": f"{place}/test.parquet"}),
-            "encoder_uri": f"{place}/encoder.json",
+            "train": dataset.train.model_copy(update={"uri": f"{folder_uri}/train.parquet"}),
+            "test": dataset.test.model_copy(update={"uri": f"{folder_uri}/test.parquet"}),
+            "encoder_uri": f"{folder_uri}/encoder.json",
             "inputs": INPUTS,
             "classes": ("no", "yes"),
         }
     )
-    trained = choice.candidates.trained.model_copy(update={"dataset": dataset})
-    candidate = choice.candidate.model_copy(update={"predictions_uri": f"{place}/answers.parquet"})
-    options = choice.candidates.model_copy(update={"trained": trained})
-    return choice.model_copy(update={"candidate": candidate, "candidates": options})
+    trained = released.candidates.trained.model_copy(update={"dataset": dataset})
+    candidate = released.candidate.model_copy(update={"predictions_uri": f"{folder_uri}/answers.parquet"})
+    options = released.candidates.model_copy(update={"trained": trained})
+    return released.model_copy(update={"candidate": candidate, "candidates": options})
 
 
-def test_each_column_is_profiled_over_the_training_rows(chosen: Choice) -> None:
-    reference = build_reference(chosen)
+def test_each_column_is_profiled_over_the_training_rows(choice: Choice) -> None:
+    reference = build_reference(choice)
     assert reference.split == "train"
     assert list(reference.columns) == ["x", "town", "zone", "note", "wave"]  # neither a personal column nor a time
-    assert {name: one.measure for name, one in reference.columns.items() if one.measure != "value"} == {
+    assert {name: profile.measure for name, profile in reference.columns.items() if profile.measure != "value"} == {
         "note": "length",
         "wave": "mean",
     }
-    assert all(one.num_rows == NUM_TRAIN for one in reference.columns.values())
+    assert all(profile.num_rows == NUM_TRAIN for profile in reference.columns.values())
     train = ROWS.slice(0, NUM_TRAIN)
     x = reference.columns["x"].shares
     assert x.null_share == 0.1
@@ -121,19 +121,19 @@ def test_each_column_is_profiled_over_the_training_rows(chosen: Choice) -> None:
     assert wave.edges[-1] < 1.5 * NUM_TRAIN
 
 
-def test_predictions_are_profiled_over_the_held_out_rows(chosen: Choice) -> None:
-    reference = build_reference(chosen)
+def test_predictions_are_profiled_over_the_held_out_rows(choice: Choice) -> None:
+    reference = build_reference(choice)
     assert (reference.predictions.shares.values, reference.predictions.shares.shares) == (("no", "yes"), (0.75, 0.25))
     assert reference.confidence is not None
     assert reference.confidence.shares.edges is not None
     assert 0.5 < reference.confidence.shares.edges[0] < 0.52
-    assert reference.score == chosen.candidate.score
+    assert reference.score == choice.candidate.score
 
 
-def test_after_private_training_no_training_row_is_profiled(chosen: Choice) -> None:
-    trained = chosen.candidates.trained.model_copy(update={"privacy": Privacy(epsilon=3.0, delta=1e-5)})
-    options = chosen.candidates.model_copy(update={"trained": trained})
-    reference = build_reference(chosen.model_copy(update={"candidates": options}))
+def test_after_private_training_no_training_row_is_profiled(choice: Choice) -> None:
+    trained = choice.candidates.trained.model_copy(update={"privacy": Privacy(epsilon=3.0, delta=1e-5)})
+    options = choice.candidates.model_copy(update={"trained": trained})
+    reference = build_reference(choice.model_copy(update={"candidates": options}))
     assert reference.split == "test"
     assert reference.columns["wave"].num_rows == NUM - NUM_TRAIN
     edges = reference.columns["wave"].shares.edges

@@ -1,4 +1,4 @@
-"""What is seen of a source does not depend on how it is cut, and is what a reader would say of it."""
+"""Profiles of sources: types, missing values and dialects, whatever the batches."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -26,22 +26,22 @@ from bloomery.tasks.scaffolding.yaml_writer import add_comment, dump_yaml, inlin
 CUTS = st.lists(st.integers(0, 40), max_size=4)
 
 
-def seen_of(table: pa.Table, folder: Path) -> SourceProfile:
+def profile_table(table: pa.Table, folder: Path) -> SourceProfile:
     path = folder / "rows.parquet"
     pq.write_table(table, path)
     return profile_source(DataSource(source=str(path)), folder)
 
 
-def csv_of(text: str, folder: Path, **options: object) -> SourceProfile:
+def profile_csv(text: str, folder: Path, **options: object) -> SourceProfile:
     path = folder / "rows.csv"
     path.write_text(text, encoding="utf-8")
     return profile_source(DataSource.model_validate({"source": str(path), "strip": True, **options}), folder)
 
 
-def column(found: SourceProfile, name: str) -> ColumnProfile:
-    one = found.column(name)
-    assert one is not None
-    return one
+def find_column_profile(profile: SourceProfile, name: str) -> ColumnProfile:
+    column = profile.column(name)
+    assert column is not None
+    return column
 
 
 @pytest.mark.parametrize(
@@ -63,80 +63,77 @@ def column(found: SourceProfile, name: str) -> ColumnProfile:
         (["+1,5", "2,25"], "string", 0),
     ],
 )
-def test_texts_are_of_the_narrowest_kind_that_keeps_what_they_say(
+def test_texts_get_the_narrowest_type_that_preserves_them(
     cells: list[str], kind: str, missing: int, home: Path, tmp_path: Path
 ) -> None:
     lines = "".join(f'"{cell}",{number}\n' for number, cell in enumerate(cells))
-    one = column(csv_of(f"a,b\n{lines}", tmp_path), "a")
-    assert (one.logical_type, one.num_missing, one.num_invalid) == (kind, missing, 0)
+    column = find_column_profile(profile_csv(f"a,b\n{lines}", tmp_path), "a")
+    assert (column.logical_type, column.num_missing, column.num_invalid) == (kind, missing, 0)
 
 
-def test_a_marker_of_one_column_means_missing_in_all(home: Path, tmp_path: Path) -> None:
-    found = csv_of("a,b\n1,NA\nNA,red\n2,blue\n", tmp_path)
-    assert found.missing_markers == ("NA",)
-    assert [one.num_missing for one in found.columns] == [1, 1]
-    assert column(found, "b").value_counts == (("blue", 1), ("red", 1))
+def test_a_missing_marker_of_one_column_applies_to_all(home: Path, tmp_path: Path) -> None:
+    profile = profile_csv("a,b\n1,NA\nNA,red\n2,blue\n", tmp_path)
+    assert profile.missing_markers == ("NA",)
+    assert [column.num_missing for column in profile.columns] == [1, 1]
+    assert find_column_profile(profile, "b").value_counts == (("blue", 1), ("red", 1))
 
 
-def test_a_few_values_of_another_kind_are_counted_and_many_make_it_text(home: Path, tmp_path: Path) -> None:
+def test_few_values_of_another_type_are_invalid_and_many_make_the_column_text(home: Path, tmp_path: Path) -> None:
     numbers = [str(number) for number in range(2000)]
-    few = column(csv_of("a,b\n" + "".join(f"{cell},1\n" for cell in [*numbers, "1xx19"]), tmp_path), "a")
-    assert (few.logical_type, few.num_invalid, few.minimum, few.maximum, few.is_unique) == (
-        "integer",
-        1,
-        0,
-        1999,
-        False,
-    )
-    many = column(csv_of("a,b\n" + "".join(f"{cell},1\n" for cell in [*numbers, *["1xx19"] * 9]), tmp_path), "a")
-    assert (many.logical_type, many.num_invalid) == ("string", 0)
+    lines = "".join(f"{cell},1\n" for cell in [*numbers, "1xx19"])
+    number_column = find_column_profile(profile_csv(f"a,b\n{lines}", tmp_path), "a")
+    assert (number_column.logical_type, number_column.num_invalid) == ("integer", 1)
+    assert (number_column.minimum, number_column.maximum, number_column.is_unique) == (0, 1999, False)
+    lines = "".join(f"{cell},1\n" for cell in [*numbers, *["1xx19"] * 9])
+    text_column = find_column_profile(profile_csv(f"a,b\n{lines}", tmp_path), "a")
+    assert (text_column.logical_type, text_column.num_invalid) == ("string", 0)
 
 
-def test_a_column_of_whole_numbers_with_one_fraction_is_of_numbers(home: Path, tmp_path: Path) -> None:
+def test_a_column_of_integers_with_one_fraction_has_the_type_number(home: Path, tmp_path: Path) -> None:
     cells = [*map(str, range(3000)), "-0.5"]
-    one = column(csv_of("a,b\n" + "".join(f"{cell},1\n" for cell in cells), tmp_path), "a")
-    assert (one.logical_type, one.num_invalid, one.minimum) == ("number", 0, -0.5)
+    column = find_column_profile(profile_csv("a,b\n" + "".join(f"{cell},1\n" for cell in cells), tmp_path), "a")
+    assert (column.logical_type, column.num_invalid, column.minimum) == ("number", 0, -0.5)
 
 
-def test_decimal_commas_are_seen(home: Path, tmp_path: Path) -> None:
-    found = csv_of("a;b\n" + "1,5;x\n" * 20, tmp_path, delimiter=";")
-    assert column(found, "a").has_decimal_commas
-    assert not column(found, "b").has_decimal_commas
+def test_decimal_commas_are_detected(home: Path, tmp_path: Path) -> None:
+    profile = profile_csv("a;b\n" + "1,5;x\n" * 20, tmp_path, delimiter=";")
+    assert find_column_profile(profile, "a").has_decimal_commas
+    assert not find_column_profile(profile, "b").has_decimal_commas
 
 
 @given(
     cells=st.lists(st.sampled_from(["1", "2.5", "?", "", "red", "2020-01-01", "007"]) | st.text(max_size=3)), cuts=CUTS
 )
-def test_what_is_seen_of_texts_does_not_depend_on_the_batches(cells: list[str], cuts: list[int]) -> None:
-    whole = pa.array([cell or None for cell in cells], pa.string())
-    at_once, in_pieces = TextColumnProfiler(len(cells)), TextColumnProfiler(len(cells))
-    at_once.add(whole)
-    edges = [0, *sorted(min(cut, len(cells)) for cut in cuts), len(cells)]
+def test_statistics_of_texts_do_not_depend_on_the_batches(cells: list[str], cuts: list[int]) -> None:
+    column = pa.array([cell or None for cell in cells], pa.string())
+    one_batch, many_batches = TextColumnProfiler(len(cells)), TextColumnProfiler(len(cells))
+    one_batch.add(column)
+    edges = [0, *sorted(min(edge, len(cells)) for edge in cuts), len(cells)]
     for start, stop in pairwise(edges):
-        in_pieces.add(whole.slice(start, stop - start))
-    missing = at_once.missing_markers()
-    assert in_pieces.missing_markers() == missing
-    one, other = at_once.statistics(missing), in_pieces.statistics(missing)
-    # Whether batches repeat a value is only a hint; the whole column is asked where it matters.
-    assert one._replace(may_be_unique=True) == other._replace(may_be_unique=True)
-    assert not one.may_be_unique or other.may_be_unique
+        many_batches.add(column.slice(start, stop - start))
+    missing = one_batch.missing_markers()
+    assert many_batches.missing_markers() == missing
+    expected, statistics = one_batch.statistics(missing), many_batches.statistics(missing)
+    # `may_be_unique` is only a hint: where it matters, DuckDB counts the values of the whole column.
+    assert expected._replace(may_be_unique=True) == statistics._replace(may_be_unique=True)
+    assert not expected.may_be_unique or statistics.may_be_unique
 
 
 @given(values=st.lists(st.none() | st.floats(width=32) | st.just(7.0)), cuts=CUTS)
-def test_what_is_seen_of_numbers_does_not_depend_on_the_batches(values: list[float | None], cuts: list[int]) -> None:
-    whole = pa.array(values, pa.float64())
-    edges = [0, *sorted(min(cut, len(values)) for cut in cuts), len(values)]
-    seen = TypedColumnProfiler("number")
+def test_statistics_of_numbers_do_not_depend_on_the_batches(values: list[float | None], cuts: list[int]) -> None:
+    column = pa.array(values, pa.float64())
+    edges = [0, *sorted(min(edge, len(values)) for edge in cuts), len(values)]
+    profiler = TypedColumnProfiler("number")
     for start, stop in pairwise(edges):
-        seen.add(whole.slice(start, stop - start))
-    found = seen.statistics(frozenset())
+        profiler.add(column.slice(start, stop - start))
+    statistics = profiler.statistics(frozenset())
     finite = [value for value in values if value is not None and np.isfinite(value)]
-    assert found.num_missing == values.count(None)
-    assert found.num_invalid == len(values) - len(finite) - found.num_missing
-    assert (found.minimum, found.maximum) == (min(finite, default=None), max(finite, default=None))
+    assert statistics.num_missing == values.count(None)
+    assert statistics.num_invalid == len(values) - len(finite) - statistics.num_missing
+    assert (statistics.minimum, statistics.maximum) == (min(finite, default=None), max(finite, default=None))
 
 
-def test_typed_columns_arrays_and_uniqueness_are_seen(home: Path, tmp_path: Path) -> None:
+def test_typed_columns_arrays_and_uniqueness_are_profiled(home: Path, tmp_path: Path) -> None:
     num = 3000
     table = pa.table(
         {
@@ -147,25 +144,25 @@ def test_typed_columns_arrays_and_uniqueness_are_seen(home: Path, tmp_path: Path
             "nothing": pa.nulls(num),
         }
     )
-    found = seen_of(table, tmp_path)
-    assert [one.logical_type for one in found.columns] == ["string", "string", "boolean", "array", "string"]
-    assert [one.is_unique for one in found.columns] == [True, False, False, False, False]
-    assert (column(found, "twice").num_distinct, column(found, "twice").value_counts) == (
+    profile = profile_table(table, tmp_path)
+    assert [column.logical_type for column in profile.columns] == ["string", "string", "boolean", "array", "string"]
+    assert [column.is_unique for column in profile.columns] == [True, False, False, False, False]
+    assert (find_column_profile(profile, "twice").num_distinct, find_column_profile(profile, "twice").value_counts) == (
         num // 2,
-        (*((f"k{one}", 2) for one in sorted(range(num // 2), key=str)),),
+        (*((f"k{number}", 2) for number in sorted(range(num // 2), key=str)),),
     )
-    pixels = column(found, "pixels")
+    pixels = find_column_profile(profile, "pixels")
     assert (pixels.element_type, pixels.physical_type, pixels.minimum, pixels.maximum, pixels.length_counts) == (
         *("integer", "uint8", 0, 255),
         ((16, num),),
     )
-    assert column(found, "nothing").num_missing == num
+    assert find_column_profile(profile, "nothing").num_missing == num
     assert count_distinct_rows(tmp_path, ["twice", "ok"]) == num
 
 
-def test_a_type_that_no_contract_knows_is_named(home: Path, tmp_path: Path) -> None:
+def test_an_unsupported_type_is_reported(home: Path, tmp_path: Path) -> None:
     with pytest.raises(DataUnfit, match=r"column place is of type struct"):
-        seen_of(pa.table({"place": [{"x": 1}], "label": [1]}), tmp_path)
+        profile_table(pa.table({"place": [{"x": 1}], "label": [1]}), tmp_path)
 
 
 DIALECTS = [
@@ -185,14 +182,14 @@ DIALECTS = [
 
 
 @pytest.mark.parametrize(("text", "label", "options", "names"), DIALECTS)
-def test_a_dialect_is_guessed_and_stated(
+def test_a_dialect_is_inferred(
     text: str, label: str, options: dict[str, object], names: tuple[str, ...] | None, home: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "rows.csv"
     path.write_text(text, encoding="utf-8")
-    found = infer_dialect(locations.find_files(DataSource(source=str(path)), str(path)), label)
-    assert options.items() <= found.options.items()
-    assert names is None or found.names == names
+    dialect = infer_dialect(locations.find_files(DataSource(source=str(path)), str(path)), label)
+    assert options.items() <= dialect.options.items()
+    assert names is None or dialect.names == names
 
 
 @pytest.mark.parametrize(
@@ -206,11 +203,11 @@ def test_a_dialect_is_guessed_and_stated(
         (b"a,b\n\x81\xe4,1\n", "latin-1"),
     ],
 )
-def test_an_encoding_is_utf_8_or_a_guess(content: bytes, encoding: str, home: Path, tmp_path: Path) -> None:
+def test_an_encoding_is_inferred(content: bytes, encoding: str, home: Path, tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_bytes(content)
-    found = infer_dialect(locations.find_files(DataSource(source=str(path)), str(path)), "b")
-    assert (found.options["encoding"], found.names) == (encoding, ("a", "b"))
+    dialect = infer_dialect(locations.find_files(DataSource(source=str(path)), str(path)), "b")
+    assert (dialect.options["encoding"], dialect.names) == (encoding, ("a", "b"))
 
 
 @pytest.mark.parametrize(
@@ -224,29 +221,27 @@ def test_an_encoding_is_utf_8_or_a_guess(content: bytes, encoding: str, home: Pa
         ("train-images-idx3-ubyte", b"\0\0\x08\x03" + b"\0\0\0\x01" * 3 + b"\x07", "idx"),
     ],
 )
-def test_a_format_without_a_suffix_is_told_by_its_first_bytes(
-    name: str, content: bytes, format: str, tmp_path: Path
-) -> None:
+def test_a_format_is_detected_by_the_first_bytes(name: str, content: bytes, format: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     assert detect_format(str(tmp_path / name)) == format
 
 
 @pytest.mark.parametrize("content", [b"", b"\x13\x00\xff\x00rest", b'{\n"a": [1, 2]}\n', b"PK\x03\x04nothing"])
-def test_what_has_no_known_format_is_named(content: bytes, tmp_path: Path) -> None:
+def test_an_unknown_format_is_reported(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "rows").write_bytes(content)
     with pytest.raises(DataMissing, match="rows"):
         detect_format(str(tmp_path / "rows"))
 
 
 @given(st.lists(st.text(min_size=1), unique=True, max_size=8))
-def test_every_name_becomes_an_identifier_of_its_own(names: list[str]) -> None:
-    found = contract_names(names)
-    assert [*found] == names
-    assert all(one.isidentifier() and one.isascii() for one in found.values())
-    assert len({one.lower() for one in found.values()}) == len(names)
+def test_every_name_becomes_a_unique_identifier(names: list[str]) -> None:
+    new_names = contract_names(names)
+    assert [*new_names] == names
+    assert all(name.isidentifier() and name.isascii() for name in new_names.values())
+    assert len({name.lower() for name in new_names.values()}) == len(names)
 
 
-def test_a_name_that_is_nearly_there_is_offered() -> None:
+def test_a_similar_name_is_suggested() -> None:
     names = contract_names(["hours per week", "Income"])
     assert find_column("hours_per_week", names, "--label") == "hours per week"
     with pytest.raises(DataMissing, match=r"did you mean 'Income'\?"):
@@ -256,12 +251,12 @@ def test_a_name_that_is_nearly_there_is_offered() -> None:
 @pytest.mark.parametrize(
     "name", ["email", "PhoneNumber", "phone_number", "name", "first name", "Address1", "birth_date"]
 )
-def test_personal_names_are_pointed_out(name: str) -> None:
+def test_names_of_personal_data_are_recognized(name: str) -> None:
     assert sounds_personal(name)
 
 
 @pytest.mark.parametrize("name", ["product_name", "hours", "class", "phonetic", "township"])
-def test_other_names_are_not(name: str) -> None:
+def test_other_names_are_not_taken_for_personal_data(name: str) -> None:
     assert not sounds_personal(name)
 
 
@@ -273,7 +268,7 @@ PLAIN = st.recursive(
 
 
 @given(key=st.text(max_size=200), value=PLAIN)
-def test_whatever_is_written_as_yaml_reads_back(key: str, value: object) -> None:
+def test_written_yaml_reads_back_unchanged(key: str, value: object) -> None:
     inner = CommentedMap({key: inline(value)})
     add_comment(inner, key, str(value), 2)
     document = CommentedMap(outer=inner, list=CommentedSeq([inline(value)]), after=1)

@@ -1,4 +1,4 @@
-"""Rows as they come out of ingest, for sources made on the spot."""
+"""Ingests sources that a test writes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from bloomery.data_contracts.records.records import RawRows
 from bloomery.tasks.ingest.stage import ingest, locate_source
 
 
-class Ingested(NamedTuple):
-    """The record, the rows, and what was put aside as (file, line, text, reason)."""
+class IngestResult(NamedTuple):
+    """The record, the rows, and the malformed lines as (file, line, text, reason)."""
 
     record: RawRows
     table: pa.Table
@@ -27,18 +27,18 @@ class Ingested(NamedTuple):
         return self.table.to_pylist()
 
 
-Read = Callable[..., Ingested]
+IngestRows = Callable[..., IngestResult]
 
 
 @pytest.fixture
-def read(home: Path) -> Read:
-    """`read(source=…, …)`: what a recipe's `data` of these options gives."""
+def ingest_rows(home: Path) -> IngestRows:
+    """`ingest_rows(source=…, …)` ingests the source that a recipe's `data` with these options describes."""
 
-    def call(**data: Any) -> Ingested:
+    def call(**data: Any) -> IngestResult:
         record = ingest(locate_source(DataSource(**data)))
         table = pq.read_table(home / record.uri)
         malformed = [tuple(row.values()) for row in pq.read_table(home / record.malformed_uri).to_pylist()]
         assert (record.num_rows, record.num_malformed) == (table.num_rows, len(malformed))
-        return Ingested(record, table, malformed)
+        return IngestResult(record, table, malformed)
 
     return call

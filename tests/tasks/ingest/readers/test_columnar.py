@@ -1,4 +1,4 @@
-"""Files that carry their types keep them."""
+"""Columnar files keep their types."""
 
 from __future__ import annotations
 
@@ -30,58 +30,58 @@ def write(path: Path, table: pa.Table = TABLE) -> Path:
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".orc", ".arrow", ".feather"])
-def test_every_format_gives_the_same_bytes_for_the_same_rows(read, tmp_path: Path, suffix: str) -> None:
-    found = read(source=str(write(tmp_path / f"rows{suffix}")))
-    assert not found.record.is_text
-    assert found.rows == TABLE.to_pylist()
-    assert found.table.schema.field("id").type == pa.int32()
-    twin = read(source=str(write(tmp_path / "twin.parquet")))
-    assert found.record.digest == twin.record.digest
+def test_every_format_gives_the_same_bytes_for_the_same_rows(ingest_rows, tmp_path: Path, suffix: str) -> None:
+    result = ingest_rows(source=str(write(tmp_path / f"rows{suffix}")))
+    assert not result.record.is_text
+    assert result.rows == TABLE.to_pylist()
+    assert result.table.schema.field("id").type == pa.int32()
+    twin = ingest_rows(source=str(write(tmp_path / "twin.parquet")))
+    assert result.record.digest == twin.record.digest
 
 
-def test_large_and_dictionary_types_become_plain_ones(read, tmp_path: Path) -> None:
+def test_large_and_dictionary_types_become_canonical_types(ingest_rows, tmp_path: Path) -> None:
     words = pa.array(["a", "b", "a"])
     table = pa.table(
         {"w": words.dictionary_encode(), "v": words.cast(pa.large_string()), "u": words.cast("string_view")}
     )
-    found = read(source=str(write(tmp_path / "rows.arrow", table)))
-    assert set(found.table.schema.types) == {pa.string()}
-    assert found.rows[1] == {"w": "b", "v": "b", "u": "b"}
+    result = ingest_rows(source=str(write(tmp_path / "rows.arrow", table)))
+    assert set(result.table.schema.types) == {pa.string()}
+    assert result.rows[1] == {"w": "b", "v": "b", "u": "b"}
 
 
-def test_files_are_widened_to_one_type_and_folders_become_columns(read, tmp_path: Path) -> None:
+def test_files_are_widened_to_one_type_and_folders_become_columns(ingest_rows, tmp_path: Path) -> None:
     write(tmp_path / "year=2019" / "a.parquet", pa.table({"x": [1], "y": ["p"]}))
     write(tmp_path / "year=2020" / "a.parquet", pa.table({"y": ["q"], "x": [0.5]}))
-    found = read(source=str(tmp_path))
-    assert found.rows == [{"x": 1.0, "y": "p", "year": 2019}, {"x": 0.5, "y": "q", "year": 2020}]
+    result = ingest_rows(source=str(tmp_path))
+    assert result.rows == [{"x": 1.0, "y": "p", "year": 2019}, {"x": 0.5, "y": "q", "year": 2020}]
 
 
 @pytest.mark.parametrize("value", ["01", "a b", "__HIVE_DEFAULT_PARTITION__"])
-def test_folders_that_are_no_numbers_are_text(read, tmp_path: Path, value: str) -> None:
+def test_folder_names_that_are_not_integers_become_text(ingest_rows, tmp_path: Path, value: str) -> None:
     write(tmp_path / f"part={value.replace(' ', '%20')}" / "a.parquet", pa.table({"x": [1]}))
     expected = None if value.startswith("__") else value
-    assert read(source=str(tmp_path)).rows == [{"x": 1, "part": expected}]
+    assert ingest_rows(source=str(tmp_path)).rows == [{"x": 1, "part": expected}]
 
 
-def test_types_that_do_not_fit_each_other_are_named(read, tmp_path: Path) -> None:
+def test_incompatible_types_are_reported(ingest_rows, tmp_path: Path) -> None:
     write(tmp_path / "1.parquet", pa.table({"x": [1]}))
     write(tmp_path / "2.parquet", pa.table({"x": ["a"]}))
     with pytest.raises(DataMissing, match="together with the files after it"):
-        read(source=str(tmp_path))
+        ingest_rows(source=str(tmp_path))
 
 
-def test_several_sources_say_which_part_a_row_is_of(read, tmp_path: Path) -> None:
+def test_rows_of_several_sources_have_a_split_column(ingest_rows, tmp_path: Path) -> None:
     sources = [
         {"source": str(write(tmp_path / "a.parquet", pa.table({"x": [1]}))), "part": "train"},
         {"source": str(write(tmp_path / "b.parquet", pa.table({"x": [2.5]}))), "part": "test"},
     ]
-    found = read(sources=sources, row_id="id", rename={"x": "z"})
-    assert found.rows == [{"id": 0, "z": 1.0, "part": "train"}, {"id": 1, "z": 2.5, "part": "test"}]
+    result = ingest_rows(sources=sources, row_id="id", rename={"x": "z"})
+    assert result.rows == [{"id": 0, "z": 1.0, "part": "train"}, {"id": 1, "z": 2.5, "part": "test"}]
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".orc", ".arrow"])
-def test_a_damaged_file_is_named(read, tmp_path: Path, suffix: str) -> None:
+def test_a_damaged_file_is_reported(ingest_rows, tmp_path: Path, suffix: str) -> None:
     path = write(tmp_path / f"rows{suffix}")
     path.write_bytes(b"\x13" * 40)
     with pytest.raises(DataMissing, match="cannot be read as"):
-        read(source=str(path))
+        ingest_rows(source=str(path))

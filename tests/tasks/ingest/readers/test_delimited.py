@@ -1,4 +1,4 @@
-"""Delimited text comes in cell by cell as text; what is no row is put aside with its line."""
+"""Delimited text is read cell by cell as text, and malformed rows are kept with their line numbers."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ from bloomery.tasks.ingest.stage import locate_source
 from tests.examples import examples
 
 
-def test_cells_are_text_and_missing_ones_are_null(read, tmp_path: Path) -> None:
+def test_cells_are_text_and_missing_cells_are_null(ingest_rows, tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("id,when,n\n1,2020-01-01,007\n2,,NA\n")
-    found = read(source=str(path), missing=["NA", ""])
-    assert found.rows == [{"id": "1", "when": "2020-01-01", "n": "007"}, {"id": "2", "when": None, "n": None}]
-    assert found.record.is_text
-    assert set(found.table.schema.types) == {pa.string()}
+    result = ingest_rows(source=str(path), missing=["NA", ""])
+    assert result.rows == [{"id": "1", "when": "2020-01-01", "n": "007"}, {"id": "2", "when": None, "n": None}]
+    assert result.record.is_text
+    assert set(result.table.schema.types) == {pa.string()}
 
 
-def test_white_space_is_stripped_before_missing_is_looked_for(read, tmp_path: Path) -> None:
+def test_white_space_is_stripped_before_missing_markers_are_matched(ingest_rows, tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text(" a , b\n x , ? \n\ty,  z\n   \n")
-    found = read(source=str(path), strip=True, missing=["?"])
-    assert found.rows == [{"a": "x", "b": None}, {"a": "y", "b": "z"}]
-    assert found.malformed == []
+    result = ingest_rows(source=str(path), strip=True, missing=["?"])
+    assert result.rows == [{"a": "x", "b": None}, {"a": "y", "b": "z"}]
+    assert result.malformed == []
 
 
-def test_lines_that_are_no_rows_are_put_aside_with_their_number_and_text(read, tmp_path: Path) -> None:
+def test_malformed_lines_are_kept_with_their_number_and_text(ingest_rows, tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_bytes(b'a,b\n1,2\n\n"x\ny",3\nshort\n4,5,6\n7,8\n9,\xff\n"q""q",r\n\n' + b"z" * 2000 + b"\n")
-    found = read(source=str(path))
-    assert [tuple(row.values()) for row in found.rows] == [("1", "2"), ("x\ny", "3"), ("7", "8"), ('q"q', "r")]
-    assert found.malformed == [
+    result = ingest_rows(source=str(path))
+    assert [tuple(row.values()) for row in result.rows] == [("1", "2"), ("x\ny", "3"), ("7", "8"), ('q"q', "r")]
+    assert result.malformed == [
         ("rows.csv", 6, "short", "1 cell(s), where 2 are required"),
         ("rows.csv", 7, "4,5,6", "3 cell(s), where 2 are required"),
         ("rows.csv", 9, "9,\\xff", "bytes in column b that are not utf-8"),
@@ -54,53 +54,53 @@ def test_lines_that_are_no_rows_are_put_aside_with_their_number_and_text(read, t
     ]
 
 
-def test_a_dialect_is_declared(read, tmp_path: Path) -> None:
+def test_a_declared_dialect_is_used(ingest_rows, tmp_path: Path) -> None:
     path = tmp_path / "rows.dat"
     text = "made on a Monday\n# a note, with a ' quote\n'Ä;b';1\n# 'another\nc\\;d;2\n"
     path.write_text(text, encoding="cp1252")
     options = {"format": "csv", "encoding": "cp1252", "delimiter": ";", "quote": "'", "escape": "\\"}
-    found = read(source=str(path), **options, columns=["x", "n"], skip_lines=1, comment="#")
-    assert [tuple(row.values()) for row in found.rows] == [("Ä;b", "1"), ("c;d", "2")]
-    assert found.malformed == []
+    result = ingest_rows(source=str(path), **options, columns=["x", "n"], skip_lines=1, comment="#")
+    assert [tuple(row.values()) for row in result.rows] == [("Ä;b", "1"), ("c;d", "2")]
+    assert result.malformed == []
 
 
-def test_bytes_outside_a_declared_encoding_are_put_aside(read, tmp_path: Path) -> None:
+def test_rows_with_bytes_outside_the_encoding_are_malformed(ingest_rows, tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_bytes(b"a,b\n\x80,1\n\x81,2\n")  # cp1252 has a euro sign, and nothing at 0x81
-    found = read(source=str(path), encoding="cp1252")
-    assert found.rows == [{"a": "€", "b": "1"}]
-    assert [row[1:3] for row in found.malformed] == [(3, "\\x81,2")]
+    result = ingest_rows(source=str(path), encoding="cp1252")
+    assert result.rows == [{"a": "€", "b": "1"}]
+    assert [row[1:3] for row in result.malformed] == [(3, "\\x81,2")]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-8"])
-def test_a_byte_order_mark_is_no_part_of_the_first_name(read, tmp_path: Path, encoding: str) -> None:
+def test_a_byte_order_mark_is_not_part_of_the_first_name(ingest_rows, tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("\ufeffä,b\r\n1,2\r\n" if encoding == "utf-8" else "ä,b\r\n1,2\r\n", encoding=encoding)
-    assert read(source=str(path), encoding=encoding).rows == [{"ä": "1", "b": "2"}]
+    assert ingest_rows(source=str(path), encoding=encoding).rows == [{"ä": "1", "b": "2"}]
 
 
-def test_compressed_and_partitioned_files_are_one_table_in_the_order_of_their_paths(read, tmp_path: Path) -> None:
+def test_compressed_and_partitioned_files_are_read_in_the_order_of_their_paths(ingest_rows, tmp_path: Path) -> None:
     texts = {"day=2/b.csv.gz": "x,y\n3,4\n", "day=1/a.csv.bz2": "y,x\n2,1\n", "day=2/c.csv": "x,y\n5,6\n"}
     for name, text in texts.items():
         path = tmp_path / "in" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        packed = {".gz": gzip.compress, ".bz2": bz2.compress}.get(path.suffix, bytes)
-        path.write_bytes(packed(text.encode()))
+        compress = {".gz": gzip.compress, ".bz2": bz2.compress}.get(path.suffix, bytes)
+        path.write_bytes(compress(text.encode()))
     (tmp_path / "in" / "_SUCCESS").touch()
     with pa.CompressedOutputStream(str(tmp_path / "in" / "day=2" / "d.csv.zst"), "zstd") as stream:
         stream.write(b"x,y\n7,8\n")
-    found = read(source=str(tmp_path / "in"), format="csv", row_id="id")
-    assert [tuple(row.values()) for row in found.rows] == [
+    result = ingest_rows(source=str(tmp_path / "in"), format="csv", row_id="id")
+    assert [tuple(row.values()) for row in result.rows] == [
         ("0", "2", "1", "1"),
         ("1", "4", "3", "2"),
         ("2", "6", "5", "2"),
         ("3", "8", "7", "2"),
     ]
-    assert found.table.schema.names == ["id", "y", "x", "day"]  # as the first file has them
+    assert result.table.schema.names == ["id", "y", "x", "day"]  # as the first file has them
 
 
 @pytest.mark.parametrize(
-    ("text", "options", "said"),
+    ("text", "options", "message"),
     [
         ("", {}, "it is empty"),
         ("a,,b\n1,2,3\n", {}, "column 2 of its header has no name"),
@@ -112,60 +112,62 @@ def test_compressed_and_partitioned_files_are_one_table_in_the_order_of_their_pa
         ("a,b\n1,2\n", {"path_pattern": "(?P<a>rows)"}, "column 'a' is in the file and in its path"),
     ],
 )
-def test_a_file_that_is_not_as_declared_is_named(read, tmp_path: Path, text: str, options: dict, said: str) -> None:
+def test_a_file_that_does_not_match_the_recipe_is_reported(
+    ingest_rows, tmp_path: Path, text: str, options: dict, message: str
+) -> None:
     path = tmp_path / "rows.csv"
     path.write_text(text)
-    with pytest.raises(Exception, match=said) as caught:
-        read(source=str(path), **options)
+    with pytest.raises(Exception, match=message) as caught:
+        ingest_rows(source=str(path), **options)
     assert caught.value.exit_code == 2
 
 
-def test_files_with_other_columns_are_named(read, tmp_path: Path) -> None:
+def test_files_with_different_columns_are_reported(ingest_rows, tmp_path: Path) -> None:
     (tmp_path / "1.csv").write_text("a,b\n1,2\n")
     (tmp_path / "2.csv").write_text("a,c\n1,2\n")
     with pytest.raises(DataMissing, match=r"2\.csv has the columns a, c"):
-        read(source=str(tmp_path / "*.csv"))
+        ingest_rows(source=str(tmp_path / "*.csv"))
 
 
-def test_a_wrong_delimiter_ends_soon_instead_of_putting_everything_aside(read, tmp_path: Path, monkeypatch) -> None:
+def test_a_wrong_delimiter_fails_early(ingest_rows, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(delimited, "MAX_MALFORMED_ROWS", 100)
     path = tmp_path / "rows.csv"
     path.write_text("a,b\n" + "1;2\n" * 200)
     with pytest.raises(DataMissing, match="more than 100 lines are malformed; the first has 1 cell"):
-        read(source=str(path))
+        ingest_rows(source=str(path))
 
 
-def test_a_quote_that_never_closes_is_named_with_its_line(read, tmp_path: Path) -> None:
+def test_an_unclosed_quote_is_reported_with_its_line(ingest_rows, tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text('a,b\n1,2\n"3,4\n' + "5,6\n" * 3_000_000)
     with pytest.raises(DataMissing, match="the row at line 3 is longer than"):
-        read(source=str(path))
+        ingest_rows(source=str(path))
 
 
-def test_rows_swallowed_by_a_quote_are_counted_in_the_reason(read, tmp_path: Path) -> None:
+def test_rows_swallowed_by_a_quote_are_counted_in_the_reason(ingest_rows, tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text('a,b\n1,2\n"3,4\n5,6\n7,8\n')
-    assert read(source=str(path)).malformed == [
+    assert ingest_rows(source=str(path)).malformed == [
         ("rows.csv", 3, '"3,4\n5,6\n7,8', "1 cell(s), where 2 are required; quotes make one row of 3 lines")
     ]
 
 
-def test_a_file_that_was_cut_off_is_named(read, tmp_path: Path) -> None:
+def test_a_truncated_file_is_reported(ingest_rows, tmp_path: Path) -> None:
     path = tmp_path / "rows.csv.gz"
     path.write_bytes(gzip.compress(b"a,b\n" + random.Random(0).randbytes(50_000).hex().encode() + b",1\n")[:-500])
     with pytest.raises(DataMissing, match=r"rows\.csv\.gz cannot be read"):
-        read(source=str(path))
+        ingest_rows(source=str(path))
 
 
-def test_the_bytes_do_not_depend_on_how_the_file_is_cut(home: Path, read, tmp_path: Path, monkeypatch) -> None:
+def test_the_digest_does_not_depend_on_the_block_size(home: Path, ingest_rows, tmp_path: Path, monkeypatch) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("a,b\n" + "".join(f'{n},"x{n % 7}\n"\n' if n % 5 else "bad\n" for n in range(150_000)))
-    whole = read(source=str(path)).record
+    one_block = ingest_rows(source=str(path)).record
     monkeypatch.setattr(delimited, "MAX_ROW_BYTES", 10_000)
-    cut = read(source=str(path), missing=[""]).record  # the same, said aloud: another key
-    assert whole.uri != cut.uri
-    assert whole.digest == cut.digest
-    assert pq.ParquetFile(home / whole.uri).metadata.row_group(0).num_rows == 65_536
+    small_blocks = ingest_rows(source=str(path), missing=[""]).record  # the default as an explicit option: another key
+    assert one_block.uri != small_blocks.uri
+    assert one_block.digest == small_blocks.digest
+    assert pq.ParquetFile(home / one_block.uri).metadata.row_group(0).num_rows == 65_536
 
 
 cells = st.text(st.sampled_from("ab ,\"\n\r'ä"), max_size=6)
@@ -173,46 +175,46 @@ cells = st.text(st.sampled_from("ab ,\"\n\r'ä"), max_size=6)
 
 @settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(cells, cells.map("x".__add__)), max_size=8), st.sampled_from(["\n", "\r\n"]))
-def test_what_a_csv_writer_wrote_comes_back(tmp_path: Path, rows: list[tuple[str, str]], end: str) -> None:
+def test_rows_written_by_a_csv_writer_are_read_back(tmp_path: Path, rows: list[tuple[str, str]], end: str) -> None:
     path = tmp_path / "rows.csv"
     with path.open("w", encoding="utf-8", newline="") as stream:
         csv.writer(stream, lineterminator=end, quoting=csv.QUOTE_ALL).writerows([("a", "b"), *rows])
     data = DataSource(source=str(path), missing=[])
-    with MalformedWriter(tmp_path / "malformed.parquet") as aside:
-        found = delimited.read(data, data.source_files[0], aside)
-        back = [tuple(row.values()) for batch in found.batches for row in batch.to_pylist()]
-    assert aside.num_lines == 0
-    assert back == rows
+    with MalformedWriter(tmp_path / "malformed.parquet") as malformed:
+        result = delimited.read(data, data.source_files[0], malformed)
+        rows_read = [tuple(row.values()) for batch in result.batches for row in batch.to_pylist()]
+    assert malformed.num_lines == 0
+    assert rows_read == rows
 
 
 @settings(max_examples=examples(200), deadline=None)
 @given(
     st.lists(st.sampled_from(["a,b", '"x', 'y",z', '"q""', ',""', 'b"c', "", '"a",b', "'", "a\rb", "\r"]), max_size=10)
 )
-def test_rows_begin_where_arrow_says(lines: list[str]) -> None:
+def test_the_lexer_finds_as_many_rows_as_arrow(lines: list[str]) -> None:
     text = "".join(f"{line}\n" for line in lines).encode()
-    ours = [row for _, row in split_records(io.BufferedReader(io.BytesIO(text)), Lexer(b",", b'"', b""), 1)]
-    assert len(ours) == _num_rows_by_arrow(text)
+    rows = [row for _, row in split_records(io.BufferedReader(io.BytesIO(text)), Lexer(b",", b'"', b""), 1)]
+    assert len(rows) == _num_rows_by_arrow(text)
 
 
 def _num_rows_by_arrow(text: bytes) -> int:
     import pyarrow.csv as pcsv
 
-    odd: list[int] = []
+    invalid_rows: list[int] = []
     try:
         reader = pcsv.open_csv(
             pa.py_buffer(text),
             read_options=pcsv.ReadOptions(column_names=["a", "b"], use_threads=False),
             parse_options=pcsv.ParseOptions(
-                newlines_in_values=True, invalid_row_handler=lambda row: odd.append(row.number) or "skip"
+                newlines_in_values=True, invalid_row_handler=lambda row: invalid_rows.append(row.number) or "skip"
             ),
         )
     except pa.ArrowInvalid:  # nothing but blank lines
         return 0
-    return reader.read_all().num_rows + len(odd)
+    return reader.read_all().num_rows + len(invalid_rows)
 
 
-def test_a_source_is_known_by_content_and_options(tmp_path: Path) -> None:
+def test_the_digest_depends_on_content_and_options(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("a,b\n1,2\n")
     first = locate_source(DataSource(source=str(path))).digest

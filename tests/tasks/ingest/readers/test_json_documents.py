@@ -1,4 +1,4 @@
-"""JSON documents with lists of rows inside."""
+"""JSON documents that contain lists of rows."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def write(folder: Path, document: Any, name: str = "rows.json") -> str:
     return str(folder / name)
 
 
-def test_a_document_may_be_the_list_of_rows(read, tmp_path: Path) -> None:
-    found = read(source=write(tmp_path, [{"a": 1, "b": None}, {"a": 2.5, "c": [True]}]))
-    assert not found.record.is_text
-    assert found.table.schema.field("a").type == pa.float64()
-    assert found.rows == [{"a": 1.0, "b": None, "c": None}, {"a": 2.5, "b": None, "c": [True]}]
+def test_a_document_may_be_the_list_of_rows(ingest_rows, tmp_path: Path) -> None:
+    result = ingest_rows(source=write(tmp_path, [{"a": 1, "b": None}, {"a": 2.5, "c": [True]}]))
+    assert not result.record.is_text
+    assert result.table.schema.field("a").type == pa.float64()
+    assert result.rows == [{"a": 1.0, "b": None, "c": None}, {"a": 2.5, "b": None, "c": [True]}]
 
 
-def test_lists_inside_one_document_become_parts_with_their_values(read, tmp_path: Path) -> None:
+def test_lists_of_one_document_become_splits_with_constant_values(ingest_rows, tmp_path: Path) -> None:
     path = tmp_path / "rows.json.gz"
     document = {"in": {"train": [["hello", "greet"]], "test": [["bye", "leave"]]}, "odd": [["blue", "none"]]}
     path.write_bytes(gzip.compress(json.dumps(document).encode()))
@@ -41,23 +41,23 @@ def test_lists_inside_one_document_become_parts_with_their_values(read, tmp_path
         {"source": str(path), "records": "in.train", "part": "train", "values": {"by": "b", "scope": "in"}},
         {"source": str(path), "records": "odd", "part": "train", "values": {"scope": "out", "by": "c"}},
     ]
-    assert read(sources=sources, columns=["text", "intent"], row_id="id").rows == [
+    assert ingest_rows(sources=sources, columns=["text", "intent"], row_id="id").rows == [
         {"id": 0, "text": "bye", "intent": "leave", "scope": "in", "by": "a", "part": "test"},
         {"id": 1, "text": "hello", "intent": "greet", "scope": "in", "by": "b", "part": "train"},
         {"id": 2, "text": "blue", "intent": "none", "scope": "out", "by": "c", "part": "train"},
     ]
 
 
-def test_items_that_are_no_rows_are_put_aside(read, tmp_path: Path) -> None:
+def test_malformed_items_are_kept_with_reasons(ingest_rows, tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     deep = "[" * 300 + "]" * 300
     items = ['{"a": 1}', "[1]", "null", '{"a": NaN}', '{"a": {"b": 1, "b": 2}}', '{"a": 9223372036854775808}']
     items += [json.dumps({"a": chr(0xD800)}), deep, '{"a": 2}']
     path.write_text('{"all": [' + ", ".join(items) + "]}")
-    found = read(source=str(path), records="all")
-    assert found.rows == [{"a": 1}, {"a": 2}]
-    assert [(file, line) for file, line, _, _ in found.malformed] == [("rows.json", None)] * 7
-    assert [reason for *_, reason in found.malformed] == [
+    result = ingest_rows(source=str(path), records="all")
+    assert result.rows == [{"a": 1}, {"a": 2}]
+    assert [(file, line) for file, line, _, _ in result.malformed] == [("rows.json", None)] * 7
+    assert [reason for *_, reason in result.malformed] == [
         "item 2 of all: not a JSON object, but array",
         "item 3 of all: not a JSON object, but null",
         "item 4 of all: not JSON: NaN is no number",
@@ -68,17 +68,17 @@ def test_items_that_are_no_rows_are_put_aside(read, tmp_path: Path) -> None:
     ]
 
 
-def test_arrays_of_another_length_than_the_columns_are_put_aside(read, tmp_path: Path) -> None:
-    found = read(source=write(tmp_path, [[1, "x"], [1], {"a": 1}, [2, None]]), columns=["a", "b"])
-    assert found.rows == [{"a": 1, "b": "x"}, {"a": 2, "b": None}]
-    assert [reason for *_, reason in found.malformed] == [
+def test_arrays_of_the_wrong_length_are_malformed(ingest_rows, tmp_path: Path) -> None:
+    result = ingest_rows(source=write(tmp_path, [[1, "x"], [1], {"a": 1}, [2, None]]), columns=["a", "b"])
+    assert result.rows == [{"a": 1, "b": "x"}, {"a": 2, "b": None}]
+    assert [reason for *_, reason in result.malformed] == [
         "item 2: 1 value(s), where 2 are required",
         "item 3: not a JSON array, but object",
     ]
 
 
 @pytest.mark.parametrize(
-    ("text", "records", "said"),
+    ("text", "records", "message"),
     [
         ('{"a": [', None, "cannot be read as JSON"),
         ("\udcff", None, "cannot be read as JSON"),
@@ -94,15 +94,15 @@ def test_arrays_of_another_length_than_the_columns_are_put_aside(read, tmp_path:
         ),
     ],
 )
-def test_a_document_without_such_rows_is_refused(
-    read, tmp_path: Path, text: str, records: str | None, said: str
+def test_a_document_without_readable_rows_is_refused(
+    ingest_rows, tmp_path: Path, text: str, records: str | None, message: str
 ) -> None:
     (tmp_path / "rows.json").write_text(text, errors="surrogateescape")
-    with pytest.raises(DataMissing, match=said):
-        read(source=str(tmp_path / "rows.json"), **({"records": records} if records else {}))
+    with pytest.raises(DataMissing, match=message):
+        ingest_rows(source=str(tmp_path / "rows.json"), **({"records": records} if records else {}))
 
 
-def test_another_list_of_the_same_file_is_another_source(home: Path, tmp_path: Path) -> None:
+def test_two_lists_of_one_file_have_different_digests(home: Path, tmp_path: Path) -> None:
     path = write(tmp_path, {"a": [{"x": 1}], "b": [{"x": 2}]})
     assert (
         locate_source(DataSource(source=path, records="a")).digest
@@ -120,10 +120,10 @@ def test_another_list_of_the_same_file_is_another_source(home: Path, tmp_path: P
         max_size=6,
     )
 )
-def test_what_a_json_writer_wrote_comes_back(tmp_path: Path, rows: list[dict]) -> None:
+def test_rows_written_by_a_json_writer_are_read_back(tmp_path: Path, rows: list[dict]) -> None:
     data = DataSource(source=write(tmp_path, {"rows": rows}), records="rows")
-    with MalformedWriter(tmp_path / "malformed.parquet") as aside:
-        found = json_documents.read(data, data.source_files[0], aside)
-        back = [row for batch in found.batches for row in batch.to_pylist()]
-    assert aside.num_lines == 0
-    assert back == [{name: row.get(name) for name in found.schema.names} for row in rows]
+    with MalformedWriter(tmp_path / "malformed.parquet") as malformed:
+        result = json_documents.read(data, data.source_files[0], malformed)
+        rows_read = [row for batch in result.batches for row in batch.to_pylist()]
+    assert malformed.num_lines == 0
+    assert rows_read == [{name: row.get(name) for name in result.schema.names} for row in rows]

@@ -1,4 +1,4 @@
-"""Tables at one version, databases through ADBC, and what is said when a package is not there."""
+"""Delta and Iceberg tables at one version, databases through ADBC, and errors about missing packages."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ TABLE = pa.table({"id": [1, 2], "word": ["x", None]})
 
 
 @pytest.mark.slow
-def test_a_delta_table_is_read_at_its_version(read, tmp_path: Path) -> None:
+def test_a_delta_table_is_read_at_its_version(ingest_rows, tmp_path: Path) -> None:
     deltalake = pytest.importorskip("deltalake")
     path = str(tmp_path / "table")
     deltalake.write_deltalake(path, TABLE, partition_by=["word"])
     first = locate_source(DataSource(source=f"delta:{path}")).digest
     deltalake.write_deltalake(path, pa.table({"id": [3], "word": ["y"]}), mode="append")
     assert locate_source(DataSource(source=f"delta:{path}")).digest != first
-    old = read(source=f"delta:{path}", version=0)
-    assert sorted(old.rows, key=lambda row: row["id"]) == TABLE.to_pylist()
-    assert old.table.schema.field("word").type == pa.string()
-    assert read(source=f"delta:{path}").record.num_rows == 3
+    result = ingest_rows(source=f"delta:{path}", version=0)
+    assert sorted(result.rows, key=lambda row: row["id"]) == TABLE.to_pylist()
+    assert result.table.schema.field("word").type == pa.string()
+    assert ingest_rows(source=f"delta:{path}").record.num_rows == 3
     with pytest.raises(DataMissing, match="cannot be read"):
-        read(source=f"delta:{path}", version=7)
+        ingest_rows(source=f"delta:{path}", version=7)
     with pytest.raises(DataMissing, match="cannot be read"):
-        read(source=f"delta:{tmp_path / 'nowhere'}")
+        ingest_rows(source=f"delta:{tmp_path / 'nowhere'}")
 
 
 @pytest.mark.slow
-def test_an_iceberg_table_is_read_at_its_snapshot(read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_iceberg_table_is_read_at_its_snapshot(ingest_rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pyiceberg")
     from pyiceberg.catalog import load_catalog
 
@@ -48,18 +48,18 @@ def test_an_iceberg_table_is_read_at_its_snapshot(read, tmp_path: Path, monkeypa
     first = table.current_snapshot().snapshot_id
     table.append(pa.table({"id": [3], "word": ["y"]}))
     metadata = table.metadata_location.removeprefix("file://")
-    assert sorted(row["id"] for row in read(source=f"iceberg:{metadata}").rows) == [1, 2, 3]
-    old = read(source=f"iceberg:{metadata}", version=first)
-    assert old.rows == TABLE.to_pylist()
-    assert old.table.schema.field("word").type == pa.string()
+    assert sorted(row["id"] for row in ingest_rows(source=f"iceberg:{metadata}").rows) == [1, 2, 3]
+    result = ingest_rows(source=f"iceberg:{metadata}", version=first)
+    assert result.rows == TABLE.to_pylist()
+    assert result.table.schema.field("word").type == pa.string()
     with pytest.raises(DataMissing, match="no snapshot 7"):
-        read(source=f"iceberg:{metadata}", version=7)
+        ingest_rows(source=f"iceberg:{metadata}", version=7)
     with pytest.raises(DataMissing, match="cannot be read"):
-        read(source=f"iceberg:{tmp_path}/v9.metadata.json")
+        ingest_rows(source=f"iceberg:{tmp_path}/v9.metadata.json")
 
 
 @pytest.mark.parametrize("package", ["deltalake", "pyiceberg"])
-def test_a_package_that_is_not_there_is_named_with_its_command(
+def test_a_missing_package_is_reported_with_its_install_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
@@ -84,10 +84,10 @@ def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> sqlite3.Connect
 SQL = {"source": "sql:adbc_driver_sqlite", "uri_variable": "ROWS_URI"}
 
 
-def test_a_query_is_read_in_its_order_and_types(read, database: sqlite3.Connection) -> None:
+def test_rows_of_a_query_keep_their_order_and_types(ingest_rows, database: sqlite3.Connection) -> None:
     options = {**SQL, "query": "select * from rows order by id"}
-    found = read(**options)
-    assert found.rows == [{"id": 1, "word": "x", "x": 1.5}, {"id": 2, "word": None, "x": 0.5}]
+    result = ingest_rows(**options)
+    assert result.rows == [{"id": 1, "word": "x", "x": 1.5}, {"id": 2, "word": None, "x": 0.5}]
     first = locate_source(DataSource(**options)).digest
     database.execute("insert into rows values (3, 'z', 0)")
     database.commit()
@@ -95,26 +95,26 @@ def test_a_query_is_read_in_its_order_and_types(read, database: sqlite3.Connecti
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"query": "select nowhere from rows order by id"}, "the query failed: .*no such column"),
         ({"uri_variable": "NOT_SET"}, "variable NOT_SET is not set"),
         ({"source": "sql:os"}, "is not the name of an ADBC driver"),
     ],
 )
-def test_a_database_that_does_not_answer_is_named(read, database, changes: dict, said: str) -> None:
-    with pytest.raises(DataMissing, match=said):
-        read(**{**SQL, "query": "select * from rows order by id", **changes})
+def test_a_failing_query_is_reported(ingest_rows, database, changes: dict, message: str) -> None:
+    with pytest.raises(DataMissing, match=message):
+        ingest_rows(**{**SQL, "query": "select * from rows order by id", **changes})
 
 
-def test_a_driver_that_is_not_there_is_named_with_its_command(read, database) -> None:
+def test_a_missing_driver_is_reported_with_its_install_command(ingest_rows, database) -> None:
     with pytest.raises(EngineMissing) as caught:
-        read(**{**SQL, "source": "sql:adbc_driver_nowhere", "query": "select * from rows order by id"})
+        ingest_rows(**{**SQL, "source": "sql:adbc_driver_nowhere", "query": "select * from rows order by id"})
     assert caught.value.remedy == "pip install adbc-driver-nowhere"
 
 
-def test_no_password_comes_into_a_message(read, database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_messages_contain_no_password(ingest_rows, database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROWS_URI", "file:/nowhere/secret/rows.db?mode=ro")
     with pytest.raises(DataMissing) as caught:
-        read(**SQL, query="select * from rows order by id")
+        ingest_rows(**SQL, query="select * from rows order by id")
     assert "secret" not in str(caught.value)

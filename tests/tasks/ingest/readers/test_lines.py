@@ -1,4 +1,4 @@
-"""JSON lines and text, line by line."""
+"""JSON lines and text files."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from bloomery.tasks.ingest.readers.base import MalformedWriter
 from tests.examples import examples
 
 
-def test_json_lines_have_the_union_of_all_keys_and_the_wider_type(read, tmp_path: Path) -> None:
+def test_json_lines_have_the_union_of_all_keys_and_the_wider_type(ingest_rows, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl.gz"
     lines = ['{"a": 1, "b": null}', '{"a": 2.5, "c": "2020-01-01"}', "", '{"b": [1, null], "d": {"e": true}}']
     path.write_bytes(gzip.compress("\n".join(lines).encode()))
-    found = read(source=str(path))
-    assert not found.record.is_text
-    assert found.table.schema.field("a").type == pa.float64()
-    assert found.rows == [
+    result = ingest_rows(source=str(path))
+    assert not result.record.is_text
+    assert result.table.schema.field("a").type == pa.float64()
+    assert result.rows == [
         {"a": 1.0, "b": None, "c": None, "d": None},
         {"a": 2.5, "b": None, "c": "2020-01-01", "d": None},
         {"a": None, "b": [1, None], "c": None, "d": {"e": True}},
     ]
 
 
-def test_lines_that_are_no_objects_are_put_aside(read, tmp_path: Path) -> None:
+def test_malformed_json_lines_are_kept_with_reasons(ingest_rows, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    odd = [
+    malformed_lines = [
         b'{"a": 1',
         b"[1]",
         b"null",
@@ -45,11 +45,11 @@ def test_lines_that_are_no_objects_are_put_aside(read, tmp_path: Path) -> None:
         b'{"a": "\\ud800"}',
         b'{"a": ' + b"[" * 100_000,
     ]
-    path.write_bytes(b"\n".join([b'{"a": 1}', *odd, b'{"a": 9223372036854775807}']))
-    found = read(source=str(path))
-    assert [row["a"] for row in found.rows] == [1, 2**63 - 1]
-    assert [line for _, line, _, _ in found.malformed] == list(range(2, 11))
-    reasons = [reason for *_, reason in found.malformed]
+    path.write_bytes(b"\n".join([b'{"a": 1}', *malformed_lines, b'{"a": 9223372036854775807}']))
+    result = ingest_rows(source=str(path))
+    assert [row["a"] for row in result.rows] == [1, 2**63 - 1]
+    assert [line for _, line, _, _ in result.malformed] == list(range(2, 11))
+    reasons = [reason for *_, reason in result.malformed]
     assert reasons[1:8] == [
         "not a JSON object, but array",
         "not a JSON object, but null",
@@ -62,7 +62,7 @@ def test_lines_that_are_no_objects_are_put_aside(read, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("second", "said"),
+    ("second", "message"),
     [
         ('{"a": "x"}', 'line 2, column a: found "x", but earlier values are of type integer'),
         ('{"a": true}', "line 2, column a: found true, but earlier values are of type integer"),
@@ -70,17 +70,19 @@ def test_lines_that_are_no_objects_are_put_aside(read, tmp_path: Path) -> None:
         ('{"a": 2, "e": {}}', "column e has objects without a key"),
     ],
 )
-def test_a_column_of_two_kinds_is_named_with_its_line(read, tmp_path: Path, second: str, said: str) -> None:
+def test_a_column_with_two_types_is_reported_with_its_line(
+    ingest_rows, tmp_path: Path, second: str, message: str
+) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(f'{{"a": 1}}\n{second}\n')
-    with pytest.raises(DataMissing, match=said):
-        read(source=str(path))
+    with pytest.raises(DataMissing, match=message):
+        ingest_rows(source=str(path))
 
 
-def test_files_of_json_lines_may_lack_each_others_keys(read, tmp_path: Path) -> None:
+def test_files_of_json_lines_may_have_different_keys(ingest_rows, tmp_path: Path) -> None:
     (tmp_path / "1.jsonl").write_text('{"a": 1}\n')
     (tmp_path / "2.jsonl").write_text('{"b": "x", "a": 0.5}\n')
-    assert read(source=str(tmp_path / "*.jsonl")).rows == [{"a": 1.0, "b": None}, {"a": 0.5, "b": "x"}]
+    assert ingest_rows(source=str(tmp_path / "*.jsonl")).rows == [{"a": 1.0, "b": None}, {"a": 0.5, "b": "x"}]
 
 
 @settings(max_examples=examples(50), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -93,30 +95,30 @@ def test_files_of_json_lines_may_lack_each_others_keys(read, tmp_path: Path) -> 
         max_size=6,
     )
 )
-def test_what_a_json_writer_wrote_comes_back(tmp_path: Path, rows: list[dict]) -> None:
+def test_rows_written_by_a_json_writer_are_read_back(tmp_path: Path, rows: list[dict]) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     data = DataSource(source=str(path))
-    with MalformedWriter(tmp_path / "malformed.parquet") as aside:
-        found = jsonlines.read(data, data.source_files[0], aside)
-        back = [row for batch in found.batches for row in batch.to_pylist()]
-    assert aside.num_lines == 0
-    assert back == [{name: row.get(name) for name in found.schema.names} for row in rows]
+    with MalformedWriter(tmp_path / "malformed.parquet") as malformed:
+        result = jsonlines.read(data, data.source_files[0], malformed)
+        rows_read = [row for batch in result.batches for row in batch.to_pylist()]
+    assert malformed.num_lines == 0
+    assert rows_read == [{name: row.get(name) for name in result.schema.names} for row in rows]
 
 
-def test_text_is_a_row_per_line(read, tmp_path: Path) -> None:
+def test_text_has_a_row_per_line(ingest_rows, tmp_path: Path) -> None:
     path = tmp_path / "words.txt"
     path.write_bytes(b"one, two\n\n\xff\nlast")
-    found = read(source=str(path), row_id="id")
-    assert found.rows == [{"id": "0", "text": "one, two"}, {"id": "1", "text": ""}, {"id": "2", "text": "last"}]
-    assert found.malformed == [("words.txt", 3, "\\xff", "bytes that are not utf-8")]
+    result = ingest_rows(source=str(path), row_id="id")
+    assert result.rows == [{"id": "0", "text": "one, two"}, {"id": "1", "text": ""}, {"id": "2", "text": "last"}]
+    assert result.malformed == [("words.txt", 3, "\\xff", "bytes that are not utf-8")]
 
 
-def test_text_is_a_row_per_file_with_its_folder_as_label(read, tmp_path: Path) -> None:
+def test_text_may_have_a_row_per_file_with_its_folder_as_label(ingest_rows, tmp_path: Path) -> None:
     for name, text in {"pos/1.txt": "good\nfilm", "neg/2.txt": "bad"}.items():
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text(text)
-    assert read(source=str(tmp_path), format="text", unit="file").rows == [
+    assert ingest_rows(source=str(tmp_path), format="text", unit="file").rows == [
         {"path": "neg/2.txt", "label": "neg", "text": "bad"},
         {"path": "pos/1.txt", "label": "pos", "text": "good\nfilm"},
     ]

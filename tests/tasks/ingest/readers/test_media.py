@@ -1,4 +1,4 @@
-"""Images, recordings and IDX arrays: a row per file or array, what is none is put aside."""
+"""Images, recordings and IDX arrays: a row per file or array. Files that cannot be decoded are malformed."""
 
 from __future__ import annotations
 
@@ -24,35 +24,37 @@ def write_image(path: Path, pixels: np.ndarray = PIXELS) -> None:
     Image.fromarray(pixels).save(path)
 
 
-def test_an_image_is_channel_after_channel_and_its_folder_the_label(read, tmp_path: Path) -> None:
+def test_an_image_is_stored_channel_first_with_its_folder_as_label(ingest_rows, tmp_path: Path) -> None:
     write_image(tmp_path / "cat" / "1.png")
     write_image(tmp_path / "dog" / "2.BMP")
     (tmp_path / "dog" / "3.png").write_bytes(b"no image")
     write_image(tmp_path / "dog" / "4.png", np.zeros((2, 3), np.uint16))
     (tmp_path / "README.md").write_text("about cats")
-    found = read(source=str(tmp_path), format="images", mode="RGB")
-    assert [(row["path"], row["label"]) for row in found.rows] == [("cat/1.png", "cat"), ("dog/2.BMP", "dog")]
-    assert found.rows[0]["image"] == PIXELS.transpose(2, 0, 1).reshape(-1).tolist()
-    assert found.table.schema.field("image").type == pa.list_(pa.uint8())
-    assert [(file, reason.split(",")[0]) for file, _, _, reason in found.malformed] == [
+    result = ingest_rows(source=str(tmp_path), format="images", mode="RGB")
+    assert [(row["path"], row["label"]) for row in result.rows] == [("cat/1.png", "cat"), ("dog/2.BMP", "dog")]
+    assert result.rows[0]["image"] == PIXELS.transpose(2, 0, 1).reshape(-1).tolist()
+    assert result.table.schema.field("image").type == pa.list_(pa.uint8())
+    assert [(file, reason.split(",")[0]) for file, _, _, reason in result.malformed] == [
         ("dog/3.png", "no image: no format that Pillow knows"),
         ("dog/4.png", "pixels of mode I;16"),
     ]
 
 
-def test_images_are_resized_and_greyed_as_declared(read, tmp_path: Path) -> None:
+def test_images_are_resized_and_converted_to_grey(ingest_rows, tmp_path: Path) -> None:
     write_image(tmp_path / "a_7.png")
     write_image(tmp_path / "b_8.png", np.full((9, 9, 3), 200, np.uint8))
-    found = read(source=str(tmp_path / "*.png"), mode="L", size=[4, 5], path_pattern=r"(?P<who>[a-z])_(?P<label>\d)")
-    assert [(row["who"], row["label"], len(row["image"])) for row in found.rows] == [("a", "7", 20), ("b", "8", 20)]
-    assert set(found.rows[1]["image"]) == {200}
+    result = ingest_rows(
+        source=str(tmp_path / "*.png"), mode="L", size=[4, 5], path_pattern=r"(?P<who>[a-z])_(?P<label>\d)"
+    )
+    assert [(row["who"], row["label"], len(row["image"])) for row in result.rows] == [("a", "7", 20), ("b", "8", 20)]
+    assert set(result.rows[1]["image"]) == {200}
 
 
-def test_images_of_two_sizes_are_named_if_no_size_is_declared(read, tmp_path: Path) -> None:
+def test_images_of_two_sizes_are_refused_without_a_size(ingest_rows, tmp_path: Path) -> None:
     write_image(tmp_path / "1.png")
     write_image(tmp_path / "2.png", PIXELS[:1])
     with pytest.raises(DataMissing, match="sizes 2 x 3 and 1 x 3"):
-        read(source=str(tmp_path), format="images", mode="RGB")
+        ingest_rows(source=str(tmp_path), format="images", mode="RGB")
 
 
 def wav(samples: np.ndarray, rate: int = 8000) -> bytes:
@@ -61,7 +63,7 @@ def wav(samples: np.ndarray, rate: int = 8000) -> bytes:
     return sink.getvalue()
 
 
-def test_recordings_in_a_zip_are_waves_from_minus_one_to_one(read, tmp_path: Path) -> None:
+def test_recordings_in_a_zip_are_scaled_to_minus_one_to_one(ingest_rows, tmp_path: Path) -> None:
     stereo = np.array([[0, 16384], [-32768, 0]], np.int16)
     members = {
         "r/1_ann.wav": wav(np.array([0, 16384, -32768], np.int16)),
@@ -77,30 +79,30 @@ def test_recordings_in_a_zip_are_waves_from_minus_one_to_one(read, tmp_path: Pat
         for name, content in members.items():
             archive.writestr(name, content)
     options = {"format": "audio", "path_pattern": r"(?P<label>\d)_(?P<speaker>\w+)\.wav", "sample_rate": 8000}
-    found = read(source=str(tmp_path / "all.zip"), **options)
-    assert [tuple(row.values()) for row in found.rows] == [
+    result = ingest_rows(source=str(tmp_path / "all.zip"), **options)
+    assert [tuple(row.values()) for row in result.rows] == [
         ("r/1_ann.wav", "1", "ann", [0.0, 0.5, -1.0], 8000),
         ("r/2_bob.wav", "2", "bob", [0.0, 0.9921875, -1.0], 8000),
         ("r/3_bob.wav", "3", "bob", [0.5, -0.25], 8000),
     ]
-    assert found.table.schema.field("wave").type == pa.list_(pa.float32())
-    reasons = {file: reason for file, _, _, reason in found.malformed}
+    assert result.table.schema.field("wave").type == pa.list_(pa.float32())
+    reasons = {file: reason for file, _, _, reason in result.malformed}
     assert reasons["r/4_bob.wav"] == "16000 Hz, where 8000 is required"
     assert reasons["r/6_bob.wav"].startswith("2 channels")
     assert list(reasons) == ["r/4_bob.wav", "r/5_bob.wav", "r/6_bob.wav", "r/other.wav"]
-    assert read(source=str(tmp_path / "all.zip"), **options, mono=True).rows[3]["wave"] == [0.25, -0.5]
+    assert ingest_rows(source=str(tmp_path / "all.zip"), **options, mono=True).rows[3]["wave"] == [0.25, -0.5]
 
 
-def test_a_damaged_zip_is_named(read, tmp_path: Path) -> None:
+def test_a_damaged_zip_is_reported(ingest_rows, tmp_path: Path) -> None:
     (tmp_path / "all.zip").write_bytes(b"PK no zip")
     with pytest.raises(DataMissing, match="cannot be read as zip"):
-        read(source=str(tmp_path / "all.zip"), format="audio")
+        ingest_rows(source=str(tmp_path / "all.zip"), format="audio")
 
 
-def test_nothing_but_malformed_recordings_is_no_data(read, tmp_path: Path) -> None:
+def test_a_source_of_malformed_recordings_alone_is_refused(ingest_rows, tmp_path: Path) -> None:
     (tmp_path / "1.wav").write_bytes(b"RIFF")
     with pytest.raises(DataMissing, match="there are no recordings"):
-        read(source=str(tmp_path), format="audio")
+        ingest_rows(source=str(tmp_path), format="audio")
 
 
 def idx(values: np.ndarray) -> bytes:
@@ -110,19 +112,19 @@ def idx(values: np.ndarray) -> bytes:
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.int16, np.float32])
-def test_idx_arrays_come_with_their_labels(read, tmp_path: Path, kind: type) -> None:
+def test_idx_arrays_are_read_with_their_labels(ingest_rows, tmp_path: Path, kind: type) -> None:
     images = np.arange(12, dtype=kind).reshape(3, 2, 2)
     (tmp_path / "images.gz").write_bytes(gzip.compress(idx(images)))
     (tmp_path / "labels").write_bytes(idx(np.array([7, 0, 9], np.uint8)))
-    found = read(source=str(tmp_path / "images.gz"), labels=str(tmp_path / "labels"), format="idx")
-    assert found.rows == [
+    result = ingest_rows(source=str(tmp_path / "images.gz"), labels=str(tmp_path / "labels"), format="idx")
+    assert result.rows == [
         {"id": row, "image": images[row].reshape(-1).tolist(), "label": label} for row, label in enumerate([7, 0, 9])
     ]
-    assert found.table.schema.field("image").type.value_type == pa.from_numpy_dtype(kind)
+    assert result.table.schema.field("image").type.value_type == pa.from_numpy_dtype(kind)
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "begins with the bytes"),
         (idx(np.zeros((3, 2), np.uint8))[:-1], "ends before its last value"),
@@ -131,14 +133,14 @@ def test_idx_arrays_come_with_their_labels(read, tmp_path: Path, kind: type) -> 
         (idx(np.zeros((2, 2), np.uint8)), "3 labels for 2 arrays"),
     ],
 )
-def test_an_idx_file_that_is_not_whole_is_named(read, tmp_path: Path, content: bytes, said: str) -> None:
+def test_a_damaged_idx_file_is_reported(ingest_rows, tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "images").write_bytes(content)
     (tmp_path / "labels").write_bytes(idx(np.zeros(3, np.uint8)))
-    with pytest.raises(DataMissing, match=said):
-        read(source=str(tmp_path / "images"), labels=str(tmp_path / "labels"), format="idx")
+    with pytest.raises(DataMissing, match=message):
+        ingest_rows(source=str(tmp_path / "images"), labels=str(tmp_path / "labels"), format="idx")
 
 
-def test_members_of_one_zip_go_to_the_parts_that_their_names_say(read, tmp_path: Path) -> None:
+def test_members_of_one_zip_are_assigned_to_splits_by_name(ingest_rows, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "sounds.zip", "w") as archive:
         for name in ("5_ann_0", "5_ann_10", "6_bob_0"):
             archive.writestr(f"takes/{name}.wav", wav(np.zeros(4, np.int16)))
@@ -147,8 +149,8 @@ def test_members_of_one_zip_go_to_the_parts_that_their_names_say(read, tmp_path:
         {"source": path, "files": r"_0\.wav$", "part": "test"},
         {"source": path, "files": r"_[1-9]\d*\.wav$", "part": "train"},
     ]
-    found = read(sources=sources, format="audio", path_pattern=r"(?P<label>\d)_")
-    assert [(row["path"], row["label"], row["part"]) for row in found.rows] == [
+    result = ingest_rows(sources=sources, format="audio", path_pattern=r"(?P<label>\d)_")
+    assert [(row["path"], row["label"], row["part"]) for row in result.rows] == [
         ("takes/5_ann_0.wav", "5", "test"),
         ("takes/6_bob_0.wav", "6", "test"),
         ("takes/5_ann_10.wav", "5", "train"),

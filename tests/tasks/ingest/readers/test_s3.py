@@ -1,4 +1,4 @@
-"""Files in S3, against a server that speaks its language."""
+"""Files in S3, on a mock server."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     server.stop()
 
 
-def test_objects_are_read_as_files_are(read, bucket, tmp_path: Path) -> None:
+def test_objects_are_read_like_files(ingest_rows, bucket, tmp_path: Path) -> None:
     bucket("in/day=1/a.csv", b"x,y\n1,2\nbad\n")
     bucket("in/day=2/b.csv.gz", gzip.compress(b"x,y\n3,4\n"))
     bucket("in/notes.txt", b"no rows")
-    found = read(source="s3://rows/in", format="csv")
-    assert [tuple(row.values()) for row in found.rows] == [("1", "2", "1"), ("3", "4", "2")]
-    assert found.malformed == [("day=1/a.csv", 3, "bad", "1 cell(s), where 2 are required")]
-    assert read(source="s3://rows/in/day=2/*.csv.gz").rows == [{"x": "3", "y": "4"}]
+    result = ingest_rows(source="s3://rows/in", format="csv")
+    assert [tuple(row.values()) for row in result.rows] == [("1", "2", "1"), ("3", "4", "2")]
+    assert result.malformed == [("day=1/a.csv", 3, "bad", "1 cell(s), where 2 are required")]
+    assert ingest_rows(source="s3://rows/in/day=2/*.csv.gz").rows == [{"x": "3", "y": "4"}]
     pq.write_table(pa.table({"x": [1]}), tmp_path / "rows.parquet")
     bucket("rows.parquet", (tmp_path / "rows.parquet").read_bytes())
-    assert read(source="s3://rows/rows.parquet").rows == [{"x": 1}]
+    assert ingest_rows(source="s3://rows/rows.parquet").rows == [{"x": 1}]
 
 
-def test_an_object_is_known_by_what_s3_says_of_its_content(bucket) -> None:
+def test_the_digest_of_an_object_depends_on_its_content(bucket) -> None:
     bucket("a.csv", b"x\n1\n")
     first = locate_source(DataSource(source="s3://rows/a.csv")).digest
     assert locate_source(DataSource(source="s3://rows/a.csv")).digest == first
@@ -60,6 +60,6 @@ def test_an_object_is_known_by_what_s3_says_of_its_content(bucket) -> None:
 
 
 @pytest.mark.parametrize("source", ["s3://rows/nowhere.csv", "s3://nobucket/a.csv", "s3://rows/no-*.csv"])
-def test_an_object_that_is_not_there_is_named(bucket, source: str) -> None:
+def test_a_missing_object_is_reported(bucket, source: str) -> None:
     with pytest.raises(DataMissing, match="there is no csv file"):
         locate_source(DataSource(source=source))
