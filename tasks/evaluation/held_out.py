@@ -43,8 +43,8 @@ def background_rows(choice: Choice) -> list[dict[str, Any]]:
     They are test rows, like the examples: a bento holds no training row, so the promise of private training remains.
     """
     rows = read_held_out_rows(choice).select(list(choice.candidates.trained.dataset.inputs))
-    affordable = _MAX_BACKGROUND_BYTES * rows.num_rows // max(rows.nbytes, 1)
-    num_rows = min(max(affordable, 1), _MAX_BACKGROUND_ROWS, rows.num_rows)
+    max_rows = _MAX_BACKGROUND_BYTES * rows.num_rows // max(rows.nbytes, 1)
+    num_rows = min(max(max_rows, 1), _MAX_BACKGROUND_ROWS, rows.num_rows)
     positions = [number * rows.num_rows // num_rows for number in range(num_rows)]
     return [_to_json_row(row) for row in rows.take(positions).to_pylist()]
 

@@ -72,14 +72,16 @@ def plot_calibration(bins: CalibrationBins, error: float, path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 5), layout="constrained")
-    above, below = figure.subplots(2, sharex=True, height_ratios=(3, 1))
+    accuracy_axes, count_axes = figure.subplots(2, sharex=True, height_ratios=(3, 1))
     num_bins = len(bins.counts)
     centres = (np.arange(num_bins) + 0.5) / num_bins
-    above.bar(centres, np.nan_to_num(bins.accuracy), width=0.9 / num_bins, color=_BLUE)
-    above.plot([0, 1], [0, 1], color=_GREY, ls="--")
-    above.set(ylabel="share of correct predictions", ylim=(0, 1), title=f"expected calibration error {error:.3f}")
-    below.bar(centres, bins.counts / max(bins.counts.sum(), 1), width=0.9 / num_bins, color=_GREY)
-    below.set(xlabel="predicted probability", ylabel="share of rows", xlim=(0, 1))
+    accuracy_axes.bar(centres, np.nan_to_num(bins.accuracy), width=0.9 / num_bins, color=_BLUE)
+    accuracy_axes.plot([0, 1], [0, 1], color=_GREY, ls="--")
+    accuracy_axes.set(
+        ylabel="share of correct predictions", ylim=(0, 1), title=f"expected calibration error {error:.3f}"
+    )
+    count_axes.bar(centres, bins.counts / max(bins.counts.sum(), 1), width=0.9 / num_bins, color=_GREY)
+    count_axes.set(xlabel="predicted probability", ylabel="share of rows", xlim=(0, 1))
     figure.savefig(path, dpi=120)
 
 

@@ -10,7 +10,7 @@ from bloomery.models.training.config import Device, Training
 
 
 def select_device(device: Device) -> str:
-    """The device that a recipe's `device` stands for: `auto` is a GPU where torch finds one."""
+    """Returns the device for a recipe's `device`: `auto` is a GPU if torch finds one."""
     import torch
 
     if device == "auto":

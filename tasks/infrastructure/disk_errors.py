@@ -14,7 +14,7 @@ from bloomery.data_contracts.errors import ShareLost, StateUnwritable
 _UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
 _FULL_MESSAGES = (
     *("disk is full", "No space left on device"),
-    *("iostream error", "] . unexpected pos "),  # of PyTorch's writer, which says no more about a failed write
+    *("iostream error", "] . unexpected pos "),  # of PyTorch's writer, which reports a failed write only by these
 )
 _LOST = {
     *(errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN),
@@ -25,12 +25,12 @@ _RUN_BYTES = 50_000_000  # the two databases take a tenth of it before the first
 
 
 def require_writable(home: Path, *, with_room: bool) -> None:
-    """Makes the state folder if it is missing, and checks that it can be written.
+    """Creates the state folder if it is missing, and checks that it can be written.
 
-    `with_room=False` does not ask for free space on the disk.
+    `with_room=False` does not require free space on the disk.
 
     Raises:
-        StateUnwritable: the folder cannot be made or written, or the disk is full.
+        StateUnwritable: the folder cannot be created or written, or the disk is full.
     """
     probe = home / f".probe-{os.getpid()}"
     try:

@@ -1,4 +1,4 @@
-"""Parquet files whose bytes depend on their rows alone, not on the batches in which the rows came."""
+"""Writes and reads Parquet files. The bytes of a file depend on its rows alone, not on the batches."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def write_rows(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch])
 
 
 def row_group_size_of(path: Path) -> int:
-    """Returns the row group size for a file that is made from this one: that of its own groups.
+    """Returns the row group size for a file that is derived from this one: the size of this file's groups.
 
     Large rows were written in small groups, and the groups stay small.
     """

@@ -42,9 +42,10 @@ def protect_batch(rows: pa.RecordBatch, contract: Contract) -> pa.RecordBatch:
     A hash is HMAC-SHA256 of the value's text: equal values stay equal, and only the key's owner can test a value.
     """
     schema = protected_schema(contract)
-    hashed = {column.name for column in contract.columns if column.personal == "hash"}
+    hashed_columns = {column.name for column in contract.columns if column.personal == "hash"}
     arrays = [
-        _hash_values(rows.column(field.name)) if field.name in hashed else rows.column(field.name) for field in schema
+        _hash_values(rows.column(field.name)) if field.name in hashed_columns else rows.column(field.name)
+        for field in schema
     ]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 

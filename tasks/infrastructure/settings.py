@@ -98,14 +98,14 @@ def _parse_price(text: str | None) -> tuple[float, str] | None:
 
 
 def require_state_folder(*, with_room: bool = True) -> Settings:
-    """Makes the state folder if it is missing, and returns the settings of this process.
+    """Creates the state folder if it is missing, and returns the settings of this process.
 
-    `with_room=False` does not ask for free space on the disk.
+    `with_room=False` does not require free space on the disk.
 
     Raises:
-        StateUnwritable: the state folder cannot be made or written.
+        StateUnwritable: the state folder cannot be created or written.
     """
-    current = settings()
-    require_writable(current.home, with_room=with_room)
-    remember_folder(current.home)
-    return current
+    process_settings = settings()
+    require_writable(process_settings.home, with_room=with_room)
+    remember_folder(process_settings.home)
+    return process_settings

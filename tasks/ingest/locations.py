@@ -186,5 +186,5 @@ def _missing_error(data: DataSource, source: str, problem: str) -> DataMissing:
 
 
 def obtain_hint(data: DataSource) -> str:
-    """Returns where the data comes from, to stand behind a remedy."""
+    """Returns the origin of the data, to be appended to a remedy; empty if the recipe has none."""
     return f": {data.obtain}" if data.obtain else ""

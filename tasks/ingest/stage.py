@@ -174,7 +174,7 @@ def _replace_values(rows: RowStream, data: DataSource) -> RowStream:
     replacements = data.replace or {}
     for name in replacements:
         if name not in rows.schema.names or not pa.types.is_string(rows.schema.field(name).type):
-            raise _recipe_error(f"there is no column of text {name}", rows.schema, "replace")
+            raise _recipe_error(f"there is no text column {name}", rows.schema, "replace")
     if not replacements:
         return rows
 

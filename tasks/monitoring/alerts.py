@@ -10,7 +10,7 @@ from bloomery.data_contracts.records.tensor_layout import Task
 
 
 def find_alerts(
-    monitor: Monitor, task: Task, drifts: Sequence[Drift], requests: RequestStats, labelled: LabelledScore | None
+    monitor: Monitor, task: Task, drifts: Sequence[Drift], requests: RequestStats, labelled_score: LabelledScore | None
 ) -> Iterator[Alert]:
     for drift in drifts:
         if drift.is_drifted:
@@ -19,8 +19,8 @@ def find_alerts(
                 kind="drift",
                 message=f"{message} (corrected p-value {drift.corrected_p_value:.1g}, {drift.num_rows:,} rows)",
             )
-    if labelled is not None:
-        yield from _check_score(monitor, task, labelled)
+    if labelled_score is not None:
+        yield from _check_score(monitor, task, labelled_score)
     for share, limit, message in (
         (requests.refused, monitor.refused_share, "of the requests were rejected because they violate the contract"),
         (requests.failed, monitor.failed_share, "of the requests failed with a 5xx status"),
@@ -30,9 +30,9 @@ def find_alerts(
             yield Alert(kind="service", message=f"{share.value:.2%} {message}, limit {limit:.2%}")
 
 
-def _check_score(monitor: Monitor, task: Task, labelled: LabelledScore) -> Iterator[Alert]:
-    score = labelled.score if labelled.weighted_score is None else labelled.weighted_score
-    reference = labelled.held_out_score
+def _check_score(monitor: Monitor, task: Task, labelled_score: LabelledScore) -> Iterator[Alert]:
+    score = labelled_score.score if labelled_score.weighted_score is None else labelled_score.weighted_score
+    reference = labelled_score.held_out_score
     if task == "regression":
         is_worse = score.low > reference.high and score.value >= reference.value * (1 + monitor.error_rise)
         limit = f"a rise of {monitor.error_rise:.0%}"
@@ -42,6 +42,6 @@ def _check_score(monitor: Monitor, task: Task, labelled: LabelledScore) -> Itera
     if is_worse:
         yield Alert(
             kind="drift",
-            message=f"{SCORE_NAMES[task]} is {format_score(task, score)} on {labelled.num_labelled:,} labelled rows, "
-            f"and was {format_score_value(task, reference.value)} on held-out rows; limit {limit}",
+            message=f"{SCORE_NAMES[task]} is {format_score(task, score)} on {labelled_score.num_labelled:,} labelled "
+            f"rows, and was {format_score_value(task, reference.value)} on held-out rows; limit {limit}",
         )

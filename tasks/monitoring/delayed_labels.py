@@ -21,10 +21,10 @@ _REQUIRED = "Parquet or CSV with the columns request and label, and row where re
 _READERS = {".parquet": pq.read_table, ".csv": pcsv.read_csv}
 
 
-def locate_labels(name: str, configured: str | None) -> Path | None:
+def locate_labels(name: str, configured_path: str | None) -> Path | None:
     """The path of a model's labels: the recipe's, else a folder of the state folder, None while that is empty."""
-    if configured is not None:
-        return Path(configured)
+    if configured_path is not None:
+        return Path(configured_path)
     folder = settings().home / "labels" / name
     return folder if _list_files(folder) else None
 
@@ -64,8 +64,8 @@ def filter_valid_labels(contract: Contract, column: str, labels: pa.Table) -> tu
     for rule in row_rules(contract):
         if rule.target == column and rule.severity == "error" and rule.kind != "expression":
             is_invalid |= find_violations(rule, batch, {}).to_numpy(zero_copy_only=False)
-    cast = labels.set_column(labels.column_names.index("label"), "label", batch.rows.column(column))
-    return cast.filter(pa.array(~is_invalid)), int(is_invalid.sum())
+    cast_labels = labels.set_column(labels.column_names.index("label"), "label", batch.rows.column(column))
+    return cast_labels.filter(pa.array(~is_invalid)), int(is_invalid.sum())
 
 
 def read_bento_contract(tag: str) -> Contract:
@@ -75,8 +75,8 @@ def read_bento_contract(tag: str) -> Contract:
 
 def keep_last(table: pa.Table) -> pa.Table:
     """The last entry of each row id, because a client may reuse a request id."""
-    numbered = table.append_column("order", pa.array(np.arange(table.num_rows)))
-    last = numbered.group_by(ROW_ID).aggregate([("order", "max")])["order_max"]
+    numbered_rows = table.append_column("order", pa.array(np.arange(table.num_rows)))
+    last = numbered_rows.group_by(ROW_ID).aggregate([("order", "max")])["order_max"]
     return table.take(last)
 
 

@@ -1,4 +1,4 @@
-"""Plot of drift: the PSI of every distribution, and the shares of the most drifted ones beside their reference."""
+"""Plot of drift: the PSI of every distribution, and the most drifted ones compared with their reference."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def write_report(report: MonitoringReport, limit: float, path: Path) -> bool:
     input_file.write_text(report.model_dump_json(), encoding="utf-8")
     command = [sys.executable, "-m", __name__, str(input_file), f"{limit:g}", str(path)]
     try:
-        completed = subprocess.run(
+        process = subprocess.run(
             command,
             env={**os.environ, "DO_NOT_TRACK": "1"},
             capture_output=True,
@@ -47,8 +47,8 @@ def write_report(report: MonitoringReport, limit: float, path: Path) -> bool:
             timeout=_TIMEOUT_S,
             check=False,
         )
-        has_succeeded = completed.returncode == 0 and path.is_file()
-        problem = "" if has_succeeded else completed.stderr[-2000:] or "it wrote no page"
+        has_succeeded = process.returncode == 0 and path.is_file()
+        problem = "" if has_succeeded else process.stderr[-2000:] or "it wrote no page"
     except subprocess.TimeoutExpired:
         problem = f"it took longer than {_TIMEOUT_S} s"
     finally:

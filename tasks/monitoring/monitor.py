@@ -86,7 +86,7 @@ def monitor_window(version: ModelVersion, monitor: Monitor, since: datetime, unt
             where=str(folder),
             remedy=f"serve it: bloomery serve {version.name}",
         )
-    _require_known(monitor.columns, reference, tag)
+    _require_profiled(monitor.columns, reference, tag)
     window = _Window(folder, tag, since, until)
     notes: list[str] = []
     labels = locate_labels(version.name, monitor.labels)
@@ -98,7 +98,7 @@ def monitor_window(version: ModelVersion, monitor: Monitor, since: datetime, unt
         drifts = _measure_drifts(profiles, stats.counts, monitor)
     if reference.split == "test":
         notes.append("training was private, so the reference profile is of held-out rows")
-    labelled = _score_labelled(tag, labels, monitor, reference, stats, notes)
+    labelled_score = _score_labelled(tag, labels, monitor, reference, stats, notes)
     requests = _summarize_requests(window, stats.seconds, monitor)
     return MonitoringReport(
         name=version.name,
@@ -111,9 +111,9 @@ def monitor_window(version: ModelVersion, monitor: Monitor, since: datetime, unt
         split=reference.split,
         drifts=drifts,
         requests=requests,
-        labelled=labelled,
+        labelled=labelled_score,
         notes=tuple(notes),
-        alerts=tuple(find_alerts(monitor, reference.task, drifts, requests, labelled)),
+        alerts=tuple(find_alerts(monitor, reference.task, drifts, requests, labelled_score)),
     )
 
 
@@ -136,7 +136,7 @@ def _profiles_by_name(reference: VersionReference) -> dict[str, ReferenceProfile
     return profiles if reference.confidence is None else {**profiles, CONFIDENCE: reference.confidence}
 
 
-def _require_known(columns: Sequence[str] | None, reference: VersionReference, tag: str) -> None:
+def _require_profiled(columns: Sequence[str] | None, reference: VersionReference, tag: str) -> None:
     unknown = [name for name in columns or () if name not in reference.columns]
     if unknown:
         profiled = ", ".join(reference.columns) or "none at all"
@@ -144,7 +144,7 @@ def _require_known(columns: Sequence[str] | None, reference: VersionReference, t
             f"bento {tag} has no reference profile of {', '.join(unknown)}",
             required=f"columns that have a reference profile: {profiled}",
             where="the recipe's monitor.columns",
-            remedy="name others; personal columns and dates have no profile",
+            remedy="choose other columns; personal columns and dates have no profile",
         )
 
 
@@ -162,8 +162,12 @@ def _summarize_window(
         seconds.append(rows.filter(pc.equal(rows["row"], 0))["seconds"].to_numpy())
         if keep_predictions:
             predictions.append(rows.select(ROW_ID).append_column("answer", pc.struct_field(rows["answer"], 0)))
-    empty = pa.table({"request": pa.array([], pa.string()), "row": pa.array([], pa.int32()), "answer": pa.array([])})
-    last_predictions = keep_last(pa.concat_tables(predictions, promote_options="permissive")) if predictions else empty
+    empty_table = pa.table(
+        {"request": pa.array([], pa.string()), "row": pa.array([], pa.int32()), "answer": pa.array([])}
+    )
+    last_predictions = (
+        keep_last(pa.concat_tables(predictions, promote_options="permissive")) if predictions else empty_table
+    )
     return _WindowStats(num_rows, counts, np.concatenate(seconds), last_predictions)
 
 
@@ -237,16 +241,16 @@ def _measure_drifts(
 def _score_labelled(
     tag: str, path: Path | None, monitor: Monitor, reference: VersionReference, stats: _WindowStats, notes: list[str]
 ) -> LabelledScore | None:
-    """The score on rows whose label has arrived; None, with a note, where there are too few."""
+    """Returns the score on labelled rows; None, with a note, if there are too few."""
     if path is None:
         notes.append("no labels have arrived, so the score is unknown")
         return None
     num_rows = stats.predictions.num_rows
-    numbered = stats.predictions.select(ROW_ID).append_column("at", pa.array(np.arange(num_rows)))
+    numbered_rows = stats.predictions.select(ROW_ID).append_column("at", pa.array(np.arange(num_rows)))
     labels, num_invalid = filter_valid_labels(read_bento_contract(tag), reference.label, read_labels(path))
     if num_invalid:
         notes.append(f"{num_invalid:,} labels violate the contract and are ignored")
-    matches = numbered.join(labels, ROW_ID, join_type="inner")
+    matches = numbered_rows.join(labels, ROW_ID, join_type="inner")
     if matches.num_rows < monitor.min_labels:
         notes.append(
             f"{matches.num_rows:,} of {num_rows:,} rows have a label, too few for a score; "

@@ -170,7 +170,7 @@ def write_prometheus_file(report: MonitoringReport) -> Path:
 
 def describe_report(report: MonitoringReport) -> list[str]:
     """One line per fact, the verdict first."""
-    requests, labelled = report.requests, report.labelled
+    requests, labelled_score = report.requests, report.labelled
     num_drifted = sum(drift.is_drifted for drift in report.drifts)
     num_alerts = len(report.alerts)
     verdict = {0: "no alerts", 1: "1 alert"}.get(num_alerts, f"{num_alerts} alerts")
@@ -185,13 +185,15 @@ def describe_report(report: MonitoringReport) -> list[str]:
             f"{num_drifted} of {len(report.drifts)} distributions have drifted; the largest drift is {largest.name}, "
             f"PSI {largest.psi:.3g}"
         )
-    if labelled is not None:
-        score = f"{SCORE_NAMES[report.task]} {format_score(report.task, labelled.score)}"
+    if labelled_score is not None:
+        score = f"{SCORE_NAMES[report.task]} {format_score(report.task, labelled_score.score)}"
         weighted_text = ""
-        if labelled.weighted_score is not None:
-            weighted_text = f", weighted by predicted label {format_score(report.task, labelled.weighted_score)}"
-        held_out = format_score(report.task, labelled.held_out_score)
-        lines.append(f"{score}{weighted_text} on {labelled.num_labelled:,} labelled rows; {held_out} on held-out rows")
+        if labelled_score.weighted_score is not None:
+            weighted_text = f", weighted by predicted label {format_score(report.task, labelled_score.weighted_score)}"
+        held_out = format_score(report.task, labelled_score.held_out_score)
+        lines.append(
+            f"{score}{weighted_text} on {labelled_score.num_labelled:,} labelled rows; {held_out} on held-out rows"
+        )
     if requests.p50_ms is not None and requests.p99_ms is not None:
         latency = f"{requests.p50_ms:.1f} ms (p50) and {requests.p99_ms:.1f} ms (p99)"
         lines.append(f"{requests.num_timed:,} requests took {latency}")

@@ -94,8 +94,8 @@ def _means(values: pa.ListArray) -> pa.Array:
     elements = values.flatten().cast(pa.float64(), safe=False)
     owners = pc.list_parent_indices(values).to_numpy(zero_copy_only=False)
     is_valid = np.asarray(elements.is_valid())
-    filled = np.where(is_valid, elements.fill_null(0.0).to_numpy(zero_copy_only=False), 0.0)
-    sums, counts = (np.bincount(owners, weights, minlength=len(values)) for weights in (filled, is_valid))
+    filled_elements = np.where(is_valid, elements.fill_null(0.0).to_numpy(zero_copy_only=False), 0.0)
+    sums, counts = (np.bincount(owners, weights, minlength=len(values)) for weights in (filled_elements, is_valid))
     return pa.array(sums / np.maximum(counts, 1), mask=counts == 0)
 
 
@@ -145,8 +145,8 @@ def _profile_column(engine: DuckDBPyConnection, item: _ProfiledColumn, num_bins:
         name, measure = f"length({name})::integer", "length"
     is_number = logical_type in ("number", "array") or measure == "length"
     if not is_number and (num_values <= _MAX_VALUES or item.is_category):
-        frequent = f"select {name} v from rows where v is not null group by v order by count(*) desc, v"
-        values = engine.execute(f"select v from ({frequent} limit {_MAX_VALUES}) order by v").fetchall()
+        frequent_values = f"select {name} v from rows where v is not null group by v order by count(*) desc, v"
+        values = engine.execute(f"select v from ({frequent_values} limit {_MAX_VALUES}) order by v").fetchall()
         cells = Bins(values=tuple(value for (value,) in values))
     else:
         quantiles = ", ".join(str(index / num_bins) for index in range(1, num_bins))

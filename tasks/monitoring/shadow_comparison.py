@@ -132,16 +132,16 @@ def _add_scores(
 ) -> Comparison:
     from bloomery.models.evaluation.metrics import accuracy_drop, rmse_rise
 
-    numbered = row_ids.append_column("at", pa.array(np.arange(row_ids.num_rows)))
-    labelled = numbered.join(read_labels(labels), ROW_ID, join_type="inner")
-    if not labelled.num_rows:
+    numbered_rows = row_ids.append_column("at", pa.array(np.arange(row_ids.num_rows)))
+    labelled_rows = numbered_rows.join(read_labels(labels), ROW_ID, join_type="inner")
+    if not labelled_rows.num_rows:
         raise DataMissing(
             f"{labels} has no label for any of the {row_ids.num_rows:,} rows that both have predicted",
             required="request ids as the endpoint returns them in x-request-id",
             where=str(labels),
             remedy="store the id of each response, and write it beside the label",
         )
-    at, truth = labelled["at"].to_numpy(), labelled["label"].to_numpy()
+    at, truth = labelled_rows["at"].to_numpy(), labelled_rows["label"].to_numpy()
     if comparison.agreement is None:
         truth = truth.astype(np.float64)
         degradation = rmse_rise(truth, champion_answers[at], challenger_answers[at])
@@ -154,7 +154,7 @@ def _add_scores(
         degradation, scores = accuracy_drop(*is_correct), [float(correct.mean()) for correct in is_correct]
     return comparison.model_copy(
         update={
-            "num_labelled": labelled.num_rows,
+            "num_labelled": labelled_rows.num_rows,
             "champion_score": scores[0],
             "challenger_score": scores[1],
             "degradation": degradation,
@@ -171,8 +171,10 @@ def _read_predictions(name: str) -> pa.Table:
     tables = list(read_log(_log_folder(name), ["at", *ROW_ID, "version", "role", "run_seconds", "answer"]))
     if not tables:
         raise _no_rows_error(name, None, None)
-    flat = [table.drop(["answer"]).append_column("answer", pc.struct_field(table["answer"], 0)) for table in tables]
-    return pa.concat_tables(flat)
+    flat_tables = [
+        table.drop(["answer"]).append_column("answer", pc.struct_field(table["answer"], 0)) for table in tables
+    ]
+    return pa.concat_tables(flat_tables)
 
 
 def _no_rows_error(name: str, champion: str | None, challenger: str | None) -> DataMissing:

@@ -47,7 +47,7 @@ SPARK_FUNCTIONS = EngineFunctions(
 
 
 class SparkSplits:
-    """Split rows in a data frame whose partitions follow each other by key, each sorted by split and key.
+    """Split rows in a data frame. Its partitions are ranges of keys in order, each sorted by split and key.
 
     `num_dropped` rows had no complete window, or no label of a forecast.
     """

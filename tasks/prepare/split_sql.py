@@ -23,7 +23,7 @@ RunQuery = Callable[[str], Sequence[Sequence[Any]]]
 
 
 class EngineFunctions(NamedTuple):
-    """The functions whose names differ between the engines."""
+    """The SQL functions that have different names in the two engines."""
 
     collect: str  # the values {value} of the rows of {window} as an array, with nulls
     microseconds: str  # of a timestamp, since 1970
@@ -59,7 +59,7 @@ def split_query(
     query = f"select {names}, {split_expression} as {SPLIT_COLUMN} from {rows}"
     if features.unlabelled == "teach":
         return _with_unlabelled(features, names, split_expression, rows)
-    return query if features.series is None else _windows(features, features.series, contract, query, functions)
+    return query if features.series is None else _window_query(features, features.series, contract, query, functions)
 
 
 def _with_unlabelled(features: Features, names: str, split_expression: str, rows: str) -> str:
@@ -86,7 +86,7 @@ def count_dropped_rows(features: Features, contract: Contract, rows: str, split_
     return int(before - after)
 
 
-def _windows(
+def _window_query(
     features: Features, series: SeriesInput, contract: Contract, query: str, functions: EngineFunctions
 ) -> str:
     """Returns the query for the rows of `query` that have a complete window, with arrays in the series' columns."""
@@ -119,7 +119,7 @@ def _windows(
 
 
 def _split_row_columns(features: Features) -> tuple[str, ...]:
-    """Returns the columns of split rows. A row of a forecast has the later row's label instead of its own."""
+    """Returns the columns of split rows. In a forecast, the label of the later row replaces the row's own label."""
     if not features.is_forecast:
         return columns_read(features)
     inputs = (column for source in features.inputs for column in source.columns)
@@ -203,7 +203,7 @@ def require_no_leakage(features: Features, rows: str, run_query: RunQuery) -> No
             remedy=f"provide more rows, or set larger shares for the empty splits in features.split{window_hint}",
         )
     for column in split.apart:
-        _require_none_shared(
+        _require_disjoint_splits(
             [column], f"values of {column}", features, rows, run_query, "split by group, with this column"
         )
     # `deduplicate` keeps two groups of a series that are copies of each other.
@@ -212,7 +212,7 @@ def require_no_leakage(features: Features, rows: str, run_query: RunQuery) -> No
         if features.series is not None:
             remedy = "put groups that are copies of each other into one split, or drop one of them"
         remedy += "; or set `split.duplicates: allow`, if they are no copies"
-        _require_none_shared(
+        _require_disjoint_splits(
             _content(features, features.label_column),
             "rows with equal inputs and label",
             features,
@@ -286,7 +286,7 @@ def _require_split_names(split: Split, rows: str, run_query: RunQuery) -> None:
         )
 
 
-def _require_none_shared(
+def _require_disjoint_splits(
     names: list[str], what: str, features: Features, rows: str, run_query: RunQuery, remedy: str
 ) -> None:
     column_list = ", ".join(map(quote_name, names))
@@ -299,7 +299,7 @@ def _require_none_shared(
     num, first, last = shared_rows[0]
     if num:
         raise DataUnfit(
-            f"{num} {what} are in two splits, such as in the rows with {features.key} {first} and {last}",
+            f"{num} {what} are in two splits, for example in the rows with {features.key} {first} and {last}",
             required="splits that share none: else the model is tested on data that it was trained on",
             where=f"features.split by {features.split.by}",
             remedy=remedy,

@@ -53,7 +53,7 @@ class SplitRows(Protocol):
 def prepare(out: Output, checked: ValidRows, features: Features, engine: Engine) -> Dataset:
     """Writes encoded rows sorted by key to `train`, `val` and `test.parquet`, and the fitted encoder to `encoder.json`.
 
-    If the features use rows whose label is null, `unlabelled.parquet` holds these. For a series, `test_rows.parquet`
+    If the features use rows without a label, `unlabelled.parquet` holds these. For a series, `test_rows.parquet`
     has the key and the raw windows of the test split. The bytes of all files depend on the rows and the features alone,
     not on the engine or its executors.
 
@@ -100,9 +100,9 @@ def _write_test_windows(out: Output, checked: ValidRows, features: Features, row
     schema = pa.schema([key, *(windows.field(name) for name in inputs)])
     path = out.path("test_rows.parquet")
     batches = (
-        cast
+        cast_batch
         for batch in rows.read_split("test", schema.names)
-        for cast in pa.Table.from_batches([batch]).cast(schema).to_batches()
+        for cast_batch in pa.Table.from_batches([batch]).cast(schema).to_batches()
     )
     write_rows(path, schema, batches)
     return out.uri(path.name)

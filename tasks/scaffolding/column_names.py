@@ -31,7 +31,7 @@ def contract_names(names: Sequence[str]) -> dict[str, str]:
 
 
 def rename_reserved_key(names: dict[str, str], key: str) -> dict[str, str]:
-    """Returns the names, with another one for the key where a stage has a column of that name beside it."""
+    """Returns the names, with another name for the key if a stage writes a column of that name next to the key."""
     if names.get(key, "").lower() not in _RESERVED_FOR_KEYS:
         return names
     return {**names, key: unused_name(f"key_{names[key]}", [*names.values()])}

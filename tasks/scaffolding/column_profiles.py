@@ -178,7 +178,7 @@ def _matches(texts: pa.Array, pattern: str) -> np.ndarray:
 
 
 class TypedColumnProfiler:
-    """Profiles a column of a source with types. A NaN is invalid, as it is to a contract."""
+    """Profiles a column of a source with types. A NaN is invalid, as in a contract."""
 
     def __init__(self, logical_type: LogicalType) -> None:
         self._logical_type: LogicalType = logical_type

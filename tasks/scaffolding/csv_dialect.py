@@ -187,15 +187,15 @@ def _sniff(sample: str) -> _Separators | None:
 
 def _count_cells(sample: str) -> _Separators:
     """Returns the delimiter that splits most rows into the same number of cells, and then into most cells."""
-    best, score = _Separators(",", '"', "no delimiter splits the first rows alike"), (0.0, 0)
+    best_separators, score = _Separators(",", '"', "no delimiter splits the first rows alike"), (0.0, 0)
     for delimiter in _DELIMITERS:
         widths = Counter(len(row) for row in _parse(sample, _Separators(delimiter, '"', "")))
         width, count = widths.most_common(1)[0] if widths else (1, 0)
         share = round(count / max(widths.total(), 1), 1)
         if width > 1 and (share, width) > score and (delimiter not in " :" or score == (0.0, 0)):
             score = (share, width)
-            best = _Separators(delimiter, '"', f"it splits {share:.0%} of the first rows into {width} cells")
-    return best
+            best_separators = _Separators(delimiter, '"', f"it splits {share:.0%} of the first rows into {width} cells")
+    return best_separators
 
 
 def _infer_header(rows: list[list[str]], label: str, columns: Sequence[str] | None) -> tuple[bool, str]:
@@ -208,10 +208,12 @@ def _infer_header(rows: list[list[str]], label: str, columns: Sequence[str] | No
         return True, "the first row has the names of --columns and is skipped"
     if any(_NUMBER_OR_DATE.fullmatch(cell) for cell in first_row):
         return False, "the first row has numbers or dates"
-    below = [[row[index] for row in body if index < len(row)] for index in range(len(first_row))]
-    if any(sum(_NUMBER_OR_DATE.fullmatch(cell) is not None for cell in cells) > len(cells) / 2 for cells in below):
+    cells_below = [[row[index] for row in body if index < len(row)] for index in range(len(first_row))]
+    if any(
+        sum(_NUMBER_OR_DATE.fullmatch(cell) is not None for cell in cells) > len(cells) / 2 for cells in cells_below
+    ):
         return True, "the first row has names above columns of numbers"
-    is_new = all(cell and cell not in cells for cell, cells in zip(first_row, below, strict=True))
+    is_new = all(cell and cell not in cells for cell, cells in zip(first_row, cells_below, strict=True))
     if is_new and columns is None:
         return True, "the first row has texts that occur in no other row"
     return False, "the first row looks like the other rows"

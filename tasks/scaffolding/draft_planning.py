@@ -176,18 +176,18 @@ def _plan_label(column: ColumnProfile, profile: SourceProfile, scratch: Path, sp
     if split_column is not None:
         train_classes = _count_classes(_count_labels(column, "train", profile, scratch).items(), logical_type)
         _require_known_labels(column, profile, scratch)
-    common = sorted(value for value, num in train_classes.items() if num >= _MIN_ROWS_PER_CLASS)
-    if not 2 <= len(common) <= _MAX_CLASSES:
-        counts = f"{len(train_classes)} distinct values, {len(common)} of them in at least {_MIN_ROWS_PER_CLASS} rows"
-        raise _label_error(column, f"it has {counts}")
-    rare = tuple(sorted(value for value in all_classes if value not in common))
+    common_classes = sorted(value for value, num in train_classes.items() if num >= _MIN_ROWS_PER_CLASS)
+    if not 2 <= len(common_classes) <= _MAX_CLASSES:
+        num_common = f"{len(common_classes)} of them in at least {_MIN_ROWS_PER_CLASS} rows"
+        raise _label_error(column, f"it has {len(train_classes)} distinct values, {num_common}")
+    rare_classes = tuple(sorted(value for value in all_classes if value not in common_classes))
     return LabelPlan(
         name=column.name,
         logical_type=logical_type,
-        classes=tuple((value, all_classes[value]) for value in common),
-        rare_classes=rare,
+        classes=tuple((value, all_classes[value]) for value in common_classes),
+        rare_classes=rare_classes,
         num_missing=column.num_missing,
-        num_rare_rows=sum(all_classes[value] for value in rare),
+        num_rare_rows=sum(all_classes[value] for value in rare_classes),
     )
 
 

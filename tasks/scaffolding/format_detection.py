@@ -64,7 +64,7 @@ def read_image_shape(source: str) -> tuple[int, ...]:
 
 
 def find_label_file(source: str) -> str | None:
-    """Returns the IDX file with the labels of the arrays in `source`, if it is beside it under the usual name."""
+    """Returns the IDX file with the labels of the arrays in `source`, if it has the usual name in the same folder."""
     path = Path(source)
     name = path.name.replace("images", "labels").replace("idx3", "idx1").replace("idx4", "idx1")
     label_file = path.with_name(name)

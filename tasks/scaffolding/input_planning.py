@@ -185,13 +185,14 @@ def _plan_tabular(column: ColumnProfile, num_classes: int) -> PlannedInput:
     has_gaps = column.num_missing > 0
     match column.logical_type:
         case "boolean":
-            missing = {"missing": False, "indicator": True} if has_gaps else {}
-            return PlannedInput({"kind": "boolean"} | missing, "true or false")
+            boolean_options = {"missing": False, "indicator": True} if has_gaps else {}
+            return PlannedInput({"kind": "boolean"} | boolean_options, "true or false")
         case "date" | "timestamp":
             parts = ["month", "day_of_week"] + (["hour"] if column.logical_type == "timestamp" else [])
-            filled = {"missing": "zero", "indicator": True} if has_gaps else {}
+            date_options = {"missing": "zero", "indicator": True} if has_gaps else {}
             return PlannedInput(
-                {"kind": "date", "parts": parts, "elapsed": True} | filled, "parts of the calendar, and elapsed days"
+                {"kind": "date", "parts": parts, "elapsed": True} | date_options,
+                "parts of the calendar, and elapsed days",
             )
         case "string":
             return _plan_category(column, num_classes)

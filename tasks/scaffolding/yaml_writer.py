@@ -52,7 +52,7 @@ def dump_yaml(document: CommentedMap) -> str:
 
 
 def inline(value: Any) -> Any:
-    """Returns the value in flow style: a mapping or list stands in braces or brackets, on one line if it fits."""
+    """Returns the value in flow style: a mapping in braces or a list in brackets, on one line if it fits."""
     if isinstance(value, Mapping):
         mapping = CommentedMap((key, inline(item)) for key, item in value.items())
         mapping.fa.set_flow_style()

@@ -68,10 +68,10 @@ class QuarantineWriter:
 
 def any_violation(violations: Sequence[Violation]) -> np.ndarray:
     """Returns which rows break at least one of the rules, of which there must be one."""
-    combined = violations[0].mask
+    union = violations[0].mask
     for _, mask in violations[1:]:
-        combined = pc.or_(combined, mask)
-    return combined.to_numpy(zero_copy_only=False)
+        union = pc.or_(union, mask)
+    return union.to_numpy(zero_copy_only=False)
 
 
 def example_violations(
@@ -96,10 +96,10 @@ def _row_indices(mask: pa.BooleanArray) -> np.ndarray:
 def _reasons(batch: CastBatch, rows: np.ndarray, violations: list[Violation], personal: frozenset[str]) -> pa.ListArray:
     """Returns for each of `rows` the rules that it breaks, in the order of `violations`."""
     indices = [_row_indices(mask) for _, mask in violations]
-    rules = np.repeat(np.arange(len(violations)), [len(broken) for broken in indices])
+    rules = np.repeat(np.arange(len(violations)), [len(rule_rows) for rule_rows in indices])
     order = np.argsort(np.concatenate(indices), kind="stable")
     values = pa.concat_arrays(
-        [_values(rule, batch, broken, personal) for (rule, _), broken in zip(violations, indices, strict=True)]
+        [_values(rule, batch, rule_rows, personal) for (rule, _), rule_rows in zip(violations, indices, strict=True)]
     )
     reasons = pa.StructArray.from_arrays(
         [

@@ -30,5 +30,5 @@ class RowMask:
 
     @property
     def num_set(self) -> int:
-        """The number of rows whose bit is set."""
+        """The number of bits that are set."""
         return int(np.bitwise_count(self._bytes).sum())

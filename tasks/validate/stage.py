@@ -72,7 +72,7 @@ def validate(out: Output, rows: RawRows, contract: Contract) -> ValidRows:
     num_passed = _count_passed(valid_path, quarantine_path, rows)
     failed_counts = [count for count, has_passed in zip(counts, rule_successes(result), strict=True) if not has_passed]
     num_violating = filter_result.num_untolerated + num_table_violations + rows.num_malformed
-    _require_kept(contract, failed_counts, num_violating, rows, out, where)
+    _require_contract_kept(contract, failed_counts, num_violating, rows, out, where)
     fresh_until = _fresh_until(valid_path, contract)
     digest_of_rows = _protect_personal_columns(valid_path, contract)
     return ValidRows(
@@ -110,8 +110,8 @@ def _protect_personal_columns(valid_path: Path, contract: Contract) -> str:
     if not contract.personal_columns:
         return digest_of_file(valid_path)
     temporary = valid_path.with_suffix(".kept")
-    encrypted = [column.name for column in contract.columns if column.personal == "encrypt"]
-    with RowWriter(temporary, protected_schema(contract), row_group_size_of(valid_path), encrypted) as writer:
+    encrypted_columns = [column.name for column in contract.columns if column.personal == "encrypt"]
+    with RowWriter(temporary, protected_schema(contract), row_group_size_of(valid_path), encrypted_columns) as writer:
         for batch in read_batches(valid_path):
             writer.write(protect_batch(batch, contract))
     digest = writer.digest()
@@ -167,8 +167,8 @@ def _order_counts(
     for rule in contract.rules():
         if rule.kind == "num_rows":
             counts[rule] = RuleCount(rule, int(not rule.allows(rows.num_rows)), 1, (), str(rows.num_rows))
-    ordered = [counts.pop(rule) for rule in dict.fromkeys(contract.rules())]
-    return [*ordered, *counts.values()]
+    ordered_counts = [counts.pop(rule) for rule in dict.fromkeys(contract.rules())]
+    return [*ordered_counts, *counts.values()]
 
 
 def _count_passed(valid_path: Path, quarantine_path: Path, rows: RawRows) -> int:
@@ -179,7 +179,7 @@ def _count_passed(valid_path: Path, quarantine_path: Path, rows: RawRows) -> int
     return num_passed
 
 
-def _require_kept(
+def _require_contract_kept(
     contract: Contract, failed_counts: list[RuleCount], num_violating: int, rows: RawRows, out: Output, where: str
 ) -> None:
     """Raises ContractBroken if a rule about the table is broken, or a tolerance or the quarantine limit is exceeded."""

@@ -111,7 +111,7 @@ def _check_unique(table: _Table, rule: Rule, where: str) -> TableCheck:
 
 
 def _check_determined(table: _Table, rule: Rule, where: str) -> TableCheck:
-    """Finds rows whose target is not the most frequent for their determining values; on a tie, all of them."""
+    """Finds rows without the most frequent target for their determining values; on a tie, all rows of these values."""
     keys, target = ", ".join(map(table.cell, rule.columns)), table.cell(rule.target)
     present = " and ".join(f"{table.cell(name)} is not null" for name in (*rule.columns, rule.target))
     return _check_rows(
@@ -156,7 +156,8 @@ def _check_query(table: _Table, rule: Rule, where: str) -> TableCheck:
             f"{rule.target or 'the table'}: {rule.sentence}, but the query fails: {message}",
             required="a query that returns one number, whatever the rows",
             where=where,
-            remedy="correct the query in the contract; TRY(…) makes a failure null, coalesce(…) a null a number",
+            remedy="correct the query in the contract; TRY(…) turns a failure into null, "
+            "and coalesce(…) turns null into a number",
         ) from (None if has_personal else failure)
     finally:
         table.engine.execute("reset threads")

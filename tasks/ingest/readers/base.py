@@ -106,6 +106,6 @@ def unreadable_error(path: str, problem: object, required: str, kind: str = "") 
         f"{path} cannot be read{f' as {kind}' if kind else ''}: {problem}",
         required=required,
         where=path,
-        remedy="if the recipe's `data` names another format than the file has, correct it; else write the data again: "
-        "a file whose copy was interrupted ends like this",
+        remedy="correct the `format` in the recipe's `data` if the file has another one; else write the file again: "
+        "an interrupted copy leaves an incomplete file",
     )

@@ -21,7 +21,7 @@ from bloomery.tasks.ingest.readers.csv_lexer import Lexer, split_records
 
 MAX_ROW_BYTES = 4 << 20
 MAX_MALFORMED_ROWS = 100_000  # of one file: they are kept in memory until the file has been read
-_CLOSED_QUOTES = "rows whose quotes close"
+_CLOSED_QUOTES = "rows with closed quotes"
 _DIALECT = "the recipe's delimiter, quote, header, columns and encoding"
 
 
@@ -230,7 +230,7 @@ def _parse(file: _OpenFile, data: DataSource, faults: _Faults) -> Iterator[pa.Re
 
 
 def _drop_invalid_text(batch: pa.RecordBatch, start: int, faults: _Faults, encoding: str) -> pa.RecordBatch:
-    """Returns the rows whose cells are all UTF-8 and adds the others to `faults`; the first row has index `start`."""
+    """Returns the rows that are completely UTF-8, and adds the others to `faults`; the first row has index `start`."""
     is_invalid = np.zeros(batch.num_rows, bool)
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         try:

@@ -71,7 +71,7 @@ def _to_readable_error(file: FileLocation, data: DataSource, failure: Exception)
 
 
 def _unify_schemas(files: Sequence[FileLocation], schemas: Sequence[pa.Schema], may_lack_columns: bool) -> pa.Schema:
-    """Returns the columns of the first file in types wide enough for all; columns of later files alone come last."""
+    """Returns the columns of the first file in types wide enough for all files, then columns of later files alone."""
     first = schemas[0]
     for file, schema in zip(files, schemas, strict=True):
         duplicates = sorted({name for name in schema.names if schema.names.count(name) > 1})

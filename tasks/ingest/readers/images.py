@@ -79,8 +79,8 @@ def _decode_all(data: DataSource, origin: SourceFile, malformed: MalformedWriter
     files = read_media(data, origin)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         while batch := list(islice(files, _BATCH_FILES)):
-            decoded = pool.map(lambda file: _decode(file, data), batch)
-            for file, pixels in zip(batch, decoded, strict=True):
+            results = pool.map(lambda file: _decode(file, data), batch)
+            for file, pixels in zip(batch, results, strict=True):
                 values = path_values(data, file.path)
                 if isinstance(pixels, str):
                     malformed.add(file.path, None, "", pixels)
@@ -98,11 +98,11 @@ def _decode(file: MediaFile, data: DataSource) -> np.ndarray | str:
         with Image.open(io.BytesIO(file.content)) as image:
             if image.mode.startswith(("I", "F")):
                 return f"pixels of mode {image.mode}, which do not fit into 8 bits"
-            converted = image.convert(data.mode)
+            converted_image = image.convert(data.mode)
             if data.size is not None:
-                converted = converted.resize((data.size[1], data.size[0]), Image.Resampling.BILINEAR)
+                converted_image = converted_image.resize((data.size[1], data.size[0]), Image.Resampling.BILINEAR)
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as failure:
         problem = str(failure) if "BytesIO" not in str(failure) else "no format that Pillow knows"
         return f"no image: {problem}"
-    pixels = np.asarray(converted, np.uint8)
+    pixels = np.asarray(converted_image, np.uint8)
     return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))

@@ -21,7 +21,7 @@ _BATCH_ROWS = 8_192
 
 
 class _Fault(str):
-    """Stands for a value that no column can hold, and says why."""
+    """A value that no column can hold, as the reason for it."""
 
 
 def read(data: DataSource, origin: SourceFile, malformed: MalformedWriter) -> RowStream:

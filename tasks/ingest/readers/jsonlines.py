@@ -46,8 +46,8 @@ def _read_batches(
     location: FileLocation, data: DataSource, schema: pa.Schema, malformed: MalformedWriter
 ) -> Iterator[pa.RecordBatch]:
     with location.open_stream() as stream:
-        numbered = enumerate(stream, 1)
-        while lines := list(islice(numbered, _BATCH_LINES)):
+        numbered_lines = enumerate(stream, 1)
+        while lines := list(islice(numbered_lines, _BATCH_LINES)):
             rows = []
             for number, line in lines:
                 try:

@@ -37,8 +37,8 @@ def _read_lines(
 ) -> Iterator[pa.RecordBatch]:
     with location.open_stream() as raw:
         stream = transcode_to_utf8(raw, data.encoding or "utf-8")
-        numbered = enumerate(stream, 1)
-        while lines := list(islice(numbered, _BATCH_LINES)):
+        numbered_lines = enumerate(stream, 1)
+        while lines := list(islice(numbered_lines, _BATCH_LINES)):
             texts = []
             for number, line in lines:
                 try:

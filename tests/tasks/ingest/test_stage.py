@@ -165,7 +165,7 @@ def test_texts_are_replaced_as_configured(home: Path, tmp_path: Path) -> None:
     assert table["a"].to_pylist() == ["no", "never", None, "yes"]
     assert table["b"].to_pylist() == ["1", "2", "3", "4"]
     invalid = DataSource.model_validate({"source": str(path), "replace": {"a": {"no.": "no"}}})
-    with pytest.raises(RecipeInvalid, match="no column of text a"):
+    with pytest.raises(RecipeInvalid, match="no text column a"):
         ingest(locate_source(invalid))
 
 
