@@ -44,10 +44,10 @@ def split_query(
 
     The columns of a series hold windows, and rows without a complete window are dropped. The label is in the features'
     `label_column`; rows without the label of a forecast are dropped. If the features use rows without a label, these
-    are a split of their own, without the rows that belong to another split than training.
+    form a separate split, except rows that belong to val or test.
 
     Raises:
-        DataUnfit: the column that names the split holds another value.
+        DataUnfit: the column that names the split holds a value that is not the name of a split.
     """
     split = features.split
     if features.deduplicate:
@@ -65,7 +65,7 @@ def split_query(
 def _with_unlabelled(features: Features, names: str, split_expression: str, rows: str) -> str:
     """Returns the query for the rows of the table `rows`: `split_expression` gives the split of a row with a label."""
     split = features.split
-    # A hash of the key can put any row into any split. Given training rows that it moves to val have no use.
+    # A hash of the key would assign unlabelled rows to all splits, where only train has a use for them.
     is_of_train = {"key": "true", "given": f"{quote_name(split.column or '')} = 'train'"}.get(
         split.by, f"{split_expression} = 'train'"
     )
@@ -147,7 +147,7 @@ def _forecast_columns(
 
 
 def _moment(time: str, contract: Contract, functions: EngineFunctions) -> tuple[str, int]:
-    """Returns a column of times as an integer that cannot overflow, and the number of its units in one of `spacing`."""
+    """Returns a column of times as an integer expression that cannot overflow, and its units per unit of `spacing`."""
     column = contract.column(time)
     kind = None if column is None else column.logical_type
     number, unit = quote_name(time), 1
@@ -166,7 +166,10 @@ def _series_columns(features: Features) -> tuple[str, ...]:
 
 
 def _without_duplicates(features: Features, contract: Contract, rows: str) -> str:
-    """Returns, of rows with equal content, for a series also equal time and group, the one with the least key."""
+    """Returns a table expression that keeps, of rows with equal content, the row with the smallest key.
+
+    In a series, copies also have equal time and group.
+    """
     content = list(dict.fromkeys((*_content(features, features.label), *_series_columns(features))))
     key = quote_name(features.key)
     if set(columns_read(features)) == {features.key, *content}:
