@@ -50,12 +50,12 @@ class Monitor(Document):
         Field(gt=0, description="rise of a regression's RMSE that raises an alert, as a share of the RMSE"),
     ] = 0.2
     latency_ms: Annotated[float, Field(gt=0, description="a request that takes longer is slow")] = 100.0
-    slow_share: Annotated[Proportion, Field(description="share of the requests that may be slow")] = 0.01
-    failed_share: Annotated[Proportion, Field(description="share of the requests that may be answered with 5xx")] = (
+    max_slow_share: Annotated[Proportion, Field(description="share of the requests that may be slow")] = 0.01
+    max_failed_share: Annotated[Proportion, Field(description="share of the requests that may get a 5xx status")] = (
         0.001
     )
-    refused_share: Annotated[
-        Proportion, Field(description="share of the requests that may be refused because they break the contract")
+    max_rejected_share: Annotated[
+        Proportion, Field(description="share of the requests that may be rejected because they violate the contract")
     ] = 0.05
     schedule: Annotated[CronExpression | None, Field(description="when to monitor, as a cron expression in UTC")] = None
     retrain: Annotated[bool, Field(description="whether drift starts the recipe's deployment")] = True
@@ -113,10 +113,10 @@ class Drift(Document):
 
 
 class RequestStats(Document):
-    """Outcomes of the requests in the window, and the latency of those that were answered."""
+    """Outcomes of the requests in the window, and the latency of those with predictions."""
 
     num_requests: int
-    refused: Interval | None  # as a share of the requests; None without a request
+    rejected: Interval | None  # as a share of the requests; None without a request
     failed: Interval | None
     violations: tuple[tuple[str, int], ...]  # rules with the number of rows that broke them, largest first
     num_timed: int

@@ -9,7 +9,7 @@ from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.recipe_sections.approval import PromotionTerms
 from bloomery.data_contracts.recipe_sections.data_source import LocatedSource
 from bloomery.data_contracts.recipe_sections.engine import Engine
-from bloomery.data_contracts.records.provenance import StatedRecipe
+from bloomery.data_contracts.records.provenance import RecipeDocument
 from bloomery.data_contracts.records.records import (
     Bento,
     Candidates,
@@ -40,7 +40,7 @@ class Stages:
     train: Callable[[Dataset, Model, Training, InitialWeights | None, Engine], TrainedNetwork]
     compress: Callable[[TrainedNetwork, Compression], Candidates]
     choose: Callable[[Candidates, Budget], Choice]
-    package: Callable[[Choice, str, StatedRecipe], Bento]
+    package: Callable[[Choice, str, RecipeDocument], Bento]
     promote: Callable[[Bento, Gates, PromotionTerms], Release]
 
 
@@ -51,5 +51,5 @@ def run_stages(stages: Stages, recipe: Recipe, source: LocatedSource, weights: I
     trained = stages.train(dataset, recipe.model, recipe.training, weights, recipe.engine_settings)
     candidates = stages.compress(trained, recipe.compression)
     choice = stages.choose(candidates, recipe.budget)
-    bento = stages.package(choice, recipe.name, recipe.as_stated)
+    bento = stages.package(choice, recipe.name, recipe.document)
     return stages.promote(bento, recipe.gates, recipe.promotion_terms)

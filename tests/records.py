@@ -133,7 +133,7 @@ def release() -> Release:
             ),
         ),
         parity_error=1e-7,
-        predictions_uri="answers.parquet",
+        predictions_uri="predictions.parquet",
     )
     options = Candidates(candidates=(candidate, candidate), baseline="int8", trained=trained, digest="d-options")
     verdict = Verdict(name="int8", rank=1, passed=False, reasons=("too large",))

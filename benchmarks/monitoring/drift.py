@@ -133,7 +133,7 @@ def print_table(reports: dict[str, MonitoringReport]) -> None:
     for month, report in reports.items():
         drifts = [_find_drift(report, name) for name in names]
         cells = [f"**{drift.psi:.3f}**" if drift.is_drifted else f"{drift.psi:.3f}" for drift in drifts]
-        rejected = "" if report.requests.refused is None else f"{report.requests.refused.value:.1%}"
+        rejected = "" if report.requests.rejected is None else f"{report.requests.rejected.value:.1%}"
         kinds = Counter(alert.kind for alert in report.alerts)
         counts = ", ".join(f"{kind} {num}" for kind, num in kinds.items()) or "none"
         print(f"| {month} | {report.num_rows:,} |", " | ".join(cells), f"| {rejected} | {counts} |")

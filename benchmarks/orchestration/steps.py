@@ -86,7 +86,7 @@ def package(choice: Choice) -> Bento:
     recipe = _recipe()
     from bloomery.tasks.package.stage import package
 
-    return package(choice, recipe.name, recipe.as_stated)
+    return package(choice, recipe.name, recipe.document)
 
 
 def promote(bento: Bento) -> Release:

@@ -10,7 +10,7 @@ from bloomery.data_contracts.records.records import Candidates, Choice
 PROVENANCE_FILE = "provenance.json"  # in a bento, beside the model
 
 
-class StatedRecipe(NotPartOfKey):
+class RecipeDocument(NotPartOfKey):
     """The recipe of a run as it was read. It is stored with the version; each stage's key covers its own sections."""
 
     recipe: dict[str, Any]

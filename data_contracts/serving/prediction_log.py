@@ -2,7 +2,7 @@
 
 Each day has a folder, `day=2026-11-25`. The file that is being written is an Arrow stream, readable up to its last
 complete batch; finished files are Parquet. A row has the fields below, the request's values in `columns` and the
-prediction in `answer`. Beside them are JSON lines that count the outcomes of requests, also of refused ones.
+returned values in `prediction`. Beside them are JSON lines that count the outcomes of requests, also of rejected ones.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from bloomery.data_contracts.documents.files import atomic_path
 STREAM_SUFFIX, PARQUET_SUFFIX, OUTCOMES_SUFFIX = ".arrows", ".parquet", ".outcomes.jsonl"
 CHAMPION, CANARY, SHADOW = "champion", "canary", "shadow"
 LOG_FIELDS = (
-    pa.field("at", pa.timestamp("us", "UTC")),  # of the answer
+    pa.field("at", pa.timestamp("us", "UTC")),  # of the response
     pa.field("request", pa.string()),
     pa.field("row", pa.int32()),  # its position in the request
     pa.field("version", pa.string()),  # a bento's tag
     pa.field("role", pa.string()),
-    pa.field("seconds", pa.float64()),  # from the head of the request to its answer
-    pa.field("run_seconds", pa.float64()),  # of the network's run, which `together` rows shared
-    pa.field("together", pa.int32()),
+    pa.field("seconds", pa.float64()),  # from the head of the request to its response
+    pa.field("run_seconds", pa.float64()),  # of the network's run, for a batch of `batch_size` rows
+    pa.field("batch_size", pa.int32()),
 )
 
 

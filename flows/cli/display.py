@@ -26,7 +26,7 @@ from bloomery.data_contracts.records.score_format import DEGRADATION_NAMES, SCOR
 from bloomery.tasks.orchestration import events
 
 _SYMBOLS = {"computed": "[green]✓[/]", "found": "[cyan]=[/]", "ready": "[green]✓[/]"}
-_SYMBOLS |= {"asked": "[yellow]?[/]", "failed": "[red]✗[/]"}
+_SYMBOLS |= {"decided": "[yellow]?[/]", "failed": "[red]✗[/]"}
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from bloomery.models.features.config import Features
 from bloomery.models.networks.config import Imported, Model
 from bloomery.models.training.config import Training
 
-_RESERVED_NAMES = frozenset({"x", "y", "truth", "answer", "probabilities", "_part", "_partition", "_label"})
+_RESERVED_NAMES = frozenset({"x", "y", "truth", "prediction", "probabilities", "_part", "_partition", "_label"})
 _LABEL_TYPES = {"classification": ("integer", "string"), "regression": ("integer", "number")}
 
 

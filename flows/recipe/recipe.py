@@ -24,7 +24,7 @@ from bloomery.data_contracts.recipe_sections.periods import (
     last_complete_period,
     period_start,
 )
-from bloomery.data_contracts.records.provenance import StatedRecipe
+from bloomery.data_contracts.records.provenance import RecipeDocument
 from bloomery.flows.recipe.consistency import find_inconsistencies
 from bloomery.flows.recipe.limit_checks import find_misplaced_limits
 from bloomery.flows.recipe.overrides import apply_overrides
@@ -134,9 +134,9 @@ class Recipe(RecipeFile):
         return Engine(kind=self.engine, spark=self.spark)
 
     @property
-    def as_stated(self) -> StatedRecipe:
+    def document(self) -> RecipeDocument:
         """Returns the complete recipe, which the model version records."""
-        return StatedRecipe(recipe=self.model_dump(mode="json", by_alias=True))
+        return RecipeDocument(recipe=self.model_dump(mode="json", by_alias=True))
 
     @property
     def digest(self) -> str:

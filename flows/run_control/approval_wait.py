@@ -35,7 +35,7 @@ class ApprovalForm(RunInput):
 
     decision: Literal["approve", "refuse"]
     by: str = Field(min_length=1, max_length=200, description="your name, kept in the history")
-    why: str = Field(min_length=1, max_length=1000, description="the reason, kept in the history")
+    reason: str = Field(min_length=1, max_length=1000, description="the reason, kept in the history")
 
 
 def promote_when_approved(bento: Bento, gates: Gates, terms: PromotionTerms) -> Release:
@@ -97,10 +97,10 @@ def _wait_for_decision(request: ApprovalRequest, figures: str) -> None:
     except FlowPauseTimeout:
         approvals.refuse_expired(request.name)
         return
-    decision = Decision(decision=reply.decision, by=reply.by, reason=reply.why, at=datetime.now(UTC))
+    decision = Decision(decision=reply.decision, by=reply.by, reason=reply.reason, at=datetime.now(UTC))
     with champion.champion_lock(request.name):
         approvals.record_decision(request, decision)
-    emit(StageEnded("approval", "asked", 0.0, f"{decision.decision} by {decision.by}"))
+    emit(StageEnded("approval", "decided", 0.0, f"{decision.decision} by {decision.by}"))
 
 
 def _this_process() -> WaitingProcess:

@@ -31,7 +31,7 @@ class SupervisedProcess:
     environment: dict[str, str] = field(default_factory=dict)
     state: ServiceState = "starting"
     restarts: int = 0
-    why: str = ""
+    reason: str = ""
     tether: subprocess.Popen[bytes] | None = None
     pid: int | None = None  # of the server, a child of its tether; kept, since the search lists all processes
     next_start: float = 0.0  # monotonic; the time of its last start, or of the scheduled next one
@@ -58,8 +58,8 @@ class SupervisedProcess:
             stop_tethered(self.tether)
             self._schedule_restart(f"it did not respond within {_START_TIMEOUT_S:.0f} s: {_last_line(self.log)}", now)
 
-    def _schedule_restart(self, why: str, now: float) -> None:
-        self.tether, self.pid, self.state, self.why = None, None, "failed", why
+    def _schedule_restart(self, reason: str, now: float) -> None:
+        self.tether, self.pid, self.state, self.reason = None, None, "failed", reason
         self.restarts += 1
         self.next_start, self.pause_s = now + self.pause_s, min(2 * self.pause_s, MAX_PAUSE_S)
 
@@ -71,7 +71,7 @@ class SupervisedProcess:
             pid=self.pid,
             state=self.state,
             restarts=self.restarts,
-            why=self.why,
+            reason=self.reason,
             log=str(self.log),
         )
 

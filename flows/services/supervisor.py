@@ -55,7 +55,7 @@ class RecipeRegistration:
     log: Path
     has_ended: bool = False  # whether it has ended at least once, successfully or not
     failures: int = 0
-    why: str = ""
+    reason: str = ""
     _process: subprocess.Popen[bytes] | None = None
     _next: float = 0.0  # monotonic; infinite after a success
 
@@ -71,7 +71,7 @@ class RecipeRegistration:
                 self._next, self.failures = float("inf"), 0
                 return
             output = self.log.read_text(encoding="utf-8", errors="replace")
-            self.why = f"the deployments could not be registered: {failure_reason(output)}"
+            self.reason = f"the deployments could not be registered: {failure_reason(output)}"
             self._next = now + min(2.0**self.failures, MAX_PAUSE_S)
             self.failures += 1
 
@@ -95,7 +95,7 @@ class RecipeRegistration:
             kind="registration",
             state="failed",
             restarts=self.failures,
-            why=self.why,
+            reason=self.reason,
             log=str(self.log),
         )
         return (server,)
@@ -207,7 +207,7 @@ class Supervisor:
             pid=os.getpid(),
             started=self._started,
             is_settled=self._is_settled,
-            servers=(
+            services=(
                 *self._external,
                 *(process.as_document() for process in self._processes),
                 *self._registration.as_documents(),

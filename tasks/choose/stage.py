@@ -127,11 +127,11 @@ def _subgroup_degradations(candidates: Candidates, budget: Budget) -> dict[str, 
     else:
         order = bootstrap_order(dataset, read_encoder(settings().path(dataset.encoder_uri)).features, keys)
     truth = GroundTruth(keys, _decode_column(baseline, "truth", candidates), order)
-    before = _decode_column(baseline, "answer", candidates)
+    before = _decode_column(baseline, "prediction", candidates)
     degradations = {}
     for name, table in tables.items():
         if name != candidates.baseline:
-            after = _decode_column(table, "answer", candidates)
+            after = _decode_column(table, "prediction", candidates)
             degradations[name] = SubgroupDegradations(
                 degradation_by_slice(dataset, columns, truth, before, after),
                 degradation_by_class(dataset, truth, before, after) if budget.class_drop is not None else (),

@@ -107,7 +107,7 @@ def _measure(
 
     task, truth, spec, path = dataset.task, predictions.truth, candidate.spec, candidate.path
     before, after = predictions.baseline, point_predictions(task, predictions.values)
-    table_path = out.path(f"{spec.name}-answers.parquet")
+    table_path = out.path(f"{spec.name}-predictions.parquet")
     _write_predictions(table_path, dataset, truth, predictions.values)
     integer_share = measure_integer_coverage(path).share
     return Candidate(
@@ -155,11 +155,11 @@ def _write_predictions(path: Path, dataset: Dataset, truth: GroundTruth, predict
     if dataset.task == "classification":
         classes = np.array(dataset.classes, dtype=object)
         columns["truth"] = pa.array(classes[truth.truth].tolist())
-        columns["answer"] = pa.array(classes[predictions.argmax(axis=1)].tolist())
+        columns["prediction"] = pa.array(classes[predictions.argmax(axis=1)].tolist())
         columns["probabilities"] = pa.array(list(predictions), pa.list_(pa.float64()))
     else:
         columns["truth"] = pa.array(truth.truth)
-        columns["answer"] = pa.array(predictions)
+        columns["prediction"] = pa.array(predictions)
     pq.write_table(pa.table(columns), path)
 
 

@@ -18,7 +18,7 @@ _MAX_BACKGROUND_BYTES = 4_000_000  # fewer rows where they are wide
 
 
 def read_measured_predictions(choice: Choice) -> pa.Table:
-    """Key, truth and prediction (column `answer`) of each test row; for classes also their probabilities."""
+    """Key, truth and prediction (column `prediction`) of each test row; for classes also their probabilities."""
     return pq.read_table(settings().path(choice.candidate.predictions_uri))
 
 
@@ -58,11 +58,11 @@ def example_predictions(choice: Choice, num_rows: int) -> list[dict[str, Any]]:
     dataset = choice.candidates.trained.dataset
     predicted_rows = read_measured_predictions(choice).slice(0, num_rows).to_pylist()
     if dataset.task == "regression":
-        predictions = [{"value": row["answer"]} for row in predicted_rows]
+        predictions = [{"value": row["prediction"]} for row in predicted_rows]
     else:
         names = list(map(str, dataset.classes))
         predictions = [
-            {"label": row["answer"], "probabilities": dict(zip(names, row["probabilities"], strict=True))}
+            {"label": row["prediction"], "probabilities": dict(zip(names, row["probabilities"], strict=True))}
             for row in predicted_rows
         ]
     rows = request_rows(choice, num_rows)

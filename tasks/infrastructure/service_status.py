@@ -21,7 +21,7 @@ ServiceState = Literal["starting", "up", "failed"]
 
 
 class Service(Document):
-    """A service. `url` is empty if it answers no requests, and `pid` is None if Bloomery has not started it."""
+    """A service. `url` is empty if it serves no requests, and `pid` is None if Bloomery has not started it."""
 
     name: str
     kind: ServiceKind
@@ -29,7 +29,7 @@ class Service(Document):
     pid: int | None = None
     state: ServiceState = "starting"
     restarts: int = 0
-    why: str = ""  # it ended the last time
+    reason: str = ""  # of the last failure
     log: str = ""
 
 
@@ -38,8 +38,8 @@ class ServiceStatus(Document):
 
     pid: int
     started: float
-    is_settled: bool = False  # each service has answered once, or failed
-    servers: tuple[Service, ...] = ()
+    is_settled: bool = False  # each service has responded once, or failed
+    services: tuple[Service, ...] = ()
 
     @property
     def prefect_api_url(self) -> str | None:
@@ -52,7 +52,7 @@ class ServiceStatus(Document):
         return self._url_of("mlflow")
 
     def _url_of(self, kind: ServiceKind) -> str | None:
-        return next((server.url for server in self.servers if server.kind == kind), None)
+        return next((server.url for server in self.services if server.kind == kind), None)
 
 
 def read_service_status(home: Path) -> ServiceStatus | None:

@@ -28,7 +28,7 @@ CARD_FOLDER = "card"  # in a bento's artifacts, and among the artifacts of the c
 _MAX_CLASSES = 30  # of more, the card lists those with the lowest recall
 _MAX_COLUMNS = 40
 _MAX_WEIGHTS = 15
-_CANDIDATE_COLUMNS = ("candidate", "verdict", "size", "p50", "time / fp32, 1 row", "why")
+_CANDIDATE_COLUMNS = ("candidate", "verdict", "size", "p50", "time / fp32, 1 row", "reason")
 
 
 def write_card(folder: Path, tag: str, choice: Choice, recipe: Mapping[str, Any]) -> None:

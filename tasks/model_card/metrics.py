@@ -66,7 +66,7 @@ def compute_card_metrics(choice: Choice) -> CardMetrics:
         further = _classification_metrics(truth_N, predictions)
         classes = _class_results(truth_N, predictions, dataset.classes)
     else:
-        truth_N, predictions = table["truth"].to_numpy(), table["answer"].to_numpy()
+        truth_N, predictions = table["truth"].to_numpy(), table["prediction"].to_numpy()
         order = bootstrap_order(dataset, read_encoder(settings().path(dataset.encoder_uri)).features, keys)
         further = {
             "mean absolute error": metrics.mean_absolute_error(truth_N, predictions),

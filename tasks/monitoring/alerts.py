@@ -22,9 +22,9 @@ def find_alerts(
     if labelled_score is not None:
         yield from _check_score(monitor, task, labelled_score)
     for share, limit, message in (
-        (requests.refused, monitor.refused_share, "of the requests were rejected because they violate the contract"),
-        (requests.failed, monitor.failed_share, "of the requests failed with a 5xx status"),
-        (requests.slow, monitor.slow_share, f"of the requests took longer than {monitor.latency_ms:g} ms"),
+        (requests.rejected, monitor.max_rejected_share, "of the requests were rejected for violations of the contract"),
+        (requests.failed, monitor.max_failed_share, "of the requests failed with a 5xx status"),
+        (requests.slow, monitor.max_slow_share, f"of the requests took longer than {monitor.latency_ms:g} ms"),
     ):
         if share is not None and share.low > limit:
             yield Alert(kind="service", message=f"{share.value:.2%} {message}, limit {limit:.2%}")

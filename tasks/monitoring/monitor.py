@@ -46,7 +46,7 @@ from bloomery.tasks.registry.model_registry import BENTO
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
-ANSWER, CONFIDENCE = "(answer)", "(confidence)"  # a contract has no column with such a name
+PREDICTION, CONFIDENCE = "(prediction)", "(confidence)"  # a contract has no column with such a name
 _MAX_RULES = 20
 
 
@@ -65,7 +65,7 @@ class _WindowStats(NamedTuple):
     num_rows: int
     counts: dict[str, Histogram]
     seconds: np.ndarray  # of each request with predictions
-    predictions: pa.Table  # request, row, answer; empty where there are no labels to compare with
+    predictions: pa.Table  # request, row, prediction; empty where there are no labels to compare with
 
 
 def monitor_window(version: ModelVersion, monitor: Monitor, since: datetime, until: datetime) -> MonitoringReport:
@@ -132,7 +132,7 @@ def read_reference(tag: str) -> VersionReference:
 
 
 def _profiles_by_name(reference: VersionReference) -> dict[str, ReferenceProfile]:
-    profiles = {**reference.columns, ANSWER: reference.predictions}
+    profiles = {**reference.columns, PREDICTION: reference.predictions}
     return profiles if reference.confidence is None else {**profiles, CONFIDENCE: reference.confidence}
 
 
@@ -161,9 +161,9 @@ def _summarize_window(
                 counts[name] += count_into_bins(_cells_of(profile), values)
         seconds.append(rows.filter(pc.equal(rows["row"], 0))["seconds"].to_numpy())
         if keep_predictions:
-            predictions.append(rows.select(ROW_ID).append_column("answer", pc.struct_field(rows["answer"], 0)))
+            predictions.append(rows.select(ROW_ID).append_column("prediction", pc.struct_field(rows["prediction"], 0)))
     empty_table = pa.table(
-        {"request": pa.array([], pa.string()), "row": pa.array([], pa.int32()), "answer": pa.array([])}
+        {"request": pa.array([], pa.string()), "row": pa.array([], pa.int32()), "prediction": pa.array([])}
     )
     last_predictions = (
         keep_last(pa.concat_tables(predictions, promote_options="permissive")) if predictions else empty_table
@@ -173,7 +173,7 @@ def _summarize_window(
 
 def _read_rows(window: _Window) -> Iterator[pa.Table]:
     """The logged rows that clients received from the version in the window, file by file."""
-    columns = ["at", *ROW_ID, "version", "role", "seconds", "columns", "answer"]
+    columns = ["at", *ROW_ID, "version", "role", "seconds", "columns", "prediction"]
     for table in read_log(window.folder, columns, window.since.date()):
         at = table["at"]
         since, until = (pa.scalar(moment, at.type) for moment in (window.since, window.until))
@@ -186,10 +186,10 @@ def _read_rows(window: _Window) -> Iterator[pa.Table]:
 
 def _extract_values(rows: pa.Table, name: str, measure: Measure) -> pa.Array | None:
     """The measured values of a column or of the predictions; None where the rows have no such column."""
-    if name == ANSWER:
-        return pc.struct_field(rows["answer"], 0).combine_chunks()
+    if name == PREDICTION:
+        return pc.struct_field(rows["prediction"], 0).combine_chunks()
     if name == CONFIDENCE:
-        return pa.array(confidence(pc.struct_field(rows["answer"], "probabilities")))
+        return pa.array(confidence(pc.struct_field(rows["prediction"], "probabilities")))
     struct_type = rows.schema.field("columns").type
     if struct_type.get_field_index(name) < 0:
         return None
@@ -218,7 +218,7 @@ def _measure_drifts(
     corrected_p_values = dict(zip(names, holm_correction([divergences[name].p_value for name in names]), strict=True))
     drifts = []
     for name, divergence in divergences.items():
-        can_alert = monitor.columns is None or name in (*monitor.columns, ANSWER, CONFIDENCE)
+        can_alert = monitor.columns is None or name in (*monitor.columns, PREDICTION, CONFIDENCE)
         is_large = (
             divergence.psi - divergence.noise_psi >= monitor.psi and corrected_p_values[name] < monitor.significance
         )
@@ -259,7 +259,7 @@ def _score_labelled(
         return None
     order = np.argsort(matches["at"].to_numpy())
     at, label = matches["at"].to_numpy()[order], matches["label"].take(pa.array(order))
-    answers = stats.predictions["answer"]
+    answers = stats.predictions["prediction"]
     if reference.task == "regression":
         truth = label.cast(pa.float64()).to_numpy()
         score, weighted_score, coverage = rmse(truth, answers.to_numpy()[at]), None, 1.0
@@ -291,7 +291,7 @@ def _summarize_requests(window: _Window, seconds: np.ndarray, monitor: Monitor) 
     is_timed = len(seconds) > 0
     return RequestStats(
         num_requests=num_requests,
-        refused=proportion(statuses[422], num_requests) if num_requests else None,
+        rejected=proportion(statuses[422], num_requests) if num_requests else None,
         failed=proportion(num_failed, num_requests) if num_requests else None,
         violations=tuple(violations.most_common(_MAX_RULES)),
         num_timed=len(seconds),

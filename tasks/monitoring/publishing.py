@@ -79,7 +79,7 @@ def _metrics(report: MonitoringReport) -> Iterator[tuple[str, float]]:
     for name, value in (("p50_ms", requests.p50_ms), ("p99_ms", requests.p99_ms)):
         if value is not None:
             yield name, value
-    for name, share in (("rejected", requests.refused), ("failed", requests.failed), ("slow", requests.slow)):
+    for name, share in (("rejected", requests.rejected), ("failed", requests.failed), ("slow", requests.slow)):
         if share is not None:
             yield f"share/{name}", share.value
     if report.labelled is not None:
@@ -149,7 +149,7 @@ def write_prometheus_file(report: MonitoringReport) -> Path:
     add_gauge("rows", "Rows of the window", {(): float(report.num_rows)})
     add_gauge("window_end_timestamp_seconds", "When the window ended", {(): report.until.timestamp()})
     requests = report.requests
-    shares = {"rejected": requests.refused, "failed": requests.failed, "slow": requests.slow}
+    shares = {"rejected": requests.rejected, "failed": requests.failed, "slow": requests.slow}
     share_values = {(name,): share.value for name, share in shares.items() if share is not None}
     add_gauge("request_share", "Share of requests that were rejected, failed or slow", share_values, "outcome")
     milliseconds = {("0.5",): requests.p50_ms, ("0.99",): requests.p99_ms}
@@ -197,8 +197,8 @@ def describe_report(report: MonitoringReport) -> list[str]:
     if requests.p50_ms is not None and requests.p99_ms is not None:
         latency = f"{requests.p50_ms:.1f} ms (p50) and {requests.p99_ms:.1f} ms (p99)"
         lines.append(f"{requests.num_timed:,} requests took {latency}")
-    if requests.refused is not None and requests.failed is not None:
-        shares = f"{requests.refused.value:.2%} violated the contract, {requests.failed.value:.2%} failed"
+    if requests.rejected is not None and requests.failed is not None:
+        shares = f"{requests.rejected.value:.2%} violated the contract, {requests.failed.value:.2%} failed"
         lines.append(f"{requests.num_requests:,} requests arrived: {shares}")
     return [*lines, *report.notes]
 

@@ -160,7 +160,7 @@ def _profile_column(engine: DuckDBPyConnection, item: _ProfiledColumn, num_bins:
 def _profile_predictions(choice: Choice, dataset: Dataset) -> tuple[ReferenceProfile, ReferenceProfile | None]:
     """The profile of labels or values, and of the labels' probabilities."""
     predictions = read_measured_predictions(choice)
-    answers = predictions["answer"]
+    answers = predictions["prediction"]
     if dataset.task == "regression":
         return _profile_numbers(answers.to_numpy()), None
     counts = count_into_bins(Bins(values=dataset.classes), answers)

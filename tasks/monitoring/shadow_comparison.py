@@ -57,21 +57,26 @@ def compare_versions(name: str, champion: str, challenger: str | None, labels: P
     if not pairs.num_rows:
         raise _no_rows_error(name, champion, challenger)
     pairs = pairs.sort_by("at")
-    champion_answers, challenger_answers = _to_numpy(pairs["answer"]), _to_numpy(pairs["answer_challenger"])
-    is_regression = champion_answers.dtype.kind == "f"
+    champion_predictions, challenger_predictions = (
+        _to_numpy(pairs["prediction"]),
+        _to_numpy(pairs["prediction_challenger"]),
+    )
+    is_regression = champion_predictions.dtype.kind == "f"
     seconds = [float(np.median(pairs[column].to_numpy())) for column in ("run_seconds", "run_seconds_challenger")]
     comparison = Comparison(
         champion=champion,
         challenger=str(challenger),
         num_rows=pairs.num_rows,
-        agreement=None if is_regression else float((champion_answers == challenger_answers).mean()),
-        rms_difference=float(np.sqrt(((champion_answers - challenger_answers) ** 2).mean())) if is_regression else None,
+        agreement=None if is_regression else float((champion_predictions == challenger_predictions).mean()),
+        rms_difference=float(np.sqrt(((champion_predictions - challenger_predictions) ** 2).mean()))
+        if is_regression
+        else None,
         champion_seconds=seconds[0],
         challenger_seconds=seconds[1],
     )
     if labels is None:
         return comparison
-    return _add_scores(comparison, pairs.select(ROW_ID), champion_answers, challenger_answers, labels)
+    return _add_scores(comparison, pairs.select(ROW_ID), champion_predictions, challenger_predictions, labels)
 
 
 def require_agreement(name: str, champion: str, challenger: str, num_rows: int, agreement: float) -> None:
@@ -126,8 +131,8 @@ def describe_comparison(comparison: Comparison) -> list[str]:
 def _add_scores(
     comparison: Comparison,
     row_ids: pa.Table,
-    champion_answers: np.ndarray,
-    challenger_answers: np.ndarray,
+    champion_predictions: np.ndarray,
+    challenger_predictions: np.ndarray,
     labels: Path,
 ) -> Comparison:
     from bloomery.models.evaluation.metrics import accuracy_drop, rmse_rise
@@ -144,13 +149,16 @@ def _add_scores(
     at, truth = labelled_rows["at"].to_numpy(), labelled_rows["label"].to_numpy()
     if comparison.agreement is None:
         truth = truth.astype(np.float64)
-        degradation = rmse_rise(truth, champion_answers[at], challenger_answers[at])
+        degradation = rmse_rise(truth, champion_predictions[at], challenger_predictions[at])
         scores = [
-            float(np.sqrt(((values[at] - truth) ** 2).mean())) for values in (champion_answers, challenger_answers)
+            float(np.sqrt(((values[at] - truth) ** 2).mean()))
+            for values in (champion_predictions, challenger_predictions)
         ]
     else:
         # As text, because a label of 3 may arrive as a number or as a string.
-        is_correct = [values[at].astype(str) == truth.astype(str) for values in (champion_answers, challenger_answers)]
+        is_correct = [
+            values[at].astype(str) == truth.astype(str) for values in (champion_predictions, challenger_predictions)
+        ]
         degradation, scores = accuracy_drop(*is_correct), [float(correct.mean()) for correct in is_correct]
     return comparison.model_copy(
         update={
@@ -168,11 +176,12 @@ def _log_folder(name: str) -> Path:
 
 def _read_predictions(name: str) -> pa.Table:
     """The logged predictions of a name, without the input columns."""
-    tables = list(read_log(_log_folder(name), ["at", *ROW_ID, "version", "role", "run_seconds", "answer"]))
+    tables = list(read_log(_log_folder(name), ["at", *ROW_ID, "version", "role", "run_seconds", "prediction"]))
     if not tables:
         raise _no_rows_error(name, None, None)
     flat_tables = [
-        table.drop(["answer"]).append_column("answer", pc.struct_field(table["answer"], 0)) for table in tables
+        table.drop(["prediction"]).append_column("prediction", pc.struct_field(table["prediction"], 0))
+        for table in tables
     ]
     return pa.concat_tables(flat_tables)
 

@@ -11,7 +11,7 @@ class StageStarted(NamedTuple):
 
 
 class StageEnded(NamedTuple):
-    """`outcome` is "ready", "computed", "found", "asked" or "failed"."""
+    """`outcome` is "ready", "computed", "found", "decided" or "failed"."""
 
     name: str
     outcome: str

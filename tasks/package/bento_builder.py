@@ -17,7 +17,7 @@ from bloomery.data_contracts.errors import EngineMissing
 from bloomery.data_contracts.monitoring import REFERENCE_FILE
 from bloomery.data_contracts.odcs.windowed_contract import with_windows
 from bloomery.data_contracts.records.lineage import describe_lineage
-from bloomery.data_contracts.records.provenance import PROVENANCE_FILE, Provenance, StatedRecipe
+from bloomery.data_contracts.records.provenance import PROVENANCE_FILE, Provenance, RecipeDocument
 from bloomery.data_contracts.records.records import Choice
 from bloomery.data_contracts.records.score_format import SCORE_NAMES
 from bloomery.data_contracts.serving.signatures import MANIFEST_FILE
@@ -84,7 +84,7 @@ def digest_files(context: Path) -> dict[str, str]:
     }
 
 
-def write_provenance(context: Path, tag: str, digest: str, choice: Choice, stated_recipe: StatedRecipe) -> None:
+def write_provenance(context: Path, tag: str, digest: str, choice: Choice, stated_recipe: RecipeDocument) -> None:
     """Writes the records and the recipe of the version. They contain times and run ids, so no digest includes them."""
     provenance = Provenance(
         tag=tag,

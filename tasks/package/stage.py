@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 
 from bloomery.data_contracts.documents.digests import digest_of_document, digest_of_file
-from bloomery.data_contracts.records.provenance import StatedRecipe
+from bloomery.data_contracts.records.provenance import RecipeDocument
 from bloomery.data_contracts.records.records import Bento, Choice
 from bloomery.tasks.bentos.bento_store import bento_folder
 from bloomery.tasks.model_card.card import CARD_FOLDER, write_card
@@ -41,7 +41,7 @@ def _is_complete(record: Bento) -> bool:
     further_modules=(_CARD,),
     bundled_modules=(SERVICE,),
 )
-def package(out: Output, choice: Choice, name: str, stated_recipe: StatedRecipe) -> Bento:
+def package(out: Output, choice: Choice, name: str, stated_recipe: RecipeDocument) -> Bento:
     """Builds the bento `name:VERSION` in BentoML's store, where VERSION is a digest of everything that it serves.
 
     Its manifest is signed. The bento also holds its provenance (all records and the recipe) and a model card. Neither

@@ -108,11 +108,11 @@ def _measure_degradation(bento: Bento, champion_predictions: np.ndarray) -> Inte
     dataset = bento.choice.candidates.trained.dataset
     table = read_measured_predictions(bento.choice)
     if dataset.task == "classification":
-        truth, predictions = (np.array(table[name].to_pylist(), dtype=object) for name in ("truth", "answer"))
+        truth, predictions = (np.array(table[name].to_pylist(), dtype=object) for name in ("truth", "prediction"))
         return accuracy_drop(champion_predictions == truth, predictions == truth)
     features = read_encoder(settings().path(dataset.encoder_uri)).features
     order = bootstrap_order(dataset, features, table[dataset.key].combine_chunks())
-    truth, predictions = (table[name].to_numpy() for name in ("truth", "answer"))
+    truth, predictions = (table[name].to_numpy() for name in ("truth", "prediction"))
     return rmse_rise(truth[order], champion_predictions[order], predictions[order])
 
 

@@ -72,8 +72,8 @@ def apply_refusal(version: ModelVersion, request: ApprovalRequest) -> ApprovalRe
     """Tags a refused version, and records in the history who refused it. Returns the request."""
     refusal = request.refusal_reason
     if refusal is not None and not _is_marked_refused(version, refusal):
-        by, why = (request.decision.by, request.decision.reason) if request.decision else ("nobody", refusal)
-        record_refusal(version, request.replaces, why, by)
+        by, reason = (request.decision.by, request.decision.reason) if request.decision else ("nobody", refusal)
+        record_refusal(version, request.replaces, reason, by)
         _set_release_tag(request, _refusal_text(refusal))
     return request
 

@@ -56,8 +56,8 @@ class Promotion(Document):
     version: int
     replaced: int | None
     bento: str
-    what: str  # the version's description
-    why: str
+    description: str  # of the version
+    reason: str
 
 
 @contextlib.contextmanager
@@ -76,7 +76,7 @@ def promotion_history(name: str) -> list[Promotion]:
     )
 
 
-def make_champion(version: ModelVersion, action: Action, why: str, by: str | None = None) -> Promotion | None:
+def make_champion(version: ModelVersion, action: Action, reason: str, by: str | None = None) -> Promotion | None:
     """Sets alias, history and pointer to `version`. Call it inside `champion_lock`.
 
     Returns None if it was the champion before.
@@ -88,7 +88,7 @@ def make_champion(version: ModelVersion, action: Action, why: str, by: str | Non
     if previous is None or previous.version != version.version:
         mlflow_runs.client().set_registered_model_alias(name, CHAMPION, version.version)
         mlflow_runs.client().set_model_version_tag(name, version.version, "release", "promoted")
-        promotion = _record(version, None if previous is None else int(previous.version), action, why, by)
+        promotion = _record(version, None if previous is None else int(previous.version), action, reason, by)
     point_to(version)
     return promotion
 
@@ -126,11 +126,11 @@ def previous_champion(name: str) -> int | None:
     return next((version for version in reversed(served) if version != current), None)
 
 
-def roll_back(champion: ModelVersion, previous: ModelVersion, why: str) -> Promotion | None:
+def roll_back(champion: ModelVersion, previous: ModelVersion, reason: str) -> Promotion | None:
     """Makes `previous` champion again, and tags `champion` so that no run promotes it. Call it in `champion_lock`."""
-    promotion = make_champion(previous, "rollback", why)
+    promotion = make_champion(previous, "rollback", reason)
     mlflow_runs.client().set_model_version_tag(
-        champion.name, champion.version, "release", f"{ROLLED_BACK}: {why}"[:4000]
+        champion.name, champion.version, "release", f"{ROLLED_BACK}: {reason}"[:4000]
     )
     return promotion
 
@@ -201,10 +201,10 @@ def wait_for_followers(name: str, bento: str, timeout_s: float = 30.0) -> list[F
         time.sleep(0.05)
 
 
-def record_refusal(version: ModelVersion, champion: int | None, why: str, by: str) -> None:
+def record_refusal(version: ModelVersion, champion: int | None, reason: str, by: str) -> None:
     """Records in the history that a person refused this version. Call it inside `champion_lock`."""
     _record_foreign_change(version.name)
-    _record(version, champion, "refuse", why, by)
+    _record(version, champion, "refuse", reason, by)
 
 
 def _champion_changes(name: str) -> list[Promotion]:
@@ -218,11 +218,11 @@ def _record_foreign_change(name: str) -> None:
     changes = _champion_changes(name)
     if champion is not None and (not changes or changes[-1].version != int(champion.version)):
         previous = changes[-1].version if changes else None
-        why = "the alias was set elsewhere, or a promotion was interrupted"
-        _record(champion, previous, "found", why, "unknown")
+        reason = "the alias was set elsewhere, or a promotion was interrupted"
+        _record(champion, previous, "found", reason, "unknown")
 
 
-def _record(version: ModelVersion, previous: int | None, action: Action, why: str, by: str | None) -> Promotion:
+def _record(version: ModelVersion, previous: int | None, action: Action, reason: str, by: str | None) -> Promotion:
     history = promotion_history(version.name)
     promotion = Promotion(
         number=history[-1].number + 1 if history else 1,
@@ -232,8 +232,8 @@ def _record(version: ModelVersion, previous: int | None, action: Action, why: st
         version=int(version.version),
         replaced=previous,
         bento=version.tags[BENTO],
-        what=(version.description or "")[:_MAX_LETTERS],
-        why=why[:_MAX_LETTERS],
+        description=(version.description or "")[:_MAX_LETTERS],
+        reason=reason[:_MAX_LETTERS],
     )
     mlflow_runs.client().set_registered_model_tag(
         version.name, f"{_TAG}{promotion.number:06d}", promotion.model_dump_json()

@@ -55,7 +55,7 @@ class Removal(Document):
     kind: Kind
     path: str
     size_bytes: int
-    why: str
+    reason: str
 
 
 class VersionDecision(Document):
@@ -64,7 +64,7 @@ class VersionDecision(Document):
     name: str
     version: int
     bento: str
-    why: str
+    reason: str
 
 
 class CollectionPlan(Document):
@@ -119,11 +119,11 @@ def plan_unreachable(num_last: int, spared: Collection[str], days: float) -> Col
     # A version may have the bento of an older one, and a process may serve a bento of no kept version.
     needed = {decision.bento for decision in kept} | bentos_in_use(registered | packaged)
     freed = [
-        decision.model_copy(update={"why": "no alias, endpoint or rule keeps it"})
+        decision.model_copy(update={"reason": "no alias, endpoint or rule keeps it"})
         for decision in candidates
         if decision.bento not in needed
     ]
-    kept += [decision.model_copy(update={"why": "in use"}) for decision in candidates if decision.bento in needed]
+    kept += [decision.model_copy(update={"reason": "in use"}) for decision in candidates if decision.bento in needed]
     ages = _bento_ages(outputs, packaged - registered)
     needed |= {tag for tag, age in ages.items() if age < days}
     removals = _plan_outputs(outputs, needed, {decision.bento for decision in freed}, days)
@@ -147,7 +147,7 @@ def _split_versions(num_last: int, spared: Collection[str]) -> tuple[list[Versio
             tag = bento_of(version)
             if tag is not None:
                 number = int(version.version)
-                decision = VersionDecision(name=name, version=number, bento=tag, why=reasons.get(number, ""))
+                decision = VersionDecision(name=name, version=number, bento=tag, reason=reasons.get(number, ""))
                 (kept if number in reasons else candidates).append(decision)
     return kept, candidates
 
@@ -173,11 +173,11 @@ def _plan_outputs(
         is_young = _age_days(path / "record.json") < days
         if reachable.contains(folder, output) or (not was_needed and is_young):
             continue
-        why = _OF_FREED_VERSION if was_needed else _UNNEEDED
+        reason = _OF_FREED_VERSION if was_needed else _UNNEEDED
         # Model files come before the output whose record names them, so a killed collection finds them again.
-        removals += [*_plan_model_files(output, reachable.runs, why), _removal("output", path, why)]
+        removals += [*_plan_model_files(output, reachable.runs, reason), _removal("output", path, reason)]
     # Outputs of no version come first: on a full disk they free the space that the registry needs for a tag.
-    removals.sort(key=lambda removal: removal.why == _OF_FREED_VERSION)
+    removals.sort(key=lambda removal: removal.reason == _OF_FREED_VERSION)
     return removals
 
 
@@ -191,12 +191,12 @@ def collect_garbage(
     remove_leftovers()
     today = time.strftime("%Y-%m-%d", time.gmtime())
     removed = [
-        removal for removal in plan.removals if removal.why != _OF_FREED_VERSION and _try_remove(removal, on_removed)
+        removal for removal in plan.removals if removal.reason != _OF_FREED_VERSION and _try_remove(removal, on_removed)
     ]
     for version in plan.freed:
         mlflow_runs.client().set_model_version_tag(version.name, str(version.version), FREED, today)
     removed += [
-        removal for removal in plan.removals if removal.why == _OF_FREED_VERSION and _try_remove(removal, on_removed)
+        removal for removal in plan.removals if removal.reason == _OF_FREED_VERSION and _try_remove(removal, on_removed)
     ]
     for name in {version.name for version in plan.freed}:
         _repair_latest(name)
@@ -268,7 +268,7 @@ def _repair_latest(name: str) -> None:
         latest.unlink()
 
 
-def _plan_model_files(output: StoredOutput, needed_runs: Collection[str], why: str) -> Iterator[Removal]:
+def _plan_model_files(output: StoredOutput, needed_runs: Collection[str], reason: str) -> Iterator[Removal]:
     """The folders of model files in the candidates' MLflow runs. The runs, their metrics and tables stay."""
     for candidate in output.record["candidates"] if output.stage == "compress" else ():
         if candidate["run_id"] in needed_runs:
@@ -277,7 +277,7 @@ def _plan_model_files(output: StoredOutput, needed_runs: Collection[str], why: s
         if folder is None or not folder.is_relative_to(settings().home):
             continue
         for path in sorted(folder.glob("*/")):
-            yield _removal("model file", path, why)
+            yield _removal("model file", path, reason)
 
 
 def _artifact_folder(run_id: str) -> Path | None:
@@ -290,8 +290,8 @@ def _artifact_folder(run_id: str) -> Path | None:
     return Path(unquote(uri.path)) if uri.scheme == "file" else None
 
 
-def _removal(kind: Kind, path: Path, why: str) -> Removal:
-    return Removal(kind=kind, path=_relative_path(path), size_bytes=disk_usage(path), why=why)
+def _removal(kind: Kind, path: Path, reason: str) -> Removal:
+    return Removal(kind=kind, path=_relative_path(path), size_bytes=disk_usage(path), reason=reason)
 
 
 def _relative_path(path: Path) -> str:

@@ -10,7 +10,13 @@ from collections.abc import Sequence
 from bloomery.data_contracts.errors import DataMissing
 
 _RESERVED = ("_part",)  # a column of `prepare`
-_RESERVED_FOR_KEYS = ("x", "y", "truth", "answer", "probabilities")  # columns beside the key in rows and predictions
+_RESERVED_FOR_KEYS = (
+    "x",
+    "y",
+    "truth",
+    "prediction",
+    "probabilities",
+)  # columns beside the key in rows and predictions
 _MAX_SHOWN = 30
 
 

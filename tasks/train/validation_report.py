@@ -77,7 +77,7 @@ def _report_classification(
 
 
 def _report_regression(folder: Path, truth: GroundTruth, predictions_N: np.ndarray) -> dict[str, float]:
-    plots.plot_predictions(truth.truth, predictions_N, folder / "val_answers.png")
+    plots.plot_predictions(truth.truth, predictions_N, folder / "val_predictions.png")
     return {
         "best_val_rmse": float(np.sqrt(((predictions_N - truth.truth) ** 2).mean())),
         "val_mae": metrics.mean_absolute_error(truth.truth, predictions_N),
@@ -94,7 +94,7 @@ def _write_confusions(counts_KK: np.ndarray, classes: tuple[int | str, ...], pat
     table = pa.table(
         {
             "truth": [names[position] for position in truth[order]],
-            "answer": [names[position] for position in predicted[order]],
+            "prediction": [names[position] for position in predicted[order]],
             "rows": errors_KK[truth, predicted][order],
         }
     )
@@ -115,13 +115,13 @@ def _make_worst_table(
 ) -> dict[str, list[Any]]:
     table = {dataset.key: [str(key) for key in truth.key[positions].tolist()]}
     if predictions.ndim == 1:
-        return table | {"truth": truth.truth[positions].tolist(), "answer": predictions[positions].tolist()}
+        return table | {"truth": truth.truth[positions].tolist(), "prediction": predictions[positions].tolist()}
     predicted = predictions[positions].argmax(axis=1)
     return table | {
         "truth": [str(dataset.classes[position]) for position in truth.truth[positions]],
-        "answer": [str(dataset.classes[position]) for position in predicted],
+        "prediction": [str(dataset.classes[position]) for position in predicted],
         "probability of the truth": predictions[positions, truth.truth[positions]].tolist(),
-        "probability of the answer": predictions[positions, predicted].tolist(),
+        "probability of the prediction": predictions[positions, predicted].tolist(),
     }
 
 

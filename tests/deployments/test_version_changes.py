@@ -181,13 +181,13 @@ def test_a_shadow_predicts_every_row_for_the_log_only(
     documents = request_predictions(application, 20)
     assert {document["model"] for document in documents} == {"people:one"}
     application.shut_down()  # type: ignore[attr-defined]
-    logged = pa.concat_tables(read_log(tmp_path, [*_LOGGED, "columns", "answer"]))
+    logged = pa.concat_tables(read_log(tmp_path, [*_LOGGED, "columns", "prediction"]))
     assert logged.num_rows == 40
     assert not list(tmp_path.glob("day=*/*.arrows"))
     for role, label in (("champion", "young"), ("shadow", "old")):
         rows = [row for row in logged.to_pylist() if row["role"] == role]
         assert len({row["request"] for row in rows}) == 20
-        assert {row["answer"]["label"] for row in rows} == {label}
+        assert {row["prediction"]["label"] for row in rows} == {label}
         assert rows[0]["columns"] == {"age": 49, "height": 1.7, "town": "york"}
         assert 0 < rows[0]["run_seconds"] <= rows[0]["seconds"] + rows[0]["run_seconds"] < 20
         assert abs(rows[0]["at"].timestamp() - time.time()) < 60

@@ -41,7 +41,7 @@ def write_log(home: Path, tag: str, images: np.ndarray, predictions: pa.Table, a
             "role": ["champion"] * num,
             "seconds": [0.001] * num,
             "columns": [{"image": image} for image in images.tolist()],
-            "answer": predictions.to_pylist(),
+            "prediction": predictions.to_pylist(),
         }
     )
     pq.write_table(table, folder / f"{at:%H%M%S}-1-1.parquet")
@@ -98,7 +98,7 @@ def test_drift_starts_one_retraining_and_normal_data_or_a_second_event_start_non
     images = np.array(rows["image"].to_pylist())
     now = datetime.now(UTC)
     predictions = pq.read_table(copy / finished_run[1]["bento"]["choice"]["candidate"]["predictions_uri"])
-    predictions = predictions.select(["answer", "probabilities"]).rename_columns(["label", "probabilities"])
+    predictions = predictions.select(["prediction", "probabilities"]).rename_columns(["label", "probabilities"])
     sample = predictions.take(np.random.default_rng(0).integers(0, predictions.num_rows, len(images)))
     write_log(copy, tag, images, sample, now - timedelta(hours=3))
     write_log(copy, tag, np.minimum(images + 5, 16), predictions.take([0] * len(images)), now - timedelta(minutes=30))
@@ -122,7 +122,7 @@ def test_drift_starts_one_retraining_and_normal_data_or_a_second_event_start_non
 
     drifted = forked_bloomery(copy, "monitor", "digits", "--since", "1h", "--fail-on-drift", **environment)
     assert drifted.returncode == 3, drifted.stdout + drifted.stderr
-    for words in ("image has drifted", "(answer) has drifted", "no labels have arrived"):
+    for words in ("image has drifted", "(prediction) has drifted", "no labels have arrived"):
         assert words in drifted.stdout
     # The event of the next check, while the first training may still run.
     event = Event(event="bloomery.drift", resource={"prefect.resource.id": "bloomery.model.digits"})

@@ -161,10 +161,10 @@ def test_a_bento_whose_predictions_differ_from_the_measured_ones_is_refused(
 ) -> None:
     """The measured predictions are changed, with a matching record, so the bento's predictions differ."""
     champion_before = json.loads(forked_bloomery(copy, "show", "digits@champion", "--json").stdout)
-    (path,) = (copy / "stages" / "compress").glob("*/pruned-int8-answers.parquet")
+    (path,) = (copy / "stages" / "compress").glob("*/pruned-int8-predictions.parquet")
     table = pq.read_table(path)
-    labels = [(label + 1) % 10 for label in table["answer"].to_pylist()]
-    pq.write_table(table.set_column(table.schema.get_field_index("answer"), "answer", [labels]), path)
+    labels = [(label + 1) % 10 for label in table["prediction"].to_pylist()]
+    pq.write_table(table.set_column(table.schema.get_field_index("prediction"), "prediction", [labels]), path)
     record = json.loads((path.parent / "record.json").read_text())
     entry = {"size_bytes": path.stat().st_size, "sha256": _sha256(path)}
     record["files"][path.name] = entry
@@ -229,7 +229,7 @@ def test_the_served_champion_predicts_valid_rows_and_rejects_invalid_ones(
     response = endpoint.post("/predict", json={"rows": rows})
     assert response.status_code == 200
     labels = [prediction["label"] for prediction in response.json()["predictions"]]
-    assert labels == [row["answer"] for row in predictions]
+    assert labels == [row["prediction"] for row in predictions]
     assert response.json()["model"] == release["bento"]["tag"]
     explain_response = endpoint.post(
         "/explain", json={"rows": rows[:2]}, timeout=60

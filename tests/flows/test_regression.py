@@ -67,7 +67,7 @@ def test_the_error_is_far_below_that_of_the_mean_and_metrics_are_consistent(
     dataset = choice["candidates"]["trained"]["dataset"]
     assert (dataset["task"], dataset["classes"], diabetes_release["version"]) == ("regression", [], 1)
     predictions = pq.read_table(home / choice["candidate"]["predictions_uri"])
-    truth, prediction = (predictions[name].to_numpy() for name in ("truth", "answer"))
+    truth, prediction = (predictions[name].to_numpy() for name in ("truth", "prediction"))
     error = float(np.sqrt(np.mean((truth - prediction) ** 2)))
     assert error < 0.9 * np.std(truth)
     score = choice["candidate"]["score"]
@@ -103,7 +103,9 @@ def test_predictions_over_http_equal_the_measured_ones(
     assert response["model"] == diabetes_release["bento"]["tag"]
     assert all(set(item) == {"value"} for item in response["predictions"])
     values = [item["value"] for item in response["predictions"]]
-    assert values == pytest.approx(predictions["answer"].to_pylist(), abs=1e-3 * float(np.std(predictions["truth"])))
+    assert values == pytest.approx(
+        predictions["prediction"].to_pylist(), abs=1e-3 * float(np.std(predictions["truth"]))
+    )
 
 
 def test_the_table_shows_the_error_and_its_increase(table: str) -> None:

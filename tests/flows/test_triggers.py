@@ -184,7 +184,7 @@ def test_a_deployed_run_is_suspended_until_its_approval_is_decided(
     assert list_versions(forked_bloomery, prefect_server.home)[2] == (["champion"], "promoted")
     changes = json.loads(forked_bloomery(prefect_server.home, "history", "digits", "--json").stdout)
     assert [(change["action"], change["replaced"], change["version"]) for change in changes[1:]] == [("approve", 1, 2)]
-    assert changes[-1]["why"] == "it is quicker"
+    assert changes[-1]["reason"] == "it is quicker"
     assert "@" in changes[-1]["by"]
     second = forked_bloomery(prefect_server.home, "approve", "digits", "--reason", "again")
     assert second.returncode == 2
@@ -217,7 +217,7 @@ def test_a_deployed_run_fails_when_its_approval_expires_and_the_champion_stays(
     last_change = json.loads(forked_bloomery(prefect_server.home, "history", "digits", "--json").stdout)[-1]
     assert (last_change["action"], last_change["version"], last_change["by"]) == ("refuse", 3 - champion, "nobody")
     late_decision = prefect_server.post(
-        f"flow_runs/{run}/resume", run_input={"decision": "approve", "by": "me", "why": "too late"}
+        f"flow_runs/{run}/resume", run_input={"decision": "approve", "by": "me", "reason": "too late"}
     )
     assert late_decision["status"] == "ABORT", late_decision
     assert list_versions(forked_bloomery, prefect_server.home) == final_versions

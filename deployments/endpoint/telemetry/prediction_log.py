@@ -167,7 +167,7 @@ def to_log_batch(batches: Sequence[PredictionBatch]) -> pa.RecordBatch:
     predictions = version.predictions_table(np.concatenate([batch.outputs for batch in batches]))
     nested = {
         "columns": _to_struct(rows.select(non_personal_columns(version.contract, rows.column_names))),
-        "answer": _to_struct(predictions),
+        "prediction": _to_struct(predictions),
     }
     fields = [*LOG_FIELDS, *(pa.field(name, array.type) for name, array in nested.items())]
     return pa.RecordBatch.from_arrays([*fixed_columns, *nested.values()], schema=pa.schema(fields))

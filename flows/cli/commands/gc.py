@@ -71,12 +71,12 @@ def _print(
     from bloomery.tasks.registry.garbage_collection import disk_usage
 
     for removal in removals:
-        out.print(f"{removal.size_bytes / 1e6:10.2f} MB  {removal.kind:<10} {removal.path}  [dim]{removal.why}[/]")
+        out.print(f"{removal.size_bytes / 1e6:10.2f} MB  {removal.kind:<10} {removal.path}  [dim]{removal.reason}[/]")
     if plan is not None:
         for version in plan.kept:
-            out.print(f"kept   {version.name}:{version.version}  {version.why}")
+            out.print(f"kept   {version.name}:{version.version}  {version.reason}")
         for version in plan.freed:
-            out.print(f"{'freed' if is_done else 'to free'}  {version.name}:{version.version}  {version.why}")
+            out.print(f"{'freed' if is_done else 'to free'}  {version.name}:{version.version}  {version.reason}")
     if pids:
         processes = ", ".join(str(pid) for pid in pids)
         out.print(f"a run is active (process {processes}): outputs, bentos and model files are kept until it ends")

@@ -220,7 +220,7 @@ def _document(draft: ProjectDraft) -> dict[str, Any]:
         "num_malformed": profile.num_malformed,
         "num_columns": len(profile.columns),
         "num_quarantined": draft.plan.num_quarantined,
-        "inferred": [{"what": what, "value": value} for what, value in _inferences(draft)],
+        "inferred": [{"name": name, "value": value} for name, value in _inferences(draft)],
     }
 
 

@@ -156,8 +156,8 @@ def history_table(name: str, changes: Sequence[Promotion]) -> Table:
     for change in reversed(changes):
         replaced = "" if change.replaced is None else str(change.replaced)
         row = (f"{change.at:%Y-%m-%d %H:%M:%S}Z", change.action, replaced, str(change.version))
-        metrics = remove_link_targets(change.what.split("\n")[0])
-        table.add_row(*row, escape(change.by), escape(change.why), metrics)
+        metrics = remove_link_targets(change.description.split("\n")[0])
+        table.add_row(*row, escape(change.by), escape(change.reason), metrics)
     return table
 
 
@@ -227,7 +227,7 @@ def _resume_run(request: ApprovalRequest, decision: Decision) -> bool:
     from bloomery.tasks.infrastructure.settings import settings
 
     api = settings().prefect_api_url or request.prefect_api
-    form = {"decision": decision.decision, "by": decision.by, "why": decision.reason}
+    form = {"decision": decision.decision, "by": decision.by, "reason": decision.reason}
     with (
         temporary_settings({PREFECT_API_URL: api}),
         contextlib.suppress(httpx.HTTPError, ObjectNotFound, RuntimeError),

@@ -59,14 +59,15 @@ def version_document(reference: str) -> dict[str, Any]:
     champion = registry.find_champion(version.name)
     facts = _facts(version, champion is not None and champion.version == version.version)
     facts["lineage"] = [
-        {"stage": stage, "digest": digest, "what": what} for stage, digest, what in json.loads(version.tags["lineage"])
+        {"stage": stage, "digest": digest, "description": what}
+        for stage, digest, what in json.loads(version.tags["lineage"])
     ]
     run = mlflow_runs.client().get_run(version.tags["candidate.run"])
     facts["metrics"] = dict(sorted(run.data.metrics.items()))
     with contextlib.suppress(BloomeryError):  # an old bento, or one on another machine
         facts["provenance"] = provenance_document(read_bento_provenance(facts["bento"]))
     facts["promotions"] = [
-        f"{promotion.at:%Y-%m-%d %H:%M:%S}Z {promotion.action} by {promotion.by}: {promotion.why}"
+        f"{promotion.at:%Y-%m-%d %H:%M:%S}Z {promotion.action} by {promotion.by}: {promotion.reason}"
         for promotion in promotions.promotion_history(version.name)
         if promotion.version == int(version.version)
     ]
@@ -94,7 +95,7 @@ def provenance_document(provenance: Provenance) -> list[dict[str, Any]]:
     descriptions = {stage: what for stage, _, what in describe_lineage(provenance.choice)}
     stages: dict[str, dict[str, Any]] = {}
     for step in digest_chain(provenance.choice):
-        entry = {"stage": step.stage, "what": descriptions[step.stage], "digests": {}}
+        entry = {"stage": step.stage, "description": descriptions[step.stage], "digests": {}}
         stage = stages.setdefault(step.stage, entry)
         stage["digests"][step.content] = step.digest
         stage["code"] = provenance.code[step.stage]
@@ -119,7 +120,7 @@ def provenance_document(provenance: Provenance) -> list[dict[str, Any]]:
         }
         for candidate in provenance.choice.candidates.candidates
     ]
-    bento = {"stage": "package", "what": f"bento {provenance.tag}", "digests": {"content": provenance.digest}}
+    bento = {"stage": "package", "description": f"bento {provenance.tag}", "digests": {"content": provenance.digest}}
     return [*stages.values(), bento]
 
 
@@ -162,7 +163,7 @@ def _add_stages(root: Tree, stages: list[dict[str, Any]]) -> None:
     """Adds a branch for each stage, each inside the previous one."""
     branch = root
     for stage in stages:
-        branch = branch.add(f"[bold]{stage['stage']}[/] {stage['what']}")
+        branch = branch.add(f"[bold]{stage['stage']}[/] {stage['description']}")
         for what, digest in stage["digests"].items():
             branch.add(f"{what} [dim]{digest[:16]}[/]")
         for name in ("report", "code", "seed", "processor", "machine", "lock"):
@@ -188,7 +189,7 @@ def version_tree(document: dict[str, Any]) -> Tree:
     else:  # packaged before bentos contained their provenance
         branch = root.add("lineage, newest first")
         for line in document["lineage"]:
-            branch = branch.add(f"[bold]{line['stage']}[/] {line['what']} [dim]{line['digest'][:16]}[/]")
+            branch = branch.add(f"[bold]{line['stage']}[/] {line['description']} [dim]{line['digest'][:16]}[/]")
     promotions = root.add("promotions")
     for line in document["promotions"]:
         promotions.add(line)

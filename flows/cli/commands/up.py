@@ -76,7 +76,7 @@ def down(as_json: AsJson = False) -> None:
         orphans = find_processes(home)  # left by a supervisor that was killed
         terminate_processes(orphans)
         if as_json:
-            out.file.write(json.dumps({"was_up": status is not None, "ended": len(orphans)}) + "\n")
+            out.file.write(json.dumps({"was_up": status is not None, "num_terminated": len(orphans)}) + "\n")
         else:
             out.print(
                 "no services run"
@@ -191,16 +191,16 @@ def _end_supervisor(pid: int, timeout_s: float = 60.0) -> None:
 def _report(out: Any, as_json: bool, status: ServiceStatus | None) -> None:
     """Prints the status. Ends with exit code 1 if a server has failed."""
     if as_json:
-        document = {"is_up": False, "servers": []} if status is None else {"is_up": True, **status.model_dump()}
+        document = {"is_up": False, "services": []} if status is None else {"is_up": True, **status.model_dump()}
         out.file.write(json.dumps(document) + "\n")
     elif status is None:
         out.print("no services run; `bloomery up` starts them")
     else:
         out.print(_table(status))
-    failed = [] if status is None else [server for server in status.servers if server.state == "failed"]
+    failed = [] if status is None else [server for server in status.services if server.state == "failed"]
     if failed and not as_json:
         for server in failed:
-            out.print(f"[red]✗[/] {server.name}: {server.why}\n  log: {server.log}")
+            out.print(f"[red]✗[/] {server.name}: {server.reason}\n  log: {server.log}")
     if failed:
         raise SystemExit(1)
 
@@ -211,7 +211,7 @@ def _table(status: ServiceStatus) -> Any:
     table = Table(box=None, pad_edge=False)
     for heading in ("service", "state", "address", "process", "restarts"):
         table.add_column(heading)
-    for server in status.servers:
+    for server in status.services:
         colour = {"up": "green", "starting": "yellow", "failed": "red"}[server.state]
         name = f"endpoint of {server.name}" if server.kind == "endpoint" else server.name
         pid = "" if server.pid is None else str(server.pid)

@@ -62,10 +62,10 @@ def test_a_failed_registration_is_reported_and_repeated_until_it_succeeds(
         registration.check("http://127.0.0.1:1/api")
         for service in registration.as_documents():
             assert (service.state, service.log) == ("failed", str(tmp_path / "log"))
-            failures.append((service.restarts, service.why))
+            failures.append((service.restarts, service.reason))
         time.sleep(0.05)
-    why = "the deployments could not be registered: the recipe mine is refused"
-    assert sorted(set(failures)) == [(1, why), (2, why)]
+    reason = "the deployments could not be registered: the recipe mine is refused"
+    assert sorted(set(failures)) == [(1, reason), (2, reason)]
     registration.check("http://127.0.0.1:1/api")
     assert tries.read_text() == "xxx"
 

@@ -56,7 +56,7 @@ def candidate(home: Path, name: str, size: int, wrong: np.ndarray, seconds: floa
     classes = pa.array(["down", "up"])
     predictions = np.where(wrong, 1 - TRUTH, TRUTH)
     columns = {"id": np.arange(NUM_ROWS), "truth": classes.take(pa.array(TRUTH))}
-    pq.write_table(pa.table({**columns, "answer": classes.take(pa.array(predictions))}), home / f"{name}.parquet")
+    pq.write_table(pa.table({**columns, "prediction": classes.take(pa.array(predictions))}), home / f"{name}.parquet")
     times = seconds * np.ones(9), 1e-3 * np.ones(9)
     return {
         "name": name,
@@ -112,7 +112,7 @@ def test_the_choice_is_logged_with_a_ranked_table_and_a_plot_even_if_none_passes
         (2, "even", "passed"),
         (3, "fp32", "passed"),
     ]
-    assert table[1]["why"] == "dominated by local: no better in accuracy, size or time"
+    assert table[1]["reason"] == "dominated by local: no better in accuracy, size or time"
     assert (table[0]["b1_ratio"], table[0]["size_bytes"], table[0]["num_nonzero"]) == (0.4, 100, 128)
     assert choose.lookup(candidates, budget) == choice
     rows = candidate_table.candidate_rows(choice)

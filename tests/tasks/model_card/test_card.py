@@ -61,16 +61,16 @@ def write_example_card(
         probabilities = np.array([[0.9, 0.1]] * 4 + [[0.2, 0.8]] * 2)
         truth = [names[position] for position in (0, 0, 0, 1, 1, 1)]
         predicted = [names[position] for position in probabilities.argmax(axis=1)]
-        columns = {"truth": truth, "answer": predicted, "probabilities": list(probabilities)}
+        columns = {"truth": truth, "prediction": predicted, "probabilities": list(probabilities)}
     else:
-        columns = {"truth": [1.0, 2, 3, 4, 5, 6], "answer": [1.0, 2, 3, 4, 5, 8]}
+        columns = {"truth": [1.0, 2, 3, 4, 5, 6], "prediction": [1.0, 2, 3, 4, 5, 8]}
         number = {"kind": "number", "columns": ["x"], "scale": "none"}
         features = Features.model_validate({"key": "id", "label": "y", "task": "regression", "inputs": [number]})
         rows = pa.table({"id": keys, "x": [0.0] * 6, "y": columns["truth"]})
         summary = next(iter(partial_statistics(features, rows.to_batches())))["statistics"]
         encoder = fit(features, summary.to_pylist())
         (folder / "encoder.json").write_text(encoder.model_dump_json(by_alias=True))
-    pq.write_table(pa.table({"id": keys, **columns}), folder / "answers.parquet")
+    pq.write_table(pa.table({"id": keys, **columns}), folder / "predictions.parquet")
     Image.new("RGB", (2000, 900), "white").save(folder / "candidates.png")
     dataset = choice.candidates.trained.dataset.model_copy(
         update={
@@ -83,7 +83,7 @@ def write_example_card(
     usage = ResourceUsage(seconds=7.0, cpu_seconds=5.0, joules=72_000.0, is_measured=False, used_gpu=False)
     update = {"dataset": dataset, "resource_usage": usage, "uri": "made/weights", **trained}
     score = accuracy(np.array([1, 1, 1, 0, 1, 1])) if task == "classification" else Interval(value=0.82, low=0, high=2)
-    candidate = choice.candidate.model_copy(update={"predictions_uri": "made/answers.parquet", "score": score})
+    candidate = choice.candidate.model_copy(update={"predictions_uri": "made/predictions.parquet", "score": score})
     candidates = choice.candidates.model_copy(
         update={
             "trained": choice.candidates.trained.model_copy(update=update),

@@ -31,7 +31,7 @@ NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
 TAG = "people:one"
 VERSION: Any = SimpleNamespace(name="people", version="3", tags={"bento": TAG})
-MONITOR = Monitor(min_rows=200, min_labels=50, latency_ms=100, slow_share=0.05)
+MONITOR = Monitor(min_rows=200, min_labels=50, latency_ms=100, max_slow_share=0.05)
 RNG = np.random.default_rng(0)
 
 
@@ -87,7 +87,7 @@ def log(home: Path) -> Callable[..., Path]:
                     {"age": float(value), "town": town}
                     for value, town in zip(age, RNG.choice(["bath", "york"], num, p=[0.3, 0.7]), strict=True)
                 ],
-                "answer": [
+                "prediction": [
                     {"label": "old" if number < share_old * num else "young", "probabilities": [value, 1 - value]}
                     for number, value in enumerate(confidences)
                 ],
@@ -134,7 +134,7 @@ def test_a_drifted_column_raises_an_alert_and_the_others_do_not(packaged: Any, l
 
 def test_drifted_predictions_raise_an_alert_whatever_columns_are_monitored(packaged: Any, log: Any) -> None:
     log(RNG.normal(40, 10, 600), share_old=0.95)
-    assert drifted_names(run_monitor(MONITOR.model_copy(update={"columns": ("town",)}))) == ["(answer)"]
+    assert drifted_names(run_monitor(MONITOR.model_copy(update={"columns": ("town",)}))) == ["(prediction)"]
 
 
 def test_drift_is_not_measured_on_few_rows(packaged: Any, log: Any) -> None:

@@ -63,9 +63,9 @@ def choice(home: Path, release: Release, contract_of: Callable[..., Contract]) -
     pq.write_table(ROWS.select(["id"]).slice(0, NUM_TRAIN), folder / "train.parquet")
     pq.write_table(ROWS.select(["id"]).slice(NUM_TRAIN), folder / "test.parquet")
     confidences = RNG.uniform(0.5, 1, 400)
-    answers = {"id": np.arange(NUM_TRAIN, NUM), "truth": ["yes"] * 400, "answer": ["yes"] * 100 + ["no"] * 300}
+    answers = {"id": np.arange(NUM_TRAIN, NUM), "truth": ["yes"] * 400, "prediction": ["yes"] * 100 + ["no"] * 300}
     shares = pa.array([[confidence, 1 - confidence] for confidence in confidences])
-    pq.write_table(pa.table({**answers, "probabilities": shares}), folder / "answers.parquet")
+    pq.write_table(pa.table({**answers, "probabilities": shares}), folder / "predictions.parquet")
     categories = {"kind": "category", "columns": ["town", "zone"]}
     features = Features.model_validate({"key": "id", "label": "label", "inputs": [categories]})
     summary = next(iter(partial_statistics(features, ROWS.to_batches())))
@@ -87,7 +87,7 @@ def choice(home: Path, release: Release, contract_of: Callable[..., Contract]) -
         }
     )
     trained = released.candidates.trained.model_copy(update={"dataset": dataset})
-    candidate = released.candidate.model_copy(update={"predictions_uri": f"{folder_uri}/answers.parquet"})
+    candidate = released.candidate.model_copy(update={"predictions_uri": f"{folder_uri}/predictions.parquet"})
     options = released.candidates.model_copy(update={"trained": trained})
     return released.model_copy(update={"candidate": candidate, "candidates": options})
 

@@ -29,8 +29,8 @@ def write_log(home: Path, rows: list[tuple[str, str, str, object]]) -> None:
             "role": [row[1] for row in rows],
             "seconds": [0.001] * len(rows),
             "run_seconds": [2e-5 if row[1] == "shadow" else 1e-5 for row in rows],
-            "together": pa.array([1] * len(rows), pa.int32()),
-            "answer": [{name: row[3]} for row in rows],
+            "batch_size": pa.array([1] * len(rows), pa.int32()),
+            "prediction": [{name: row[3]} for row in rows],
         }
     )
     pq.write_table(table, folder / f"{len(list(folder.iterdir())):06d}-1-1.parquet")

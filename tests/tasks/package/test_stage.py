@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from bloomery.data_contracts.monitoring import REFERENCE_FILE
-from bloomery.data_contracts.records.provenance import PROVENANCE_FILE, StatedRecipe
+from bloomery.data_contracts.records.provenance import PROVENANCE_FILE, RecipeDocument
 from bloomery.data_contracts.records.records import Bento, Choice, Release
 from bloomery.data_contracts.serving.signatures import MANIFEST_FILE, SIGNATURE_FILE
 from bloomery.tasks.bentos.bento_server import require_bento
@@ -24,7 +24,7 @@ from tests.conftest import copy_state
 
 pytestmark = pytest.mark.slow
 
-RECIPE = StatedRecipe(recipe={"name": "digits"})
+RECIPE = RecipeDocument(recipe={"name": "digits"})
 
 
 @pytest.fixture

@@ -86,7 +86,8 @@ def make_bento(home: Path, release: Release, contract_of: Any) -> Any:
         stage_folder = settings().home / "stages" / tag.replace(":", "-")
         stage_folder.mkdir(parents=True)
         pq.write_table(
-            pa.table({"id": rows["id"], "truth": rows["y"], "answer": pa.array(predicted)}), stage_folder / "a.parquet"
+            pa.table({"id": rows["id"], "truth": rows["y"], "prediction": pa.array(predicted)}),
+            stage_folder / "a.parquet",
         )
         pq.write_table(rows, stage_folder / "rows.parquet")
         (stage_folder / "encoder.json").write_text(encoder.model_dump_json())

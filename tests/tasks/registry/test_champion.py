@@ -46,15 +46,15 @@ def registered(home: Path) -> Callable[[int], ModelVersion]:
     return make
 
 
-def promote(version: ModelVersion, why: str = "better") -> None:
+def promote(version: ModelVersion, reason: str = "better") -> None:
     with promotions.champion_lock("people"):
-        promotions.make_champion(version, "promote", why)
+        promotions.make_champion(version, "promote", reason)
 
 
-def roll_back(why: str = "worse") -> int:
+def roll_back(reason: str = "worse") -> int:
     with promotions.champion_lock("people"):
         champion, previous = promotions.champion_and_previous("people")
-        promotions.roll_back(champion, previous, why)
+        promotions.roll_back(champion, previous, reason)
     return int(previous.version)
 
 
@@ -68,7 +68,7 @@ def test_promotions_and_rollbacks_change_history_and_pointer(registered: Callabl
     promote(versions[2], "good after all")
     assert roll_back() == 1
     changes = [
-        (promotion.action, promotion.replaced, promotion.version, promotion.why)
+        (promotion.action, promotion.replaced, promotion.version, promotion.reason)
         for promotion in promotions.promotion_history("people")
     ]
     assert changes == [

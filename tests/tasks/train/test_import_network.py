@@ -74,7 +74,7 @@ def test_a_regression_is_logged_in_the_units_of_its_label(dataset: Dataset, mode
     assert trained.import_error < 1e-6
     assert metrics["explanation_gap"] < 0.01
     artifacts = {artifact.path for artifact in mlflow_runs.client().list_artifacts(trained.run_id)}
-    assert {"val_answers.png", "val_worst.json", "val_per_slice.json", "network", "explanations"} <= artifacts
+    assert {"val_predictions.png", "val_worst.json", "val_per_slice.json", "network", "explanations"} <= artifacts
 
 
 def test_an_imported_network_is_compressed_without_training(dataset: Dataset, model_of) -> None:

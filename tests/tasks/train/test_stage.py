@@ -109,7 +109,7 @@ def test_the_run_of_a_classification_logs_everything(dataset_of, tmp_path: Path)
     assert {row["value"] for row in slices} == {"here", "there"}
     assert sum(row["rows"] for row in slices) == trained.dataset.val.num_rows
     worst = table_of(trained, "val_worst.json", tmp_path)
-    assert all(row["truth"] != row["answer"] for row in worst)
+    assert all(row["truth"] != row["prediction"] for row in worst)
     assert len(worst) == round((1 - trained.val_score) * trained.dataset.val.num_rows)
     notes = [event.note for event in run_events if isinstance(event, events.Progress)]
     assert any("loss" in note and "rate" in note and "left" in note for note in notes)
@@ -121,8 +121,8 @@ def test_a_regression_is_logged_in_the_units_of_its_label(dataset_of, tmp_path: 
     assert trained.val_score == pytest.approx(metrics["best_val_rmse"], rel=1e-4)
     assert 1 < metrics["val_mae"] < trained.val_score < 141  # the standard deviation of the label
     assert metrics["val_r2"] > 0.3
-    assert {"curves.png", "val_answers.png", "val_worst.json", "val_per_slice.json"} <= artifacts_of(trained)
-    errors = [abs(row["truth"] - row["answer"]) for row in table_of(trained, "val_worst.json", tmp_path)]
+    assert {"curves.png", "val_predictions.png", "val_worst.json", "val_per_slice.json"} <= artifacts_of(trained)
+    errors = [abs(row["truth"] - row["prediction"]) for row in table_of(trained, "val_worst.json", tmp_path)]
     assert errors == sorted(errors, reverse=True)
 
 

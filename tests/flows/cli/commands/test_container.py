@@ -116,4 +116,4 @@ def test_a_bento_is_listed_exported_and_served_from_another_store(
     with serve_bento(tag) as client:
         response = post_rows(client, [{"image": images[row["id"]]} for row in predictions])
     assert response.headers["x-model-version"] == tag
-    assert [item["label"] for item in response.json()["predictions"]] == [row["answer"] for row in predictions]
+    assert [item["label"] for item in response.json()["predictions"]] == [row["prediction"] for row in predictions]

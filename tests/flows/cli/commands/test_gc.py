@@ -73,7 +73,9 @@ def test_gc_frees_what_no_kept_version_needs_even_if_it_was_killed(
     with serving(copy, clean_environment(copy), tmp_path / "serve.log", "--shadow", "digits:2"):
         while_serving = json.loads(forked_bloomery(copy, "gc", "--keep", "1", "--yes", "--json").stdout)
         assert while_serving["versions_freed"] == []
-        assert [version["why"] for version in while_serving["versions_kept"] if version["version"] == 2] == ["in use"]
+        assert [version["reason"] for version in while_serving["versions_kept"] if version["version"] == 2] == [
+            "in use"
+        ]
 
     run_file = copy / "runs" / "a.json"  # a run on another machine
     run_file.write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": 0.0}))

@@ -20,8 +20,8 @@ def test_the_history_has_no_markdown_links_and_prints_brackets_as_they_are() -> 
         version=12,
         replaced=11,
         bento="digits:393d05862ebd2aab",
-        what="int8: accuracy 98.8%\n\n[Model card](#/experiments/1/runs/2/card.html)",
-        why="fewer errors [see ticket 7]",
+        description="int8: accuracy 98.8%\n\n[Model card](#/experiments/1/runs/2/card.html)",
+        reason="fewer errors [see ticket 7]",
     )
     console = Console(file=io.StringIO(), width=160)
     console.print(history_table("digits", [promotion]))

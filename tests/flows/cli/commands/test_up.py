@@ -137,7 +137,7 @@ def read_services(home: Path) -> dict[str, Any]:
 
 def servers(document: dict[str, Any]) -> dict[str, Any]:
     assert document["is_up"]
-    return {server["name"]: server for server in document["servers"]}
+    return {server["name"]: server for server in document["services"]}
 
 
 def client(document: dict[str, Any]) -> httpx.Client:
@@ -303,13 +303,13 @@ def all_up(home: Path, before: dict[str, Any]) -> bool:
 def test_a_killed_supervisor_leaves_no_process_and_down_stops_everything(services, home, call, ports) -> None:
     os.kill(json.loads((home / "up" / "status.json").read_text())["pid"], signal.SIGKILL)
     wait_for(lambda: not find_processes(home), what="the end of all its processes", timeout_s=60)
-    assert call("status") == {"is_up": False, "servers": []}
+    assert call("status") == {"is_up": False, "services": []}
     again = servers(call("up", *ports))
     assert {server["state"] for server in again.values()} == {"up"}
     assert again["digits"]["url"] == servers(services)["digits"]["url"]
     pids = [server["pid"] for server in again.values()]
-    assert call("down") == {"was_up": True, "ended": 0}
+    assert call("down") == {"was_up": True, "num_terminated": 0}
     assert not find_processes(home)
     assert not any(psutil.pid_exists(pid) for pid in pids)
-    assert call("down") == {"was_up": False, "ended": 0}
-    assert call("status") == {"is_up": False, "servers": []}
+    assert call("down") == {"was_up": False, "num_terminated": 0}
+    assert call("status") == {"is_up": False, "services": []}
