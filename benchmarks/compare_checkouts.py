@@ -42,7 +42,7 @@ def run_recipe(checkout: Path, recipe: str, state: Path) -> None:
         sys.exit(f"{recipe} failed in {checkout}:\n{process.stdout}{process.stderr}")
 
 
-def digests(state: Path, patterns: Patterns) -> Counter[tuple[str, str]]:
+def count_digests(state: Path, patterns: Patterns) -> Counter[tuple[str, str]]:
     """How often each pair of stage and file name, such as `train/weights.safetensors`, and sha256 occurs."""
     return Counter(
         (f"{stage}/{path.name}", hashlib.sha256(path.read_bytes()).hexdigest())
@@ -53,7 +53,7 @@ def digests(state: Path, patterns: Patterns) -> Counter[tuple[str, str]]:
 
 def compare(old: Path, new: Path, patterns: Patterns) -> tuple[int, int]:
     """Prints a line for each file; returns the numbers of files of OLD, and of files without an equal one."""
-    before, after = digests(old, patterns), digests(new, patterns)
+    before, after = count_digests(old, patterns), count_digests(new, patterns)
     lines = [
         *((name, sha256, "equal") for name, sha256 in (before & after).elements()),
         *((name, sha256, "ONLY OLD") for name, sha256 in (before - after).elements()),

@@ -1,4 +1,4 @@
-"""Monitoring of each month of taxi trips, and the rate of false alerts where nothing has changed.
+"""Measures the drift of each month of taxi trips, and the rate of false alerts on unchanged data.
 
     BLOOMERY_DATA=… python benchmarks/monitoring/drift.py [--rows 10000] [--halves 200]
 
@@ -6,8 +6,8 @@ Run `bloomery run nyc-taxi` in BLOOMERY_HOME first; its champion is trained on J
 each month are sent to `bloomery serve nyc-taxi` over HTTP, one by one, as the meters reported them, including those
 that the endpoint rejects. Each month is monitored as one window, before and after its labels arrive.
 
-To measure false alerts the months are split into random halves, one as reference and the other as window: any alert is
-due to chance. Pairs of normal months show how often a season counts as drift.
+To measure false alerts each month is split into random halves, one as reference and one as window: any alert is then
+due to chance. Pairs of normal months show how often seasonal changes count as drift.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Compares a run that is killed repeatedly during training with an undisturbed one.
+"""Compares a run that is killed repeatedly during training with an uninterrupted one.
 
     BLOOMERY_DATA=… python benchmarks/orchestration/kill_and_resume.py [--kills 3] [--epochs 3] [--every-steps 20]
         [recipe …]
@@ -103,13 +103,13 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             recipe = write_short_recipe(name, Path(folder), options.epochs, options.every_steps)
             steps = kill_repeatedly(recipe, Path(folder) / "killed", options.kills)
-            disturbed = complete_run(recipe, Path(folder) / "killed")
-            undisturbed = complete_run(recipe, Path(folder) / "undisturbed")
+            interrupted = complete_run(recipe, Path(folder) / "killed")
+            uninterrupted = complete_run(recipe, Path(folder) / "uninterrupted")
             model = yaml.safe_load(recipe.read_text(encoding="utf-8"))["model"]
-        differences = [output for output, digest in undisturbed.items() if digest != disturbed[output]]
+        differences = [output for output, digest in uninterrupted.items() if digest != interrupted[output]]
         all_equal &= not differences
         network = " ".join(model[key] for key in ("kind", "cell") if key in model)
-        cells = [name, network, ", ".join(map(str, steps)), f"`{undisturbed['weights'][:12]}`"]
+        cells = [name, network, ", ".join(map(str, steps)), f"`{uninterrupted['weights'][:12]}`"]
         print(f"| {' | '.join(cells)} | {', '.join(differences) or 'none'} |", flush=True)
     raise SystemExit(0 if all_equal else 1)
 

@@ -36,14 +36,14 @@ class CommandFailed(Exception):
     """A command failed; the message has its exit code and last output."""
 
 
-def environment(home: Path, **more: str) -> dict[str, str]:
-    """Returns this process's environment without variables that redirect an engine; the state folder is `home`."""
+def environment(home: Path, **overrides: str) -> dict[str, str]:
+    """Returns this process's environment without the variables of engines, with `home` as the state folder."""
     variables = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(_ENGINE_PREFIXES) or name == "BLOOMERY_DATA"
     }
-    return variables | {"BLOOMERY_HOME": str(home), "PYTHONPATH": str(ROOT / "src"), "DO_NOT_TRACK": "1"} | more
+    return variables | {"BLOOMERY_HOME": str(home), "PYTHONPATH": str(ROOT / "src"), "DO_NOT_TRACK": "1"} | overrides
 
 
 def run_command(

@@ -57,7 +57,7 @@ def permanent_servers(folder: Path, *, on_postgres: bool) -> Iterator[Servers]:
         prefect_store, mlflow_store = {}, f"sqlite:///{folder}/mlflow.db"
         database = None
         if on_postgres:
-            database, port = stack.enter_context(_postgres())
+            database, port = stack.enter_context(_running_postgres())
             address = f"bloomery@127.0.0.1:{port}"
             prefect_store = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": f"postgresql+asyncpg://{address}/prefect"}
             mlflow_store = f"postgresql://{address}/mlflow"
@@ -99,7 +99,7 @@ def permanent_servers(folder: Path, *, on_postgres: bool) -> Iterator[Servers]:
 
 
 @contextlib.contextmanager
-def _postgres() -> Iterator[tuple[int, int]]:
+def _running_postgres() -> Iterator[tuple[int, int]]:
     """Yields process id and port of a PostgreSQL with both databases and default durability."""
     initdb, server, psql = (postgres_program(name) for name in ("initdb", "postgres", "psql"))
     if initdb is None or server is None or psql is None:
