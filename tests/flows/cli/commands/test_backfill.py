@@ -84,7 +84,7 @@ def test_a_dated_recipe_is_read_for_a_period(dated: Path) -> None:
     [
         ({"period_length": None}, "data that names a period needs month"),
         ({"data": {"source": "trips.csv"}}, "no source contains the period"),
-        ({"data": {"source": "trips-{period}.csv"}}, "a period is written as in {period:%Y-%m}"),
+        ({"data": {"source": "trips-{period}.csv"}}, "a period must be written as in {period:%Y-%m}"),
     ],
 )
 def test_a_dated_source_and_its_period_length_require_each_other(
