@@ -13,7 +13,7 @@ from bloomery.tasks.scaffolding.reader_options import UserOptions
 from bloomery.tasks.validate.stage import validate
 
 
-def drafted(
+def draft_recipe(
     folder: Path, source: Path | str, label: str, options: UserOptions | None = None, key: str | None = None
 ) -> Recipe:
     """Drafts a recipe for `source` and reads it."""
@@ -22,12 +22,13 @@ def drafted(
     return read_recipe(str(draft.recipe))
 
 
-def checked(recipe: Recipe) -> ValidRows:
+def validate_rows(recipe: Recipe) -> ValidRows:
+    """Ingests and validates the rows of a recipe."""
     return validate(ingest(locate_source(recipe.data)), recipe.contract)
 
 
-def options_of(recipe: Recipe) -> dict[str, str]:
-    """The kind of input that each column is read by, with its encoding."""
+def input_kinds(recipe: Recipe) -> dict[str, str]:
+    """Returns the kind or encoding of the input that reads each column."""
     return {
         column: getattr(source, "encoding", source.kind)
         for source in recipe.features.inputs
@@ -36,7 +37,7 @@ def options_of(recipe: Recipe) -> dict[str, str]:
 
 
 def write_shop(path: Path) -> None:
-    """A CSV with every type, nulls, accents, quoted newlines, awkward names and a malformed line."""
+    """Writes a CSV file with every type, nulls, accents, quoted newlines, awkward names and a malformed line."""
     chance = random.Random(0)
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, delimiter=";")

@@ -15,13 +15,13 @@ from bloomery.flows.cli.commands.init import write_drafts
 from bloomery.flows.recipe.recipe import read_recipe
 from bloomery.tasks.scaffolding.draft_planning import ColumnRoles
 from bloomery.tasks.scaffolding.reader_options import UserOptions
-from tests.flows.cli.commands.drafts import HALVES, checked, drafted, options_of, write_shop
+from tests.flows.cli.commands.drafts import HALVES, draft_recipe, input_kinds, validate_rows, write_shop
 
 
 def test_every_type_becomes_an_input_that_fits_it(home: Path, tmp_path: Path) -> None:
     write_shop(tmp_path / "shop.csv")
-    recipe = drafted(tmp_path, tmp_path / "shop.csv", "bought")
-    assert options_of(recipe) == {
+    recipe = draft_recipe(tmp_path, tmp_path / "shop.csv", "bought")
+    assert input_kinds(recipe) == {
         "hours_per_week": "number",
         "a_b": "number",
         "column_1st": "one_hot",
@@ -39,7 +39,7 @@ def test_every_type_becomes_an_input_that_fits_it(home: Path, tmp_path: Path) ->
         "класс": "column_4",
     }
     assert recipe.contract.status == "draft"
-    rows = checked(recipe)
+    rows = validate_rows(recipe)
     assert (rows.num_rows, rows.num_quarantined) == (900, 1)
     text = (tmp_path / "mine.yaml").read_text()
     assert "source: shop.csv" in text  # relative, so that both files can be moved
@@ -51,8 +51,8 @@ def test_rows_without_a_label_and_of_rare_classes_are_quarantined(home: Path, tm
     labels = ["yes", "no", "yes", "no", ""] * 20 + ["odd"] * 3
     lines = "".join(f"{number % 7},{label}\n" for number, label in enumerate(labels))
     (tmp_path / "rows.csv").write_text(f"a,label\n{lines}")
-    recipe = drafted(tmp_path, tmp_path / "rows.csv", "label")
-    rows = checked(recipe)
+    recipe = draft_recipe(tmp_path, tmp_path / "rows.csv", "label")
+    rows = validate_rows(recipe)
     assert (rows.num_rows, rows.num_quarantined) == (80, 23)
     assert 23 / 103 < recipe.contract.quarantine_limit < 23 / 103 + 0.03
     text = " ".join((tmp_path / "mine.odcs.yaml").read_text().replace("#", "").split())
@@ -62,17 +62,17 @@ def test_rows_without_a_label_and_of_rare_classes_are_quarantined(home: Path, tm
 def test_a_key_column_is_detected_or_else_rows_are_numbered(home: Path, tmp_path: Path) -> None:
     table = pa.table({"a": [number % 9 for number in range(60)], "label": [number % 2 for number in range(60)]})
     pq.write_table(table, tmp_path / "without.parquet")
-    numbered = drafted(tmp_path, tmp_path / "without.parquet", "label")
+    numbered = draft_recipe(tmp_path, tmp_path / "without.parquet", "label")
     assert (numbered.data.row_id, numbered.features.key) == ("row_id", "row_id")
     with_key = table.append_column("Customer ID", pa.array([f"c{number}" for number in range(60)]))
     pq.write_table(with_key, tmp_path / "with.parquet")
-    keyed = drafted(tmp_path, tmp_path / "with.parquet", "label")
+    keyed = draft_recipe(tmp_path, tmp_path / "with.parquet", "label")
     assert (keyed.data.row_id, keyed.features.key) == (None, "Customer_ID")
     with_reserved_key = table.append_column("y", pa.array([f"c{number}" for number in range(60)]))
     pq.write_table(with_reserved_key, tmp_path / "odd.parquet")
-    assert drafted(tmp_path, tmp_path / "odd.parquet", "label", key="y").features.key == "key_y"
+    assert draft_recipe(tmp_path, tmp_path / "odd.parquet", "label", key="y").features.key == "key_y"
     with pytest.raises(DataUnfit, match="column a cannot be the key"):
-        drafted(tmp_path, tmp_path / "with.parquet", "label", key="a")
+        draft_recipe(tmp_path, tmp_path / "with.parquet", "label", key="a")
 
 
 def test_given_splits_are_kept(home: Path, tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_given_splits_are_kept(home: Path, tmp_path: Path) -> None:
     recipe = read_recipe(str(draft.recipe))
     assert (recipe.features.split.by, recipe.features.split.column) == ("given", "part")
     assert "{source: train.csv, part: train}" in draft.recipe.read_text()
-    assert checked(recipe).num_rows == 120
+    assert validate_rows(recipe).num_rows == 120
     with pytest.raises(RecipeInvalid, match="the sources are"):
         write_drafts("mine", [sources[0]], ColumnRoles("label"), UserOptions(), output=tmp_path, force=True)
 
@@ -105,10 +105,10 @@ def test_idx_files_become_images_with_the_labels_beside_them(home: Path, tmp_pat
     (tmp_path / "train-images-idx3-ubyte").write_bytes(images)
     labels = struct.pack(">HBBI", 0, 8, 1, 60) + bytes(number % 2 for number in range(60))
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(labels)
-    recipe = drafted(tmp_path, tmp_path / "train-images-idx3-ubyte", "label")
+    recipe = draft_recipe(tmp_path, tmp_path / "train-images-idx3-ubyte", "label")
     (image,) = recipe.features.inputs
     assert (image.kind, getattr(image, "shape", None), recipe.model.kind) == ("image", (1, 5, 7), "cnn")
-    assert checked(recipe).num_rows == 60
+    assert validate_rows(recipe).num_rows == 60
 
 
 def test_folders_of_pictures_and_recordings_become_a_cnn(home: Path, tmp_path: Path) -> None:
@@ -125,19 +125,19 @@ def test_folders_of_pictures_and_recordings_become_a_cnn(home: Path, tmp_path: P
             wavfile.write(tmp_path / "one.wav", 8000, random_bits.integers(-99, 99, 900 + number, np.int16))
             sounds.write(tmp_path / "one.wav", f"all/{number % 2}_{number}.wav")
     (tmp_path / "one.wav").unlink()
-    pictures = drafted(tmp_path, tmp_path / "pictures", "label")
+    pictures = draft_recipe(tmp_path, tmp_path / "pictures", "label")
     assert (pictures.data.mode, pictures.data.size) == ("RGB", (43, 64))
-    assert checked(pictures).num_rows == 40
-    sounds_read = drafted(tmp_path, tmp_path / "sounds.zip", "digit", UserOptions(path_pattern=r"(?P<digit>\d)_"))
-    assert (options_of(sounds_read), sounds_read.features.key) == ({"wave": "audio"}, "path")
-    assert checked(sounds_read).num_rows == 40
+    assert validate_rows(pictures).num_rows == 40
+    sounds_read = draft_recipe(tmp_path, tmp_path / "sounds.zip", "digit", UserOptions(path_pattern=r"(?P<digit>\d)_"))
+    assert (input_kinds(sounds_read), sounds_read.features.key) == ({"wave": "audio"}, "path")
+    assert validate_rows(sounds_read).num_rows == 40
 
 
 @pytest.mark.parametrize(("name", "label"), [("iris", "label"), ("wine", "label"), ("digits", "label")])
 def test_data_sets_of_scikit_learn_are_drafted(name: str, label: str, home: Path, tmp_path: Path) -> None:
-    recipe = drafted(tmp_path, f"sklearn:{name}", label)
+    recipe = draft_recipe(tmp_path, f"sklearn:{name}", label)
     assert recipe.features.key == "id"
-    assert checked(recipe).num_quarantined == 0
+    assert validate_rows(recipe).num_quarantined == 0
 
 
 FIGURES = {
@@ -151,44 +151,44 @@ FIGURES = {
 def test_a_numeric_label_becomes_a_regression(case: str, home: Path, tmp_path: Path) -> None:
     lines = "".join(f"{n % 7},{n % 5},{figure}\n" for n, figure in enumerate(FIGURES[case]))
     (tmp_path / "rows.csv").write_text(f"a,b,label\n{lines}")
-    recipe = drafted(tmp_path, tmp_path / "rows.csv", "label")
+    recipe = draft_recipe(tmp_path, tmp_path / "rows.csv", "label")
     assert (recipe.features.task, recipe.model.kind) == ("regression", "mlp")
     assert recipe.budget.model_fields_set == {"error_rise", "objective"}
     assert recipe.gates.model_fields_set == {"champion_rise"}
     assert f"RMSE of {np.std(FIGURES[case]):.3g}" in (tmp_path / "mine.yaml").read_text()
-    assert checked(recipe).num_quarantined == 0
+    assert validate_rows(recipe).num_quarantined == 0
 
 
 def test_many_whole_numbers_with_enough_rows_each_stay_classes(home: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("a,label\n" + "".join(f"{n % 7},{n % 40}\n" for n in range(800)))
-    recipe = drafted(tmp_path, tmp_path / "rows.csv", "label")
+    recipe = draft_recipe(tmp_path, tmp_path / "rows.csv", "label")
     assert recipe.features.task == "classification"
 
 
 def test_text_alone_becomes_a_transformer_that_reads_the_longest(home: Path, tmp_path: Path) -> None:
     lines = "".join(f"text number {n} says much more,short no {n},{n % 2}\n" for n in range(99))
     (tmp_path / "rows.csv").write_text(f"long,short,label\n{lines}")
-    recipe = drafted(tmp_path, tmp_path / "rows.csv", "label")
+    recipe = draft_recipe(tmp_path, tmp_path / "rows.csv", "label")
     (source,) = recipe.features.inputs
     assert (source.kind, source.columns, recipe.model.kind) == ("text", ("long",), "transformer")
     assert recipe.compression.candidates is not None
     assert [candidate.quantize for candidate in recipe.compression.candidates] == [None, "dynamic", None, "dynamic"]
     assert "- {name: pruned, prune: 0.5}" in (tmp_path / "mine.yaml").read_text()
-    assert checked(recipe).num_rows == 99
+    assert validate_rows(recipe).num_rows == 99
 
 
 def test_numbers_with_one_value_in_most_rows_are_read_twice(home: Path, tmp_path: Path) -> None:
     lines = "".join(f"{(n % 5) * 700 if n % 3 == 0 else 0},{n},{n % 2}\n" for n in range(1500))
     (tmp_path / "rows.csv").write_text(f"gain,size,label\n{lines}")
-    recipe = drafted(tmp_path, tmp_path / "rows.csv", "label")
+    recipe = draft_recipe(tmp_path, tmp_path / "rows.csv", "label")
     assert [source.kind for source in recipe.features.inputs if "gain" in source.columns] == ["number", "category"]
-    assert checked(recipe).num_rows == 1500
+    assert validate_rows(recipe).num_rows == 1500
 
 
 def test_rows_that_are_mostly_copies_stay(home: Path, tmp_path: Path) -> None:
     lines = "".join(f"{number % 3},{number % 2}\n" for number in range(200))
     (tmp_path / "rows.csv").write_text(f"a,label\n{lines}")
-    recipe = drafted(tmp_path, tmp_path / "rows.csv", "label")
+    recipe = draft_recipe(tmp_path, tmp_path / "rows.csv", "label")
     assert (recipe.features.deduplicate, recipe.features.split.duplicates) == (False, "allow")
 
 
@@ -200,9 +200,9 @@ def test_a_header_with_duplicate_or_missing_names_is_skipped(
     header: str, columns: tuple[str, ...], home: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "rows.csv").write_text(f"{header}\n{HALVES}")
-    recipe = drafted(tmp_path, tmp_path / "rows.csv", "label")
+    recipe = draft_recipe(tmp_path, tmp_path / "rows.csv", "label")
     assert (recipe.data.columns, recipe.data.skip_lines) == (columns, 1)
-    assert checked(recipe).num_rows == 100
+    assert validate_rows(recipe).num_rows == 100
 
 
 def test_rows_too_wide_to_be_compared_stay(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,5 +211,5 @@ def test_rows_too_wide_to_be_compared_stay(home: Path, tmp_path: Path, monkeypat
     chance = random.Random(0)
     lines = "".join(",".join(str(chance.randint(0, 9)) for _ in range(60)) + f",{n % 2}\n" for n in range(60))
     (tmp_path / "rows.csv").write_text(f"{names},label\n{lines}")
-    recipe = drafted(tmp_path, tmp_path / "rows.csv", "label")
-    assert (len(options_of(recipe)), recipe.features.deduplicate) == (60, False)
+    recipe = draft_recipe(tmp_path, tmp_path / "rows.csv", "label")
+    assert (len(input_kinds(recipe)), recipe.features.deduplicate) == (60, False)

@@ -19,7 +19,7 @@ from bloomery.flows.recipe.recipe import read_recipe
 from bloomery.tasks.scaffolding.draft_planning import ColumnRoles
 from bloomery.tasks.scaffolding.reader_options import UserOptions
 from tests.examples import examples
-from tests.flows.cli.commands.drafts import HALVES, checked, drafted, write_shop
+from tests.flows.cli.commands.drafts import HALVES, draft_recipe, validate_rows, write_shop
 
 ADULT = (
     "age,workclass,fnlwgt,education,education-num,marital-status,occupation,relationship,race,sex,capital-gain,"
@@ -51,11 +51,11 @@ def test_any_csv_file_passes_the_contract_drafted_from_it(home: Path, data: st.D
             for number in range(60):
                 rows.writerow([*(pool[number % len(pool)] for pool in pools), f"class {number % 2}"])
         try:
-            recipe = drafted(Path(folder), path, "the label")
+            recipe = draft_recipe(Path(folder), path, "the label")
         except (DataUnfit, DataMissing):  # nothing to learn from, or no CSV after all: said, and nothing written
             assert [file.name for file in Path(folder).iterdir()] == ["rows.csv"]
             return
-        valid_rows = checked(recipe)
+        valid_rows = validate_rows(recipe)
         assert valid_rows.num_rows + valid_rows.num_quarantined >= 1
 
 
@@ -83,10 +83,10 @@ def test_any_parquet_file_passes_the_contract_drafted_from_it(home: Path, data: 
         path = Path(folder) / "rows.parquet"
         pq.write_table(pa.table(columns), path)
         try:
-            recipe = drafted(Path(folder), path, "label")
+            recipe = draft_recipe(Path(folder), path, "label")
         except DataUnfit:
             return
-        assert checked(recipe).num_rows == 60
+        assert validate_rows(recipe).num_rows == 60
 
 
 BROKEN = {
@@ -113,7 +113,7 @@ def test_unusable_data_is_refused_and_nothing_is_written(case: str, home: Path, 
     content, label, error, message = BROKEN[case]
     (tmp_path / "rows.csv").write_text(content, encoding="utf-8")
     with pytest.raises(error, match=message):
-        drafted(tmp_path / "out", tmp_path / "rows.csv", label)
+        draft_recipe(tmp_path / "out", tmp_path / "rows.csv", label)
     assert not (tmp_path / "out").exists()
     assert [*home.glob("tmp*")] == []
 
@@ -142,7 +142,7 @@ REAL = {
 @pytest.mark.parametrize("name", REAL)
 def test_real_data_keeps_its_draft(name: str, datasets: Path, home: Path, tmp_path: Path) -> None:
     source, label, num_rows, num_quarantined = REAL[name]
-    rows = checked(drafted(tmp_path, datasets / source, label))
+    rows = validate_rows(draft_recipe(tmp_path, datasets / source, label))
     assert (rows.num_rows, rows.num_quarantined) == (num_rows, num_quarantined)
 
 
