@@ -22,7 +22,8 @@ from typing import Any
 _ENGINES = (
     *("great_expectations", "duckdb", "pyarrow.dataset", "git", "pandas", "sklearn.datasets", "matplotlib.pyplot"),
     *("mlflow.store.model_registry.sqlalchemy_store", "mlflow.store.tracking.sqlalchemy_store", "alembic.command"),
-    *("torch", "captum.attr", "torch._dynamo", "torch.onnx._internal.exporter._core", "torch.export"),
+    *("torch", "captum.attr", "torch._dynamo", "torch.onnx._internal.exporter._core"),
+    *("torch.export._trace", "onnxscript.function_libs.torch_lib.ops"),
     *("torch_pruning", "onnx", "onnxruntime", "onnxscript", "onnxscript.optimizer", "onnxscript.rewriter"),
     *("safetensors.torch", "ml_dtypes"),
 )
