@@ -17,7 +17,7 @@ PICTURE = "candidates.png"  # the plot of the candidates, under this name in MLf
 
 
 def candidate_rows(choice: Choice) -> list[dict[str, str]]:
-    """A row of text for each candidate, best first."""
+    """Returns a row of text for each candidate, best first."""
     task = choice.candidates.trained.dataset.task
     return [
         {
@@ -45,7 +45,7 @@ def candidate_rows(choice: Choice) -> list[dict[str, str]]:
 def candidate_columns(
     candidates: Candidates, verdicts: tuple[Verdict, ...], chosen_name: str | None
 ) -> dict[str, list[Any]]:
-    """A column of numbers for each property of the candidates, best candidate first."""
+    """Returns a column for each property of the candidates, the best candidate first."""
     degradation = DEGRADATION_NAMES[candidates.trained.dataset.task]
     rows = [
         {
@@ -75,7 +75,7 @@ def candidate_columns(
 
 
 def latency_columns(latencies: Iterable[Latency]) -> dict[str, float]:
-    """Latency numbers by name and batch size, such as `b1_p50_ms` and `b1_ratio_high`."""
+    """Returns latencies by name and batch size, such as `b1_p50_ms` and `b1_ratio_high`."""
     columns: dict[str, float] = {}
     for latency in latencies:
         prefix = f"b{latency.batch_size}"

@@ -18,12 +18,12 @@ _MAX_BACKGROUND_BYTES = 4_000_000  # fewer rows where they are wide
 
 
 def read_measured_predictions(choice: Choice) -> pa.Table:
-    """Key, truth and prediction (column `prediction`) of each test row; for classes also their probabilities."""
+    """Reads key, truth and prediction of each test row; for classes also their probabilities."""
     return pq.read_table(settings().path(choice.candidate.predictions_uri))
 
 
 def read_held_out_rows(choice: Choice) -> pa.Table:
-    """The raw rows of the test split, in the order of the measured predictions."""
+    """Reads the raw rows of the test split, in the order of the measured predictions."""
     dataset = choice.candidates.trained.dataset
     keys = read_measured_predictions(choice)[dataset.key]
     names = list(dict.fromkeys([dataset.key, *dataset.inputs]))
@@ -32,13 +32,13 @@ def read_held_out_rows(choice: Choice) -> pa.Table:
 
 
 def request_rows(choice: Choice, num_rows: int) -> list[dict[str, Any]]:
-    """The first test rows as a client would send them: the model's inputs, as JSON values."""
+    """Returns the first test rows as a client would send them: the model's inputs, as JSON values."""
     rows = read_held_out_rows(choice).slice(0, num_rows).select(list(choice.candidates.trained.dataset.inputs))
     return [_to_json_row(row) for row in rows.to_pylist()]
 
 
 def background_rows(choice: Choice) -> list[dict[str, Any]]:
-    """Evenly spaced test rows as a client would send them: the background that `/explain` compares a row with.
+    """Returns evenly spaced test rows as a client would send them: the background rows of `/explain`.
 
     They are test rows, like the examples: a bento holds no training row, so the promise of private training remains.
     """
@@ -54,7 +54,7 @@ def _to_json_row(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def example_predictions(choice: Choice, num_rows: int) -> list[dict[str, Any]]:
-    """The first test rows as a client would send them, each with its measured prediction."""
+    """Returns the first test rows as a client would send them, each with its measured prediction."""
     dataset = choice.candidates.trained.dataset
     predicted_rows = read_measured_predictions(choice).slice(0, num_rows).to_pylist()
     if dataset.task == "regression":

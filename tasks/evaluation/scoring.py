@@ -48,7 +48,7 @@ def build_ground_truth(encoder: Encoder, dataset: Dataset, split: Examples) -> G
 def score_rows(
     task: Task, truth: GroundTruth, predictions: np.ndarray, subset: np.ndarray | slice = _ALL_ROWS
 ) -> Interval:
-    """The score of the rows in `subset`. `predictions` are probabilities (N, K), or numbers (N,)."""
+    """Returns the score of the rows in `subset`. `predictions` are probabilities (N, K), or numbers (N,)."""
     if task == "classification":
         return metrics.accuracy(predictions[subset].argmax(axis=1) == truth.truth[subset])
     order_N = truth.order[subset]
@@ -58,7 +58,7 @@ def score_rows(
 def measure_degradation(
     task: Task, truth: GroundTruth, before: np.ndarray, after: np.ndarray, subset: np.ndarray | slice = _ALL_ROWS
 ) -> Interval:
-    """The drop of accuracy, or the relative rise of RMSE, from `before` to `after` on the rows in `subset`.
+    """Returns the drop of accuracy, or the relative rise of RMSE, from `before` to `after` on the rows in `subset`.
 
     Both are positions of classes, or numbers (N,).
     """
@@ -70,7 +70,7 @@ def measure_degradation(
 
 
 def point_predictions(task: Task, predictions: np.ndarray) -> np.ndarray:
-    """The positions of the most probable classes (N,) from probabilities (N, K); numbers (N,) stay unchanged."""
+    """Returns the positions of the most probable classes (N,) from probabilities (N, K); numbers (N,) are unchanged."""
     return predictions.argmax(axis=1) if task == "classification" else predictions
 
 
@@ -143,7 +143,7 @@ def slice_table(
 def _iterate_slices(
     dataset: Dataset, columns: Sequence[str], truth: GroundTruth
 ) -> Iterator[tuple[str, str, int, np.ndarray]]:
-    """Column, value, number of rows, and a mask of the rows (N,); of a regression in bootstrap order."""
+    """Yields column, value, number of rows, and a mask of the rows (N,); of a regression in bootstrap order."""
     values = read_slice_values(dataset, truth.key, columns)
     for column in columns:
         for value, subset in find_slices(values[column]):

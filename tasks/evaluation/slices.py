@@ -18,7 +18,7 @@ _MAX_VALUES = 50  # slices of one column
 
 
 def read_slice_values(dataset: Dataset, keys: np.ndarray | pa.Array, columns: Sequence[str]) -> pa.Table:
-    """The values of `columns` in the valid rows with the given keys, in the order of the keys."""
+    """Reads the values of `columns` in the valid rows with the given keys, in the order of the keys."""
     names = list(dict.fromkeys((dataset.key, *columns)))
     key_array = keys if isinstance(keys, pa.Array) else pa.array(keys)
     batches = []
@@ -30,7 +30,7 @@ def read_slice_values(dataset: Dataset, keys: np.ndarray | pa.Array, columns: Se
 
 
 def find_slices(values: pa.ChunkedArray) -> list[tuple[str, np.ndarray]]:
-    """Each value of a column as text, with a mask of its rows (bool); at most `_MAX_VALUES`, the most frequent ones.
+    """Returns the most frequent values of a column, at most `_MAX_VALUES`, as text with a mask of the rows (bool).
 
     Numeric columns with more values are split at their quartiles.
     """
@@ -48,7 +48,7 @@ def _mask_equal(values: pa.ChunkedArray, value: object) -> np.ndarray:
 
 
 def _split_at_quartiles(values: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    """Four ranges with about as many rows each, and the rows without a number."""
+    """Returns four ranges with about as many rows each, and the rows without a number."""
     is_finite = np.isfinite(values)
     edges = np.unique(np.quantile(values[is_finite], [0, 0.25, 0.5, 0.75, 1]))
     ranges = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)

@@ -74,8 +74,8 @@ def disk_full_error(failure: BaseException, what: str, home: Path) -> StateUnwri
 def share_lost_error(failure: BaseException, home: Path) -> ShareLost | None:
     """Returns the error to show if a disk or share that no longer answers caused `failure`, else None.
 
-    An unmounted share leaves a folder of the same name, so the state folder `home` is compared with the one that
-    `remember_folder` saw.
+    An unmounted share leaves a folder of the same name, so the state folder `home` is compared with the folder
+    that `remember_folder` saw.
     """
     for cause in _causes(failure):
         if not isinstance(cause, OSError):

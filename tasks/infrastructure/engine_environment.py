@@ -14,12 +14,12 @@ from bloomery.tasks.infrastructure.service_status import read_service_status
 
 
 def state_folder(environment: Mapping[str, str] = os.environ) -> Path:
-    """The absolute path of the state folder: `BLOOMERY_HOME`, or `.bloomery` in the working directory."""
+    """Returns the absolute path of the state folder: `BLOOMERY_HOME`, or `.bloomery` in the working directory."""
     return Path(environment.get("BLOOMERY_HOME", ".bloomery")).expanduser().absolute()
 
 
 def tracking_uri(environment: Mapping[str, str] = os.environ) -> str:
-    """The address of MLflow's tracking store: `MLFLOW_TRACKING_URI`, or a database in the state folder."""
+    """Returns the address of MLflow's tracking store: `MLFLOW_TRACKING_URI`, or a database in the state folder."""
     # A server that `up` has started reads the same file, and writing to the file directly is quicker.
     return environment.get("MLFLOW_TRACKING_URI") or f"sqlite:///{state_folder(environment)}/mlflow/mlflow.db"
 

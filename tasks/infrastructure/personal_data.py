@@ -25,7 +25,7 @@ _NONCE_BYTES = 12
 
 
 def protected_schema(contract: Contract) -> pa.Schema:
-    """Returns the columns of validated rows: the contract's, without dropped ones, and text where one is hashed."""
+    """Returns the columns of validated rows: those of the contract without dropped columns; hashed columns are text."""
     treatments = {column.name: column.personal for column in contract.columns}
     return pa.schema(
         [

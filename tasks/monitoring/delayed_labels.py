@@ -22,7 +22,7 @@ _READERS = {".parquet": pq.read_table, ".csv": pcsv.read_csv}
 
 
 def locate_labels(name: str, configured_path: str | None) -> Path | None:
-    """The path of a model's labels: the recipe's, else a folder of the state folder, None while that is empty."""
+    """Returns the path of a model's labels: the recipe's, else a folder in the state folder; None if it is empty."""
     if configured_path is not None:
         return Path(configured_path)
     folder = settings().home / "labels" / name
@@ -30,7 +30,7 @@ def locate_labels(name: str, configured_path: str | None) -> Path | None:
 
 
 def read_labels(path: Path) -> pa.Table:
-    """`request`, `row` and `label` of a file, or of all files in a folder; the last label of each row.
+    """Reads `request`, `row` and `label` from a file, or from all files in a folder; the last label of each row counts.
 
     Raises:
         DataMissing: there is no such file, or it has no labels.
@@ -50,7 +50,7 @@ def read_labels(path: Path) -> pa.Table:
 
 
 def filter_valid_labels(contract: Contract, column: str, labels: pa.Table) -> tuple[pa.Table, int]:
-    """The labels that the contract allows in `column`, cast to its type, and the number of invalid ones.
+    """Returns the labels that the contract allows in `column`, cast to its type, and the number of invalid labels.
 
     Rows with an invalid label were quarantined before training, too; a single one may outweigh a thousand others.
     Nothing is checked if the column is served as windows.
@@ -69,12 +69,12 @@ def filter_valid_labels(contract: Contract, column: str, labels: pa.Table) -> tu
 
 
 def read_bento_contract(tag: str) -> Contract:
-    """The contract in a bento."""
+    """Reads the contract in a bento."""
     return Contract.model_validate_json((artifacts_folder(tag) / "contract.json").read_text(encoding="utf-8"))
 
 
 def keep_last(table: pa.Table) -> pa.Table:
-    """The last entry of each row id, because a client may reuse a request id."""
+    """Returns the last entry of each row id, because a client may reuse a request id."""
     numbered_rows = table.append_column("order", pa.array(np.arange(table.num_rows)))
     last = numbered_rows.group_by(ROW_ID).aggregate([("order", "max")])["order_max"]
     return table.take(last)

@@ -59,7 +59,7 @@ def write_report(report: MonitoringReport, limit: float, path: Path) -> bool:
 
 
 def sample_values(cells: Bins, shares: tuple[float, ...], num_rows: int) -> list[float | str | None]:
-    """`num_rows` values with these shares per bin, as far as whole rows allow; then other values, then nulls.
+    """Returns `num_rows` values with these shares per bin, rounded to whole rows; then other values, then nulls.
 
     Numbers are spaced evenly between the edges of their bin; an outer bin is as wide as its neighbour. Categories are
     text, as are other and missing values.

@@ -118,7 +118,7 @@ def monitor_window(version: ModelVersion, monitor: Monitor, since: datetime, unt
 
 
 def read_reference(tag: str) -> VersionReference:
-    """The reference profile of a bento. Raises DataMissing where it has none, or is not in the store."""
+    """Reads the reference profile of a bento. Raises DataMissing if it has none, or is not in the store."""
     path = artifacts_folder(tag) / REFERENCE_FILE
     try:
         return VersionReference.model_validate_json(path.read_bytes())
@@ -172,7 +172,7 @@ def _summarize_window(
 
 
 def _read_rows(window: _Window) -> Iterator[pa.Table]:
-    """The logged rows that clients received from the version in the window, file by file."""
+    """Yields the logged rows that clients received from the version in the window, file by file."""
     columns = ["at", *ROW_ID, "version", "role", "seconds", "columns", "prediction"]
     for table in read_log(window.folder, columns, window.since.date()):
         at = table["at"]
@@ -185,7 +185,7 @@ def _read_rows(window: _Window) -> Iterator[pa.Table]:
 
 
 def _extract_values(rows: pa.Table, name: str, measure: Measure) -> pa.Array | None:
-    """The measured values of a column or of the predictions; None where the rows have no such column."""
+    """Returns the measured values of a column or of the predictions; None if the rows have no such column."""
     if name == PREDICTION:
         return pc.struct_field(rows["prediction"], 0).combine_chunks()
     if name == CONFIDENCE:
@@ -207,7 +207,7 @@ def _empty_counts(cells: Bins) -> Histogram:
 def _measure_drifts(
     profiles: dict[str, ReferenceProfile], counts: dict[str, Histogram], monitor: Monitor
 ) -> tuple[Drift, ...]:
-    """All drifts, the largest PSI first.
+    """Returns all drifts, the largest PSI first.
 
     Distributions that raise no alert count in the correction as well, because a person looks at all of them.
     """

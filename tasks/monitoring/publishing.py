@@ -25,7 +25,7 @@ _MAX_TABLE_ROWS = 40
 
 
 def event_resource(name: str) -> str:
-    """The Prefect resource id of events about a model."""
+    """Returns the Prefect resource id of events about a model."""
     return f"bloomery.model.{name}"
 
 
@@ -169,7 +169,7 @@ def write_prometheus_file(report: MonitoringReport) -> Path:
 
 
 def describe_report(report: MonitoringReport) -> list[str]:
-    """One line per fact, the verdict first."""
+    """Returns one line per fact, the verdict first."""
     requests, labelled_score = report.requests, report.labelled
     num_drifted = sum(drift.is_drifted for drift in report.drifts)
     num_alerts = len(report.alerts)
@@ -204,7 +204,7 @@ def describe_report(report: MonitoringReport) -> list[str]:
 
 
 def render_markdown(report: MonitoringReport, plot: str | None) -> str:
-    """The whole report; `plot` is a PNG in base 64."""
+    """Returns the complete report as Markdown; `plot` is a PNG in base 64."""
     verdict, *facts = describe_report(report)
     lines = [f"# {verdict}", "", *(f"- {line}" for line in facts), ""]
     if plot is not None:

@@ -77,7 +77,7 @@ def build_reference(choice: Choice) -> VersionReference:
 
 
 def summarize_values(values: pa.Array, measure: Measure) -> pa.Array:
-    """One value for each row."""
+    """Returns one value for each row."""
     match measure:
         case "value":
             return values
@@ -90,7 +90,7 @@ def summarize_values(values: pa.Array, measure: Measure) -> pa.Array:
 
 
 def _means(values: pa.ListArray) -> pa.Array:
-    """The mean of each array's non-null elements; null where there is none."""
+    """Returns the mean of each array's non-null elements; null if there is none."""
     elements = values.flatten().cast(pa.float64(), safe=False)
     owners = pc.list_parent_indices(values).to_numpy(zero_copy_only=False)
     is_valid = np.asarray(elements.is_valid())
@@ -120,7 +120,7 @@ def _profiled_columns(dataset: Dataset, features: Features) -> Iterator[_Profile
 
 
 def _read_rows(dataset: Dataset, split: str, names: Sequence[str]) -> pa.RecordBatchReader:
-    """The columns `names` of a split's raw rows; arrays as the mean of each."""
+    """Reads the columns `names` of a split's raw rows, with the mean of each array instead of the array."""
     keys = pq.read_table(settings().path(getattr(dataset, split).uri), columns=[dataset.key])[dataset.key]
 
     def read_split() -> Iterator[pa.RecordBatch]:
@@ -158,7 +158,7 @@ def _profile_column(engine: DuckDBPyConnection, item: _ProfiledColumn, num_bins:
 
 
 def _profile_predictions(choice: Choice, dataset: Dataset) -> tuple[ReferenceProfile, ReferenceProfile | None]:
-    """The profile of labels or values, and of the labels' probabilities."""
+    """Profiles the predicted labels or values, and the probabilities of the labels."""
     predictions = read_measured_predictions(choice)
     answers = predictions["prediction"]
     if dataset.task == "regression":
@@ -169,7 +169,7 @@ def _profile_predictions(choice: Choice, dataset: Dataset) -> tuple[ReferencePro
 
 
 def confidence(probabilities: pa.ChunkedArray) -> np.ndarray:
-    """The largest probability of each row; all rows have the same number of classes."""
+    """Returns the largest probability of each row; all rows have the same number of classes."""
     rows = probabilities.combine_chunks()
     return rows.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), -1).max(axis=1)
 

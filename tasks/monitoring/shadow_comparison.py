@@ -103,7 +103,7 @@ def require_agreement(name: str, champion: str, challenger: str, num_rows: int, 
 
 
 def describe_comparison(comparison: Comparison) -> list[str]:
-    """One line per fact."""
+    """Returns one line per fact."""
     lines = [
         f"{comparison.num_rows:,} rows were predicted by {comparison.champion} and, as shadow, by "
         f"{comparison.challenger}"
@@ -175,7 +175,7 @@ def _log_folder(name: str) -> Path:
 
 
 def _read_predictions(name: str) -> pa.Table:
-    """The logged predictions of a name, without the input columns."""
+    """Reads the logged predictions of a name, without the input columns."""
     tables = list(read_log(_log_folder(name), ["at", *ROW_ID, "version", "role", "run_seconds", "prediction"]))
     if not tables:
         raise _no_rows_error(name, None, None)

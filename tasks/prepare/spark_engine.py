@@ -126,7 +126,7 @@ def split_with_spark(
 
 
 def _schema(contract: Contract) -> dict[str, Any]:
-    """Returns Spark's schema of validated rows: without dropped personal columns, and with text for hashed ones."""
+    """Returns Spark's schema of validated rows: without dropped personal columns, and with text for hashed columns."""
     protected = protected_schema(contract)
     schema = spark_schema(contract.columns)
     fields = [field for field in schema["fields"] if field["name"] in protected.names]

@@ -167,7 +167,7 @@ def _add_limits(entry: CommentedMap, column: ColumnProfile, *, is_key: bool) -> 
 
 
 def _add_range(entry: CommentedMap, observed: Limits) -> None:
-    """Adds whole limits, a margin beyond the observed ones; none is below zero where no observed value is."""
+    """Adds integer limits, a margin beyond the observed limits; not below zero unless an observed value is."""
     low, high = observed
     if low is None or high is None or max(abs(low), abs(high)) >= _LIMIT_BOUND:
         return

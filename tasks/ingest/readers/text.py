@@ -18,7 +18,7 @@ _FILES_PER_ROW_GROUP = 4_096
 
 
 def read(data: DataSource, origin: SourceFile, malformed: MalformedWriter) -> RowStream:
-    """Returns the column `text`: lines without their ends, blank ones too. Or whole files, with `path` and `label`.
+    """Returns the column `text`: all lines, without line ends; or complete files, with `path` and `label`.
 
     The label is the name of the folder, unless `path_pattern` names the columns of the path.
     """
