@@ -30,9 +30,9 @@ class Clip(Document):
     def _is_possible(self) -> Self:
         for side, value, share in (("low", self.low, self.low_quantile), ("high", self.high, self.high_quantile)):
             if value is not None and share is not None:
-                raise ValueError(f"state {side} or {side}_quantile, not both")
+                raise ValueError(f"set {side} or {side}_quantile, not both")
         if (self.low, self.high, self.low_quantile, self.high_quantile) == (None,) * 4:
-            raise ValueError("state a limit: low, high, low_quantile or high_quantile")
+            raise ValueError("set at least one limit: low, high, low_quantile or high_quantile")
         for low, high in ((self.low, self.high), (self.low_quantile, self.high_quantile)):
             if low is not None and high is not None and low >= high:
                 raise ValueError(f"no value lies above {low:g} and below {high:g}")
@@ -122,7 +122,7 @@ class DateInput(Document):
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
         if not self.parts and not self.elapsed:
-            raise ValueError("state parts, elapsed or both")
+            raise ValueError("set parts, elapsed or both")
         if len(set(self.parts)) < len(self.parts):
             raise ValueError("a part is named twice")
         return self
@@ -310,7 +310,7 @@ class SequenceInput(Document):
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
         if bool(self.steps) == (self.column is not None):
-            raise ValueError("state either the columns of each step, or one array column")
+            raise ValueError("set either the columns of each step, or one array column")
         if (self.column is None) != (self.length is None):
             raise ValueError("an array column needs length, its maximum number of steps; columns take none")
         if self.steps and self.width != 1:

@@ -219,7 +219,7 @@ class HuggingFace(Document):
     def _is_possible(self) -> Self:
         # Once a checkpoint is resolved (`sha256`), its configuration is set too.
         if (self.checkpoint is None) == (self.config is None) and self.sha256 is None:
-            raise ValueError("state either a checkpoint folder or a config")
+            raise ValueError("set either `checkpoint`, a folder, or `config`")
         if self.config is not None and not isinstance(self.config.get("model_type"), str):
             raise ValueError("a config needs a model_type, such as bert or vit")
         return self

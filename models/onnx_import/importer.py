@@ -123,7 +123,7 @@ def _open_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
         return create_session(model.SerializeToString())
     except _RUNTIME_ERRORS as failure:
         raise unsupported(
-            f"ONNX Runtime cannot run it: {first_line(failure)}",
+            f"ONNX Runtime cannot run the network: {first_line(failure)}",
             "operators of ONNX Runtime",
             "replace the layer that the operator comes from",
         ) from failure
@@ -136,13 +136,13 @@ def _run(runtime: onnxruntime.InferenceSession, x: np.ndarray, layout: Layout) -
     except _RUNTIME_ERRORS as failure:
         tokens = "" if layout.num_tokens is None else f" of tokens below {layout.num_tokens}"
         raise unsupported(
-            f"it fails on {len(x)} row(s): {first_line(failure)}",
+            f"the network fails on {len(x)} row(s): {first_line(failure)}",
             f"outputs for any number of rows of shape {list(x.shape[1:])}{tokens}",
             "export a network with a dynamic batch that reads these rows",
         ) from failure
     if np.ndim(outputs) == 0 or len(outputs) != len(x):
         raise unsupported(
-            f"its output has shape {list(np.shape(outputs))} for {len(x)} row(s)",
+            f"the network's output has shape {list(np.shape(outputs))} for {len(x)} row(s)",
             "one output per row",
             "export a network with a dynamic batch",
         )
@@ -233,7 +233,7 @@ def _largest_difference(
             outputs_BK = run_session(runtime, rows[:size])
         except _RUNTIME_ERRORS as failure:
             raise unsupported(
-                f"it runs on one row, but not on {size}: {first_line(failure)}",
+                f"the network runs on one row, but not on {size}: {first_line(failure)}",
                 "outputs for any number of rows",
                 "export a network with a dynamic batch",
             ) from failure
@@ -249,7 +249,7 @@ def _max_difference(left: np.ndarray, right: np.ndarray) -> float:
 def _parity_error(error: float, *, mixes_rows: bool) -> Exception:
     if mixes_rows:
         return unsupported(
-            "its output for a row depends on the other rows of the batch",
+            "the network's output for a row depends on the other rows of the batch",
             "an independent output for each row",
             "export it for inference and in float: batch normalisation in training mode mixes rows",
         )

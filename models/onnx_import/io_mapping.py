@@ -160,14 +160,14 @@ def _require_valid_outputs(outputs: np.ndarray, task: Task, num_outputs: int) ->
     if width not in (num_outputs, *((1,) if is_binary else ())) or not np.issubdtype(outputs.dtype, np.floating):
         required = "one real number" if task == "regression" else f"{num_outputs} real numbers, one for each class"
         raise unsupported(
-            f"its output for a row is {outputs.dtype} of shape {list(outputs.shape[1:])}",
+            f"the network's output for a row is {outputs.dtype} of shape {list(outputs.shape[1:])}",
             f"{required}, or one for the second class" if is_binary else required,
             "end the network in a dense layer of that width, its outputs in the order of the classes",
         )
     is_finite = np.isfinite(outputs).reshape(len(outputs), -1).all(axis=1)
     if not is_finite.all():
         raise unsupported(
-            f"its output for {np.count_nonzero(~is_finite)} of {len(outputs)} rows is not finite",
+            f"the network's output for {np.count_nonzero(~is_finite)} of {len(outputs)} rows is not finite",
             "a finite output for every row; for texts, also for an empty one",
             "check masks that leave nothing to attend to, and logarithms of 0",
         )

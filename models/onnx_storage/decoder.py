@@ -100,7 +100,7 @@ def _decode(stored: _Reader) -> bytes:
         matrix = MatrixHeader(*(table.varint() for _ in MatrixHeader._fields))
         # A matrix of another size than its tensor is refused before memory is allocated.
         if matrix.num_rows * matrix.num_columns * item_bytes != size or not 0 < matrix.num_values < MAX_VALUES:
-            raise ValueError(f"{matrix} is no matrix of {size} bytes")
+            raise ValueError(f"{matrix} does not have {size} bytes")
         values = _read_values(table, matrix.num_values + 1, item_bytes)
         codes_RC = code_matrix(decoder, matrix, None, decisions_left)
         decisions_left -= count_decisions(codes_RC, matrix.num_values)
@@ -139,7 +139,7 @@ class _Reader:
             if byte < 128:
                 break
         if number > maximum:
-            raise ValueError(f"a count of {number}")
+            raise ValueError(f"the number {number} is above {maximum}")
         return number
 
 

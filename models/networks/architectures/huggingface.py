@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 _WHERE = "model in the recipe"
-# Configuration keys that follow from the rows, so a recipe must not state them.
+# Configuration keys that follow from the rows, so a recipe must not set them.
 _KEYS_OF_ROWS = {"tokens": ("vocab_size", "num_labels"), "image": ("num_channels", "image_size", "num_labels")}
 
 
@@ -125,7 +125,7 @@ def _build_configuration(config: HuggingFace, layout: Layout, num_outputs: int) 
         known_keys = set(AutoConfig.for_model(kind).to_dict()) | set(AutoConfig.for_model(kind).attribute_map)
     except ValueError as failure:
         raise _unsuitable(
-            f"transformers has no model_type {kind!r}", "a known one such as bert, gpt2, vit"
+            f"transformers has no model_type {kind!r}", "a model_type of transformers, such as bert, gpt2 or vit"
         ) from failure
     if not is_checkpoint:
         for name in options:
@@ -146,11 +146,11 @@ def _build_configuration(config: HuggingFace, layout: Layout, num_outputs: int) 
 
 def _require_known(name: str, known_keys: set[str], kind: str, layout: Layout) -> None:
     if name in _KEYS_OF_ROWS[layout.kind]:
-        raise _unsuitable(f"model.config states {name}", "no key that follows from the rows and the label")
+        raise _unsuitable(f"model.config sets {name}", "no key that follows from the rows and the label")
     if name not in known_keys:
         similar = difflib.get_close_matches(name, sorted(known_keys), n=1)
         suggestion = f"; did you mean {similar[0]!r}?" if similar else ""
-        raise _unsuitable(f"the configuration of {kind} has no {name!r}{suggestion}", "known keys")
+        raise _unsuitable(f"the configuration of {kind} has no {name!r}{suggestion}", "keys of this configuration")
 
 
 def _row_options(layout: Layout, known_keys: set[str]) -> dict[str, Any]:
@@ -166,7 +166,7 @@ def _require_vocabulary(configuration: PretrainedConfig, layout: Layout, is_chec
     if layout.num_tokens is None or layout.num_tokens > configuration.vocab_size:
         origin = "checkpoint" if is_checkpoint else "configuration"
         raise _unsuitable(
-            f"the {origin} knows {configuration.vocab_size} tokens", f"at least {layout.num_tokens}, as the rows have"
+            f"the {origin} has {configuration.vocab_size} tokens", f"at least {layout.num_tokens}, as the rows have"
         )
 
 

@@ -110,7 +110,7 @@ def test_unknown_operators_are_refused_with_their_names(tmp_path: Path) -> None:
     model = onnx.load(path)
     model.opset_import.append(helper.make_opsetid("com.example", 1))
     onnx.save(model, path)
-    with pytest.raises(RecipeInvalid, match=r"ONNX Runtime cannot run it: .*Mine"):
+    with pytest.raises(RecipeInvalid, match=r"ONNX Runtime cannot run the network: .*Mine"):
         import_network(path, FLAT, "classification", 3, rows_of(FLAT))
 
 

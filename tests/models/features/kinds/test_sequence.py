@@ -176,10 +176,10 @@ def test_spark_gives_the_same_statistics_and_encoding(home: Path, in_array: bool
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ({}, "state either the columns of each step, or one array column"),
+        ({}, "set either the columns of each step, or one array column"),
         (
             {"columns": STEPS, "column": "points", "length": 3},
-            "state either the columns of each step, or one array column",
+            "set either the columns of each step, or one array column",
         ),
         ({"column": "points"}, "an array column needs length"),
         (
