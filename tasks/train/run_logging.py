@@ -98,7 +98,7 @@ def log_result(run: TrainingRun, out: Output, result: fit.FitResult, curves: Tra
         privacy = result.privacy_spent._asdict()
         mlflow_runs.log_metrics(run_id, {f"privacy_{name}": value for name, value in privacy.items()})
     if result.transfer is not None:
-        names = {"taken": result.transfer.loaded, "drawn anew": result.transfer.initialised}
+        names = {"loaded": result.transfer.loaded, "initialised": result.transfer.initialised}
         mlflow_runs.client().log_dict(run_id, names, "transfer.json")
     sample = log_validation(run, folder, result.network)
     _log_network(run_id, result.network, example)

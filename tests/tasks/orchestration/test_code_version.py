@@ -48,7 +48,7 @@ EDITS = {
     "a plot of the training": more_code("tasks/evaluation/plots.py"),
     "the picture of the candidates": more_code("tasks/choose/pareto_plot.py"),
     "the model card": more_code("tasks/model_card/card.py", "package"),
-    "the words of an error": edit("tasks/train/fit.py", 'remedy="', 'remedy="please '),
+    "the words of an error": edit("tasks/train/import_network.py", 'remedy="', 'remedy="please '),
     "the words of an error of the endpoint": edit(
         "deployments/endpoint/inference/model_version.py", 'remedy="', 'remedy="please ', "package"
     ),
