@@ -207,9 +207,9 @@ def _log_trials(
 ) -> None:
     columns = {
         "candidate": [candidate.built.spec.name for candidate in scored],
-        "worse_on_validation": [candidate.degradation for candidate in scored],
+        "validation_degradation": [candidate.degradation for candidate in scored],
         "size_bytes": [candidate.size_bytes for candidate in scored],
         "num_macs": [candidate.macs for candidate in scored],
         "is_kept": [candidate in selection for candidate in scored],
     }
-    mlflow_runs.client().log_table(builder.trained.run_id, columns, f"explored-{builder.out.key[:12]}.json")
+    mlflow_runs.client().log_table(builder.trained.run_id, columns, f"candidate-search-{builder.out.key[:12]}.json")

@@ -123,14 +123,14 @@ def test_a_search_keeps_candidates_on_the_pareto_front_and_logs_every_trial(trai
     (table,) = [
         artifact.path
         for artifact in mlflow_runs.client().list_artifacts(trained.run_id)
-        if artifact.path.startswith("explored-")
+        if artifact.path.startswith("candidate-search-")
     ]
     trials = mlflow_runs.client().load_table(
         mlflow_runs.ensure_experiment(trained.dataset.valid_rows.contract.name), table
     )
     assert set(names) == set(trials["candidate"][trials["is_kept"]])
     assert len(trials) > len(names)
-    costs = trials[["worse_on_validation", "size_bytes", "num_macs"]].to_numpy()
+    costs = trials[["validation_degradation", "size_bytes", "num_macs"]].to_numpy()
     for position in np.flatnonzero(trials["is_kept"])[4:]:
         dominates = (costs <= costs[position]).all(axis=1) & (costs < costs[position]).any(axis=1)
         assert not dominates.any()
