@@ -92,7 +92,9 @@ def runs(forks: Forks, prefect: str, create_home: CreateHome, tmp_path: Path, cl
 
 
 # tests/tasks/orchestration/test_stage_store.py kills a stage while it writes.
-@pytest.mark.parametrize("stages", [("train", "package", "promote"), pytest.param(STAGES, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(
+    "stages", [("train", "package", "promote"), pytest.param(STAGES, marks=pytest.mark.nightly)], ids=["three", "all"]
+)
 def test_a_run_killed_in_several_stages_continues_and_ends_with_the_same_digests(
     stages: tuple[str, ...], quick_run: FinishedRun, tmp_path: Path, runs: Runs, prefect: str
 ) -> None:
