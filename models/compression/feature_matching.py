@@ -27,7 +27,7 @@ _PROJECTIONS = ("query", "key", "value")
 def similarity_loss(student_BF: torch.Tensor, teacher_BF: torch.Tensor) -> torch.Tensor:
     """Squared difference of the rows' similarities within the batch, summed over rows; at most 4 for each.
 
-    The widths may differ. Rotating the features, or scaling all of them alike, changes nothing.
+    The widths may differ. Rotating the features, or scaling all by one factor, changes nothing.
 
     Source: Tung & Mori 2019, "Similarity-Preserving Knowledge Distillation", section 3.1 (B^2 times its equation 4).
     """
@@ -43,7 +43,7 @@ def attention_map_loss(student_BCHW: torch.Tensor, teacher_BCHW: torch.Tensor) -
     """Squared difference of the images' attention maps, summed over rows; at most 2 for each.
 
     The attention to a position is its mean square over the channels; their number may differ. Maps are compared at the
-    lower of the two resolutions. Scaling all channels alike changes nothing.
+    lower of the two resolutions. Scaling all channels by one factor changes nothing.
 
     Source: Zagoruyko & Komodakis 2017, "Paying More Attention to Attention", section 3.1 (the square of the summands of
     equation 2, as in the authors' code).

@@ -37,13 +37,13 @@ def compare_energy(
     turn_s: float = _TURN_S,
     seed: int = 0,
 ) -> dict[str, Energy]:
-    """Measure the energy of every file on the same batch, float32 (B, ...), in turns, so noise affects all alike.
+    """Measure the energy of every file on the same batch, float32 (B, ...), in turns, so noise affects all equally.
 
     Args:
         read_joules: the processor's joules so far, with idle power and all processes, as `EnergyCounter.read`.
         turn_s: a turn has as many batches as take this time, since the counter advances in steps.
 
-    The order is drawn anew in each round. A ratio is the median over the rounds of the ratio within a round.
+    Each round has a new random order. A ratio is the median over the rounds of the ratio within a round.
 
     Raises:
         EngineMissing: the counter did not advance.

@@ -48,10 +48,10 @@ class ComparedFiles:
 def compare_latency(
     files: ComparedFiles, batches: Sequence[np.ndarray], *, rounds: int, seed: int = 0
 ) -> dict[str, tuple[Latency, ...]]:
-    """Time every file on the same batches, each float32 (B, ...), in turns, so noise affects all alike.
+    """Time every file on the same batches, each float32 (B, ...), in turns, so noise affects all equally.
 
-    Each round runs all files, in an order drawn anew, twice, and only the second run counts: an endpoint has one file,
-    so no other one evicts its caches.
+    Each round runs all files twice, in a new random order, and only the second run counts: an endpoint has one file, so
+    no other one evicts its caches.
 
     Returns:
         For each name and batch, percentiles in milliseconds over `rounds`, and two ratios to the baseline with 95%
@@ -93,7 +93,7 @@ def _time_batch(
 def measure_in_turns(
     names: Sequence[str], turn: Callable[[str], float], rounds: int, *, seed: int, max_seconds: float
 ) -> dict[str, np.ndarray]:
-    """The measurement of each turn, by name and round. Each round has a turn for every name, in an order drawn anew.
+    """The measurement of each turn, by name and round. Each round has a turn for every name, in a new random order.
 
     After `max_seconds` it stops with the rounds so far, but not before `_MIN_ROUNDS`.
     """

@@ -197,7 +197,7 @@ def _load_state(state: TrainingState, step_folder: Path, metadata: CheckpointMet
     }
     state.schedule.load_state_dict(metadata.schedule | own_rates)
     state.epoch, state.batch, state.step, state.rate = metadata.epoch, metadata.batch, metadata.step, metadata.rate
-    state.history = [EpochResult(int(number), *figures) for number, *figures in metadata.history]
+    state.history = [EpochResult(int(number), *values) for number, *values in metadata.history]
     if state.ema is not None:
         state.ema.num_steps = metadata.num_ema_steps
     own_tensors = tensors[_process_key()]

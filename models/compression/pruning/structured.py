@@ -128,7 +128,7 @@ class _RoundWidths(NamedTuple):
 def _rounded_widths(network: nn.Module, blueprint: Blueprint, ratio: float, round_to: int) -> list[int | None]:
     """For each prunable layer the multiple of `round_to` nearest to what `ratio` leaves; None if that is 0.
 
-    They follow from the trained widths: rounding anew in each round would add up.
+    They follow from the trained widths: rounding errors of several rounds would add up.
     """
     if round_to == 1:
         return []

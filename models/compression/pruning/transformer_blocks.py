@@ -28,8 +28,8 @@ def prune_transformer_blocks(
 ) -> ConfigT:
     """Remove the `ratio` of the least important of each of the `structures` from `blocks`, at most all but one.
 
-    Layers go first, by the importance of all their weights. Each remaining layer loses the same number of its own heads
-    and hidden units. The width of the residual stream stays.
+    Layers are removed first, by the importance of all their weights. Each remaining layer loses the same number of its
+    own heads and hidden units. The width of the residual stream stays.
 
     Returns:
         A config that builds blocks of this shape.
