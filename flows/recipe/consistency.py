@@ -54,7 +54,7 @@ def _check_features(features: Features, contract: Contract) -> Iterator[str]:
     yield from _check_label(features, contract.column(features.label))
     for name in dict.fromkeys((features.key, features.label, *features.split.columns)):
         if name in _RESERVED_NAMES:
-            yield f"features: prepared rows have a column {name!r} of their own; rename the data's (data.rename)"
+            yield f"features: {name!r} is a reserved column of prepared rows; rename the data column (data.rename)"
     for source in features.inputs:
         for name in source.columns:
             column = contract.column(name)

@@ -88,7 +88,7 @@ def _check_array_column(source: ImageInput | AudioInput | SequenceInput, column:
 
 
 def _check_series_column(source: SeriesInput, column: Column) -> Iterator[str]:
-    """Yields problems of a column whose values form windows, which is how clients send them."""
+    """Yields problems of a column that clients send as windows of values."""
     if not column.is_required and source.missing == "refuse":
         yield (
             f"column {column.name!r} is not required in the contract, so a window could lack a value; "

@@ -45,7 +45,7 @@ def promote_when_approved(bento: Bento, gates: Gates, terms: PromotionTerms) -> 
     pauses, if it uses a permanent Prefect server or runs in a terminal.
 
     Raises:
-        ReleaseRefused: as `promote`; or nobody can decide now, and the version keeps waiting without the run.
+        ReleaseRefused: as `promote`; or this run cannot wait for a decision, and the version waits without it.
     """
     if terms.approval is not None and promote.lookup(bento, gates, terms) is None:
         inputs: Any = (opaque(bento), quote(gates), quote(terms))  # see `Stage.as_task`

@@ -1,7 +1,7 @@
 """Records the process of each flow run, and ends flow runs whose process is gone.
 
-Prefect's server only knows what it is sent, so a run whose process is killed stays `Running`. Each run writes a file
-with its process into the state folder; the supervisor reports runs whose process is gone to the server.
+Prefect's server does not notice that a process was killed: its run stays `Running`. Each run writes a file with its
+process into the state folder, and the supervisor tells the server which runs have lost their process.
 """
 
 from __future__ import annotations

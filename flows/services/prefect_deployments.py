@@ -1,8 +1,8 @@
 """Creates what Prefect's server needs to run recipes: deployments, work pool, GPU slots and automations.
 
 `python -m bloomery.flows.services.prefect_deployments RECIPE …` registers these recipes; without arguments,
-the bundled ones. It prints one JSON document with the deployments, or the error of the first invalid recipe, whose exit
-code it ends with.
+the bundled ones. It prints one JSON document: the deployments, or the error of the first invalid recipe. It then ends
+with the exit code of that error.
 """
 
 from __future__ import annotations

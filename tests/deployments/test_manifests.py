@@ -346,7 +346,7 @@ def test_ports_are_open_on_loopback_only_and_databases_are_not() -> None:
     assert all(
         service["spec"].get("type", "ClusterIP") == "ClusterIP" for service in objects_by_name("Service").values()
     )
-    assert objects_by_name("NetworkPolicy")["nobody"]["spec"]["podSelector"] == {}
+    assert objects_by_name("NetworkPolicy")["default-deny"]["spec"]["podSelector"] == {}
 
 
 def test_containers_have_minimal_privileges() -> None:

@@ -75,7 +75,7 @@ def test_a_changed_file_is_rejected_though_the_manifest_is_signed(artifacts, tru
         LoadedVersion(artifacts)
 
 
-def test_another_keys_signature_is_rejected_whatever_key_it_claims(artifacts, trusted) -> None:
+def test_a_signature_of_another_key_is_rejected_for_every_claimed_key(artifacts, trusted) -> None:
     sign(artifacts, OTHER)
     with pytest.raises(SignatureRefused, match=f"signed by another key: {key_fingerprint(OTHER.public_key())}"):
         LoadedVersion(artifacts)
@@ -116,7 +116,7 @@ def test_without_a_trusted_key_a_version_is_rejected(artifacts, trusted, monkeyp
     LoadedVersion(artifacts)
 
 
-def test_a_bento_served_by_hand_from_the_state_folder_is_verified_with_that_folders_key(
+def test_a_bento_served_directly_from_the_state_folder_is_verified_with_its_key(
     artifacts, trusted, tmp_path, monkeypatch
 ) -> None:
     monkeypatch.delenv(TRUSTED)

@@ -133,7 +133,7 @@ def test_a_change_computes_what_depends_on_it(
         assert computed == ([] if first is None else list(STAGES[STAGES.index(first) :])), changes
 
 
-def test_no_candidate_within_the_budget_ends_with_4_and_the_champion_stands(
+def test_no_candidate_within_the_budget_ends_with_4_and_the_champion_stays(
     copy: Path, forked_bloomery: Bloomery, tmp_path: Path
 ) -> None:
     completed = forked_bloomery(copy, "run", write_recipe(tmp_path, budget__size_bytes=1000))
@@ -143,7 +143,7 @@ def test_no_candidate_within_the_budget_ends_with_4_and_the_champion_stands(
     assert json.loads(forked_bloomery(copy, "show", "digits@champion", "--json").stdout)["version"] == 1
 
 
-def test_a_missed_gate_ends_with_4_and_the_champion_stands(
+def test_a_missed_gate_ends_with_4_and_the_champion_stays(
     copy: Path, forked_bloomery: Bloomery, tmp_path: Path
 ) -> None:
     # Another candidate is chosen, so a second version is refused.

@@ -69,7 +69,7 @@ class EndpointProtocol(HttpToolsProtocol):
         if self._held_cycle is not None:
             cycle, self._held_cycle = self._held_cycle, None
             super()._start_asgi_task(cycle, self.app)
-        # A request is in progress, or has been served meanwhile.
+        # A request is in progress, or has just been served.
         if self.cycle is not None and (self._is_message_complete or not self.cycle.response_complete):
             if self._head_timer is not None:
                 self._head_timer.cancel()

@@ -32,7 +32,7 @@ def gc(
     with command_session(as_json, "gc", with_room=False) as out:
         from bloomery.tasks.registry import garbage_collection
 
-        # First what needs no registry, whose database may not open on a full disk.
+        # Files that need no registry go first, since its database may not open on a full disk.
         aged = garbage_collection.plan_aged(days)
         removed = garbage_collection.collect_garbage(aged) if yes else []
         pids = _running_pids(home)

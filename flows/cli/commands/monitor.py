@@ -44,7 +44,7 @@ def monitor(
 
 
 def _run_flow(recipe: str, since: datetime | None, until: datetime | None) -> MonitoringReport:
-    """Runs the flow `monitor`, with a Prefect server of its own if there is none."""
+    """Runs the flow `monitor`, with its own Prefect server if there is none."""
     from bloomery.flows.execution.ephemeral_server import ephemeral_prefect_api
     from bloomery.flows.recipe.handover import hand_over
     from bloomery.flows.recipe.recipe import read_recipe
