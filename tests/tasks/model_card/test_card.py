@@ -12,7 +12,6 @@ import pytest
 from markdown_it import MarkdownIt
 from PIL import Image
 
-from bloomery.data_contracts.errors import SettingInvalid
 from bloomery.data_contracts.records.records import Interval, Privacy, Release, ResourceUsage
 from bloomery.models.evaluation.metrics import accuracy, proportion
 from bloomery.models.features.config import Features
@@ -174,21 +173,6 @@ def test_a_large_picture_is_shrunk_and_a_missing_one_is_left_out(tmp_path: Path)
     table = Table(("x", "n"), [("a", "1")], frozenset({"n"}))
     render_card(Card("t", "f", [Section("s", points=["p"], tables=[table])]), tmp_path / "card")
     assert "| x | n |\n| --- | ---: |\n| a | 1 |\n" in (tmp_path / "card" / "card.md").read_text()
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("BLOOMERY_GRAMS_PER_KWH", "much"), ("BLOOMERY_PRICE_OF_HOUR", "0.35"), ("BLOOMERY_PRICE_OF_HOUR", "nan EUR")],
-)
-def test_an_invalid_price_is_rejected_when_settings_are_read(
-    name: str, value: str, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(name, value)
-    settings.cache_clear()
-    with pytest.raises(SettingInvalid, match=name):
-        settings()
-    monkeypatch.delenv(name)
-    settings.cache_clear()
 
 
 def test_the_card_shows_prices(home: Path, release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
