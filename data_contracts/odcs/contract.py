@@ -73,7 +73,7 @@ class Table(Element):
             except ValueError as failure:
                 yield Problem(str(failure), *place)
             if _identity(rule) in identities:
-                yield Problem(f"the rule that {rule.target or self.name} {rule.sentence} is stated twice", *place)
+                yield Problem(f"the rule that {rule.target or self.name} {rule.sentence} is defined twice", *place)
             identities.add(_identity(rule))
         min_rows, max_rows = 0, None
         for check in self.quality:
@@ -215,7 +215,7 @@ class Contract(Element):
         fresh_columns = [rule.target for rule in rules if rule.kind == "fresh"]
         repeated = sorted({target for target in fresh_columns if fresh_columns.count(target) > 1})
         if repeated:
-            raise ValueError(f"the freshness of column {', '.join(repeated)} is stated twice")
+            raise ValueError(f"the freshness of column {', '.join(repeated)} is defined twice")
         limit = self.quarantine_limit
         if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 <= limit <= 1:
             raise ValueError(f"quarantineLimit must be a share of the rows from 0 to 1, not {limit!r}")

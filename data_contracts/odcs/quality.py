@@ -135,7 +135,7 @@ class Quality(Element):
             raise ValueError("mustNotBe and mustNotBeBetween are not supported; use the other mustBe… keys")
         match self.measures:
             case "":
-                if self.stated_limits:
+                if self.limit_keys:
                     raise ValueError("a check of type text is only for people; remove its mustBe… keys")
             case "count":
                 self._require_count()
@@ -162,7 +162,8 @@ class Quality(Element):
         return "number" if self.check_name in ("sql", "distribution") else "share"
 
     @property
-    def stated_limits(self) -> list[str]:
+    def limit_keys(self) -> list[str]:
+        """The mustBe… keys of the check, as the file spells them."""
         return [to_camel(name) for name in _LIMITS if getattr(self, name) is not None]
 
     def _require_keys(self) -> None:
@@ -242,10 +243,10 @@ class Quality(Element):
         Raises:
             ValueError: the limits are not those of a share.
         """
-        limit_names = self.stated_limits
-        if not limit_names and self.type == "custom":
+        keys = self.limit_keys
+        if not keys and self.type == "custom":
             return None
-        if len(limit_names) != 1 or set(limit_names) & {"mustBeGreaterThan", "mustBeGreaterOrEqualTo"}:
+        if len(keys) != 1 or set(keys) & {"mustBeGreaterThan", "mustBeGreaterOrEqualTo"}:
             raise ValueError(
                 f"{self.check_name} needs mustBe: 0, or mustBeLessOrEqualTo with unit: percent, and no more"
             )

@@ -118,7 +118,7 @@ def _require_whole_float(lower: int, upper: int) -> Callable[[Any], int]:
 def _require_finite(low: float, high: float, max_integer: int) -> Callable[[float], float]:
     def check(value: float) -> float:
         if isinstance(value, int) and abs(value) > max_integer:
-            raise ValueError(f"must be at most {max_integer} as a whole number, since larger ones would be rounded")
+            raise ValueError(f"must be from -{max_integer} to {max_integer} as a whole number: others would be rounded")
         if not low <= value <= high:  # false for NaN too
             raise ValueError(f"must be a finite number from {low:.3g} to {high:.3g}")
         return float(value)

@@ -73,13 +73,13 @@ def column_of(**keys: Any) -> dict[str, Any]:
         ),
         (
             column_of(logicalType="string", required=True, quality=[library("nullValues", **NONE)]),
-            "v must not be null is stated twice",
+            "v must not be null is defined twice",
         ),
         (
             column_of(
                 logicalType="string", unique=True, quality=[library("duplicateValues", **NONE, severity="warning")]
             ),
-            "v must be unique is stated twice",
+            "v must be unique is defined twice",
         ),
         (column_of(logicalType="array", items={"logicalType": "integer"}, unique=True), "an array cannot be a key"),
     ],

@@ -41,7 +41,7 @@ def test_other_service_levels_are_not_rules():
         ({"property": "freshness", "value": -4, "unit": "d", "element": "pickup"}, "above 0"),
         ({"property": "freshness", "value": True, "unit": "d", "element": "pickup"}, "above 0"),
         ({"property": "freshness", "value": "4", "unit": "d", "element": "pickup"}, "above 0"),
-        ({"property": "freshness", "value": 4, "unit": "d", "element": "pickup, pickup"}, "stated twice"),
+        ({"property": "freshness", "value": 4, "unit": "d", "element": "pickup, pickup"}, "defined twice"),
         ({"property": "freshness", "value": 4, "unit": "d", "elment": "pickup"}, "elment"),
     ],
 )
