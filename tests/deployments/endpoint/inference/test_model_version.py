@@ -36,7 +36,7 @@ def test_a_version_whose_sums_saturate_on_this_processor_warns(
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**manifest, "needs_vnni": needs_vnni}))
     tag = LoadedVersion(folder).tag
-    assert (f"{tag} may predict otherwise than measured" in caplog.text) == warns
+    assert (f"{tag} may predict differently than measured" in caplog.text) == warns
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "encoder.json", "contract.json"])
