@@ -175,7 +175,7 @@ def _check_candidate(features: Features, model: Model, candidate: CandidateSpec)
         yield f"compression.candidates: {candidate.name} cannot be pruned: {reason}; change or leave out `prune`"
     if candidate.factorize is not None and network.kind == "imported":
         yield (
-            f"compression.candidates: {candidate.name} cannot be factorised: an imported network is not changed; "
+            f"compression.candidates: {candidate.name} cannot be factorized: an imported network is not changed; "
             "leave `factorize` out, or let a `student` replace it"
         )
     if candidate.student is not None and candidate.student.model.kind in _NO_STUDENTS:

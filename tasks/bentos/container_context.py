@@ -60,7 +60,7 @@ def write_build_context(
             f"the build context cannot be written: {failure.strerror or failure}",
             required="a folder that this user may write, on a disk with free space",
             where=str(failure.filename or folder),
-            remedy="free some space or correct the permissions, or give another folder with --to",
+            remedy="free some space or correct the permissions, or give another folder with --output",
         ) from failure
     return BuildContext(folder, tag, report.base_image, report.num_packages, report.num_files, report.size_bytes)
 
@@ -72,7 +72,7 @@ def _require_free(folder: Path, force: bool) -> None:
             f"{folder} exists already" + (", and holds no bento" if force else ""),
             required="a folder that does not exist or is empty",
             where=str(folder.absolute()),
-            remedy="give another folder with --to; or --force, to replace a build context",
+            remedy="give another folder with --output; or --force, to replace a build context",
         )
 
 

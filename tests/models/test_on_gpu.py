@@ -133,7 +133,7 @@ CANDIDATES = {
     "sparse, few values": CandidateSpec(name="coded", sparsify=Sparsification(density=0.3, rounds=2), num_clusters=8),
     "student": CandidateSpec(name="student", student=Student(model=Cnn(kind="cnn", channels=(2, 4), hidden=8))),
     "aware": CandidateSpec(name="aware", quantize="static", quantization_aware=True),
-    "factorised": CandidateSpec(name="thin", factorize=0.5),
+    "factorized": CandidateSpec(name="thin", factorize=0.5),
 }
 
 

@@ -169,7 +169,7 @@ def compare(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare a shadow or canary with the champion by logged predictions."""
+    """Compare a shadow with the champion by logged predictions."""
     with command_session(as_json, "compare") as out:
         from bloomery.tasks.monitoring import shadow_comparison
         from bloomery.tasks.registry import model_registry as registry

@@ -117,7 +117,7 @@ def test_imported_and_custom_networks_are_not_pruned(model):
             {"student": {"model": RNN}, "prune": {"ratio": 0.5, "scope": "global"}},
             "share their width in the config",
         ),
-        (IMPORTED, {"factorize": 0.5}, "cannot be factorised: an imported network is not changed"),
+        (IMPORTED, {"factorize": 0.5}, "cannot be factorized: an imported network is not changed"),
     ],
 )
 def test_impossible_candidates_are_reported_before_anything_runs(model, candidate, problem):
