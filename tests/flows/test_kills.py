@@ -139,8 +139,37 @@ def write_recipe(folder: Path, name: str, **changes: Any) -> str:
     return str(target)
 
 
-@pytest.mark.parametrize("num", [2, pytest.param(4, marks=pytest.mark.nightly)])
-def test_concurrent_runs_all_end_and_leave_a_consistent_registry(
+def assert_consistent(home: Path, names: list[str], expected: dict[str, Any], bloomery: Callable[..., Any]) -> None:
+    """Asserts that every recipe has one version, a champion, and that `digits` has the expected digests."""
+    concurrent = digests(released(home))
+    assert [concurrent[name] for name in ("rows", "parts", "dataset", "weights")] == [
+        expected[name] for name in ("rows", "parts", "dataset", "weights")
+    ]
+    assert concurrent["onnx"] == expected["onnx"][:1]
+    for name in names:
+        versions = json.loads(bloomery(home, "show", name, "--json").stdout)["versions"]
+        assert [(version["version"], version["aliases"]) for version in versions] == [(1, ["champion"])]
+    assert states_in_mlflow(home) == {"FINISHED"}
+    assert not list((home / "stages" / ".tmp").iterdir())
+    assert not processes_of(home)
+
+
+def test_two_concurrent_runs_end_and_leave_a_consistent_registry(
+    quick_run: FinishedRun, tmp_path: Path, runs: Runs, forked_bloomery: Callable[..., Any]
+) -> None:
+    recipes = [
+        write_recipe(tmp_path, "digits"),
+        write_recipe(tmp_path, "one-epoch", training={"epochs": 1}, gates={"min_accuracy": 0}),
+    ]
+    pids = [runs.start("run", recipe) for recipe in recipes]
+    assert [runs.wait(pid) for pid in pids] == [0, 0], runs.output
+    assert "database is locked" not in runs.output.lower()
+    assert_consistent(tmp_path / ".bloomery", ["digits", "one-epoch"], digests(quick_run[1]), forked_bloomery)
+
+
+@pytest.mark.nightly  # each day two runs share one Prefect server and one database of MLflow
+@pytest.mark.parametrize("num", [2, 4])
+def test_concurrent_runs_with_servers_of_their_own_leave_a_consistent_registry(
     num: int,
     quick_run: FinishedRun,
     tmp_path: Path,
@@ -149,12 +178,12 @@ def test_concurrent_runs_all_end_and_leave_a_consistent_registry(
 ) -> None:
     """Each run starts its own Prefect server, and all use one database. Of four runs, two are of the same recipe."""
     home = tmp_path / ".bloomery"
-    digits = write_recipe(tmp_path, "digits")
+    digits_recipe = write_recipe(tmp_path, "digits")
     one_epoch, two_epochs = (
         write_recipe(tmp_path, name, training={"epochs": epochs}, gates={"min_accuracy": 0})
         for name, epochs in (("one-epoch", 1), ("two-epochs", 2))
     )
-    recipes = [digits, one_epoch, digits, two_epochs][:num]
+    recipes = [digits_recipe, one_epoch, digits_recipe, two_epochs][:num]
     runs = []
     for number, recipe in enumerate(recipes):
         log = (tmp_path / f"run-{number}.log").open("wb")
@@ -164,24 +193,23 @@ def test_concurrent_runs_all_end_and_leave_a_consistent_registry(
     logs = {path: path.read_text(errors="replace") for path in (*tmp_path.glob("run-*.log"), *home.glob("logs/*"))}
     assert exit_codes == [0] * num, logs
     assert [path for path, text in logs.items() if "database is locked" in text.lower()] == []
-    expected, concurrent = digests(quick_run[1]), digests(released(home))
-    assert [concurrent[name] for name in ("rows", "parts", "dataset", "weights")] == [
-        expected[name] for name in ("rows", "parts", "dataset", "weights")
-    ]
-    assert concurrent["onnx"] == expected["onnx"][:1]
-    for name in {Path(recipe).stem for recipe in recipes}:
-        versions = json.loads(forked_bloomery(home, "show", name, "--json").stdout)["versions"]
-        assert [(version["version"], version["aliases"]) for version in versions] == [(1, ["champion"])]
+    assert_consistent(home, sorted({Path(recipe).stem for recipe in recipes}), digests(quick_run[1]), forked_bloomery)
     for database in ("mlflow/mlflow.db", "prefect/prefect.db"):
         with closing(sqlite3.connect(home / database)) as connection:
             assert connection.execute("pragma integrity_check").fetchall() == [("ok",)]
-    assert states_in_mlflow(home) == {"FINISHED"}
-    assert not list((home / "stages" / ".tmp").iterdir())
-    assert not processes_of(home)
 
 
-def test_a_run_waits_for_an_mlflow_server_that_is_killed_while_it_trains_and_compresses(
-    quick_run: FinishedRun, tmp_path: Path, forks: Forks, prefect: str, databases: Path, clean_environment: Environment
+@pytest.mark.parametrize(
+    "stages", [("train",), pytest.param(("train", "compress"), marks=pytest.mark.nightly)], ids=["train", "both"]
+)
+def test_a_run_waits_for_an_mlflow_server_that_is_killed(
+    stages: tuple[str, ...],
+    quick_run: FinishedRun,
+    tmp_path: Path,
+    forks: Forks,
+    prefect: str,
+    databases: Path,
+    clean_environment: Environment,
 ) -> None:
     """The user's own MLflow server; under `bloomery up`, runs write to the database directly."""
     port, home, folder = find_free_port(), tmp_path / ".bloomery", tmp_path / "mlflow"
@@ -209,7 +237,7 @@ def test_a_run_waits_for_an_mlflow_server_that_is_killed_while_it_trains_and_com
     runs = Runs(forks, clean_environment(home, PREFECT_API_URL=prefect, MLFLOW_TRACKING_URI=url), tmp_path / "runs.log")
     try:
         run = runs.start("run", write_recipe(tmp_path, "digits"))
-        for stage in ("train", "compress"):
+        for stage in stages:
             wait_for(lambda stage=stage: list((home / "stages" / ".tmp").glob(f"{stage}-*")), step_s=0.01)
             kill(process)
             time.sleep(1)

@@ -93,6 +93,7 @@ def list_executors() -> list[psutil.Process]:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly  # each day Spark writes the same bytes in one process; the rest is Spark's own
 def test_a_cluster_that_loses_an_executor_writes_the_same_bytes(
     home: Path, people: pa.Table, checked_rows_of: Any, cluster: str, clean_environment: Any
 ) -> None:

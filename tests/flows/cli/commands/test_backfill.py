@@ -123,8 +123,14 @@ def test_after_a_failure_no_period_starts_without_keep_going(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("is_killed", [False, pytest.param(True, marks=pytest.mark.nightly)])
 def test_a_backfill_completes_periods_and_no_older_version_replaces_a_newer_champion(
-    dated: Path, home: Path, prefect: str, forked_bloomery: Bloomery, clean_environment: Callable[..., dict[str, str]]
+    is_killed: bool,
+    dated: Path,
+    home: Path,
+    prefect: str,
+    forked_bloomery: Bloomery,
+    clean_environment: Callable[..., dict[str, str]],
 ) -> None:
     def fill(first: str, *more: str) -> tuple[int, list[tuple[str, int | None, str | None]]]:
         arguments = ("backfill", str(dated), "--from", first, "--to", "2019-03", "--json")
@@ -141,9 +147,21 @@ def test_a_backfill_completes_periods_and_no_older_version_replaces_a_newer_cham
     assert code == 3
     second.write_text(rows)
 
+    if is_killed:
+        kill_in_the_second_period(dated, home, clean_environment(home, PREFECT_API_URL=prefect))
+    code, outcomes = fill("2019-01")
+    assert code == 0, outcomes
+    first = "done" if is_killed else "released"
+    assert outcomes == [(first, 2, "2019-01"), ("released", 3, "2019-02"), ("done", 1, "champion")]
+    version = json.loads(forked_bloomery(home, "show", "trips@2019-01", "--json").stdout)
+    assert (version["version"], version["release"]) == (2, "older data: of 2019-01, and the champion is of 2019-03")
+
+
+def kill_in_the_second_period(dated: Path, home: Path, environment: dict[str, str]) -> None:
+    """Kills a backfill of three periods after the first."""
     process = subprocess.Popen(
         [sys.executable, "-m", "bloomery.flows.cli", "backfill", str(dated), "--from", "2019-01", "--to", "2019-03"],
-        env=clean_environment(home, PREFECT_API_URL=prefect),
+        env=environment,
         stdout=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 240
@@ -153,8 +171,3 @@ def test_a_backfill_completes_periods_and_no_older_version_replaces_a_newer_cham
         time.sleep(0.1)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    code, outcomes = fill("2019-01")
-    assert code == 0, outcomes
-    assert outcomes == [("done", 2, "2019-01"), ("released", 3, "2019-02"), ("done", 1, "champion")]
-    version = json.loads(forked_bloomery(home, "show", "trips@2019-01", "--json").stdout)
-    assert (version["version"], version["release"]) == (2, "older data: of 2019-01, and the champion is of 2019-03")

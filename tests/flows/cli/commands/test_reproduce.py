@@ -15,6 +15,7 @@ import yaml
 
 from bloomery.data_contracts.errors import OutputCorrupt
 from bloomery.data_contracts.records.provenance import Provenance
+from bloomery.data_contracts.records.records import Bento
 from bloomery.flows.cli.commands.reproduce import describe_guarantee, likely_causes
 from bloomery.flows.execution.reproduction import pin_weight_bits
 from bloomery.flows.order import run_stages
@@ -112,50 +113,58 @@ training: {epochs: 2, explain: null, batch_size: 32, augment: {drop_tokens: 0.2}
 compression: {candidates: [{name: fp32}], latency_rounds: 20}
 budget: {accuracy_drop: 1.0}
 """
+WISHES = "id,text,wish\n" + "".join(
+    f"{row},{'stop' if row % 2 else 'play'} song number {row},{row % 2}\n" for row in range(200)
+)
 NETWORKS = {
     "rnn": {"kind": "rnn", "hidden": 16, "num_layers": 2, "bidirectional": True, "embedding": 8, "dropout": 0.2},
     "transformer": {"kind": "transformer", "width": 16, "num_layers": 1, "num_heads": 2, "dropout": 0.2},
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", [pytest.param("rnn", marks=pytest.mark.nightly), "transformer"])
-def test_other_networks_are_reproduced_and_a_changed_source_is_reported(
-    kind: str, home: Path, forked_bloomery: Callable[..., Any], tmp_path: Path
-) -> None:
-    """Built stage by stage in this process, then reproduced in another."""
+def package_wishes(folder: Path, kind: str) -> Bento:
+    """Builds a bento of texts in `folder`, stage by stage in this process, and returns its record."""
     from bloomery.flows.pipeline import PLAIN_STAGES
-    from bloomery.tasks.bentos.bento_store import bento_folder
     from bloomery.tasks.ingest.stage import locate_source
 
-    rows = [f"{row},{'stop' if row % 2 else 'play'} song number {row},{row % 2}\n" for row in range(200)]
-    (tmp_path / "wishes.csv").write_text("id,text,wish\n" + "".join(rows))
-    (tmp_path / "wishes.odcs.yaml").write_text(CONTRACT)
+    (folder / "wishes.csv").write_text(WISHES)
+    (folder / "wishes.odcs.yaml").write_text(CONTRACT)
     document = yaml.safe_load(RECIPE) | {"model": NETWORKS[kind]}
     document["training"]["num_threads"] = 2
-    (tmp_path / "wishes.yaml").write_text(yaml.safe_dump(document))
-    recipe = read_recipe(str(tmp_path / "wishes.yaml"))
+    (folder / "wishes.yaml").write_text(yaml.safe_dump(document))
+    recipe = read_recipe(str(folder / "wishes.yaml"))
     promote: Any = lambda bento, *_: bento  # noqa: E731
     stages = dataclasses.replace(PLAIN_STAGES, promote=promote)
-    packaged: Any = run_stages(
-        stages,
-        recipe,
-        locate_source(recipe.data, recipe.contract.personal_columns),
-        None,
-    )
-    folder = str(bento_folder(packaged.tag))
+    packaged: Any = run_stages(stages, recipe, locate_source(recipe.data, recipe.contract.personal_columns), None)
+    return packaged
 
-    completed = forked_bloomery(tmp_path / "other", "reproduce", folder, "--json")
+
+@pytest.mark.slow
+@pytest.mark.nightly  # each day a CNN is reproduced
+@pytest.mark.parametrize("kind", list(NETWORKS))
+def test_networks_for_texts_are_reproduced(
+    kind: str, home: Path, forked_bloomery: Callable[..., Any], tmp_path: Path
+) -> None:
+    from bloomery.tasks.bentos.bento_store import bento_folder
+
+    packaged = package_wishes(tmp_path, kind)
+    completed = forked_bloomery(tmp_path / "other", "reproduce", str(bento_folder(packaged.tag)), "--json")
     result = json.loads(completed.stdout)
     assert (completed.returncode, result["verdict"]) == (0, "identical"), result
     assert result["steps"][-1]["reproduced_digest"] == packaged.digest
-    if kind == "transformer":  # the network does not depend on the source
-        (tmp_path / "wishes.csv").write_text("id,text,wish\n" + "".join(rows).replace("stop song", "stop it", 1))
-        completed = forked_bloomery(tmp_path / "other", "reproduce", folder, "--json")
-        result = json.loads(completed.stdout)
-        assert (completed.returncode, result["error"]) == (1, "OutputDiffers")
-        assert result["found"].startswith("ingest is the first stage that differs: rows from the source was ")
-        assert "likely causes: the source has changed" in result["where"]
+
+
+@pytest.mark.slow
+def test_a_changed_source_is_reported(home: Path, forked_bloomery: Callable[..., Any], tmp_path: Path) -> None:
+    from bloomery.tasks.bentos.bento_store import bento_folder
+
+    packaged = package_wishes(tmp_path, "transformer")
+    (tmp_path / "wishes.csv").write_text(WISHES.replace("stop song", "stop it", 1))
+    completed = forked_bloomery(tmp_path / "other", "reproduce", str(bento_folder(packaged.tag)), "--json")
+    result = json.loads(completed.stdout)
+    assert (completed.returncode, result["error"]) == (1, "OutputDiffers")
+    assert result["found"].startswith("ingest is the first stage that differs: rows from the source was ")
+    assert "likely causes: the source has changed" in result["where"]
 
 
 def test_a_bento_contains_its_recipe_and_every_record(origin: Provenance, finished_run: FinishedRun) -> None:
