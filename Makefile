@@ -21,10 +21,10 @@ tests: .venv/.ready
 up: .venv/.ready ## start Prefect, MLflow, a worker and the endpoints, and keep them up
 	@$(BIN)/bloomery up
 
-status: .venv/.ready ## show what stands
+status: .venv/.ready ## show the state of the services
 	@$(BIN)/bloomery status
 
-down: .venv/.ready ## end what `up` has started
+down: .venv/.ready ## stop what `up` started
 	@$(BIN)/bloomery down
 
 lint: .venv/.ready ## check style, types and import rules
@@ -43,7 +43,7 @@ clean: ## remove what was installed and every cache; the state folder .bloomery 
 help: ## list these commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
 
-# The stamp comes last, so an installation that was broken off is done again.
+# The stamp comes last, so that an interrupted installation starts again.
 .venv/.ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Bloomery needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.12 run")'
 	@echo "Setting up .venv from requirements.lock; this takes a few minutes, once."

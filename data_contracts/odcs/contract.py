@@ -146,12 +146,15 @@ def _rule_of(check: Quality) -> Rule | None:
     return None
 
 
+_TABLE_CHECKS = ("rowCount", "duplicateValues", "text", "sql", "expression", "determines")
+
+
 def _misuses(check: Quality, names: list[str]) -> Iterator[str]:
     """Why the quality check does not apply to a table with the columns `names`."""
     implementation = check.implementation
     columns: tuple[str, ...] = ()
-    if check.check_name not in ("rowCount", "duplicateValues", "text", "sql", "expression", "determines"):
-        yield f"a table's quality can be rowCount; {check.check_name} belongs to a column"
+    if check.check_name not in _TABLE_CHECKS:
+        yield f"a table's quality check is one of {', '.join(_TABLE_CHECKS)}; {check.check_name} belongs to a column"
     if check.check_name == "duplicateValues":
         if check.arguments is None or check.arguments.properties is None:
             yield "duplicateValues of a table needs arguments.properties, the columns that must be unique together"

@@ -107,7 +107,7 @@ class DataSource(Document):
 
     path_pattern: Annotated[
         Name | None,
-        Field(description="a regular expression found in each file's path; its named groups become text columns"),
+        Field(description="a regular expression found in each file's path; its named groups become columns"),
     ] = None
     row_id: Annotated[Name | None, Field(description="a column to add in front: the row's number, from 0")] = None
     rename: Annotated[dict[Name, Name] | None, Field(description="new column names, by name in the source")] = None

@@ -25,43 +25,43 @@ PERIOD_EXAMPLES: dict[PeriodLength, str] = {
 PERIOD_PLACEHOLDER = re.compile(r"\{period:([^{}]+)\}")
 
 
-def period_start(name: str, every: PeriodLength | None = None) -> datetime:
+def period_start(name: str, length: PeriodLength | None = None) -> datetime:
     """The start of the period with that name.
 
     Raises:
         ValueError: the name is not that of a period, or of a period of another length.
     """
     for kind, (shape, spelling) in _SHAPES.items():
-        if (every is None or kind == every) and re.fullmatch(shape, name, flags=re.ASCII):
+        if (length is None or kind == length) and re.fullmatch(shape, name, flags=re.ASCII):
             with contextlib.suppress(ValueError):  # such as a month 13: raised below
                 day = ("-1", "-%u") if kind == "week" else ("", "")
                 return datetime.strptime(name + day[0], spelling + day[1]).replace(tzinfo=UTC)
-    raise ValueError(f"{name!r} is not a {every or 'period'} such as {PERIOD_EXAMPLES[every or 'month']}")
+    raise ValueError(f"{name!r} is not a {length or 'period'} such as {PERIOD_EXAMPLES[length or 'month']}")
 
 
-def period_name(moment: datetime, every: PeriodLength) -> str:
+def period_name(moment: datetime, length: PeriodLength) -> str:
     """The name of the period that contains `moment`."""
-    return moment.strftime(_SHAPES[every][1])
+    return moment.strftime(_SHAPES[length][1])
 
 
-def last_complete_period(moment: datetime, every: PeriodLength) -> str:
+def last_complete_period(moment: datetime, length: PeriodLength) -> str:
     """The name of the last period that has ended by `moment`."""
-    start = period_start(period_name(moment.astimezone(UTC), every), every)
-    return period_name(start - timedelta(seconds=1), every)
+    start = period_start(period_name(moment.astimezone(UTC), length), length)
+    return period_name(start - timedelta(seconds=1), length)
 
 
-def period_range(first: str, last: str, every: PeriodLength) -> Iterator[str]:
+def period_range(first: str, last: str, length: PeriodLength) -> Iterator[str]:
     """The names of the periods from `first` to `last`, both included, oldest first.
 
     Raises:
         ValueError: one of them is not a period of that length, or the last is before the first.
     """
-    moment, end = period_start(first, every), period_start(last, every)
+    moment, end = period_start(first, length), period_start(last, length)
     if end < moment:
         raise ValueError(f"{last} is before {first}")
-    step = {"hour": timedelta(hours=1), "day": timedelta(days=1), "week": timedelta(weeks=1)}.get(every)
+    step = {"hour": timedelta(hours=1), "day": timedelta(days=1), "week": timedelta(weeks=1)}.get(length)
     while moment <= end:
-        yield period_name(moment, every)
+        yield period_name(moment, length)
         moment = moment + step if step else (moment + timedelta(days=31)).replace(day=1)
 
 

@@ -189,10 +189,10 @@ def _require_contract_kept(
         for count in errors
         if count.observed is not None
     ]
-    untolerated = [count for count in errors if count.observed is None and count.rule.tolerance is not None]
+    intolerable = [count for count in errors if count.observed is None and count.rule.tolerance is not None]
     problems += [
         f"{_format_share(count.num_violations, count.num_checked, 'values')} break {describe_rule(count.rule)}"
-        for count in untolerated
+        for count in intolerable
     ]
     num_rows = rows.num_rows + rows.num_malformed
     exceeds_limit = num_violating / num_rows > contract.quarantine_limit
@@ -200,7 +200,7 @@ def _require_contract_kept(
         problems.append(f"{_format_share(num_violating, num_rows, 'rows')} break the contract")
     if not problems:
         return
-    if untolerated or exceeds_limit:
+    if intolerable or exceeds_limit:
         problems += _describe_most_frequent(errors, rows)
     folder = settings().home / "quarantine" / f"{re.sub(r'[^A-Za-z0-9_-]', '_', contract.name)}-{out.key[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
