@@ -14,10 +14,9 @@ test: .venv/.ready ## check style, types and import rules, and run the tests of 
 test-all: .venv/.ready ## the same with the nightly tests, which try more cases of the same paths
 	@BLOOMERY_TESTS=all $(MAKE) --no-print-directory --jobs 2 lint tests WHICH=
 
-# Three processes on two cores, since the longest tests wait for servers a fifth of their time.
 WHICH := -m "not nightly"
 tests: .venv/.ready
-	$(BIN)/python -m pytest $(WHICH) --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest $(WHICH) --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 up: .venv/.ready ## start Prefect, MLflow, a worker and the endpoints, and keep them up
 	@$(BIN)/bloomery up

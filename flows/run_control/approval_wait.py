@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import sys
@@ -74,7 +75,8 @@ def _wait_for_decision(request: ApprovalRequest, figures: str) -> None:
     reference = f"{request.name}:{request.version}"
     form = ApprovalForm.with_initial_data(description=figures)
     key = f"approval-{request.name}-{request.version}"  # letters, digits and dashes only
-    left_s = max(int((request.expires_at - datetime.now(UTC)).total_seconds()), 1)
+    # Rounded up, since a pause that ends before the request expires leaves the version undecided.
+    remaining_s = max(math.ceil((request.expires_at - datetime.now(UTC)).total_seconds()), 1)
     is_deployed = deployment.id is not None
     if not is_deployed and settings().prefect_api_url is None and not sys.stdin.isatty():
         raise approvals.approval_pending(request)
@@ -91,9 +93,9 @@ def _wait_for_decision(request: ApprovalRequest, figures: str) -> None:
     )
     try:
         if is_deployed:
-            reply: Any = suspend_flow_run(wait_for_input=form, timeout=left_s, key=key)
+            reply: Any = suspend_flow_run(wait_for_input=form, timeout=remaining_s, key=key)
         else:
-            reply = pause_flow_run(wait_for_input=form, timeout=left_s, poll_interval=_POLL_S, key=key)
+            reply = pause_flow_run(wait_for_input=form, timeout=remaining_s, poll_interval=_POLL_S, key=key)
     except FlowPauseTimeout:
         approvals.refuse_expired(request.name)
         return
