@@ -81,7 +81,7 @@ def code_version(*modules: str, bundled_modules: tuple[str, ...] = ()) -> str:
     paths = determining_modules(*modules) | bundled
     sources = {name: _read(path) for name, path in paths.items()}
     packages = {imported.split(".")[0] for source in sources.values() for imported in source.imports}
-    code = {name: sources[name].complete if name in bundled else sources[name].code for name in sources}
+    code = {name: _read_complete(path) if name in bundled else sources[name].code for name, path in paths.items()}
     templates = {name: digests for name, path in paths.items() if (digests := _templates(path))}
     return digest_of_document(
         {"code": code, "templates": templates, "packages": versions(packages - _IGNORED_PACKAGES)}
@@ -89,11 +89,10 @@ def code_version(*modules: str, bundled_modules: tuple[str, ...] = ()) -> str:
 
 
 class _Source(NamedTuple):
-    """The names that a file imports, and its syntax tree: without messages, and with them."""
+    """The names that a file imports, and its syntax tree without messages."""
 
     imports: tuple[str, ...]
     code: str
-    complete: str
 
 
 def _read(path: Path) -> _Source:
@@ -105,8 +104,12 @@ def _read(path: Path) -> _Source:
 @functools.cache
 def _parse(path: Path, mtime_ns: int, size_bytes: int) -> _Source:
     tree = _remove_docstrings(ast.parse(path.read_bytes()))
-    imports, complete = tuple(_imports(tree)), ast.dump(tree)
-    return _Source(imports, ast.dump(_blank_messages(tree)), complete)
+    return _Source(tuple(_imports(tree)), ast.dump(_blank_messages(tree)))
+
+
+def _read_complete(path: Path) -> str:
+    """The syntax tree of a file with its messages, which only bundled code needs."""
+    return ast.dump(_remove_docstrings(ast.parse(path.read_bytes())))
 
 
 def _templates(path: Path) -> dict[str, str]:
@@ -218,7 +221,7 @@ def _name(node: ast.expr) -> str:
 
 
 def _is_log_call(call: ast.Call) -> bool:
-    """Whether the call is `logger.warning(…)`, `log.info(…)` or `logging.getLogger(…).error(…)`."""
+    """True for a call such as `logger.warning(…)`, `log.info(…)` or `logging.getLogger(…).error(…)`."""
     if not isinstance(call.func, ast.Attribute) or call.func.attr not in _LOG_METHODS:
         return False
     logger = call.func.value
