@@ -15,6 +15,19 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def contract_document(*properties: dict[str, Any], table: str = "rows", **keys: Any) -> dict[str, Any]:
+    """A contract as in its file: one table of these properties with these keys."""
+    return {
+        "apiVersion": "v3.1.0",
+        "kind": "DataContract",
+        "id": "made-for-a-test",
+        "name": "made",
+        "version": "1.0.0",
+        "status": "active",
+        "schema": [{"name": table, "properties": list(properties), **keys}],
+    }
+
+
 @pytest.fixture(scope="session")
 def contract_of() -> Callable[..., Contract]:
     """Creates a contract from properties and keys of its table, as in a contract file."""
@@ -23,18 +36,7 @@ def contract_of() -> Callable[..., Contract]:
         from bloomery.data_contracts.odcs.contract import Contract
 
         top = {name: table.pop(name) for name in ("slaProperties", "name", "references") if name in table}
-        return Contract.model_validate(
-            {
-                "apiVersion": "v3.1.0",
-                "kind": "DataContract",
-                "id": "made-for-a-test",
-                "name": "made",
-                "version": "1.0.0",
-                "status": "active",
-                "schema": [{"name": "rows", "properties": list(properties), **table}],
-                **top,
-            }
-        )
+        return Contract.model_validate({**contract_document(*properties, **table), **top})
 
     return make
 

@@ -15,6 +15,7 @@ from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.records.records import Candidate, RawRows, Release, ValidRows
 from bloomery.tasks.infrastructure.parquet import write_rows
 from bloomery.tasks.validate.stage import validate
+from tests.records import contract_document
 
 MakeChecked = Callable[[pa.Table], ValidRows]
 MakeCandidate = Callable[..., Candidate]
@@ -37,16 +38,7 @@ def contract_for(table: pa.Table) -> Contract:
         }
         for position, field in enumerate(table.schema)
     ]
-    document = {
-        "apiVersion": "v3.1.0",
-        "kind": "DataContract",
-        "id": "made-for-a-test",
-        "name": "made",
-        "version": "1.0.0",
-        "status": "active",
-        "schema": [{"name": "rows", "properties": properties}],
-    }
-    return Contract.model_validate(document)
+    return Contract.model_validate(contract_document(*properties))
 
 
 @pytest.fixture

@@ -4,25 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.records import contract_document
+
 NONE = {"mustBe": 0}
 
-DOCUMENT: dict[str, Any] = {
-    "apiVersion": "v3.1.0",
-    "kind": "DataContract",
-    "id": "made-for-a-test",
-    "name": "made",
-    "version": "1.0.0",
-    "status": "active",
-    "schema": [
-        {
-            "name": "trips",
-            "properties": [
-                {"name": "pickup", "logicalType": "timestamp", "required": True},
-                {"name": "fare", "logicalType": "number", "required": True},
-            ],
-        }
-    ],
-}
+DOCUMENT = contract_document(
+    {"name": "pickup", "logicalType": "timestamp", "required": True},
+    {"name": "fare", "logicalType": "number", "required": True},
+    table="trips",
+)
 
 
 def own(rule: str, **keys: Any) -> dict[str, Any]:
