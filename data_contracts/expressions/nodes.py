@@ -35,7 +35,7 @@ class Node(NamedTuple):
 
     @property
     def is_long(self) -> bool:
-        """Whether this is an integer that may exceed 64 bits."""
+        """True for an integer whose limits exceed 64 bits."""
         return self.kind == "integer" and (self.low < MIN_INT64 or self.high > MAX_INT64)
 
     @property

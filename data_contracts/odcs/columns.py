@@ -184,7 +184,7 @@ class Column(TypedElement):
 
     @property
     def is_required(self) -> bool:
-        """Whether a null breaks the contract."""
+        """True if a rule of severity error forbids nulls."""
         return any(
             rule.kind == "required" and rule.severity == "error" and rule.target == self.name
             for rule, _ in self.located_rules(is_key=False)

@@ -88,7 +88,7 @@ def _argument_misuses(logical_type: LogicalType, arguments: Arguments) -> Iterat
 
 
 def _has_type(value: Any, logical_type: LogicalType) -> bool:
-    """Whether a value of a contract file has the column's type. YAML reads `no` as false and `1.0` as a float."""
+    """True if a value in a contract has the logical type. In YAML 1.1 `no` is a boolean, and `1.0` a float."""
     match logical_type:
         case "integer":
             return isinstance(value, int) and not isinstance(value, bool)

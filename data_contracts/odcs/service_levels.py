@@ -42,7 +42,7 @@ class ServiceLevel(CamelModel):
 
     @property
     def is_fresh(self) -> bool:
-        """Whether this service level limits the age of the newest value."""
+        """True if the service level limits the age of the newest value."""
         return self.property_.lower() in _FRESHNESS_PROPERTIES
 
     @property

@@ -1,4 +1,4 @@
-"""What is wrong with the rows of a request: one problem for each place, with row, column, value and rule."""
+"""Problems in the rows of a request: at most one for each cell, with row, column, value and rule."""
 
 from __future__ import annotations
 

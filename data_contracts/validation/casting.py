@@ -89,7 +89,7 @@ def _between(values: pa.Array, low: float, high: float) -> pa.Array:
 
 
 def _may_round(kind: pa.DataType, target: pa.DataType) -> bool:
-    """Whether a value that fits may still lose digits: a number in float32, a time in microseconds."""
+    """True if the cast can round values that are in range, such as float64 to float32 or ns to us."""
     return pa.types.is_floating(target) or pa.types.is_temporal(target) or pa.types.is_temporal(kind)
 
 

@@ -196,5 +196,5 @@ def describe_rule(rule: Rule) -> str:
 
 
 def rule_successes(result: ExpectationSuiteValidationResult) -> list[bool]:
-    """Whether each rule is kept, in the order of the counts."""
+    """For each count, in order, whether its rule holds."""
     return [bool(rule_result.success) for rule_result in result.results]

@@ -51,7 +51,7 @@ def run_recipe(reference: str, period: str | None = None) -> Release:
 
 
 def _was_released(name: str) -> bool:
-    """Whether an earlier run has released this name, so that all outputs may be stored.
+    """True if an earlier run released a version of this name, so that all outputs may be stored.
 
     Starting a server during the look-up would cost more processor time than the look-up itself.
     """

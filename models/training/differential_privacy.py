@@ -190,9 +190,9 @@ def _unsuitable(problem: str) -> RecipeInvalid:
     )
 
 
-def _remove_hooks(wrapped: nn.Module) -> None:
+def _remove_hooks(wrapped: GradSampleModule) -> None:
     """Removes the hooks and per-row gradients, which would otherwise be exported."""
-    wrapped.remove_hooks()  # type: ignore[operator]
+    wrapped.remove_hooks()
     for parameter in wrapped.parameters():
         for name in ("grad_sample", "summed_grad", "_forward_counter"):
             if hasattr(parameter, name):

@@ -105,7 +105,7 @@ class Application:
 
     @property
     def _is_ready(self) -> bool:
-        """Whether another request would be served, so that a load balancer may send one."""
+        """True if the endpoint has a model and its queue has room; a load balancer sends requests only then."""
         return self._champion is not None and self._num_waiting < self._limits.waiting
 
     async def _handle_rows(self, scope: Scope, receive: Receive, send: Send, *, is_explanation: bool) -> None:
