@@ -177,7 +177,10 @@ def bloomery() -> Bloomery:
 
 @pytest.fixture(scope="session")
 def prefect(databases: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The API of one Prefect server for many runs, since starting one takes longer than most runs."""
+    """The API of one Prefect server for many runs, since starting one takes longer than most runs.
+
+    Its background services run too, so automations fire, paused runs expire, and a worker can run deployments.
+    """
     from bloomery.tasks.infrastructure.tethered_process import find_free_port, tethered_server
 
     folder, port = tmp_path_factory.mktemp("prefect"), find_free_port()
@@ -186,7 +189,12 @@ def prefect(databases: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         *(sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"),
         *("--host", "127.0.0.1", "--port", str(port), "--log-level", "error"),
     ]
-    environment = {"PREFECT_HOME": str(folder), "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT_UI_ENABLED": "false"}
+    environment = {
+        "PREFECT_HOME": str(folder),
+        "PREFECT_UI_ENABLED": "false",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+    }
     api = f"http://127.0.0.1:{port}/api"
 
     with tethered_server(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -19,11 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bloomery.tasks.infrastructure.tethered_process import find_free_port, tethered_server
-from tests.processes import responds
-
 Bloomery = Callable[..., subprocess.CompletedProcess[str]]
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
 
 
@@ -48,31 +42,30 @@ def write_log(home: Path, tag: str, images: np.ndarray, predictions: pa.Table, a
 
 
 @pytest.fixture
-def server(home: Path, databases: Path) -> Iterator[str]:
-    """Returns the address of a running Prefect server."""
-    port = find_free_port()
-    api = f"http://127.0.0.1:{port}/api"
+def server(home: Path, prefect: str) -> Iterator[str]:
+    """Returns the address of a running Prefect server, which this process uses during the test."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    (home / "server").mkdir()
-    shutil.copyfile(databases / "prefect.db", home / "server" / "prefect.db")
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    environment = {"PREFECT_HOME": str(home / "server"), "PREFECT_UI_ENABLED": "false"}
-    with tethered_server(
-        command, is_ready=lambda: responds(f"{api}/health"), log=home / "server.log", environment=environment
-    ) as wait_until_ready:
-        wait_until_ready()
-        from prefect.settings import PREFECT_API_URL, temporary_settings
-
-        with temporary_settings({PREFECT_API_URL: api}):  # Prefect reads the environment only once
-            yield api
+    with temporary_settings({PREFECT_API_URL: prefect}):  # Prefect reads the environment only once
+        yield prefect
 
 
-def create_deployment(api: str) -> UUID:
+@pytest.fixture
+def create_deployment(server: str) -> Iterator[Callable[[], UUID]]:
+    """Creates `pipeline/digits`, which is deleted after the test because later tests use the same server."""
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
-        flow = client.create_flow_from_name("pipeline")
-        return client.create_deployment(flow_id=flow, name="digits", parameters={"recipe": "digits"})
+        created: list[UUID] = []
+
+        def create() -> UUID:
+            flow = client.create_flow_from_name("pipeline")
+            created.append(client.create_deployment(flow_id=flow, name="digits", parameters={"recipe": "digits"}))
+            return created[-1]
+
+        yield create
+        for deployment in created:
+            client.delete_deployment(deployment)
 
 
 def list_runs(deployment: UUID) -> list[Any]:
@@ -85,9 +78,14 @@ def list_runs(deployment: UUID) -> list[Any]:
 
 
 def test_drift_starts_one_retraining_and_normal_data_or_a_second_event_start_none(
-    copy: Path, server: str, forked_bloomery: Bloomery, finished_run: Any
+    copy: Path,
+    server: str,
+    create_deployment: Callable[[], UUID],
+    forked_bloomery: Bloomery,
+    finished_run: Any,
 ) -> None:
     from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, FlowRunFilter, FlowRunFilterName
     from prefect.events import Event
 
     from bloomery.data_contracts.errors import DataMissing
@@ -105,15 +103,14 @@ def test_drift_starts_one_retraining_and_normal_data_or_a_second_event_start_non
 
     with pytest.raises(DataMissing, match="no deployment pipeline/digits"):
         ensure_retraining("digits")
-    deployment = create_deployment(server)
+    deployment = create_deployment()
     automation_id = ensure_retraining("digits", timedelta(hours=1))
     assert ensure_retraining("digits", timedelta(hours=2)) == automation_id
     with get_client(sync_client=True) as client:
         (automation,) = client.read_automations_by_name("retrain digits")
     assert automation.trigger.within == timedelta(hours=2)
-    time.sleep(2)  # the server loads automations a moment after they change
-
     environment = {"PREFECT_API_URL": server}
+    # The server loads automations a moment after they change, long before this check has ended.
     normal = forked_bloomery(copy, "monitor", "digits", "--since", "4h", "--until", "2h", "--json", **environment)
     assert normal.returncode == 0, normal.stdout + normal.stderr
     report = json.loads(normal.stdout)
@@ -137,8 +134,9 @@ def test_drift_starts_one_retraining_and_normal_data_or_a_second_event_start_non
     assert started.created_by.type == "AUTOMATION"
 
     with get_client(sync_client=True) as client:
-        artifacts = [item for item in client.read_artifacts() if item.key == "monitor-digits"]
-        checks = [item for item in client.read_flow_runs() if item.name.startswith("digits v1: ")]
+        of_digits = ArtifactFilter(key=ArtifactFilterKey(any_=["monitor-digits"]))
+        artifacts = client.read_artifacts(artifact_filter=of_digits)
+        checks = client.read_flow_runs(flow_run_filter=FlowRunFilter(name=FlowRunFilterName(like_="digits v1: ")))
     assert len(artifacts) == len(checks) == 2
     assert any("data:image/png;base64," in str(item.data) for item in artifacts)
     assert 'model="digits"' in (copy / "metrics" / "digits.prom").read_text()
