@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,26 +16,13 @@ import pytest
 import yaml
 
 from bloomery.flows.recipe.recipe import RECIPES
-from tests.processes import responds, wait_for
+from tests.processes import wait_for
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 OTHER_BUDGET = {"accuracy_drop": 0.02, "objective": "latency"}  # selects another candidate than the recipe's budget
 Bloomery = Callable[..., subprocess.CompletedProcess[str]]
-DEPLOY = """
-import sys
-from pathlib import Path
-from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
-from bloomery.tasks.infrastructure.settings import require_state_folder
-
-apply_engine_environment()
-require_state_folder()
-from prefect import flow
-
-source = flow.from_source(source=str(Path.cwd()), entrypoint="flows/pipeline.py:pipeline")
-source.deploy(sys.argv[1], work_pool_name="bloomery", parameters={"recipe": sys.argv[2]}, concurrency_limit=1)
-"""
 WATCH = """
 import sys
 from bloomery.flows.services.prefect_deployments import register_recipes
@@ -52,7 +37,7 @@ for _ in sys.stdin:
 
 
 class PrefectServer(NamedTuple):
-    """A Prefect server with a worker, and their state folder."""
+    """A Prefect server, and a state folder for the runs of its deployments."""
 
     api: str
     home: Path
@@ -72,66 +57,63 @@ class PrefectServer(NamedTuple):
         query = {"deployments": {"name": {"any_": [deployment]}}, "sort": "EXPECTED_START_TIME_DESC"}
         return [run for run in self.post("flow_runs/filter", **query) if run["auto_scheduled"] is False]
 
-    def python(self, code: str, *arguments: str) -> str:
-        completed = subprocess.run(
-            [sys.executable, "-c", code, *arguments], env=self.environment, cwd=ROOT, capture_output=True, text=True
-        )
-        assert completed.returncode == 0, completed.stdout + completed.stderr
-        return completed.stdout
+    def start_run(self, recipe: Path) -> str:
+        """Registers the recipe and starts a run of its deployment. Returns the flow run's id."""
+        from prefect.settings import PREFECT_API_URL, temporary_settings
+
+        from bloomery.flows.services.prefect_deployments import register_recipes
+
+        with temporary_settings({PREFECT_API_URL: self.api}):
+            deployments = register_recipes([str(recipe)])
+        deployment = self.client.get(f"/deployments/name/{deployments[0]}").json()
+        return str(self.post(f"deployments/{deployment['id']}/create_flow_run")["id"])
+
+    def delete_deployments(self) -> None:
+        """Deletes all deployments with their scheduled runs, and all automations."""
+        for kind in ("deployments", "automations"):
+            for item in self.post(f"{kind}/filter"):
+                self.client.delete(f"/{kind}/{item['id']}").raise_for_status()
 
 
 @pytest.fixture(scope="module")
 def prefect_server(
     copy_finished_run: Callable[[Path], Path],
-    databases: Path,
+    prefect: str,
     tmp_path_factory: pytest.TempPathFactory,
     clean_environment: Callable[..., dict[str, str]],
 ) -> Iterator[PrefectServer]:
-    folder = tmp_path_factory.mktemp("standing")
-    (folder / "prefect").mkdir()
-    shutil.copyfile(databases / "prefect.db", folder / "prefect" / "prefect.db")
-    home = copy_finished_run(folder)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    api = f"http://127.0.0.1:{port}/api"
+    home = copy_finished_run(tmp_path_factory.mktemp("standing"))
     environment = clean_environment(
         home,
-        PREFECT_HOME=str(folder / "prefect"),
-        PREFECT_API_URL=api,
-        PREFECT_SERVER_ANALYTICS_ENABLED="false",
+        PREFECT_API_URL=prefect,
         PREFECT_WORKER_QUERY_SECONDS="1",
-        DO_NOT_TRACK="1",
         PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     )
-    started: list[subprocess.Popen[bytes]] = []
+    with httpx.Client(base_url=prefect, trust_env=False, timeout=30) as client:
+        server = PrefectServer(prefect, home, environment, client)
+        yield server
+        server.delete_deployments()
 
-    def start(*command: str) -> None:
-        log = (folder / "log").open("ab")
-        handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # on SIGINT the worker stops its children
-        started.append(
-            subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
-        )
-        signal.signal(signal.SIGINT, handler)
 
-    try:
-        start("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port))
-        wait_for(lambda: responds(f"{api}/health"))
-        subprocess.run(
-            ["prefect", "work-pool", "create", "bloomery", "--type", "process"], env=environment, check=True, cwd=ROOT
-        )
-        start("prefect", "worker", "start", "--pool", "bloomery")
-        with httpx.Client(base_url=api, trust_env=False, timeout=30) as client:
-            yield PrefectServer(api, home, environment, client)
-    finally:
-        for process in reversed(started):
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(timeout=60)
+@pytest.fixture(scope="module")
+def worker(prefect_server: PrefectServer) -> Iterator[None]:
+    """A worker, which runs the deployments of the server."""
+    log = (prefect_server.home.parent / "worker.log").open("ab")
+    command = ("prefect", "worker", "start", "--pool", "bloomery", "--type", "process")
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # on SIGINT the worker stops its children
+    process = subprocess.Popen(
+        command, env=prefect_server.environment, cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+    )
+    signal.signal(signal.SIGINT, handler)
+    yield
+    os.killpg(process.pid, signal.SIGTERM)
+    process.wait(timeout=60)
 
 
 def write_recipe(folder: Path, name: str, **changes: Any) -> Path:
-    """Writes the recipe `digits` with replaced sections."""
+    """Writes the recipe `digits` with replaced sections and no schedule."""
     document = yaml.safe_load((RECIPES / "digits.yaml").read_text())
+    del document["schedule"]
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump({**document, **changes}))
     return path
@@ -142,13 +124,98 @@ def list_versions(forked_bloomery: Bloomery, home: Path) -> dict[int, tuple[list
     return {version["version"]: (version["aliases"], version["release"]) for version in document}
 
 
+def test_new_data_starts_the_pipeline_once_after_it_stops_changing(
+    prefect_server: PrefectServer, tmp_path: Path
+) -> None:
+    """Before a worker starts, so the runs stay scheduled."""
+    source = tmp_path / "rows.csv"
+    source.write_text("id,x\n1,2\n")
+    contract = {
+        "apiVersion": "v3.1.0",
+        "kind": "DataContract",
+        "id": "watched",
+        "name": "watched",
+        "version": "1.0.0",
+        "status": "active",
+        "schema": [
+            {
+                "name": "rows",
+                "properties": [
+                    {"name": "id", "logicalType": "integer", "primaryKey": True, "required": True},
+                    {"name": "x", "logicalType": "number", "required": True},
+                    {"name": "target", "logicalType": "number", "required": True},
+                ],
+            }
+        ],
+    }
+    (tmp_path / "watched.odcs.yaml").write_text(yaml.safe_dump(contract))
+    recipe = {
+        "name": "watched",
+        "data": {"source": "rows.csv"},
+        "contract": "watched.odcs.yaml",
+        "features": {
+            "key": "id",
+            "label": "target",
+            "task": "regression",
+            "inputs": [{"kind": "number", "columns": ["x"]}],
+            "split": {"train": 0.6, "val": 0.2, "test": 0.2, "salt": "watched"},
+        },
+        "model": {"kind": "mlp", "hidden": [4]},
+        "training": {"epochs": 1},
+        "watch": {"interval": "1h"},
+    }
+    path = tmp_path / "watched.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    watcher = subprocess.Popen(
+        [sys.executable, "-c", WATCH, str(path)],
+        env=prefect_server.environment,
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert watcher.stdin is not None
+    assert watcher.stdout is not None
+    outcomes = (line.removeprefix("WATCH ").strip() for line in watcher.stdout if line.startswith("WATCH "))
+
+    def check_data() -> str:
+        watcher.stdin.write("check\n")
+        watcher.stdin.flush()
+        return next(outcomes)
+
+    def runs() -> int:
+        return len(prefect_server.runs_of("watched"))
+
+    assert [check_data(), check_data(), runs()] == ["Changing", "New data", 1]
+    assert [check_data(), runs()] == ["Unchanged", 1]
+    source.write_text("id,x\n1,2\n2,")  # an incomplete write
+    assert check_data() == "Changing"
+    source.write_text("id,x\n1,2\n2,3\n")
+    assert [check_data(), runs()] == ["Changing", 1]
+    assert [check_data(), runs()] == ["New data", 2]
+    os.utime(source, (1, 1))
+    assert [check_data(), check_data(), runs()] == ["Changing", "Unchanged", 2]
+    source.unlink()
+    assert [check_data(), runs()] == ["No data", 2]
+    watcher.stdin.close()
+    assert watcher.wait(timeout=60) == 0
+    (deployment,) = prefect_server.post("deployments/filter", flows={"name": {"any_": ["watch"]}})
+    assert deployment["name"] == "watched"
+    assert [schedule["schedule"]["interval"] for schedule in deployment["schedules"]] == [3600]
+    events = wait_for(
+        lambda: prefect_server.post("events/filter", filter={"event": {"name": ["bloomery.new-data"]}})["events"]
+    )
+    assert {event["resource"]["prefect.resource.id"] for event in events} == {"bloomery.recipe.watched"}
+    prefect_server.delete_deployments()
+
+
+@pytest.mark.usefixtures("worker")
 def test_a_deployed_run_is_suspended_until_its_approval_is_decided(
     prefect_server: PrefectServer, tmp_path: Path, forked_bloomery: Bloomery
 ) -> None:
     recipe = write_recipe(tmp_path, "approval", budget=OTHER_BUDGET, approval={"timeout": "1h"})
-    prefect_server.python(DEPLOY, "digits", str(recipe))
-    deployment = prefect_server.client.get("/deployments/name/pipeline/digits").json()
-    run = prefect_server.post(f"deployments/{deployment['id']}/create_flow_run")["id"]
+    run = prefect_server.start_run(recipe)
 
     def state() -> str:
         return str(prefect_server.client.get(f"/flow_runs/{run}").json()["state"]["name"])
@@ -191,6 +258,7 @@ def test_a_deployed_run_is_suspended_until_its_approval_is_decided(
     assert "no version of digits waits" in second.stderr
 
 
+@pytest.mark.usefixtures("worker")
 def test_a_deployed_run_fails_when_its_approval_expires_and_the_champion_stays(
     prefect_server: PrefectServer, tmp_path: Path, forked_bloomery: Bloomery
 ) -> None:
@@ -200,9 +268,7 @@ def test_a_deployed_run_fails_when_its_approval_expires_and_the_champion_stays(
     )
     changes: dict[str, Any] = {} if champion == 2 else {"budget": OTHER_BUDGET}
     recipe = write_recipe(tmp_path, "expiring", approval={"timeout": "3s"}, **changes)
-    prefect_server.python(DEPLOY, "digits", str(recipe))
-    deployment = prefect_server.client.get("/deployments/name/pipeline/digits").json()
-    run = prefect_server.post(f"deployments/{deployment['id']}/create_flow_run")["id"]
+    run = prefect_server.start_run(recipe)
 
     def state() -> dict[str, Any]:
         run_state: dict[str, Any] = prefect_server.client.get(f"/flow_runs/{run}").json()["state"]
@@ -255,7 +321,10 @@ def test_an_expired_approval_refuses_the_version_and_the_champion_stays(
     assert (completed.returncode, document["error"]) == (4, "ReleaseRefused"), completed.stderr
     assert document["found"].startswith("digits version 2 was refused: nobody decided")
     assert "--despite-refusal" in document["remedy"]
-    (run, *_) = prefect_server.post("flow_runs/filter", sort="EXPECTED_START_TIME_DESC", limit=1)
+    without_deployment = {"deployment_id": {"is_null_": True}}
+    (run,) = prefect_server.post(
+        "flow_runs/filter", flow_runs=without_deployment, sort="EXPECTED_START_TIME_DESC", limit=1
+    )
     assert run["state_type"] == "FAILED", run["state"]
     final_versions = list_versions(forked_bloomery, copy)
     assert final_versions[1] == (["champion"], "promoted")
@@ -266,89 +335,3 @@ def test_an_expired_approval_refuses_the_version_and_the_champion_stays(
     late_approval = forked_bloomery(copy, "approve", "digits:2", "--reason", "too late")
     assert late_approval.returncode == 2
     assert "no version of digits:2 waits" in late_approval.stderr
-
-
-def test_new_data_starts_the_pipeline_once_after_it_stops_changing(
-    prefect_server: PrefectServer, tmp_path: Path
-) -> None:
-    source = tmp_path / "rows.csv"
-    source.write_text("id,x\n1,2\n")
-    contract = {
-        "apiVersion": "v3.1.0",
-        "kind": "DataContract",
-        "id": "watched",
-        "name": "watched",
-        "version": "1.0.0",
-        "status": "active",
-        "schema": [
-            {
-                "name": "rows",
-                "properties": [
-                    {"name": "id", "logicalType": "integer", "primaryKey": True, "required": True},
-                    {"name": "x", "logicalType": "number", "required": True},
-                    {"name": "target", "logicalType": "number", "required": True},
-                ],
-            }
-        ],
-    }
-    (tmp_path / "watched.odcs.yaml").write_text(yaml.safe_dump(contract))
-    recipe = {
-        "name": "watched",
-        "data": {"source": "rows.csv"},
-        "contract": "watched.odcs.yaml",
-        "features": {
-            "key": "id",
-            "label": "target",
-            "task": "regression",
-            "inputs": [{"kind": "number", "columns": ["x"]}],
-            "split": {"train": 0.6, "val": 0.2, "test": 0.2, "salt": "watched"},
-        },
-        "model": {"kind": "mlp", "hidden": [4]},
-        "training": {"epochs": 1},
-        "watch": {"interval": "1h"},
-    }
-    path = tmp_path / "watched.yaml"
-    path.write_text(yaml.safe_dump(recipe))
-    prefect_server.python(DEPLOY, "watched", str(path))
-
-    watcher = subprocess.Popen(
-        [sys.executable, "-c", WATCH, str(path)],
-        env=prefect_server.environment,
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert watcher.stdin is not None
-    assert watcher.stdout is not None
-    outcomes = (line.removeprefix("WATCH ").strip() for line in watcher.stdout if line.startswith("WATCH "))
-
-    def check_data() -> str:
-        watcher.stdin.write("check\n")
-        watcher.stdin.flush()
-        return next(outcomes)
-
-    def runs() -> int:
-        return len(prefect_server.runs_of("watched"))
-
-    assert [check_data(), check_data(), runs()] == ["Changing", "New data", 1]
-    assert [check_data(), runs()] == ["Unchanged", 1]
-    source.write_text("id,x\n1,2\n2,")  # an incomplete write
-    assert check_data() == "Changing"
-    source.write_text("id,x\n1,2\n2,3\n")
-    assert [check_data(), runs()] == ["Changing", 1]
-    assert [check_data(), runs()] == ["New data", 2]
-    os.utime(source, (1, 1))
-    assert [check_data(), check_data(), runs()] == ["Changing", "Unchanged", 2]
-    source.unlink()
-    assert [check_data(), runs()] == ["No data", 2]
-    watcher.stdin.close()
-    assert watcher.wait(timeout=60) == 0
-    (deployment,) = prefect_server.post("deployments/filter", flows={"name": {"any_": ["watch"]}})
-    assert deployment["name"] == "watched"
-    assert [schedule["schedule"]["interval"] for schedule in deployment["schedules"]] == [3600]
-    events = wait_for(
-        lambda: prefect_server.post("events/filter", filter={"event": {"name": ["bloomery.new-data"]}})["events"]
-    )
-    assert {event["resource"]["prefect.resource.id"] for event in events} == {"bloomery.recipe.watched"}
