@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import shutil
 import threading
@@ -96,8 +97,8 @@ def _run_in_processes(job: SearchJob, study: Study, options: Search) -> None:
     try:
         for worker in workers:
             worker.start()
-        while any(worker.is_alive() for worker in workers):
-            next(worker for worker in workers if worker.is_alive()).join(timeout=2)
+        while running := [worker.sentinel for worker in workers if worker.is_alive()]:
+            multiprocessing.connection.wait(running, timeout=2)  # until any process ends
             if not failures.empty():
                 raise failures.get()
             _report_progress(study, options)
