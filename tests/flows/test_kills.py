@@ -11,7 +11,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -36,6 +35,67 @@ STAGES = ("ingest", "validate", "prepare", "train", "compress", "choose", "packa
 Environment = Callable[..., dict[str, str]]
 CreateHome = Callable[[Path], Path]
 FinishedRun = tuple[Path, dict[str, Any]]
+
+
+# The application that `mlflow server` runs. Each line of input starts a server, forked because importing it takes long.
+_MLFLOW_SERVERS = """
+import os, signal, sys
+from mlflow.server import constants
+backend, artifacts, port = sys.argv[1:]
+os.environ[constants.BACKEND_STORE_URI_ENV_VAR] = backend
+os.environ[constants.ARTIFACT_ROOT_ENV_VAR] = "mlflow-artifacts:/"
+os.environ[constants.ARTIFACTS_DESTINATION_ENV_VAR] = artifacts
+os.environ[constants.SERVE_ARTIFACTS_ENV_VAR] = "true"
+import uvicorn
+from mlflow.server.fastapi_app import app
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # killed servers leave no zombies
+for _ in sys.stdin:
+    server = os.fork()
+    if server == 0:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.dup2(2, 1)  # its log
+        uvicorn.run(app, host="127.0.0.1", port=int(port))
+    print(server, flush=True)
+"""
+
+
+class MlflowServers:
+    """Servers of one MLflow database in `folder` and one port, one after the other."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        port = find_free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        arguments = (f"sqlite:///{folder}/mlflow.db", str(folder / "artifacts"), str(port))
+        with (folder / "log").open("ab") as log:
+            self._parent = subprocess.Popen(
+                [sys.executable, "-c", _MLFLOW_SERVERS, *arguments],
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+        self._server: int | None = None
+
+    def start(self) -> None:
+        assert self._parent.stdin is not None
+        assert self._parent.stdout is not None
+        self._parent.stdin.write("start\n")
+        self._parent.stdin.flush()
+        self._server = int(self._parent.stdout.readline())
+        wait_for(lambda: responds(f"{self.url}/health"))
+
+    def kill(self) -> None:
+        server, self._server = self._server, None
+        if server is not None:
+            os.kill(server, signal.SIGKILL)
+            wait_for(lambda: not psutil.pid_exists(server))
+
+    def close(self) -> None:
+        self.kill()
+        assert self._parent.stdin is not None
+        self._parent.stdin.close()
+        self._parent.wait(timeout=30)
 
 
 def digests(release: dict[str, Any]) -> dict[str, Any]:
@@ -212,41 +272,31 @@ def test_a_run_waits_for_an_mlflow_server_that_is_killed(
     clean_environment: Environment,
 ) -> None:
     """The user's own MLflow server; under `bloomery up`, runs write to the database directly."""
-    port, home, folder = find_free_port(), tmp_path / ".bloomery", tmp_path / "mlflow"
+    home, folder = tmp_path / ".bloomery", tmp_path / "mlflow"
     folder.mkdir()
     shutil.copyfile(databases / "mlflow.db", folder / "mlflow.db")
     home.mkdir()
-    url = f"http://127.0.0.1:{port}"
-    command = [
-        *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
-        *("--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "artifacts")),
-    ]
-    environment = clean_environment(home, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
-    log = (tmp_path / "mlflow.log").open("ab")
+    servers = MlflowServers(folder, clean_environment(home, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"))
+    # The client of MLflow waits 2, 4, 8, … seconds before it repeats a request, by default twice as long.
+    variables = {"MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1", "MLFLOW_TRACKING_URI": servers.url}
+    runs = Runs(forks, clean_environment(home, PREFECT_API_URL=prefect, **variables), tmp_path / "runs.log")
 
-    def server() -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-        wait_for(lambda: responds(f"{url}/health"))
-        return process
+    def num_retries() -> int:
+        return sum(path.read_text(errors="replace").count("Retrying (") for path in (home / "logs").glob("run-*.log"))
 
-    def kill(process: subprocess.Popen[bytes]) -> None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-    process = server()
-    runs = Runs(forks, clean_environment(home, PREFECT_API_URL=prefect, MLFLOW_TRACKING_URI=url), tmp_path / "runs.log")
     try:
+        servers.start()
         run = runs.start("run", write_recipe(tmp_path, "digits"))
         for stage in stages:
             wait_for(lambda stage=stage: list((home / "stages" / ".tmp").glob(f"{stage}-*")), step_s=0.01)
-            kill(process)
-            time.sleep(1)
+            num_earlier_retries = num_retries()
+            servers.kill()
+            wait_for(lambda count=num_earlier_retries: num_retries() > count, what="a request to the killed server")
             assert not (home / "stages" / stage).exists(), "the stage had ended before the kill"
-            process = server()
+            servers.start()
         assert runs.wait(run) == 0, runs.output
     finally:
-        kill(process)
-        log.close()
+        servers.close()
     assert digests(released(home))["weights"] == digests(quick_run[1])["weights"]
     with closing(sqlite3.connect(folder / "mlflow.db")) as connection:
         assert {state for (state,) in connection.execute("select status from runs")} == {"FINISHED"}
