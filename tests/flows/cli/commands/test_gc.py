@@ -15,6 +15,7 @@ import yaml
 
 from bloomery.tasks.infrastructure.tethered_process import find_free_port, tethered_server
 from tests.conftest import QUICK, copy_of
+from tests.forks import Forks
 from tests.processes import responds
 
 pytestmark = pytest.mark.slow
@@ -52,6 +53,8 @@ def add_refused_version(folder: Path, home: Path, forked_bloomery: Bloomery, **c
 def test_gc_frees_what_no_kept_version_needs_even_if_it_was_killed(
     quick_run: tuple[Path, dict[str, Any]],
     forked_bloomery: Bloomery,
+    forks: Forks,
+    prefect: str,
     tmp_path: Path,
     clean_environment: Callable[..., dict[str, str]],
 ) -> None:
@@ -86,10 +89,12 @@ def test_gc_frees_what_no_kept_version_needs_even_if_it_was_killed(
     environment = clean_environment(copy, PYTHONPATH=str(ROOT), PATH=os.environ["PATH"])
     killed = subprocess.run([sys.executable, "-c", _KILLED_GC], env=environment, cwd=ROOT, check=False)
     assert killed.returncode == 9
-    command = [sys.executable, "-m", "bloomery.flows.cli", "gc", "--keep", "1", "--yes", "--json"]
-    processes = [subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE) for _ in range(2)]
-    documents = [json.loads(process.communicate(timeout=120)[0]) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
+    outputs = [tmp_path / "gc-0.json", tmp_path / "gc-1.json"]
+    variables = clean_environment(copy, PREFECT_API_URL=prefect)
+    command = ("gc", "--keep", "1", "--yes", "--json")
+    pids = [forks.start(*command, environment=variables, out=out, err=tmp_path / "gc.err") for out in outputs]
+    assert [forks.wait(pid) for pid in pids] == [0, 0], (tmp_path / "gc.err").read_text()
+    documents = [json.loads(out.read_text()) for out in outputs]
     assert all(document["done"] for document in documents)
     assert sum(document["freed_bytes"] for document in documents) > 0
     assert not [removal for removal in dry_run["removals"] if (copy / removal["path"]).exists()]
