@@ -95,8 +95,13 @@ def databases(shared_folder: SharedFolder) -> Path:
     def make(folder: Path) -> None:
         home = folder / "home"
         environment = environment_for(home, PREFECT_HOME=str(home / "prefect"))
-        for words in (("bloomery.flows.cli", "show", "none"), ("prefect", "server", "database", "upgrade", "-y")):
-            subprocess.run([sys.executable, "-m", *words], env=environment, cwd=ROOT, capture_output=True)
+        commands = (("bloomery.flows.cli", "show", "none"), ("prefect", "server", "database", "upgrade", "-y"))
+        streams: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        processes = [
+            subprocess.Popen([sys.executable, "-m", *words], env=environment, cwd=ROOT, **streams) for words in commands
+        ]
+        for process in processes:
+            process.wait(timeout=300)
         for name in ("mlflow", "prefect"):
             with (
                 closing(sqlite3.connect(home / name / f"{name}.db")) as created,
@@ -207,7 +212,8 @@ def prefect(databases: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 @pytest.fixture(scope="session")
 def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     folder = tmp_path_factory.mktemp("forks")
-    process = Forks(environment_for(folder, PREFECT_API_URL="http://127.0.0.1:9/api"))  # no server listens there
+    environment = environment_for(folder, PREFECT_API_URL="http://127.0.0.1:9/api")  # no server listens there
+    process = Forks(environment, folder)
     yield process
     process.close()
 
@@ -219,18 +225,20 @@ def forked_bloomery(
     """As `bloomery`, but forked from a process that has imported the engines, and with a shared Prefect server.
 
     This is faster, but does not test the start of the command line. A new state folder gets empty databases.
+    With `forks_children=True`, commands that the command starts are forked too.
     """
     folder, numbers = tmp_path_factory.mktemp("output"), itertools.count()
 
     def call(
-        home: Path, *arguments: str, timeout_s: float = 300, **environment: str
+        home: Path, *arguments: str, timeout_s: float = 300, forks_children: bool = False, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         if not home.exists():
             create_home(home)
         number = next(numbers)
         out, err = folder / f"{number}.out", folder / f"{number}.err"
         variables = environment_for(home, **{"PREFECT_API_URL": prefect, **environment})
-        code = forks.wait(forks.start(*arguments, environment=variables, out=out, err=err), timeout_s)
+        run = forks.start(*arguments, environment=variables, out=out, err=err, forks_children=forks_children)
+        code = forks.wait(run, timeout_s)
         return subprocess.CompletedProcess(["bloomery", *arguments], code, out.read_text(), err.read_text())
 
     return call

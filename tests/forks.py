@@ -2,21 +2,28 @@
 
 Tests use `Forks`. The module run as a program is the parent process. It reads lines of JSON: for an object it starts a
 run and prints the process id; for a number it waits for the process of that id and prints the exit code.
+It also listens on a socket, through which the stand-in of Python asks for runs that a forked command starts.
 A run that starts its own Prefect server cannot be forked, since it sets the server's address before it imports prefect.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import json
 import os
+import select
 import signal
+import socket
 import subprocess
 import sys
-import threading
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 # Modules that a run imports.
 _ENGINES = (
@@ -28,42 +35,68 @@ _ENGINES = (
     *("safetensors.torch", "ml_dtypes"),
 )
 ROOT = Path(__file__).resolve().parent.parent
+# Runs Python, except for `python -m bloomery.flows.cli …`: this is forked, with the environment, folder and output of
+# the stand-in, which ends with its exit code. If the stand-in is killed, so is the forked process.
+_STAND_IN = """#!{python} -IS
+import json, os, socket, sys
+words = sys.argv[1:]
+position = words.index("-m") if "-m" in words[:2] else 0  # other options of Python may precede it
+if words[position : position + 2] != ["-m", "bloomery.flows.cli"]:
+    os.execv({python!r}, [{python!r}, *words])
+connection = socket.socket(socket.AF_UNIX)
+connection.connect({address!r})
+socket.send_fds(connection, [b" "], [1, 2])
+request = dict(arguments=words[position + 2 :], environment=dict(os.environ), folder=os.getcwd())
+connection.sendall(json.dumps(request).encode() + b"\\n")
+code = int(connection.makefile().readline())
+sys.exit(code if code >= 0 else 128 - code)
+"""
 
 
 class Forks:
     """Starts each run in its own process, with its own environment."""
 
-    def __init__(self, environment: dict[str, str]) -> None:
-        command = [sys.executable, "-m", "tests.forks"]
+    def __init__(self, environment: dict[str, str], folder: Path) -> None:
+        # In this folder, since the address of a socket must be short.
+        self._address = Path(tempfile.gettempdir()) / f"forks-{os.getpid()}"
+        self._stand_in = folder / "python"
+        self._stand_in.write_text(_STAND_IN.format(python=sys.executable, address=str(self._address)))
+        self._stand_in.chmod(0o755)
+        command = [sys.executable, "-m", "tests.forks", str(self._address)]
         streams: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self._parent = subprocess.Popen(command, env=environment, cwd=ROOT, **streams)
 
-    def start(self, *arguments: str, environment: dict[str, str], out: Path, err: Path) -> int:
+    def start(
+        self, *arguments: str, environment: dict[str, str], out: Path, err: Path, forks_children: bool = False
+    ) -> int:
         """Starts a run and returns its process id. Its output is appended to the two files.
 
-        `environment` must contain the address of a Prefect server.
+        `environment` must contain the address of a Prefect server. With `forks_children`, commands of `bloomery` that
+        the run starts are forked too.
         """
         assert "PREFECT_API_URL" in environment
-        return self._request(
-            {"arguments": arguments, "environment": environment, "out": str(out.absolute()), "err": str(err.absolute())}
-        )
+        executable = str(self._stand_in) if forks_children else sys.executable
+        request = {"arguments": arguments, "environment": environment, "executable": executable}
+        return self._request({**request, "out": str(out.absolute()), "err": str(err.absolute())})
 
     def wait(self, pid: int, timeout_s: float = 300) -> int:
         """Returns the exit code of the run's process, or the negative number of the signal that killed it.
 
         A process that runs longer than `timeout_s` is killed.
         """
-        killer = threading.Timer(timeout_s, os.kill, (pid, signal.SIGKILL))
-        killer.start()
-        try:
-            return self._request(pid)
-        finally:
-            killer.cancel()
+        process, deadline = psutil.Process(pid), time.monotonic() + timeout_s
+        # The parent process must not wait meanwhile, since it also starts the children of the run.
+        while process.status() != psutil.STATUS_ZOMBIE:
+            if time.monotonic() > deadline:
+                process.kill()
+            time.sleep(0.01)
+        return self._request(pid)
 
     def close(self) -> None:
         assert self._parent.stdin is not None
         self._parent.stdin.close()
         self._parent.wait(timeout=30)
+        self._address.unlink(missing_ok=True)
 
     def _request(self, message: object) -> int:
         assert self._parent.stdin is not None
@@ -73,12 +106,12 @@ class Forks:
         return int(self._parent.stdout.readline())
 
 
-def _run(request: dict[str, Any]) -> None:
+def _run(arguments: list[str], environment: dict[str, str], out: int, err: int) -> None:
+    """Runs a command in this process, which has just been forked. `out` and `err` are file descriptors."""
     os.environ.clear()
-    os.environ.update(request["environment"])
-    for number, path in ((0, os.devnull), (1, request["out"]), (2, request["err"])):
-        mode = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        os.dup2(os.open(path, mode, 0o644), number)
+    os.environ.update(environment)
+    for number, descriptor in ((0, os.open(os.devnull, os.O_RDONLY)), (1, out), (2, err)):
+        os.dup2(descriptor, number)
     from prefect.context import refresh_global_settings_context
 
     from bloomery.flows.cli.main import main
@@ -89,7 +122,7 @@ def _run(request: dict[str, Any]) -> None:
     apply_engine_environment()
     settings.require_state_folder(with_room=False)  # sets variables, before prefect reads them
     refresh_global_settings_context()
-    sys.argv = ["bloomery", *request["arguments"]]
+    sys.argv = ["bloomery", *arguments]
     main()
 
 
@@ -116,15 +149,59 @@ def _serve() -> None:
     import bloomery.flows.pipeline  # noqa: F401
 
     _fill_caches()
-    for line in sys.stdin:
-        request = json.loads(line)
-        if isinstance(request, int):
-            print(os.waitstatus_to_exitcode(os.waitpid(request, 0)[1]), flush=True)
-            continue
-        child = os.fork()
-        if child == 0:
-            _run(request)
-        print(child, flush=True)
+    stand_ins: dict[int, socket.socket] = {}  # the connection for each process id
+    with socket.socket(socket.AF_UNIX) as listener:
+        Path(sys.argv[1]).unlink(missing_ok=True)
+        listener.bind(sys.argv[1])
+        listener.listen()
+        while True:
+            streams = [sys.stdin, listener, *stand_ins.values()]
+            ready = select.select(streams, [], [], 0.01 if stand_ins else None)[0]
+            if listener in ready:
+                connection = listener.accept()[0]
+                stand_ins[_fork_for_stand_in(connection)] = connection
+            for pid, connection in list(stand_ins.items()):
+                if connection in ready:  # closed: the stand-in has been killed
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, 0)
+                    stand_ins.pop(pid).close()
+                elif os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                    with contextlib.suppress(OSError):
+                        connection.sendall(f"{_exit_code(pid)}\n".encode())
+                    stand_ins.pop(pid).close()
+            if sys.stdin in ready:
+                line = sys.stdin.readline()
+                if not line:
+                    return
+                request = json.loads(line)
+                print(_exit_code(request) if isinstance(request, int) else _fork(request), flush=True)
+
+
+def _exit_code(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def _fork(request: dict[str, Any]) -> int:
+    """Forks a run and returns its process id."""
+    child = os.fork()
+    if child == 0:
+        sys.executable = request["executable"]
+        out, err = (os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644) for name in ("out", "err"))
+        _run(request["arguments"], request["environment"], out, err)
+    return child
+
+
+def _fork_for_stand_in(connection: socket.socket) -> int:
+    """Forks the run that the stand-in of Python asks for, and returns its process id."""
+    _, (out, err), _, _ = socket.recv_fds(connection, 1, 2)
+    request = json.loads(connection.makefile().readline())
+    child = os.fork()
+    if child == 0:
+        os.chdir(request["folder"])
+        _run(request["arguments"], request["environment"], out, err)
+    os.close(out)
+    os.close(err)
+    return child
 
 
 if __name__ == "__main__":
