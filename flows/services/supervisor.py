@@ -34,7 +34,8 @@ from bloomery.tasks.infrastructure.settings import Settings, require_state_folde
 from bloomery.tasks.infrastructure.tethered_process import stop_tethered
 
 _CHECK_INTERVAL_S = 0.5
-_REAP_INTERVAL_S = 10.0
+_REAP_INTERVAL_S = 2.0
+_WORKER_QUERY_S = 2.0  # between two queries of the worker for runs to start; Prefect's default is 10 s
 _HTTP = httpx.Client(trust_env=False, timeout=5)  # the environment's proxy does not apply to the loopback interface
 
 
@@ -117,6 +118,7 @@ class Supervisor:
         self._ports = settings.home / STATUS_FOLDER / "ports.json"
         port = plan.prefect_port
         self._api = settings.prefect_api_url or "" if port is None else f"http://127.0.0.1:{port}/api"
+        self._client = httpx.Client(base_url=self._api, trust_env=False)
 
     def run(self) -> None:
         """Supervises until `end` is called, then stops everything."""
@@ -198,8 +200,8 @@ class Supervisor:
         if not none_is_pending and (now - self._reaped < _REAP_INTERVAL_S or not self._prefect_is_up()):
             return
         self._reaped = now
-        with contextlib.suppress(httpx.HTTPError), httpx.Client(base_url=self._api, trust_env=False) as api:
-            for message in reap_dead_runs(api, self._settings.home, none_is_pending=none_is_pending):
+        with contextlib.suppress(httpx.HTTPError):
+            for message in reap_dead_runs(self._client, self._settings.home, none_is_pending=none_is_pending):
                 print(time.strftime("%Y-%m-%d %H:%M:%S"), message, flush=True)
 
     def _write_status(self) -> None:
@@ -250,7 +252,11 @@ def _worker(api: str, settings: Settings) -> SupervisedProcess:
     command = [
         *(sys.executable, "-m", "prefect", "worker", "start", "--pool", WORK_POOL, "--type", "process", "--name", name),
     ]
-    environment = {"PREFECT_API_URL": api, "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S)}
+    environment = {
+        "PREFECT_API_URL": api,
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S),
+        "PREFECT_WORKER_QUERY_SECONDS": os.environ.get("PREFECT_WORKER_QUERY_SECONDS", str(_WORKER_QUERY_S)),
+    }
 
     def is_online() -> bool:
         with contextlib.suppress(httpx.HTTPError, ValueError):
