@@ -101,6 +101,7 @@ def localize(postgres: int, tmp_path: Path, clean_environment: Callable[..., dic
         variables |= {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PREFECT_HOME": str(tmp_path / name),
+            "PREFECT_WORKER_QUERY_SECONDS": "1",  # by default a worker looks for runs every ten seconds
         }
         if "postgres_password" in SERVICES[name].get("secrets", ()):
             variables["PGPASSWORD"] = PASSWORD
@@ -145,6 +146,9 @@ def test_a_worker_runs_a_recipe_on_servers_with_postgresql(localize: Localize, t
 
         call(*localize("deployments")[0])
         sections = yaml.safe_load(QUICK.read_text())
+        sections["training"] |= {"epochs": 1, "explain": None}
+        sections["gates"]["min_accuracy"] = 0
+        sections["compression"]["candidates"] = [{"name": "fp32"}]
         parameters = [
             f"{name}={json.dumps(sections[name])}" for name in ("model", "training", "compression", "budget", "gates")
         ]
