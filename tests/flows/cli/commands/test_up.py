@@ -74,15 +74,15 @@ def undisturbed(
     copy_finished_run: Callable[[Path], Path],
     forked_bloomery: Callable[..., Any],
     tmp_path_factory: pytest.TempPathFactory,
-) -> Callable[[], dict[str, Any]]:
-    """Runs `QUICK` in a state folder where nothing is killed."""
+) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Runs the recipe `digits` with these parameters in a state folder where nothing is killed."""
     home = copy_finished_run(tmp_path_factory.mktemp("undisturbed"))
-    recipe = yaml.safe_load((RECIPES / "digits.yaml").read_text())
-    for section, values in QUICK.items():
-        recipe[section] = {**recipe.get(section, {}), **values}
-    (home.parent / "quick.yaml").write_text(yaml.safe_dump(recipe))
 
-    def run() -> dict[str, Any]:
+    def run(parameters: dict[str, Any]) -> dict[str, Any]:
+        recipe = yaml.safe_load((RECIPES / "digits.yaml").read_text())
+        for section, values in parameters.items():
+            recipe[section] = {**recipe.get(section, {}), **values}
+        (home.parent / "quick.yaml").write_text(yaml.safe_dump(recipe))
         completed = forked_bloomery(home, "run", str(home.parent / "quick.yaml"))
         assert completed.returncode == 0, completed.stdout + completed.stderr
         version: dict[str, Any] = json.loads(forked_bloomery(home, "show", "digits@champion", "--json").stdout)
@@ -213,19 +213,27 @@ def test_prefect_commands_deploy_the_recipes_and_run_one(services, home, call, c
     assert restarted["pid"] != endpoint["pid"]
 
 
+@pytest.mark.parametrize(
+    ("epochs", "outages"),
+    [(40, ("train",)), pytest.param(44, ("train", "compress"), marks=pytest.mark.nightly)],
+    ids=["one outage", "two outages"],
+)
 def test_a_run_survives_kills_and_produces_the_same_digests(
-    services, home, call, undisturbed, prediction_client
+    services, home, call, undisturbed, prediction_client, epochs, outages
 ) -> None:
+    """The run and its worker are killed once, and both servers in each of the stages `outages`."""
+    parameters = {**QUICK, "training": {**QUICK["training"], "epochs": epochs}}
+    worker_restarts = read_services(home)["worker"]["restarts"]
     with client(services) as api:
         deployment = api.get("/deployments/name/pipeline/digits").json()
-        response = api.post(f"/deployments/{deployment['id']}/create_flow_run", json={"parameters": QUICK})
+        response = api.post(f"/deployments/{deployment['id']}/create_flow_run", json={"parameters": parameters})
         assert response.is_success, response.text
         run = response.json()["id"]
         kill_the_run_and_its_worker(home, run)
         newest = newest_step(home)
         wait_for(lambda: steps(home) and newest_step(home) > newest, what="training that continues", timeout_s=240)
         assert read_flow_run(api, run)["run_count"] == 2
-    for stage in ("train", "compress"):
+    for stage in outages:
         wait_for(
             lambda stage=stage: list((home / "stages" / ".tmp").glob(f"{stage}-*")),
             what=f"the stage {stage}",
@@ -251,12 +259,12 @@ def test_a_run_survives_kills_and_produces_the_same_digests(
     assert not list((home / "runs").glob("*.json"))
     assert not list((home / "stages" / ".tmp").iterdir())
     after = servers(call("status"))
-    assert after["worker"]["restarts"] == 1
+    assert after["worker"]["restarts"] == worker_restarts + 1
     version = call("show", "digits@champion")
-    assert version["version"] == 2
-    assert flow_run["name"].startswith("digits v2 r"), flow_run["name"]
+    assert flow_run["name"].startswith(f"digits v{version['version']} r"), flow_run["name"]
     # The kills leave no trace in the result.
-    expected = undisturbed()
+    expected = undisturbed(parameters)
+    assert version["version"] == expected["version"] > 1
     assert version["bento"] == expected["bento"]
     assert {name: version["tags"][name] for name in DIGESTS} == {name: expected["tags"][name] for name in DIGESTS}
     # The endpoint switched to the new champion, and the previous one served until then.
