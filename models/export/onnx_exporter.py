@@ -5,11 +5,13 @@ Shapes: B rows, K outputs.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -25,6 +27,7 @@ from bloomery.models.inference.runtime import INPUT, OUTPUT, create_session, run
 PARITY_BATCHES = (1, 3, 32)
 TOLERANCE = 1e-4  # of a logit: the largest difference that a different order of float32 arithmetic explains
 _OPSET = 18
+_OPERATOR_REGISTRIES: dict[int, Any] = {}  # PyTorch's translations of its operators to ONNX, by version of ONNX's
 
 
 def export_onnx(network: nn.Module, examples: torch.Tensor, path: Path, *, keep_names: bool = False) -> float:
@@ -99,18 +102,43 @@ def _export_program_to_onnx(network: nn.Module, sample: torch.Tensor, max_length
     dynamic_dims = {0: torch.export.Dim("batch")}
     if max_length > 1:
         dynamic_dims[1] = torch.export.Dim("length", min=1, max=max_length)
-    program = torch.onnx.export(
-        network,
-        (sample,),
-        dynamo=True,
-        input_names=[INPUT],
-        output_names=[OUTPUT],
-        dynamic_shapes=(dynamic_dims,),
-        verbose=False,
-    )
+    with shared_operator_registry():
+        program = torch.onnx.export(
+            network,
+            (sample,),
+            dynamo=True,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=(dynamic_dims,),
+            verbose=False,
+        )
     if program is None:
         raise RuntimeError("torch.onnx.export returned no program")
     return program.model_proto
+
+
+@contextlib.contextmanager
+def shared_operator_registry() -> Iterator[None]:
+    """Makes the exporter build its registry of operators once in a process, not once for each export.
+
+    Building it parses the source of 500 operators, which takes longer than the rest of a small network's export. An
+    export only reads the registry, unless it brings operators of its own, and `_export_program_to_onnx` brings none.
+    """
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    build_registry = ONNXRegistry.from_torchlib
+    original = ONNXRegistry.__dict__["from_torchlib"]
+
+    def find_or_build(*, opset_version: int) -> Any:
+        if opset_version not in _OPERATOR_REGISTRIES:
+            _OPERATOR_REGISTRIES[opset_version] = build_registry(opset_version=opset_version)
+        return _OPERATOR_REGISTRIES[opset_version]
+
+    setattr(ONNXRegistry, "from_torchlib", staticmethod(find_or_build))  # noqa: B010 - mypy refuses an assignment
+    try:
+        yield
+    finally:
+        setattr(ONNXRegistry, "from_torchlib", original)  # noqa: B010
 
 
 def _export_by_tracing(network: nn.Module, sample: torch.Tensor, max_length: int) -> onnx.ModelProto:

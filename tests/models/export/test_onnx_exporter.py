@@ -12,10 +12,12 @@ import onnx
 import pytest
 import torch
 from torch import nn
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from bloomery import models
 from bloomery.data_contracts.errors import ParityBroken
 from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.export import onnx_exporter
 from bloomery.models.export.onnx_exporter import TOLERANCE, add_metadata, export_onnx, export_program
 from bloomery.models.inference.runtime import create_session, run_session
 from bloomery.models.networks.blueprint import Blueprint, build_network
@@ -35,6 +37,23 @@ def test_export_is_deterministic(exported, trained, splits, tmp_path: Path):
     error = export_onnx(copy.deepcopy(trained.network), splits.train.x[:40], path)
     assert path.read_bytes() == exported.read_bytes()
     assert 0 <= error <= TOLERANCE
+
+
+def test_two_exports_share_one_registry_of_operators(trained, splits, tmp_path: Path, monkeypatch):
+    """PyTorch's own exports, which may bring operators, still build theirs."""
+    registries = []
+    clean_up = ONNXRegistry._cleanup_registry_based_on_opset_version
+    monkeypatch.setattr(
+        ONNXRegistry,
+        "_cleanup_registry_based_on_opset_version",
+        lambda registry: registries.append(registry) or clean_up(registry),
+    )
+    monkeypatch.setattr(onnx_exporter, "_OPERATOR_REGISTRIES", {})
+    for name in ("first", "second"):
+        export_onnx(trained.network, splits.train.x[:40], tmp_path / f"{name}.onnx")
+    assert len(registries) == 1
+    assert (tmp_path / "first.onnx").read_bytes() == (tmp_path / "second.onnx").read_bytes()
+    assert ONNXRegistry.from_torchlib() is not registries[0]
 
 
 def test_other_weights_give_other_bytes(exported, trained, splits, tmp_path: Path):
