@@ -29,6 +29,7 @@ from bloomery.deployments.endpoint.base_image import container_image
 from bloomery.deployments.endpoint.http.limits import read_limits
 from bloomery.deployments.endpoint.http.responses import EndpointApp
 from bloomery.deployments.endpoint.inference.model_version import read_manifest
+from bloomery.deployments.endpoint.pandas_import import prevent_pandas_import
 from bloomery.deployments.endpoint.parent_watchdog import terminate_with_parent
 from bloomery.deployments.endpoint.startup import load_versions, read_serving_options, start_endpoint
 from bloomery.deployments.endpoint.telemetry.metrics import Metrics
@@ -69,6 +70,7 @@ class Endpoint:
     def __init__(self) -> None:
         if bentoml.server_context.worker_index is not None:  # in a worker of `bentoml serve`
             terminate_with_parent(PARENT_PID)
+        prevent_pandas_import()
         self._shut_down = start_endpoint(application, ARTIFACTS, read_serving_options())
 
     @bentoml.on_shutdown
@@ -80,6 +82,7 @@ class Endpoint:
     @staticmethod
     def check() -> None:
         """Fails before the first worker starts, because BentoML restarts a failing worker repeatedly."""
+        prevent_pandas_import()
         read_key_settings(os.environ)
         read_manifest(ARTIFACTS)
         load_versions(ARTIFACTS, read_serving_options())

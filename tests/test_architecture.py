@@ -49,6 +49,14 @@ def test_the_service_imports_neither_torch_nor_spark_nor_prefect() -> None:
     assert not loaded & {"torch", "pyspark", "prefect", "mlflow", "great_expectations", "onnx"}
 
 
+def test_arrow_imports_no_pandas_in_a_serving_process() -> None:
+    convert = "import pyarrow\npyarrow.array([[1.5], None]).to_numpy(zero_copy_only=False)"
+    assert "pandas" in modules_after(convert)
+    prevent = "from bloomery.deployments.endpoint.pandas_import import prevent_pandas_import\nprevent_pandas_import()"
+    assert "pandas" not in modules_after(f"{prevent}\n{convert}")
+    assert "pandas" in modules_after(f"{prevent}\nimport pandas")  # other code can import it
+
+
 def test_every_stage_of_the_order_is_a_task_and_each_has_a_file() -> None:
     from bloomery.flows.order import Stages
     from bloomery.flows.pipeline import STAGES

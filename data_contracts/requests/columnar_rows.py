@@ -31,7 +31,7 @@ class ColumnKinds:
             name for name, kind in kinds.items() if pa.types.is_string(kind) or pa.types.is_integer(kind)
         )
         self.element_types: dict[str, np.dtype] = {
-            name: np.dtype(kind.value_type.to_pandas_dtype())
+            name: pa.array([], kind.value_type).to_numpy(zero_copy_only=False).dtype
             for name, kind in kinds.items()
             if pa.types.is_list(kind) and _is_number(kind.value_type)
         }
