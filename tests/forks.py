@@ -32,7 +32,11 @@ _ENGINES = (
     *("torch", "captum.attr", "torch._dynamo", "torch.onnx._internal.exporter._core"),
     *("torch.export._trace", "onnxscript.function_libs.torch_lib.ops"),
     *("torch_pruning", "onnx", "onnxruntime", "onnxscript", "onnxscript.optimizer", "onnxscript.rewriter"),
-    *("safetensors.torch", "ml_dtypes"),
+    *("safetensors.torch", "ml_dtypes", "mlflow.onnx", "mlflow.pyfunc", "mlflow.pytorch", "prefect.flow_engine"),
+    *("torch._inductor.ir", "torch._functorch._aot_autograd.subclass_parametrization", "sympy.tensor.tensor"),
+    *("bloomery.models.training.checkpointing", "bloomery.models.training.loop"),
+    *("bloomery.models.compression.compressor", "bloomery.tasks.train.distributed.launcher"),
+    "onnxscript._framework_apis.torch_2_11",
 )
 ROOT = Path(__file__).resolve().parent.parent
 # Runs Python, except for `python -m bloomery.flows.cli …`: this is forked, with the environment, folder and output of
@@ -127,16 +131,21 @@ def _run(arguments: list[str], environment: dict[str, str], out: int, err: int) 
 
 
 def _fill_caches() -> None:
-    """Fills caches that every run would otherwise fill again: parsed source files, fonts, installed packages."""
+    """Fills caches that every run would otherwise fill again: code versions, ONNX operators, fonts, packages."""
+    import torch
     from matplotlib import pyplot as plt
     from mlflow.utils.requirements_utils import warn_dependency_requirement_mismatches
+    from torch import nn
 
+    from bloomery.flows.pipeline import STAGES
+    from bloomery.models.export.onnx_exporter import _export_program_to_onnx
     from bloomery.tasks.bentos.environment import code_versions
-    from bloomery.tasks.orchestration.code_version import reach
-    from bloomery.tasks.package.bento_builder import SERVICE
 
     code_versions()
-    reach(SERVICE)
+    for stage in STAGES:
+        stage.key()
+    # On so few values PyTorch starts no threads, which a fork would not have.
+    _export_program_to_onnx(nn.Linear(1, 1).eval(), torch.zeros(2, 1), max_length=0)
     plt.figure().savefig(io.BytesIO())
     plt.close()
     warn_dependency_requirement_mismatches(["numpy"])

@@ -29,4 +29,5 @@ def describe_environment(processor: str) -> Environment:
 
 def code_versions() -> dict[str, str]:
     """The code version of each stage."""
-    return {stage: code_version(f"bloomery.tasks.{stage}.stage") for stage in STAGES}
+    # The arguments are those of a stage's key, so that its cached result is returned.
+    return {stage: code_version(f"bloomery.tasks.{stage}.stage", bundled_modules=()) for stage in STAGES}
