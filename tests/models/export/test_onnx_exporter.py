@@ -6,6 +6,7 @@ import copy
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -235,23 +236,44 @@ def test_constants_of_a_traced_network_are_folded(tmp_path: Path):
     assert "Constant" not in {node.op_type for node in onnx.load(tmp_path / "gru.onnx").graph.node}
 
 
+RUN_PROGRAMS = """
+import sys, torch
+from pathlib import Path
+for folder in map(Path, sys.argv[1:]):
+    network = torch.export.load(folder / "network.pt2").module()
+    torch.save(network(torch.load(folder / "x.pt")), folder / "y.pt")
+assert not [name for name in sys.modules if name.split(".")[0] == "bloomery"]
+"""
+
+
+class SavedProgram(NamedTuple):
+    """A network, its rows, and a folder with its program and the outputs of a process without our code."""
+
+    network: nn.Module
+    x: torch.Tensor
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def saved_programs(trained, splits, tmp_path_factory: pytest.TempPathFactory) -> dict[str, SavedProgram]:
+    """Two programs, run in one process because the import of PyTorch takes seconds."""
+    networks = {"cnn": (trained.network, splits.test.x), "lstm": (recurrent("lstm", TOKENS), rows_of(TOKENS, 40))}
+    programs = {kind: SavedProgram(*pair, tmp_path_factory.mktemp(kind)) for kind, pair in networks.items()}
+    for network, x, folder in programs.values():
+        assert export_program(network, x, folder / "network.pt2") <= TOLERANCE
+        torch.save(x[:7], folder / "x.pt")
+    folders = [program.folder for program in programs.values()]
+    subprocess.run([sys.executable, "-c", RUN_PROGRAMS, *folders], check=True, cwd=folders[0])
+    return programs
+
+
 @pytest.mark.parametrize("kind", ["cnn", "lstm"])
-def test_a_torch_export_program_runs_without_our_code(kind, trained, splits, tmp_path: Path):
-    network, x = (trained.network, splits.test.x) if kind == "cnn" else (recurrent("lstm", TOKENS), rows_of(TOKENS, 40))
-    assert export_program(network, x, tmp_path / "network.pt2") <= TOLERANCE
+def test_a_torch_export_program_runs_without_our_code(kind, saved_programs: dict[str, SavedProgram], tmp_path: Path):
+    network, x, folder = saved_programs[kind]
     export_program(copy.deepcopy(network), x[:5], tmp_path / "other.pt2")
-    content = (tmp_path / "network.pt2").read_bytes()
+    content = (folder / "network.pt2").read_bytes()
     assert content == (tmp_path / "other.pt2").read_bytes()
     assert b"site-packages" not in content
     assert b"models/" + b"networks" not in content
-    program = """
-import sys, torch
-network = torch.export.load(sys.argv[1]).module()
-torch.save(network(torch.load(sys.argv[2])), sys.argv[3])
-assert not [name for name in sys.modules if name.split(".")[0] == "bloomery"]
-"""
-    torch.save(x[:7], tmp_path / "x.pt")
-    files = [tmp_path / name for name in ("network.pt2", "x.pt", "y.pt")]
-    subprocess.run([sys.executable, "-c", program, *files], check=True, cwd=tmp_path)
     with torch.no_grad():
-        torch.testing.assert_close(torch.load(tmp_path / "y.pt"), network(x[:7]), atol=TOLERANCE, rtol=0)
+        torch.testing.assert_close(torch.load(folder / "y.pt"), network(x[:7]), atol=TOLERANCE, rtol=0)
