@@ -21,7 +21,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -103,13 +103,18 @@ def _read(path: Path) -> _Source:
 # Most stages reach most files. Parsing them again for each of the eight stages took seven CPU seconds of a second run.
 @functools.cache
 def _parse(path: Path, mtime_ns: int, size_bytes: int) -> _Source:
-    tree = _remove_docstrings(ast.parse(path.read_bytes()))
-    return _Source(tuple(_imports(tree)), ast.dump(_blank_messages(tree)))
+    tree = ast.parse(path.read_bytes())
+    nodes = list(ast.walk(tree))  # once, because walking takes longer than parsing
+    _remove_docstrings(nodes)
+    _blank_messages(nodes)
+    return _Source(tuple(_imports(nodes)), ast.dump(tree))
 
 
 def _read_complete(path: Path) -> str:
     """The syntax tree of a file with its messages, which only bundled code needs."""
-    return ast.dump(_remove_docstrings(ast.parse(path.read_bytes())))
+    tree = ast.parse(path.read_bytes())
+    _remove_docstrings(ast.walk(tree))
+    return ast.dump(tree)
 
 
 def _templates(path: Path) -> dict[str, str]:
@@ -172,8 +177,8 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
     return {_DISTRIBUTIONS.get(name, name).replace("_", "-"): _version(name) for name in third_party}
 
 
-def _imports(tree: ast.AST) -> Iterator[str]:
-    for node in ast.walk(tree):
+def _imports(nodes: Iterable[ast.AST]) -> Iterator[str]:
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
@@ -182,8 +187,8 @@ def _imports(tree: ast.AST) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def _remove_docstrings(tree: ast.Module) -> ast.Module:
-    for node in ast.walk(tree):
+def _remove_docstrings(nodes: Iterable[ast.AST]) -> None:
+    for node in nodes:
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
             first = node.body[0]
             if (
@@ -192,28 +197,26 @@ def _remove_docstrings(tree: ast.Module) -> ast.Module:
                 and isinstance(first.value.value, str)
             ):
                 node.body = node.body[1:] or [ast.Pass()]
-    return tree
 
 
-def _blank_messages(tree: ast.Module) -> ast.Module:
+def _blank_messages(nodes: Sequence[ast.AST]) -> None:
     """Blanks the literal text of Bloomery's errors, of log lines and of the descriptions of fields.
 
     The words of other exceptions stay: code may store them as a value, such as the reason of a quarantined row.
     """
     errors = {
         alias.asname or alias.name
-        for node in ast.walk(tree)
+        for node in nodes
         if isinstance(node, ast.ImportFrom) and node.module == f"{PACKAGE}.data_contracts.errors"
         for alias in node.names
     }
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and _name(node.exc.func) in errors:
             _blank([*node.exc.args, *(keyword.value for keyword in node.exc.keywords)])
         elif isinstance(node, ast.Call) and _is_log_call(node):
             _blank(node.args)
         elif isinstance(node, ast.Call) and _name(node.func) == "Field":
             _blank(keyword.value for keyword in node.keywords if keyword.arg == "description")
-    return tree
 
 
 def _name(node: ast.expr) -> str:
