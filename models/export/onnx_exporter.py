@@ -124,8 +124,11 @@ def shared_operator_registry() -> Iterator[None]:
     Building it parses the source of 500 operators, which takes longer than the rest of a small network's export. An
     export only reads the registry, unless it brings operators of its own, and `_export_program_to_onnx` brings none.
     """
-    from torch.onnx._internal.exporter._registration import ONNXRegistry
-
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+    except ImportError:  # another version of PyTorch
+        yield
+        return
     build_registry = ONNXRegistry.from_torchlib
     original = ONNXRegistry.__dict__["from_torchlib"]
 
