@@ -15,11 +15,11 @@ def prevent_pandas_import() -> None:
     """
     if "pandas" in sys.modules:
         return
-    sys.meta_path.insert(0, _PandasBlocker)  # type: ignore[arg-type]
+    sys.meta_path.insert(0, _PandasBlocker)
     try:
         pa.array([])
     finally:
-        sys.meta_path.remove(_PandasBlocker)  # type: ignore[arg-type]
+        sys.meta_path.remove(_PandasBlocker)
 
 
 class _PandasBlocker:
