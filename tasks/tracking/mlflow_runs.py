@@ -18,6 +18,7 @@ from bloomery.tasks.infrastructure.settings import settings
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Dataset
 
     from bloomery.data_contracts.records.records import ResourceUsage
 
@@ -140,6 +141,22 @@ def log_params(run_id: str, params: Mapping[str, object]) -> None:
     from mlflow.entities import Param
 
     client().log_batch(run_id, params=[Param(name, str(value)[:6000]) for name, value in params.items()])
+
+
+def log_training_data(run_id: str, dataset: Dataset) -> None:
+    """Logs the data that the run trains on.
+
+    MLflow looks for the data set, and then inserts it. If another run has inserted it in between, the second attempt
+    finds it.
+    """
+    from mlflow.entities import DatasetInput, InputTag
+    from mlflow.exceptions import MlflowException
+
+    inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])]
+    try:
+        client().log_inputs(run_id, inputs)
+    except MlflowException:
+        client().log_inputs(run_id, inputs)
 
 
 def run_exists(run_id: str) -> bool:

@@ -39,7 +39,6 @@ def log_search(run: TrainingRun, result: SearchResult) -> None:
 def log_inputs(run: TrainingRun, model: Model, initial_weights: InitialWeights | None, processor: str) -> None:
     """Logs the parameters, the data and the processor of the training."""
     from mlflow.entities import Dataset as TrackedDataset
-    from mlflow.entities import DatasetInput, InputTag
 
     run_id, dataset, client = run.run_id, run.dataset, mlflow_runs.client()
     contract = dataset.valid_rows.contract
@@ -62,7 +61,7 @@ def log_inputs(run: TrainingRun, model: Model, initial_weights: InitialWeights |
         source=f'{{"uri": "{dataset.train.uri}"}}',
         profile=f'{{"num_rows": {dataset.train.num_rows}}}',
     )
-    client.log_inputs(run_id, [DatasetInput(tracked, [InputTag("mlflow.data.context", "training")])])
+    mlflow_runs.log_training_data(run_id, tracked)
     client.log_artifact(run_id, str(settings().path(dataset.valid_rows.report_uri)), "contract")
 
 
