@@ -28,6 +28,7 @@ from bloomery.data_contracts.odcs.consistency import (
     require_exact_bounds,
     require_regular_expression,
 )
+from bloomery.data_contracts.odcs.date_formats import parse_format
 from bloomery.data_contracts.odcs.quality import Distribution, LengthLimits, Quality, RowCondition, ValueLimits
 from bloomery.data_contracts.odcs.rules import Bound, Rule, integer_limits, tighter_bound
 
@@ -47,8 +48,8 @@ _OPTIONS_OF: dict[LogicalType, frozenset[str]] = {
     "number": _NUMERIC,
     "string": frozenset({"min_length", "max_length", "pattern"}),
     "boolean": frozenset(),
-    "date": frozenset(),
-    "timestamp": frozenset(),
+    "date": frozenset({"format"}),
+    "timestamp": frozenset({"format"}),
     "array": frozenset({"min_items", "max_items"}),
 }
 
@@ -65,6 +66,7 @@ class TypeOptions(CamelModel):
     pattern: str | None = None
     min_items: Annotated[int, Field(ge=0)] | None = None
     max_items: Annotated[int, Field(ge=0)] | None = None
+    format: Annotated[str, Field(min_length=1)] | None = None  # of dates and times that are written as text
 
 
 class TypedElement(Element):
@@ -89,6 +91,8 @@ class TypedElement(Element):
                 raise ValueError(f"{to_camel(name)} has no meaning for {self.logical_type}")
         if options.pattern is not None:
             require_regular_expression(options.pattern)
+        if options.format is not None:
+            parse_format(options.format)
         require_exact_bounds(options.minimum, options.maximum, options.exclusive_minimum, options.exclusive_maximum)
         low_limit, high_limit = self.value_range()
         for low, high in (

@@ -90,6 +90,12 @@ def _holds(wide: pa.DataType, narrow: pa.DataType) -> bool:
 def _meanings(before: Column, after: Column) -> Iterator[Change]:
     if before.unit != after.unit:
         yield Change(kind="breaking", where=after.name, sentence=f"the unit changed: {before.unit} became {after.unit}")
+    old_format, new_format = (column.logical_type_options.format for column in (before, after))
+    if old_format != new_format:
+        sentence = f"the format changed: {old_format or 'ISO 8601'} became {new_format or 'ISO 8601'}"
+        # Every format also takes ISO 8601.
+        kind_of_format: ChangeKind = "compatible" if old_format is None else "breaking"
+        yield Change(kind=kind_of_format, where=after.name, sentence=sentence)
     if before.personal != after.personal:
         is_lost = after.personal is not None
         sentence = f"the treatment of personal values changed: {before.personal} became {after.personal}"

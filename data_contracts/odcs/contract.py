@@ -248,6 +248,12 @@ class Contract(Element):
         """The names of the columns with personal data."""
         return frozenset(column.name for column in self.columns if column.personal is not None)
 
+    @cached_property
+    def date_formats(self) -> dict[str, str]:
+        """By column of dates or times, how they are written as text, where a format is set."""
+        formats = {column.name: column.logical_type_options.format for column in self.columns}
+        return {name: date_format for name, date_format in formats.items() if date_format is not None}
+
     @property
     def quarantine_limit(self) -> float:
         """The largest share of rows that may be quarantined before the contract counts as broken (default 0)."""

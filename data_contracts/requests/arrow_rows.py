@@ -31,6 +31,7 @@ class ArrowRowParser:
     def __init__(self, contract: Contract, columns: Sequence[str]) -> None:
         contract_schema = arrow_schema(contract.columns)
         self.schema = pa.schema([field for field in contract_schema if field.name in columns])
+        self._date_formats = contract.date_formats
         self._required = {column.name for column in contract.columns if column.is_required}
         self._rules = tuple(
             rule
@@ -50,7 +51,7 @@ class ArrowRowParser:
         rows = self._read(body, max_rows)
         if not rows.num_rows:
             raise RowsRefused([row_problem("", "", "no rows", "there must be at least one")])
-        batch = cast_batch(self._select_columns(rows), self.schema)
+        batch = cast_batch(self._select_columns(rows), self.schema, self._date_formats)
         problems = [problem for rule in self._rules for problem in self._find_problems(rule, batch)]
         if problems:
             raise RowsRefused(sorted(problems, key=lambda problem: problem["row"]))
@@ -103,7 +104,8 @@ class ArrowRowParser:
             values = rows.column(field.name)
             if pa.types.is_dictionary(values.type):
                 values = values.dictionary_decode()
-            if not is_compatible(values.type, field.type):
+            is_written_date = pa.types.is_string(values.type) and field.name in self._date_formats
+            if not is_written_date and not is_compatible(values.type, field.type):
                 rule = f"must be {field.type}, or a type of the same kind"
                 problems.append(row_problem("", field.name, str(values.type), rule))
             arrays.append(values)

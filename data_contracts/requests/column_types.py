@@ -23,7 +23,9 @@ from pydantic_core import core_schema
 from typing_extensions import TypedDict  # pydantic requires it below Python 3.12
 
 from bloomery.data_contracts.odcs.arrow_schema import arrow_type, max_exact_integer, value_range
+from bloomery.data_contracts.odcs.base import LogicalType
 from bloomery.data_contracts.odcs.columns import Column, TypedElement
+from bloomery.data_contracts.odcs.date_formats import parse_format
 from bloomery.data_contracts.odcs.rules import Rule, integer_limits
 
 
@@ -95,6 +97,8 @@ def _scalar_type(item: TypedElement, rules: Sequence[Rule]) -> Any:
             return Annotated[StrictFloat | StrictInt, AfterValidator(check)]
         case "boolean":
             return StrictBool
+        case "date" | "timestamp" if (pattern := item.logical_type_options.format) is not None:
+            return Annotated[StrictStr, AfterValidator(_require_format(pattern, item.logical_type))]
         case "date":
             return Annotated[StrictStr, AfterValidator(_parse_date)]
         case "timestamp":
@@ -132,6 +136,19 @@ def _require_unicode(value: str) -> str:
     except UnicodeEncodeError as failure:
         raise ValueError("must be valid Unicode text, without half a surrogate pair") from failure
     return value
+
+
+def _require_format(pattern: str, logical_type: LogicalType) -> Callable[[str], date]:
+    date_format = parse_format(pattern)
+    parse: Callable[[str], date | None] = date_format.parse_date if logical_type == "date" else date_format.parse
+
+    def check(value: str) -> date:
+        moment = parse(value.strip())
+        if moment is None:
+            raise ValueError(f"must be a {'date' if logical_type == 'date' else 'time'} as {pattern}")
+        return moment
+
+    return check
 
 
 def _parse_date(value: str) -> date:

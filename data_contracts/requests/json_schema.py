@@ -48,6 +48,8 @@ def _value(item: TypedElement, rules: Sequence[Rule]) -> dict[str, Any]:
     if item.logical_type == "integer":
         lower, upper = integer_limits(tuple(rule for rule in rules if rule.kind == "between"), item.arrow_type)
         schema: dict[str, Any] = {"type": "integer", "minimum": lower, "maximum": upper}
+    elif item.logical_type_options.format is not None:
+        schema = {"type": "string", "description": f"written as {item.logical_type_options.format}"}
     else:
         schema = dict(_FORMATS.get(item.logical_type, {"type": item.logical_type}))
     for rule in rules:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bloomery.data_contracts.odcs.arrow_schema import max_exact_integer, value_range
+from bloomery.data_contracts.odcs.date_formats import DateFormat, parse_format
 
 _INTEGER = r"^[+-]?[0-9]{1,18}$"  # int64 holds every number of so many digits
 _DECIMAL = r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,4})?$"
@@ -27,14 +28,23 @@ _FIRST, _LAST = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59
 _BOOLEANS = {"true": True, "false": False, "1": True, "0": False}
 
 
-def cast_column(values: pa.Array, target: pa.DataType) -> tuple[pa.Array, pa.BooleanArray]:
+def cast_column(
+    values: pa.Array, target: pa.DataType, date_format: str | None = None
+) -> tuple[pa.Array, pa.BooleanArray]:
     """Casts `values` to `target`. Returns them and a mask of those that do not fit, which are null. A null fits.
 
-    Text is parsed: decimal numbers, true and false, dates as YYYY-MM-DD, and times in ISO 8601, in UTC if they have no
-    offset. `values` have a type that is compatible with `target`, text, or the null type.
+    Text is parsed: decimal numbers, true and false, and dates and times as `date_format` says; without one, dates as
+    YYYY-MM-DD and times in ISO 8601, in UTC if they have no offset. A format with more than six digits of a fraction
+    also cuts the nanoseconds of typed times. `values` have a type that is compatible with `target`, text, or the null
+    type.
     """
     if pa.types.is_null(values.type):
         return values.cast(target), _all_false(values)
+    if date_format is not None and pa.types.is_temporal(target):
+        if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+            return _parse_formatted(values, target, parse_format(date_format))
+        if parse_format(date_format).is_finer and pa.types.is_timestamp(values.type):
+            values = values.cast(pa.timestamp("us", values.type.tz), safe=False)
     if values.type == target and not (pa.types.is_floating(target) or pa.types.is_temporal(target)):
         return values, _all_false(values)
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
@@ -157,6 +167,15 @@ def _parse_moments(texts: pa.Array, target: pa.DataType) -> pa.Array:
     parse = _parse_date if is_date else _parse_time
     moments = pa.array([parse(text) for text in encoded.dictionary.to_pylist()], target).take(encoded.indices)
     return _null_where(moments, find_uncastable(moments, target))
+
+
+def _parse_formatted(texts: pa.Array, target: pa.DataType, date_format: DateFormat) -> tuple[pa.Array, pa.BooleanArray]:
+    encoded = pc.utf8_trim_whitespace(texts).dictionary_encode()
+    parse = date_format.parse_date if pa.types.is_date(target) else date_format.parse
+    distinct = [None if text is None else parse(text) for text in encoded.dictionary.to_pylist()]
+    moments = pa.array(distinct, target).take(encoded.indices)
+    moments = _null_where(moments, find_uncastable(moments, target))
+    return moments, pc.and_(pc.is_valid(texts), pc.is_null(moments))
 
 
 def _parse_date(text: str) -> date | None:

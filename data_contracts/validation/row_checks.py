@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from datetime import date
 from typing import NamedTuple
 
@@ -27,11 +28,14 @@ class CastBatch(NamedTuple):
     uncastable: dict[str, pa.BooleanArray]
 
 
-def cast_batch(raw: pa.RecordBatch, schema: pa.Schema) -> CastBatch:
-    """Casts `raw`, which has the columns of `schema` in any order, to its types."""
+def cast_batch(raw: pa.RecordBatch, schema: pa.Schema, date_formats: Mapping[str, str]) -> CastBatch:
+    """Casts `raw`, which has the columns of `schema` in any order, to its types.
+
+    `date_formats` says by column how dates and times are written, where they are not in ISO 8601.
+    """
     arrays, uncastable = [], {}
     for field in schema:
-        values, mask = cast_column(raw.column(field.name), field.type)
+        values, mask = cast_column(raw.column(field.name), field.type, date_formats.get(field.name))
         arrays.append(values)
         if mask.true_count:
             uncastable[field.name] = mask
@@ -53,7 +57,9 @@ def require_columns(schema: pa.Schema, contract: Contract, where: str) -> None:
         *(
             f"column {name} is {schema.field(name).type}, not {required.field(name).type}"
             for name in required.names
-            if schema.names.count(name) == 1 and not is_compatible(schema.field(name).type, required.field(name).type)
+            if schema.names.count(name) == 1
+            and not is_compatible(schema.field(name).type, required.field(name).type)
+            and not is_written_date(schema.field(name), contract)
         ),
     ]
     if problems:
@@ -63,6 +69,11 @@ def require_columns(schema: pa.Schema, contract: Contract, where: str) -> None:
             where=where,
             remedy="correct the data at its source, or release a new version of the contract",
         )
+
+
+def is_written_date(field: pa.Field, contract: Contract) -> bool:
+    """Whether a column of text has dates or times, in the format of the contract."""
+    return pa.types.is_string(field.type) and field.name in contract.date_formats
 
 
 def require_valid_text(rows: pa.RecordBatch, start: int) -> None:

@@ -59,7 +59,7 @@ def filter_valid_labels(contract: Contract, column: str, labels: pa.Table) -> tu
     if column not in schema.names or pa.types.is_list(schema.field(column).type):
         return labels, 0
     raw = pa.RecordBatch.from_arrays([labels["label"].combine_chunks()], names=[column])
-    batch = cast_batch(raw, pa.schema([schema.field(column)]))
+    batch = cast_batch(raw, pa.schema([schema.field(column)]), contract.date_formats)
     is_invalid = np.zeros(labels.num_rows, dtype=bool)
     for rule in row_rules(contract):
         if rule.target == column and rule.severity == "error" and rule.kind != "expression":

@@ -64,7 +64,7 @@ def filter_rows(source: Path, contract: Contract, valid_path: Path, quarantine: 
     with RowWriter(valid_path, schema, row_group_size_of(source)) as writer:
         for raw in read_batches(source):
             require_valid_text(raw, start)
-            batch = cast_batch(raw, schema)
+            batch = cast_batch(raw, schema, contract.date_formats)
             violations = []
             for counter in counters:
                 mask = find_violations(counter.rule, batch, conditions)
@@ -135,7 +135,7 @@ def quarantine_rows(
             mask[has_passed] = rows.between(num_passed, int(has_passed.sum()))
             violations.append(Violation(rule, pa.array(mask)))
         if any(violation.mask.true_count for violation in violations):
-            batch = cast_batch(raw, schema)
+            batch = cast_batch(raw, schema, contract.date_formats)
             for violation, rule_examples in zip(violations, examples, strict=True):
                 rule_examples += example_violations(
                     violation, batch, start, personal, MAX_EXAMPLES - len(rule_examples)

@@ -183,3 +183,15 @@ def test_only_equal_contracts_have_no_changes(contract_of, edits):
     old = contract_of(*COLUMNS)
     assert (diff_contracts(old, new) == []) == (old == new)
     assert diff_contracts(new, new) == []
+
+
+def test_a_change_of_the_format_of_dates_is_described(contract_of):
+    contracts = [
+        contract_of(
+            {"name": "day", "logicalType": "date", **({"logicalTypeOptions": {"format": name}} if name else {})}
+        )
+        for name in (None, "dd/MM/yyyy", "MM/dd/yyyy")
+    ]
+    (new, other) = (diff_contracts(contracts[at], contracts[at + 1])[0] for at in (0, 1))
+    assert (new.kind, new.sentence) == ("compatible", "the format changed: ISO 8601 became dd/MM/yyyy")
+    assert (other.kind, other.sentence) == ("breaking", "the format changed: dd/MM/yyyy became MM/dd/yyyy")
