@@ -20,7 +20,7 @@ from bloomery.models.networks.config import Imported, Model
 from bloomery.models.training.config import Training
 
 _RESERVED_NAMES = frozenset({"x", "y", "truth", "prediction", "probabilities", "_part", "_partition", "_label"})
-_LABEL_TYPES = {"classification": ("integer", "string"), "regression": ("integer", "number")}
+_LABEL_TYPES = {"classification": ("integer", "string", "boolean"), "regression": ("integer", "number")}
 
 
 def find_inconsistencies(
@@ -97,7 +97,9 @@ def _check_label(features: Features, label: Column | None) -> Iterator[str]:
     if label.is_required and features.unlabelled == "teach":
         yield f"features.unlabelled: column {label.name!r} is required in the contract, so every row has a label"
     if label.logical_type not in _LABEL_TYPES[features.task]:
-        required = "classes are integers or strings" if features.task == "classification" else "targets are numbers"
+        required = (
+            "classes are integers, strings or booleans" if features.task == "classification" else "targets are numbers"
+        )
         hint = "; use `task: regression`" if label.logical_type == "number" else ""
         yield f"features.label: {required}, but column {label.name!r} is {label.logical_type}{hint}"
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from bloomery.data_contracts.documents.documents import Document
 from bloomery.data_contracts.errors import DataUnfit
 from bloomery.models.features.config import Classes, Features
-from bloomery.models.features.kinds.category import as_categories, count_categories
+from bloomery.models.features.kinds.category import class_names, count_categories
 from bloomery.models.features.statistics.arrow_arrays import FLOAT32_MAX, Rows, combine_chunks, to_floats
 from bloomery.models.features.statistics.column_counts import (
     CategoryCounts,
@@ -40,7 +40,7 @@ def partial_fit(features: Features, rows: Rows) -> ColumnStatistics:
     """
     if features.task == "regression":
         return numeric_statistics(regression_targets(features.label, rows[features.label_column]))
-    return count_categories(rows[features.label_column], MAX_CLASSES)
+    return count_categories(class_names(rows[features.label_column]), MAX_CLASSES)
 
 
 def regression_targets(label: str, values: pa.Array | pa.ChunkedArray) -> np.ndarray:
@@ -118,7 +118,7 @@ def class_positions(
     Raises:
         DataUnfit: a label is not a class of the training split.
     """
-    names = as_categories(values)
+    names = class_names(values)
     positions = pc.index_in(names, pa.array(classes, names.type)).cast(pa.int64())
     if may_be_null:
         positions = pc.if_else(pc.is_null(names), IGNORED_LABEL, positions)

@@ -91,6 +91,12 @@ def as_categories(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     return array.cast(pa.int64() if is_number else pa.string())
 
 
+def class_names(values: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """The labels of a classification as text or int64; booleans become `false` and `true`."""
+    array = combine_chunks(values)
+    return array.cast(pa.string()) if pa.types.is_boolean(array.type) else as_categories(array)
+
+
 def fold_hashes(keys: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """A hash of each row's key, uint64 (B,); modulo the number of folds it is the row's fold."""
     return stable_hashes(combine_chunks(keys), _FOLD_SALT)
@@ -126,7 +132,7 @@ def count_categories(column: pa.Array | pa.ChunkedArray, limit: int) -> Category
 
 def _count_targets(source: CategoryInput, features: Features, rows: Rows, column: str) -> CategoryCounts:
     names = as_categories(rows[column]).dictionary_encode(null_encoding="encode")
-    labels = as_categories(rows[features.label_column]).dictionary_encode(null_encoding="encode")
+    labels = class_names(rows[features.label_column]).dictionary_encode(null_encoding="encode")
     folds = _fold_numbers(source, features, rows)
     sizes = (len(names.dictionary), len(labels.dictionary), source.num_folds)
     indices = (to_integers(names.indices)[0], to_integers(labels.indices)[0], folds)

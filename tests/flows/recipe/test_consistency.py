@@ -96,7 +96,7 @@ def test_inconsistent_inputs_are_reported(source, model, sentence):
 
 def test_key_and_label_must_suit_their_roles():
     assert "is not a primaryKey" in find_problems(NUMBER, key="kind", label="city")[0]
-    assert "classes are integers or strings, but column 'born' is date" in "\n".join(
+    assert "classes are integers, strings or booleans, but column 'born' is date" in "\n".join(
         find_problems(NUMBER, label="born")
     )
     assert "features.label: column 'note' is not required" in "\n".join(find_problems(NUMBER, label="note"))

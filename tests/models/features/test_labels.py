@@ -173,3 +173,13 @@ def test_regression_target_encoding_is_the_mean_label_shrunk_towards_0(rows, ord
     )
     assert refitted == encoder
     assert Encoder.model_validate_json(encoder.model_dump_json()) == encoder
+
+
+@pytest.mark.parametrize("encoding", ["one_hot", "target"])
+def test_the_classes_of_a_boolean_label_are_false_and_true(encoding):
+    source = {"kind": "category", "columns": ["word"], "encoding": encoding}
+    features = Features.model_validate({"key": "id", "label": "y", "inputs": [source]})
+    rows = pa.table({"id": range(60), "y": [n % 3 == 0 for n in range(60)], "word": ["ab"[n % 2] for n in range(60)]})
+    encoder = fit(features, [row[STATISTICS][0].as_py() for row in partial_statistics(features, rows.to_batches())])
+    assert encoder.classes == ("false", "true")
+    assert encode_labels(encoder, rows["y"]).to_pylist() == [int(n % 3 == 0) for n in range(60)]
