@@ -36,7 +36,8 @@ REMOTE = ("s3://", "hdfs://")
 _COMPRESSED = ("csv", "jsonl", "json", "text", "idx")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}(?=/|$)")
 
-_OF_ROWS = ("row_id", "rename", "replace")
+_OF_COLUMNS = ("drop", "rename", "normalize", "missing", "replace")
+_OF_ROWS = ("row_id", *_OF_COLUMNS)
 _OF_FILES = ("path_pattern", *_OF_ROWS)
 _OPTIONS: dict[str, tuple[str, ...]] = {
     "parquet": _OF_FILES,
@@ -45,14 +46,14 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     "jsonl": _OF_FILES,
     "json": ("records", "columns", *_OF_FILES),
     "csv": (
-        *("encoding", "delimiter", "quote", "escape", "header", "columns", "missing", "strip", "comment", "skip_lines"),
+        *("encoding", "delimiter", "quote", "escape", "header", "columns", "strip", "comment", "skip_lines"),
         *_OF_FILES,
     ),
     "text": ("encoding", "unit", *_OF_FILES),
     "images": ("mode", "size", *_OF_FILES),
     "audio": ("sample_rate", "mono", *_OF_FILES),
     "idx": ("labels", *_OF_ROWS),
-    "sklearn": ("rename", "replace"),
+    "sklearn": _OF_COLUMNS,
     "delta": ("version", *_OF_ROWS),
     "iceberg": ("version", *_OF_ROWS),
     "sql": ("query", "uri_variable", *_OF_ROWS),
@@ -110,7 +111,18 @@ class DataSource(Document):
         Field(description="a regular expression found in each file's path; its named groups become columns"),
     ] = None
     row_id: Annotated[Name | None, Field(description="a column to add in front: the row's number, from 0")] = None
+    drop: Annotated[
+        tuple[Name, ...] | None, Field(min_length=1, description="columns to leave out, by name in the source")
+    ] = None
     rename: Annotated[dict[Name, Name] | None, Field(description="new column names, by name in the source")] = None
+    normalize: Annotated[
+        tuple[Name, ...] | None,
+        Field(
+            min_length=1,
+            description="text columns, after `rename`, without invisible characters: composed Unicode (NFC), one plain "
+            "space for each run of white space, none at either end",
+        ),
+    ] = None
     replace: Annotated[
         dict[Name, dict[str, str]] | None,
         Field(description="by column, after `rename`: complete texts and their replacements"),
@@ -130,7 +142,13 @@ class DataSource(Document):
         Field(min_length=1, description="column names, without a header; `json`: if rows are arrays"),
     ] = None
     records: Annotated[Name | None, Field(description="for `json`: the path of the list of rows, such as a.b")] = None
-    missing: Annotated[tuple[str, ...] | None, Field(description='texts that mean null (default [""])')] = None
+    missing: Annotated[
+        tuple[str, ...] | dict[Name, tuple[str, ...]] | None,
+        Field(
+            description='texts that mean null: for all columns of a CSV file (default [""]); or, for any format, by '
+            "column, after `rename` and `normalize`; of numbers also NaN"
+        ),
+    ] = None
     strip: Annotated[bool | None, Field(description="whether to strip spaces and tabs from cells")] = None
     comment: Annotated[Character | None, Field(description="start of a comment line")] = None
     skip_lines: Annotated[int | None, Field(ge=0, description="lines to skip before the header or first row")] = None
@@ -211,6 +229,12 @@ class DataSource(Document):
     def _require_consistent_options(self) -> None:
         if self.columns is not None and self.header:
             raise ValueError("columns: the header has the names already; use `rename`, or set `header: false`")
+        if isinstance(self.missing, tuple) and self.kind != "csv":
+            raise ValueError(
+                f"missing: for a source of format {self.kind}, name the column: `missing: {{column: [text]}}`"
+            )
+        for name in set(self.drop or ()) & set(self.rename or ()):
+            raise ValueError(f"rename: column {name} is left out by `drop`")
         if self.header is False and self.columns is None:
             raise ValueError("columns: without a header, the names of the columns are required")
         for names, what in ((self.columns or (), "columns"), (tuple((self.rename or {}).values()), "rename")):
@@ -241,6 +265,16 @@ class DataSource(Document):
     def is_text(self) -> bool:
         """Whether the source has no types, so that every column is text."""
         return self.kind in ("csv", "text")
+
+    @property
+    def missing_texts(self) -> tuple[str, ...]:
+        """The texts that mean null in every column of a CSV file."""
+        return self.missing if isinstance(self.missing, tuple) else ("",)
+
+    @property
+    def missing_by_column(self) -> dict[str, tuple[str, ...]]:
+        """The further texts that mean null, by column."""
+        return self.missing if isinstance(self.missing, dict) else {}
 
     @property
     def description(self) -> str:

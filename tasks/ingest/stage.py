@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from bloomery.data_contracts.documents.digests import digest_of_document
-from bloomery.data_contracts.errors import DataMissing, RecipeInvalid
+from bloomery.data_contracts.errors import DataMissing
 from bloomery.data_contracts.recipe_sections.data_source import DataSource, LocatedSource
 from bloomery.data_contracts.records.records import RawRows
 from bloomery.tasks.infrastructure.parquet import RowWriter
 from bloomery.tasks.infrastructure.personal_data import key_fingerprint
+from bloomery.tasks.ingest.column_changes import change_columns, require_unused
 from bloomery.tasks.ingest.path_variables import expand_variables
 from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream
 from bloomery.tasks.ingest.readers.registry import READERS
@@ -37,7 +36,7 @@ def ingest(out: Output, source: LocatedSource) -> RawRows:
     data = source.data
     path, malformed_path = out.path("rows.parquet"), out.path("malformed.parquet")
     with MalformedWriter(malformed_path, is_encrypted=bool(source.personal)) as malformed:
-        rows = _replace_values(_rename_columns(_add_row_numbers(read_sources(data, malformed), data), data), data)
+        rows = change_columns(read_sources(data, malformed), data)
         with RowWriter(path, rows.schema, rows.row_group_size, source.personal) as writer:
             for batch in rows.batches:
                 writer.write(batch)
@@ -130,80 +129,6 @@ def _unify_schemas(data: DataSource, schemas: list[pa.Schema]) -> pa.Schema:
             remedy="write the sources with equal types",
         ) from failure
     for name in (*(data.source_files[0].values or ()), _SPLIT_COLUMN):
-        _require_unused(name, unified, "sources")
+        require_unused(name, unified, "sources")
         unified = unified.append(pa.field(name, pa.string()))
     return unified
-
-
-def _add_row_numbers(rows: RowStream, data: DataSource) -> RowStream:
-    """Adds the column `row_id` in front if the recipe asks for one; as text where all columns are text."""
-    has_own_numbers = data.kind == "idx" and data.row_id is None
-    name = "id" if has_own_numbers else data.row_id
-    if name is None:
-        return rows
-    _require_unused(name, rows.schema, "row_id")
-    arrow_type = pa.string() if data.is_text else pa.int64()
-    schema = rows.schema.insert(0, pa.field(name, arrow_type))
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        start = 0
-        for batch in rows.batches:
-            numbers = pa.array(np.arange(start, start + batch.num_rows, dtype=np.int64)).cast(arrow_type)
-            start += batch.num_rows
-            yield pa.RecordBatch.from_arrays([numbers, *batch.columns], schema=schema)
-
-    return rows._replace(schema=schema, batches=batches())
-
-
-def _rename_columns(rows: RowStream, data: DataSource) -> RowStream:
-    new_names = data.rename or {}
-    unknown = sorted(set(new_names) - set(rows.schema.names))
-    if unknown:
-        raise _recipe_error(f"there is no column {', '.join(unknown)} to rename", rows.schema, "rename")
-    names = [new_names.get(name, name) for name in rows.schema.names]
-    duplicates = sorted({name for name in names if names.count(name) > 1})
-    if duplicates:
-        raise _recipe_error(f"two columns would have the name {', '.join(duplicates)}", rows.schema, "rename")
-    schema = pa.schema([(name, field.type) for name, field in zip(names, rows.schema, strict=True)])
-    renamed = (pa.RecordBatch.from_arrays(batch.columns, schema=schema) for batch in rows.batches)
-    return rows._replace(schema=schema, batches=renamed)
-
-
-def _replace_values(rows: RowStream, data: DataSource) -> RowStream:
-    """Replaces the texts that the recipe's `replace` names."""
-    replacements = data.replace or {}
-    for name in replacements:
-        if name not in rows.schema.names or not pa.types.is_string(rows.schema.field(name).type):
-            raise _recipe_error(f"there is no text column {name}", rows.schema, "replace")
-    if not replacements:
-        return rows
-
-    def replace_column(column: pa.Array, name: str) -> pa.Array:
-        texts = replacements.get(name)
-        if texts is None:
-            return column
-        indices = pc.index_in(column, pa.array(list(texts), pa.string()))
-        return pc.coalesce(pa.array(list(texts.values()), pa.string()).take(indices), column)
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        for batch in rows.batches:
-            columns = [
-                replace_column(column, name) for name, column in zip(rows.schema.names, batch.columns, strict=True)
-            ]
-            yield pa.RecordBatch.from_arrays(columns, schema=rows.schema)
-
-    return rows._replace(batches=batches())
-
-
-def _require_unused(name: str, schema: pa.Schema, option: str) -> None:
-    if name in schema.names:
-        raise _recipe_error(f"the source already has a column {name}", schema, option)
-
-
-def _recipe_error(problem: str, schema: pa.Schema, option: str) -> RecipeInvalid:
-    return RecipeInvalid(
-        problem,
-        required=f"names that fit the source's columns: {', '.join(schema.names)}",
-        where=f"the recipe's data.{option}",
-        remedy="correct the recipe",
-    )

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from bloomery.data_contracts.errors import DataMissing
 from bloomery.tasks.infrastructure.parquet import ROW_GROUP_SIZE, RowWriter
@@ -17,6 +18,9 @@ MALFORMED_SCHEMA = pa.schema(
     [("file", pa.string()), ("line", pa.int64()), ("text", pa.string()), ("reason", pa.string())],
 )
 MAX_TEXT_LENGTH = 1_000
+SOURCE_TYPE = b"source_type"  # of a field's metadata
+_INT64_DIGITS = 18  # int64 holds every number of so many
+_UNITS_PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 _BUFFERED_LINES = 4_096
 _ESCAPED = re.compile("[\udc80-\udcff]")  # as Python's surrogateescape writes them
 
@@ -64,7 +68,14 @@ class MalformedWriter:
 
 
 def canonical_type(arrow_type: pa.DataType) -> pa.DataType:
-    """Returns the type of the same values in the usual layout: no dictionary, no large and no view type."""
+    """Returns the type of the same values in the usual layout: no dictionary, no large and no view type.
+
+    Decimal numbers become float64, or int64 without decimals; durations and times of day become float64, in seconds.
+    """
+    if pa.types.is_decimal(arrow_type) and arrow_type.scale == 0 and arrow_type.precision <= _INT64_DIGITS:
+        return pa.int64()
+    if pa.types.is_decimal(arrow_type) or pa.types.is_duration(arrow_type) or pa.types.is_time(arrow_type):
+        return pa.float64()
     if pa.types.is_dictionary(arrow_type):
         return canonical_type(arrow_type.value_type)
     if pa.types.is_large_string(arrow_type) or pa.types.is_string_view(arrow_type):
@@ -79,8 +90,18 @@ def canonical_type(arrow_type: pa.DataType) -> pa.DataType:
 
 
 def canonical_schema(schema: pa.Schema) -> pa.Schema:
-    """Returns the columns in canonical types, without metadata."""
-    return pa.schema([(field.name, canonical_type(field.type)) for field in schema])
+    """Returns the columns in canonical types. Of metadata, only `SOURCE_TYPE` says from what numbers are converted."""
+    return pa.schema(
+        [
+            pa.field(field.name, canonical_type(field.type), metadata=_source_type_metadata(field.type))
+            for field in schema
+        ]
+    )
+
+
+def _source_type_metadata(arrow_type: pa.DataType) -> dict[bytes, str] | None:
+    is_converted = pa.types.is_decimal(arrow_type) or pa.types.is_duration(arrow_type) or pa.types.is_time(arrow_type)
+    return {SOURCE_TYPE: str(arrow_type)} if is_converted else None
 
 
 def conform_batch(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
@@ -88,7 +109,16 @@ def conform_batch(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 
     Only names and types count: files differ in their metadata, and in which columns they declare nullable.
     """
-    return pa.RecordBatch.from_arrays([batch[field.name].cast(field.type) for field in schema], schema=schema)
+    return pa.RecordBatch.from_arrays([_convert(batch[field.name], field.type) for field in schema], schema=schema)
+
+
+def _convert(values: pa.Array, arrow_type: pa.DataType) -> pa.Array:
+    if pa.types.is_duration(values.type) or pa.types.is_time(values.type):
+        width = pa.int32() if pa.types.is_time32(values.type) else pa.int64()
+        return pc.divide(values.cast(width).cast(pa.int64()).cast(pa.float64()), _UNITS_PER_SECOND[values.type.unit])
+    if pa.types.is_decimal(values.type):  # by way of its digits, since Arrow's own cast is off in the last place
+        return values.cast(pa.string()).cast(arrow_type)
+    return values.cast(arrow_type)
 
 
 def printable_text(text: bytes) -> str:

@@ -202,7 +202,7 @@ def _read_batches(
 
 def _parse(file: _OpenFile, data: DataSource, faults: _Faults) -> Iterator[pa.RecordBatch]:
     quote = '"' if data.quote is None else data.quote
-    missing = [""] if data.missing is None else list(data.missing)
+    missing = list(data.missing_texts)
     try:
         reader = pcsv.open_csv(
             pa.PythonFile(file.stream, mode="r"),
@@ -254,7 +254,7 @@ def _is_utf8(cell: bytes) -> bool:
 def _strip_cells(batch: pa.RecordBatch, schema: pa.Schema, data: DataSource) -> pa.RecordBatch:
     if not data.strip:
         return batch
-    missing = pa.array([""] if data.missing is None else list(data.missing), pa.string())
+    missing = pa.array(data.missing_texts, pa.string())
     columns = []
     for column in batch.columns:
         cells = pc.ascii_trim_whitespace(column)
