@@ -52,13 +52,22 @@ def unused_name(preferred: str, names: Sequence[str]) -> str:
     return name
 
 
+def matching_names(requested: str, names: Sequence[str]) -> list[str]:
+    """Returns the columns of a source that `requested` names, by their name in the source or in the contract."""
+    return _matching_names(requested, contract_names(names))
+
+
+def _matching_names(requested: str, names: dict[str, str]) -> list[str]:
+    return [name for name, contract_name in names.items() if requested in (name, name.strip(), contract_name)]
+
+
 def find_column(requested: str, names: dict[str, str], option: str) -> str:
     """Returns the source's name of a column that is named by its source or by the contract.
 
     Raises:
         DataMissing: there is no such column; the message suggests a similar name.
     """
-    matches = [name for name, contract_name in names.items() if requested in (name, name.strip(), contract_name)]
+    matches = _matching_names(requested, names)
     if matches:
         return matches[0]
     close_matches = difflib.get_close_matches(requested.lower(), [name.lower() for name in names], n=1, cutoff=0.5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -11,12 +11,28 @@ import pyarrow.compute as pc
 
 from bloomery.data_contracts.odcs.base import LogicalType
 from bloomery.data_contracts.validation.casting import cast_column, find_uncastable
+from bloomery.tasks.scaffolding.date_inference import (
+    CUT_NOTE,
+    MIDNIGHT_NOTE,
+    DateShapes,
+    FormatCounter,
+    InferredFormat,
+)
 
 MAX_COUNTED_VALUES = 2_000  # distinct values of a column that are counted one by one
-# Texts that mark a missing value: the first in every column, the others only where the rest of the column is no text.
-CLEAR_MARKERS = ("#N/A", "?", "N/A", "NULL", "NaN", "\\N", "n/a", "nan", "null")
-MARKERS = (*CLEAR_MARKERS, "-", "--", ".", "NA", "None", "na", "none")
+# Texts that mark a missing value: the first in every column but the label, the others only where the rest of the column
+# is no text.
+CLEAR_MARKERS = (
+    *("", "#N/A", "?", "N/A", "NULL", "Null", "NaN", "NaT", "<NA>", "\\N", "n/a", "nan", "null"),
+    *("#DIV/0!", "#NAME?", "#NULL!", "#NUM!", "#REF!", "#VALUE!"),
+)
+MARKERS = (
+    *(*CLEAR_MARKERS, "-", "--", ".", "*", "NA", "N.A.", "None", "NONE", "na", "none", "nil"),
+    *("missing", "Missing", "unknown", "Unknown", "0000-00-00", "0000-00-00 00:00:00"),
+)
 _ROWS_PER_INVALID = 1_000  # one text in so many may be of another type than the rest of its column
+_ROWS_PER_NO_DATE = 100  # as above for dates, which other texts are seldom mistaken for; one text may always be none
+_MIN_DATES_PER_OTHER = 20
 
 _ARROW_TYPES: dict[LogicalType, pa.DataType] = {
     "integer": pa.int64(),
@@ -37,11 +53,17 @@ _STRICT_PATTERNS: dict[LogicalType, str] = {
 _PHYSICAL_TYPES = {name: name for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32")} | {
     "float": "float32"
 }
+_NAN = "NaN"
+_MIDNIGHT = r"[ T]00:00(:00([.,]0+)?)?( ?(Z|UTC|GMT|[+-][0-9:]+))?$"
+_NANOSECONDS = "yyyy-MM-dd'T'HH:mm:ss[.SSSSSSSSS][XXX]"
 _DECIMAL_COMMA = r"^[+-]?[0-9]+,[0-9]+$"
 
 
 class ColumnStatistics(NamedTuple):
-    """The sums over all batches of one column. `value_counts` is None where there are too many distinct values."""
+    """The sums over all batches of one column. `value_counts` is None where there are too many distinct values.
+
+    `missing` are the texts that mark a missing value. `date_format` says how dates are written, where not in ISO 8601.
+    """
 
     logical_type: LogicalType
     num_missing: int
@@ -57,6 +79,9 @@ class ColumnStatistics(NamedTuple):
     max_length: int | None = None
     length_counts: tuple[tuple[int, int], ...] = ()
     has_decimal_commas: bool = False
+    missing: tuple[str, ...] = ()
+    date_format: str | None = None
+    date_notes: tuple[str, ...] = ()
 
 
 class ColumnProfiler(Protocol):
@@ -64,12 +89,12 @@ class ColumnProfiler(Protocol):
 
     def add(self, column: pa.Array) -> None: ...
 
-    def missing_markers(self) -> frozenset[str]:
-        """Returns the texts of this column that mark a missing value."""
+    def candidate_formats(self) -> list[InferredFormat]:
+        """Returns the formats that the dates of this column may have, to be counted in a second pass."""
         ...
 
-    def statistics(self, missing: frozenset[str]) -> ColumnStatistics:
-        """Returns the statistics if the texts `missing` mark a missing value in the whole source."""
+    def statistics(self, *, is_label: bool, date_format: FormatCounter | None) -> ColumnStatistics:
+        """Returns the statistics. `date_format` is the candidate that fits best."""
         ...
 
 
@@ -106,15 +131,22 @@ class _ValueCounter:
 
 
 class TextColumnProfiler:
-    """Profiles a column of a source without types: its texts, and which types they could have."""
+    """Profiles a column of text: its texts, and which types they could have.
 
-    def __init__(self, num_rows: int) -> None:
+    In a source with types (`is_typed`) a text may only be a text or a date, since no number there is written as one.
+    """
+
+    def __init__(self, num_rows: int, *, is_typed: bool = False) -> None:
         self._max_invalid = num_rows // _ROWS_PER_INVALID
-        self._num_invalid: dict[LogicalType, int] = dict.fromkeys(_STRICT_PATTERNS, 0)
-        self._ranges = {logical_type: _Range() for logical_type in _STRICT_PATTERNS}
+        types = () if is_typed else tuple(_STRICT_PATTERNS)
+        self._num_invalid: dict[LogicalType, int] = dict.fromkeys(types, 0)
+        self._ranges = {logical_type: _Range() for logical_type in types}
         self._lengths = _Range()
         self._values = _ValueCounter()
         self._markers: Counter[str] = Counter()
+        self._max_no_dates = max(num_rows // _ROWS_PER_NO_DATE, 1)
+        self._dates = DateShapes(self._max_no_dates)
+        self._are_midnights = True
         self._num_null = self._num_texts = self._num_commas = 0
 
     def add(self, column: pa.Array) -> None:
@@ -130,6 +162,9 @@ class TextColumnProfiler:
         self._values.add(texts, counts)
         self._lengths.add(pc.utf8_length(texts))
         self._num_commas += int(counts[_matches(texts, _DECIMAL_COMMA)].sum())
+        if self._dates.are_dates:
+            self._dates.add(*_reduce_iso(texts, counts))
+        self._are_midnights = self._are_midnights and bool(_matches(texts, _MIDNIGHT).all())
         self._test_types(texts, counts)
 
     def _test_types(self, texts: pa.Array, counts: np.ndarray) -> None:
@@ -144,25 +179,31 @@ class TextColumnProfiler:
                 self._ranges[logical_type].add(values.filter(pa.array(is_valid)))
 
     @property
-    def _logical_type(self) -> LogicalType:
+    def _strict_type(self) -> LogicalType:
         possible = [logical_type for logical_type, num in self._num_invalid.items() if num < self._num_texts]
         return min(possible, key=lambda logical_type: self._num_invalid[logical_type] > 0) if possible else "string"
 
-    def missing_markers(self) -> frozenset[str]:
-        markers = MARKERS if self._logical_type != "string" or not self._num_texts else CLEAR_MARKERS
-        return frozenset(text for text in self._markers if text in markers)
+    def candidate_formats(self) -> list[InferredFormat]:
+        is_open = self._strict_type == "string" or (self._strict_type == "timestamp" and self._are_midnights)
+        return self._dates.candidates() if is_open else []
 
-    def statistics(self, missing: frozenset[str]) -> ColumnStatistics:
-        logical_type = self._logical_type
+    def statistics(self, *, is_label: bool, date_format: FormatCounter | None) -> ColumnStatistics:
+        logical_type = self._strict_type
+        date_type = None if is_label else self._date_type(date_format)
+        if date_type is not None and date_format is not None:
+            logical_type = date_type
+            num_invalid, inferred = date_format.num_invalid, date_format.inferred
+        else:
+            num_invalid, inferred = self._num_invalid.get(logical_type, 0), None
+        missing = self._missing(logical_type, is_label=is_label)
         kept_markers = Counter({text: num for text, num in self._markers.items() if text not in missing})
         value_counts = None if self._values.counts is None else self._values.counts + kept_markers
         lengths = [*map(len, kept_markers), *filter(None, (self._lengths.minimum, self._lengths.maximum))]
         value_range = self._ranges.get(logical_type, _Range())
-        num_kept = kept_markers.total()
         return ColumnStatistics(
             logical_type=logical_type,
-            num_missing=self._num_null + sum(self._markers.values()) - num_kept,
-            num_invalid=self._num_invalid.get(logical_type, 0) + (num_kept if logical_type != "string" else 0),
+            num_missing=self._num_null + sum(self._markers[text] for text in missing),
+            num_invalid=num_invalid,
             value_counts=value_counts if value_counts is None or len(value_counts) <= MAX_COUNTED_VALUES else None,
             may_be_unique=self._values.may_be_unique and all(num == 1 for num in kept_markers.values()),
             minimum=value_range.minimum,
@@ -170,7 +211,44 @@ class TextColumnProfiler:
             min_length=min(lengths, default=None),
             max_length=max(lengths, default=None),
             has_decimal_commas=logical_type == "string" and self._num_commas > 0.9 * max(self._num_texts, 1),
+            missing=missing,
+            date_format=None if inferred is None else inferred.date_format.pattern,
+            date_notes=() if inferred is None else self._date_notes(inferred, logical_type),
         )
+
+    def _date_notes(self, inferred: InferredFormat, logical_type: LogicalType) -> tuple[str, ...]:
+        is_cut_to_dates = logical_type == "date" and inferred.date_format.has_time
+        return (*inferred.ambiguity, *inferred.notes, *((MIDNIGHT_NOTE,) if is_cut_to_dates else ()))
+
+    def _date_type(self, date_format: FormatCounter | None) -> Literal["date", "timestamp"] | None:
+        """Returns the type of texts that have a format of their own, or are times at midnight; else None."""
+        if date_format is None or date_format.num_invalid > min(
+            self._max_no_dates, self._num_texts // _MIN_DATES_PER_OTHER
+        ):
+            return None
+        if date_format.are_midnights:
+            return "date"
+        return "timestamp" if self._strict_type == "string" else None
+
+    def _missing(self, logical_type: LogicalType, *, is_label: bool) -> tuple[str, ...]:
+        """Returns the texts of the column that mark a missing value. A frequent class may have such a name."""
+        if logical_type != "string" or not self._num_texts:
+            markers: tuple[str, ...] = MARKERS
+        else:
+            markers = ("",) if is_label else CLEAR_MARKERS
+        return tuple(sorted(text for text in self._markers if text in markers))
+
+
+def _reduce_iso(texts: pa.Array, counts: np.ndarray) -> tuple[list[str], list[int]]:
+    """Returns the texts and their numbers of rows, with one text of zeros for all texts like ISO 8601 of one shape.
+
+    Of these the shape says all, and a column of times has as many texts as rows.
+    """
+    is_iso = _matches(texts, r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([ T].*)?$")
+    zeros = pc.replace_substring_regex(texts.filter(pa.array(is_iso)), "[0-9]", "0").dictionary_encode()
+    sums = np.bincount(zeros.indices.to_numpy(), counts[is_iso], len(zeros.dictionary)).astype(int)
+    others = texts.filter(pa.array(~is_iso)).to_pylist()
+    return [*zeros.dictionary.to_pylist(), *others], [*sums.tolist(), *counts[~is_iso].tolist()]
 
 
 def _matches(texts: pa.Array, pattern: str) -> np.ndarray:
@@ -178,22 +256,34 @@ def _matches(texts: pa.Array, pattern: str) -> np.ndarray:
 
 
 class TypedColumnProfiler:
-    """Profiles a column of a source with types. A NaN is invalid, as in a contract."""
+    """Profiles a column of a source with types. A NaN marks a missing value; times may be finer than microseconds."""
 
     def __init__(self, logical_type: LogicalType) -> None:
         self._logical_type: LogicalType = logical_type
         self._range, self._lengths, self._values = _Range(), _Range(), _ValueCounter()
-        self._num_missing = self._num_invalid = 0
+        self._num_missing = self._num_invalid = self._num_nan = 0
+        self._is_finer = False
+        self._are_midnights = True
 
     def add(self, column: pa.Array) -> None:
         self._num_missing += column.null_count
         if pa.types.is_null(column.type):
             return
         present = column.drop_null()
+        if pa.types.is_float16(present.type):
+            present = present.cast(pa.float32())
+        if pa.types.is_floating(present.type):
+            is_nan = pc.is_nan(present)
+            self._num_nan += is_nan.true_count
+            present = present.filter(pc.invert(is_nan))
+        if pa.types.is_timestamp(present.type) and present.type.unit == "ns":
+            present = self._cut(present)
         if self._logical_type in _ARROW_TYPES:
             uncastable = find_uncastable(present, _ARROW_TYPES[self._logical_type])
             self._num_invalid += uncastable.true_count
             present = present.filter(pc.invert(uncastable))
+        if pa.types.is_timestamp(present.type):
+            self._are_midnights = self._are_midnights and not find_uncastable(present, pa.date32()).true_count
         distinct = pc.value_counts(present)
         self._values.add(distinct.field("values"), distinct.field("counts").to_numpy())
         if self._logical_type in ("integer", "number"):
@@ -201,13 +291,20 @@ class TypedColumnProfiler:
         elif self._logical_type == "string":
             self._lengths.add(pc.utf8_length(present))
 
-    def missing_markers(self) -> frozenset[str]:
-        return frozenset()
+    def _cut(self, moments: pa.Array) -> pa.Array:
+        """Returns times in microseconds, and notes whether digits were cut."""
+        moments_us = moments.cast(pa.timestamp("us", moments.type.tz), safe=False)
+        self._is_finer = self._is_finer or pc.any(pc.not_equal(moments_us.cast(moments.type), moments)).as_py() is True
+        return moments_us
 
-    def statistics(self, missing: frozenset[str]) -> ColumnStatistics:
+    def candidate_formats(self) -> list[InferredFormat]:
+        return []
+
+    def statistics(self, *, is_label: bool, date_format: FormatCounter | None) -> ColumnStatistics:
+        is_date = self._logical_type == "timestamp" and self._are_midnights and not self._is_finer
         return ColumnStatistics(
-            logical_type=self._logical_type,
-            num_missing=self._num_missing,
+            logical_type="date" if is_date else self._logical_type,
+            num_missing=self._num_missing + self._num_nan,
             num_invalid=self._num_invalid,
             value_counts=self._values.counts,
             may_be_unique=self._values.may_be_unique,
@@ -215,6 +312,9 @@ class TypedColumnProfiler:
             maximum=self._range.maximum,
             min_length=self._lengths.minimum,
             max_length=self._lengths.maximum,
+            missing=(_NAN,) if self._num_nan else (),
+            date_format=_NANOSECONDS if self._is_finer else None,
+            date_notes=(CUT_NOTE,) if self._is_finer else (MIDNIGHT_NOTE,) if is_date else (),
         )
 
 
@@ -243,10 +343,10 @@ class ArrayColumnProfiler:
         if self._element_type in ("integer", "number"):
             self._range.add(elements.filter(pc.invert(is_invalid)) if is_invalid.true_count else elements)
 
-    def missing_markers(self) -> frozenset[str]:
-        return frozenset()
+    def candidate_formats(self) -> list[InferredFormat]:
+        return []
 
-    def statistics(self, missing: frozenset[str]) -> ColumnStatistics:
+    def statistics(self, *, is_label: bool, date_format: FormatCounter | None) -> ColumnStatistics:
         return ColumnStatistics(
             logical_type="array",
             num_missing=self._num_missing,

@@ -81,7 +81,7 @@ def _append_added_key(columns: CommentedSeq, name: str) -> None:
     add_comment(
         columns,
         len(columns) - 1,
-        "No column identifies every row, so each row's number is its key. The numbers change if the order of the rows "
+        "Each row's number is its key, since no column is an identifier. The numbers change if the order of the rows "
         "changes: a key from the data is better.",
         _COLUMN_INDENT,
     )
@@ -95,11 +95,15 @@ def _append_column(columns: CommentedSeq, column: ColumnProfile, plan: DraftPlan
         entry["primaryKey"] = True
     elif is_label or (not column.num_missing and column.num_valid):
         entry["required"] = True
-    if is_label and plan.label.task == "classification":
+    if column.source_type is not None and column.source_type.startswith(("duration", "time")):
+        entry["customProperties"] = CommentedSeq([inline({"property": "unit", "value": "s"})])
+    if is_label and logical_type == "boolean":
+        add_comment(entry, "logicalType", "The classes are false and true.", _ENTRY_INDENT)
+    elif is_label and plan.label.task == "classification":
         _add_classes(entry, plan)
     elif logical_type == "array":
         _add_array(entry, column)
-    else:
+    elif column.logical_type != "integer" or not plan.inputs.is_category(column.name):
         _add_limits(entry, column, is_key=is_key)
     columns.append(entry)
     for text in _column_comments(column, plan, name):
@@ -107,7 +111,7 @@ def _append_column(columns: CommentedSeq, column: ColumnProfile, plan: DraftPlan
 
 
 def _column_comments(column: ColumnProfile, plan: DraftPlan, name: str) -> list[str]:
-    comments = [_describe_column(column)]
+    comments = [_describe_column(column), *(f"{note[0].upper()}{note[1:]}." for note in column.date_notes)]
     if name != column.name:
         comments.append(f"Name in the source: {column.name!r}.")
     if column.name in plan.inputs.unused and column.name not in (plan.label.name, plan.key.name):
@@ -128,10 +132,12 @@ def _describe_column(column: ColumnProfile) -> str:
         content = f"{column.minimum} to {column.maximum}"
     else:
         content = f"{column.num_distinct:,} distinct values{'' if column.value_counts is not None else ' or more'}"
+    if column.conversion:
+        content += f"; {column.conversion}"
     if column.logical_type == "timestamp":
         content += "; times without an offset are read as UTC"
     missing = f"{column.num_missing:,} of {column.num_rows:,} rows have no value" if column.num_missing else ""
-    invalid = f"{column.num_invalid:,} values are not of type {column.logical_type}" if column.num_invalid else ""
+    invalid = column.describe_invalid() if column.num_invalid else ""
     return "Observed: " + "; ".join(part for part in (content, missing, invalid) if part) + "."
 
 
@@ -152,10 +158,14 @@ def _add_limits(entry: CommentedMap, column: ColumnProfile, *, is_key: bool) -> 
     if column.logical_type in ("integer", "number"):
         _add_range(entry, (column.minimum, column.maximum))
         return
+    if column.date_format is not None:
+        entry["logicalTypeOptions"] = inline({"format": column.date_format})
+        return
     if column.logical_type != "string" or not column.num_valid:
         return
-    values = column.value_counts or ()
-    if not is_key and len(values) <= _MAX_LISTED_VALUES and len(values) * _MIN_ROWS_PER_VALUE <= column.num_valid:
+    values = column.value_counts
+    is_listed = values is not None and len(values) <= _MAX_LISTED_VALUES
+    if values is not None and is_listed and not is_key and len(values) * _MIN_ROWS_PER_VALUE <= column.num_valid:
         _add_valid_values(entry, sorted(value for value, _ in values))
         add_comment(
             entry, "quality", "Other values are rejected. Delete this check if new values may appear.", _ENTRY_INDENT

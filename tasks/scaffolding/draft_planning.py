@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -12,7 +12,8 @@ from bloomery.data_contracts.errors import DataUnfit
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.tasks.scaffolding.column_names import find_column, unused_name
-from bloomery.tasks.scaffolding.input_planning import InputPlan, plan_inputs, split_words
+from bloomery.tasks.scaffolding.input_planning import InputPlan, is_row_number, plan_inputs, split_words
+from bloomery.tasks.scaffolding.leakage import Leak, find_leaks
 from bloomery.tasks.scaffolding.profiler import (
     ColumnProfile,
     SourceProfile,
@@ -26,6 +27,8 @@ _MIN_ROWS_PER_CLASS = 10  # with fewer, the training split might have none
 _MAX_CLASSES = 1_000
 _MAX_RARE_CLASSES = 20  # whole numbers with more values are a quantity, where most values are rare
 _MAX_COMPARED_COLUMNS = 1_000  # in which rows are compared: an engine groups by no more
+_NO_KEY = "no column is unique and named, counted or coded like an identifier"
+_MIN_CODE_LENGTH, _MAX_KEY_LENGTH = 4, 200  # characters of a key
 _KEY_WORDS = frozenset({"id", "key", "uuid", "guid", "no", "nr", "number", "index", "row", "rowid", "path", "filename"})
 
 
@@ -44,7 +47,7 @@ class LabelPlan(NamedTuple):
     """
 
     name: str
-    logical_type: Literal["integer", "string", "number"]
+    logical_type: Literal["integer", "string", "number", "boolean"]
     num_missing: int
     classes: tuple[tuple[Any, int], ...] = ()
     rare_classes: tuple[Any, ...] = ()
@@ -62,10 +65,11 @@ class LabelPlan(NamedTuple):
 
 
 class KeyPlan(NamedTuple):
-    """The column that identifies a row; `is_added` where the source has none and rows get numbers."""
+    """The column that identifies a row, and why; `is_added` where the source has none and rows get numbers."""
 
     name: str
     is_added: bool
+    reason: str
 
 
 class DraftPlan(NamedTuple):
@@ -82,6 +86,7 @@ class DraftPlan(NamedTuple):
     num_quarantined: int
     keep_duplicates: bool
     split_column: str | None
+    leaks: tuple[Leak, ...]
 
     @property
     def quarantined_share(self) -> float:
@@ -117,7 +122,8 @@ def plan_draft(
         reserved[split_column] = "it names the split"
     inputs = plan_inputs(profile, data, reserved, max(len(label_plan.classes), 1), shape)
     if not inputs.inputs:
-        reasons = "; ".join(f"{name}: {why}" for name, why in inputs.unused.items() if name not in reserved)
+        unread = {name: why for name, why in inputs.unused.items() if name not in reserved} | profile.left_out
+        reasons = "; ".join(f"{name}: {why}" for name, why in unread.items())
         raise DataUnfit(
             f"no column is left to learn from ({reasons or 'there are only label and key'})",
             required="at least one column of numbers, categories, dates, text or an array beside the label",
@@ -126,7 +132,7 @@ def plan_draft(
         )
     num_quarantined = _count_quarantined(profile, label_plan, data)
     num_kept = profile.num_rows + profile.num_malformed - num_quarantined
-    _require_rows(num_kept, profile, data)
+    _require_rows(num_kept, profile, data, label_plan)
     compared_columns = [*inputs.columns, label_column]
     is_wide = len(compared_columns) > _MAX_COMPARED_COLUMNS
     num_distinct = profile.num_rows if is_wide else count_distinct_rows(scratch, compared_columns)
@@ -140,15 +146,22 @@ def plan_draft(
         num_quarantined=num_quarantined,
         keep_duplicates=keep_duplicates,
         split_column=split_column,
+        leaks=find_leaks(profile, scratch, inputs.columns, label_column, is_regression=label_plan.task == "regression"),
     )
 
 
-def _require_rows(num_kept: int, profile: SourceProfile, data: DataSource) -> None:
+def _require_rows(num_kept: int, profile: SourceProfile, data: DataSource, label: LabelPlan | None = None) -> None:
     num_rows = profile.num_rows + profile.num_malformed
     if num_kept < max(MIN_ROWS, num_rows / 2):
         first_malformed = f"; {profile.first_malformed}" if profile.first_malformed else ""
+        losses = {column.name: column.num_invalid for column in profile.columns if column.num_invalid}
+        if label is not None:
+            losses[label.name] = losses.get(label.name, 0) + label.num_missing + label.num_rare_rows
+        details = "".join(
+            f"; column {name}: {num:,} rows without a usable value" for name, num in losses.items() if num
+        )
         raise DataUnfit(
-            f"only {num_kept} of {num_rows} rows can be learned from{first_malformed}",
+            f"only {max(num_kept, 0)} of {num_rows} rows can be learned from{details}{first_malformed}",
             required=f"at least {MIN_ROWS}, and at least half of all",
             where=data.description,
             remedy="provide more rows, or rows with a label and with values of one type",
@@ -222,24 +235,29 @@ def _count_classes(counts: Iterable[tuple[Any, int]], logical_type: str) -> dict
 
 def _count_labels(column: ColumnProfile, split: str, profile: SourceProfile, scratch: Path) -> dict[Any, int]:
     counts = count_values(scratch, column.name, split)
-    return {value: num for value, num in counts.items() if value not in profile.missing_markers}
+    return {value: num for value, num in counts.items() if value not in column.missing}
 
 
 def _as_class(value: Any, logical_type: str) -> int | str | None:
     """Returns a value of the label as a class; None for a text among numbers."""
     if logical_type == "string":
         return str(value)
+    if logical_type == "boolean":
+        return str(value).lower()
     try:
         return int(float(value)) if not isinstance(value, int) else value
     except ValueError:
         return None
 
 
-def _class_type(column: ColumnProfile) -> Literal["integer", "string"]:
+def _class_type(column: ColumnProfile) -> Literal["integer", "string", "boolean"]:
     values = [value for value, _ in column.value_counts or ()]
     is_text = all(isinstance(value, str) for value in values)
-    if column.logical_type == "string" or (column.logical_type in ("boolean", "date") and is_text):
-        logical_type: Literal["integer", "string"] = "string"
+    logical_type: Literal["integer", "string", "boolean"]
+    if column.logical_type == "boolean":
+        logical_type = "boolean"
+    elif column.logical_type == "string" or (column.logical_type == "date" and is_text):
+        logical_type = "string"
     elif column.logical_type in ("integer", "number"):
         logical_type = "integer"
     else:
@@ -269,8 +287,8 @@ def _require_known_labels(column: ColumnProfile, profile: SourceProfile, scratch
 def _label_error(column: ColumnProfile, problem: str) -> DataUnfit:
     return DataUnfit(
         f"column {column.name} cannot be the label: {problem}",
-        required=f"2 to {_MAX_CLASSES} classes as whole numbers or texts, each in at least {_MIN_ROWS_PER_CLASS} rows; "
-        "or numbers that differ",
+        required=f"2 to {_MAX_CLASSES} classes as whole numbers, texts or booleans, each in at least "
+        f"{_MIN_ROWS_PER_CLASS} rows; or numbers that differ",
         where="--label",
         remedy="choose another column",
     )
@@ -289,10 +307,33 @@ def _plan_key(profile: SourceProfile, names: dict[str, str], requested: str | No
                 where="--key",
                 remedy="choose another column, or omit --key: then rows get numbers",
             )
-        return KeyPlan(name, is_added=False)
-    for column in profile.columns:
-        has_key_word = bool(_KEY_WORDS & set(split_words(column.name)))
-        is_fit = column.is_unique and column.logical_type in ("integer", "string") and column.name not in reserved
-        if is_fit and has_key_word and (column.max_length or 0) <= 200:
-            return KeyPlan(column.name, is_added=False)
-    return KeyPlan(unused_name("row_id", [*names, *names.values()]), is_added=True)
+        return KeyPlan(name, is_added=False, reason="as requested")
+    candidates = [
+        column
+        for column in profile.columns
+        if column.is_unique and column.logical_type in ("integer", "string") and column.name not in reserved
+    ]
+    for reason, is_key in _KEY_SIGNS:
+        for column in candidates:
+            if is_key(column):
+                return KeyPlan(column.name, is_added=False, reason=reason)
+    name = unused_name("row_id", [*names, *names.values()])
+    return KeyPlan(name, is_added=True, reason=_NO_KEY)
+
+
+def _is_named_like_key(column: ColumnProfile) -> bool:
+    return bool(_KEY_WORDS & set(split_words(column.name))) and (column.max_length or 0) <= _MAX_KEY_LENGTH
+
+
+def _is_code(column: ColumnProfile) -> bool:
+    """Whether the texts are of one length, as serial numbers and hashes are, but free text is not."""
+    length = column.min_length or 0
+    return column.logical_type == "string" and _MIN_CODE_LENGTH <= length == column.max_length <= _MAX_KEY_LENGTH
+
+
+# What makes a complete and unique column a key, the surest sign first. Measurements may be unique by chance.
+_KEY_SIGNS: tuple[tuple[str, Callable[[ColumnProfile], bool]], ...] = (
+    ("it is unique and has the name of an identifier", _is_named_like_key),
+    ("it numbers the rows", is_row_number),
+    ("its texts are unique and of one length", _is_code),
+)

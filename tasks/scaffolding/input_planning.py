@@ -20,6 +20,50 @@ _MAX_DURATION_S = 4.0
 _MIN_TEXT_LENGTH = 8  # characters of the longest one: shorter texts are rather codes
 _CHARACTERS_PER_TOKEN = 3
 _CODE_WORDS = frozenset({"id", "code", "zip", "zipcode", "type", "class", "category", "flag", "kind", "group"})
+_ENTITY_WORDS = frozenset(
+    {"store", "shop", "branch", "outlet", "dept", "department", "region", "zone", "district", "sector", "site"}
+    | {"station", "city", "state", "country", "county", "province", "location", "warehouse", "product", "item", "sku"}
+    | {
+        "article",
+        "vendor",
+        "seller",
+        "supplier",
+        "brand",
+        "merchant",
+        "cluster",
+        "segment",
+        "customer",
+        "client",
+        "user",
+    }
+    | {"device", "sensor", "machine", "turbine", "vehicle", "patient", "subject", "person", "driver", "team"}
+    | {
+        "plant",
+        "factory",
+        "facility",
+        "office",
+        "route",
+        "asset",
+        "equipment",
+        "animal",
+        "farm",
+        "plot",
+    }
+    | {"participant", "worker", "employee", "operator", "household", "building", "species", "variety", "genre"}
+    | {"player", "school", "hospital", "bank", "agent", "channel", "campaign", "terminal", "gate", "carrier", "airline"}
+)
+_NUMBER_WORDS = frozenset({"id", "no", "nr", "nbr", "num", "number", "code", "index"})
+_QUANTITY_WORDS = frozenset(
+    {"num", "number", "n", "count", "size", "total", "sum", "mean", "avg", "average", "min", "max", "distance", "per"}
+    | {"share", "rate", "ratio", "amount", "days", "hours", "to", "since"}
+)
+_CALENDAR_WORDS = frozenset(
+    {"year", "quarter", "month", "week", "day", "weekday", "dow", "dayofweek", "dayofyear", "hour", "minute", "second"}
+    | {"mnth", "hr", "yr", "season", "date", "time", "age"}
+)
+_MIN_ROWS_PER_ENTITY = 2  # on average; rarer numbers teach nothing one by one
+_MIN_ENTITIES, _MAX_ENTITIES = 10, 1_000  # values of consecutive numbers
+_MIN_ROWS_PER_BALANCED, _MAX_IMBALANCE = 20, 1.1  # rows of each value, and how much more the most frequent one may have
 _PERSONAL_WORDS = frozenset(
     {"email", "mail", "phone", "telephone", "mobile", "fax", "ssn", "surname", "firstname", "lastname", "fullname"}
     | {"address", "address1", "address2", "address3", "street", "passport", "iban", "birthday", "birthdate", "dob"}
@@ -50,6 +94,15 @@ class InputPlan(NamedTuple):
         all_options = [planned_input.options for planned_input in self.inputs]
         names = (name for options in all_options for name in options.get("columns", [options.get("column")]))
         return list(dict.fromkeys(names))
+
+    def is_category(self, name: str) -> bool:
+        """Whether the network reads a column as categories only, so that no limit of its size has a meaning."""
+        kinds = {
+            planned_input.options["kind"]
+            for planned_input in self.inputs
+            if name in planned_input.options.get("columns", ())
+        }
+        return kinds == {"category"}
 
     @property
     def is_tabular(self) -> bool:
@@ -154,8 +207,8 @@ def _reason_against(column: ColumnProfile, data: DataSource) -> str | None:
         return "its numbers have decimal commas, which are not supported: write them with points at the source"
     if data.kind in ("images", "audio") and column.name in ("path", "sample_rate"):
         return "it describes the file"
-    if column.logical_type == "integer" and column.is_unique and _is_dense(column):
-        return "it is a row number"
+    if is_row_number(column):
+        return "it numbers the rows"
     if column.logical_type == "string" and column.num_distinct > column.num_valid / 2:
         return _FREE_TEXT
     return None
@@ -173,12 +226,38 @@ def _has_spikes(column: ColumnProfile) -> bool:
 
 
 def _is_code(column: ColumnProfile) -> bool:
-    return bool(_CODE_WORDS & set(split_words(column.name))) and column.value_counts is not None
+    """Whether whole numbers name things and measure nothing: by the column's name, or as often as each other."""
+    if column.value_counts is None:
+        return False
+    words = split_words(column.name)
+    if _CODE_WORDS & set(words):
+        return True
+    repeats = column.num_distinct <= column.num_valid / _MIN_ROWS_PER_ENTITY
+    return repeats and (_names_entities(words) or _is_balanced(column, words))
 
 
-def _is_dense(column: ColumnProfile) -> bool:
+def _names_entities(words: Sequence[str]) -> bool:
+    """Whether a name says what is numbered: `store` and `shop_nr`, but not `num_stores` and `store_size`."""
+    stems = [word for word in words if not word.isdigit()]
+    while len(stems) > 1 and stems[-1] in _NUMBER_WORDS:
+        stems.pop()
+    return bool(stems) and stems[-1] in _ENTITY_WORDS and not _QUANTITY_WORDS & set(stems)
+
+
+def _is_balanced(column: ColumnProfile, words: Sequence[str]) -> bool:
+    """Whether consecutive numbers occur almost equally often, as those of shops do with a row for each day."""
+    counts = [num for _, num in column.value_counts or ()]
+    is_consecutive = column.maximum is not None and column.maximum - (column.minimum or 0) + 1 == len(counts)
+    if not is_consecutive or not _MIN_ENTITIES <= len(counts) <= _MAX_ENTITIES or _CALENDAR_WORDS & set(words):
+        return False
+    return min(counts) >= _MIN_ROWS_PER_BALANCED and max(counts) <= _MAX_IMBALANCE * min(counts)
+
+
+def is_row_number(column: ColumnProfile) -> bool:
+    """Whether unique whole numbers count the rows, with few gaps."""
     low, high = column.minimum, column.maximum
-    return low is not None and high is not None and high - low < 1.2 * column.num_rows
+    is_dense = low is not None and high is not None and high - low < 1.2 * column.num_rows
+    return column.logical_type == "integer" and column.is_unique and is_dense
 
 
 def _plan_tabular(column: ColumnProfile, num_classes: int) -> PlannedInput:
@@ -212,7 +291,8 @@ def _plan_tabular(column: ColumnProfile, num_classes: int) -> PlannedInput:
 def _plan_category(column: ColumnProfile, num_classes: int) -> PlannedInput:
     if column.num_distinct <= _MAX_ONE_HOT:
         rare = {"min_count": 5} if column.num_rows >= 1000 else {}
-        return PlannedInput({"kind": "category"} | rare, "few categories: one-hot encoding")
+        noun = "few categories" if column.logical_type != "integer" else "whole numbers that name few things"
+        return PlannedInput({"kind": "category"} | rare, f"{noun}: one-hot encoding")
     if column.num_distinct * num_classes * 5 <= _MAX_TARGET_COUNTS:
         return PlannedInput(
             {"kind": "category", "encoding": "target"}, "many categories: each becomes the shares of the classes in it"

@@ -12,25 +12,28 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
 
 from bloomery.data_contracts.documents.documents import Document
-from bloomery.data_contracts.errors import DataUnfit
 from bloomery.data_contracts.odcs.base import LogicalType
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.tasks.infrastructure import duckdb_session
-from bloomery.tasks.infrastructure.parquet import RowWriter, read_batches
+from bloomery.tasks.infrastructure.parquet import read_batches
 from bloomery.tasks.infrastructure.sql_text import quote_name, quote_text
-from bloomery.tasks.ingest.readers.base import MalformedWriter
-from bloomery.tasks.ingest.stage import read_sources
+from bloomery.tasks.scaffolding.column_names import matching_names
 from bloomery.tasks.scaffolding.column_profiles import (
+    MARKERS,
     ArrayColumnProfiler,
     ColumnProfiler,
     ColumnStatistics,
     TextColumnProfiler,
     TypedColumnProfiler,
 )
+from bloomery.tasks.scaffolding.date_inference import FormatCounter, InferredFormat, choose_format
+from bloomery.tasks.scaffolding.source_rows import ROWS_FILE, SourceRows, logical_type_of, read_source_rows
 
-ROWS_FILE, MALFORMED_FILE = "profiled.parquet", "malformed.parquet"
+_MAX_INVALID_SHARE = 0.05  # of the rows; a column with more is left out, since it would quarantine them
 
 
 class ColumnProfile(Document):
@@ -38,7 +41,8 @@ class ColumnProfile(Document):
 
     `num_invalid` values are not of the column's type. `value_counts` is None where there are too many distinct values.
     Of an array, minimum and maximum are those of its elements, lengths are numbers of elements, and `length_counts` has
-    the number of arrays of each length.
+    the number of arrays of each length. `missing` are the texts that mark a missing value, `date_format` says how dates
+    are written if not in ISO 8601, and `source_type` is the type of numbers that are converted.
     """
 
     name: str
@@ -57,10 +61,27 @@ class ColumnProfile(Document):
     num_distinct: int = 0
     is_unique: bool = False
     has_decimal_commas: bool = False
+    missing: tuple[str, ...] = ()
+    date_format: str | None = None
+    date_notes: tuple[str, ...] = ()
+    source_type: str | None = None
 
     @property
     def num_valid(self) -> int:
         return self.num_rows - self.num_missing - self.num_invalid
+
+    @property
+    def conversion(self) -> str:
+        """How numbers are converted when they are read, as a phrase; empty if they are not."""
+        if self.source_type is None:
+            return ""
+        is_time = self.source_type.startswith(("duration", "time"))
+        return f"{self.source_type} becomes {'seconds' if is_time else 'a number'}"
+
+    def describe_invalid(self) -> str:
+        """Returns how many values are not of the column's type."""
+        verb = "value is" if self.num_invalid == 1 else "values are"
+        return f"{self.num_invalid:,} {verb} not of type {self.logical_type}"
 
     @property
     def is_constant(self) -> bool:
@@ -68,64 +89,88 @@ class ColumnProfile(Document):
 
 
 class SourceProfile(Document):
-    """The columns of a source. `missing_markers` are texts that mean null; `first_malformed` describes a line."""
+    """The columns of a source, without those of `left_out`, which have their reasons.
+
+    The texts of the columns `normalized` are counted without invisible characters. `first_malformed` describes a line.
+    """
 
     columns: tuple[ColumnProfile, ...]
     num_rows: int
     num_malformed: int
     first_malformed: str = ""
-    missing_markers: tuple[str, ...]
+    left_out: dict[str, str] = Field(default_factory=dict)
+    normalized: tuple[str, ...] = ()
+
+    @property
+    def missing(self) -> dict[str, tuple[str, ...]]:
+        """By column, the texts that mark a missing value."""
+        return {column.name: column.missing for column in self.columns if column.missing}
 
     def column(self, name: str) -> ColumnProfile | None:
         return next((column for column in self.columns if column.name == name), None)
 
 
-def profile_source(data: DataSource, scratch: Path) -> SourceProfile:
-    """Returns the profile of the rows of `data`. Afterwards the folder `scratch` holds these rows unchanged.
+def profile_source(data: DataSource, scratch: Path, label: str = "", key: str | None = None) -> SourceProfile:
+    """Returns the profile of the rows of `data`. Afterwards the folder `scratch` holds these rows.
+
+    Args:
+        label, key: names of columns in the source or the contract; these columns are not left out.
 
     Raises:
         DataMissing, EngineMissing: as `ingest` does.
-        DataUnfit: there are no rows, or a column has a type that no contract has.
+        DataUnfit: there are no rows, or the label has a type that no contract has.
     """
     path = scratch / ROWS_FILE
-    with MalformedWriter(scratch / MALFORMED_FILE) as malformed:
-        rows = read_sources(data, malformed)
-        with RowWriter(path, rows.schema, rows.row_group_size) as writer:
-            for batch in rows.batches:
-                writer.write(batch)
-    first_malformed = _describe_first_malformed(scratch / MALFORMED_FILE)
-    if not writer.num_rows:
-        raise DataUnfit(
-            f"there are no rows, and {malformed.num_lines} malformed lines {first_malformed}".strip(),
-            required="rows to learn from",
-            where=data.description,
-            remedy="choose other data, or set --delimiter, --columns or --format",
-        )
-    profilers = [_make_profiler(field, writer.num_rows, data) for field in rows.schema]
+    rows = read_source_rows(data, scratch, label)
+    profilers = {field.name: _make_profiler(field, rows.num_rows, data) for field in rows.schema}
     for batch in read_batches(path):
-        for profiler, column in zip(profilers, batch.columns, strict=True):
+        for profiler, column in zip(profilers.values(), batch.columns, strict=True):
             profiler.add(column)
-    markers = sorted({text for profiler in profilers for text in profiler.missing_markers()})
-    statistics = [profiler.statistics(frozenset(markers)) for profiler in profilers]
+    formats = _count_formats(path, {name: profiler.candidate_formats() for name, profiler in profilers.items()})
+    columns, left_out = [], dict(rows.left_out)
+    labels, keys = (matching_names(requested, rows.schema.names) for requested in (label, key or ""))
+    for name, profiler in profilers.items():
+        statistics = profiler.statistics(is_label=name in labels, date_format=formats.get(name))
+        reason = None if name in (*labels, *keys) else _reason_to_leave_out(statistics, rows.num_rows)
+        if reason is not None:
+            left_out[name] = reason
+        else:
+            columns.append(_profile_column(name, rows, statistics, path))
     return SourceProfile(
-        columns=tuple(
-            _profile_column(field.name, writer.num_rows, column, markers, path)
-            for field, column in zip(rows.schema, statistics, strict=True)
-        ),
-        num_rows=writer.num_rows,
-        num_malformed=malformed.num_lines,
-        first_malformed=first_malformed,
-        missing_markers=tuple(markers),
+        columns=tuple(columns),
+        num_rows=rows.num_rows,
+        num_malformed=rows.num_malformed,
+        first_malformed=rows.first_malformed,
+        left_out=left_out,
+        normalized=tuple(name for name in rows.normalized if name not in left_out),
     )
 
 
-def _describe_first_malformed(path: Path) -> str:
-    """Describes the first malformed line; empty if there is none."""
-    for batch in read_batches(path):
-        for row in batch.slice(0, 1).to_pylist():
-            where = row["file"] if row["line"] is None else f"{row['file']}, line {row['line']}"
-            return f"first malformed line: {where}: {row['reason']}"
-    return ""
+def _count_formats(path: Path, candidates: dict[str, list[InferredFormat]]) -> dict[str, FormatCounter]:
+    """Returns for each column with candidates the format that fits best, in a second pass over these columns."""
+    counters = {
+        name: [FormatCounter(inferred) for inferred in formats] for name, formats in candidates.items() if formats
+    }
+    if counters:
+        for batch in read_batches(path, list(counters)):
+            for name, column_counters in counters.items():
+                texts = batch[name].filter(pc.invert(pc.is_in(batch[name], pa.array(MARKERS))))
+                for counter in column_counters:
+                    counter.add(texts)
+    return {name: choose_format(column_counters) for name, column_counters in counters.items()}
+
+
+def _reason_to_leave_out(statistics: ColumnStatistics, num_rows: int) -> str | None:
+    """Returns why a column is not read at all: it would keep rows or later data from passing the contract."""
+    num_present = num_rows - statistics.num_missing
+    if not num_present:
+        return "it has no values"
+    if statistics.num_invalid > _MAX_INVALID_SHARE * num_rows:
+        what = {"integer": "integers of 64 bits", "number": "finite numbers"}.get(
+            statistics.logical_type, f"of type {statistics.logical_type}"
+        )
+        return f"{statistics.num_invalid:,} of its {num_present:,} values are not {what}"
+    return None
 
 
 def count_distinct_rows(scratch: Path, columns: Sequence[str]) -> int:
@@ -154,59 +199,29 @@ def _query_rows(path: Path, query: str) -> Sequence[Sequence[Any]]:
 
 
 def _make_profiler(field: pa.Field, num_rows: int, data: DataSource) -> ColumnProfiler:
-    arrow_type = field.type
-    if pa.types.is_list(arrow_type) or pa.types.is_large_list(arrow_type) or pa.types.is_fixed_size_list(arrow_type):
-        element_type = logical_type_of(arrow_type.value_type)
-        if element_type is None or element_type in ("date", "timestamp", "array"):
-            raise _type_error(field, data)
-        return ArrayColumnProfiler(element_type, arrow_type.value_type)
-    logical_type = logical_type_of(arrow_type)
+    logical_type = logical_type_of(field.type)
     if logical_type is None:
-        raise _type_error(field, data)
-    if data.is_text:
-        return TextColumnProfiler(num_rows)
+        element_type = logical_type_of(field.type.value_type)
+        return ArrayColumnProfiler(element_type or "string", field.type.value_type)
+    if pa.types.is_string(field.type):
+        return TextColumnProfiler(num_rows, is_typed=not data.is_text)
     return TypedColumnProfiler(logical_type)
 
 
-def logical_type_of(arrow_type: pa.DataType) -> LogicalType | None:
-    """Returns the contract's type for an Arrow type; None where a contract has none."""
-    if pa.types.is_boolean(arrow_type):
-        return "boolean"
-    if pa.types.is_integer(arrow_type):
-        return "integer"
-    if pa.types.is_floating(arrow_type):
-        return "number"
-    if pa.types.is_string(arrow_type) or pa.types.is_null(arrow_type):
-        return "string"
-    if pa.types.is_date(arrow_type):
-        return "date"
-    return "timestamp" if pa.types.is_timestamp(arrow_type) else None
-
-
-def _type_error(field: pa.Field, data: DataSource) -> DataUnfit:
-    return DataUnfit(
-        f"column {field.name} is of type {field.type}",
-        required="numbers, text, booleans, dates, timestamps, or arrays of single values",
-        where=data.description,
-        remedy="remove the column at its source, or write it as one of these types",
-    )
-
-
-def _profile_column(
-    name: str, num_rows: int, statistics: ColumnStatistics, missing: Sequence[str], path: Path
-) -> ColumnProfile:
+def _profile_column(name: str, rows: SourceRows, statistics: ColumnStatistics, path: Path) -> ColumnProfile:
     """Returns the profile of a column, with what only DuckDB counts exactly."""
     value_counts = statistics.value_counts
     num_distinct = len(value_counts) if value_counts is not None else statistics.min_distinct
     may_be_unique = statistics.may_be_unique and not statistics.num_missing and not statistics.num_invalid
     if value_counts is None and (statistics.logical_type in ("string", "integer") or may_be_unique):
-        num_distinct = _count_distinct(name, missing if statistics.logical_type == "string" else (), path)
+        num_distinct = _count_distinct(name, statistics.missing if statistics.logical_type == "string" else (), path)
     return ColumnProfile(
         name=name,
         logical_type=statistics.logical_type,
         element_type=statistics.element_type,
         physical_type=statistics.physical_type,
-        num_rows=num_rows,
+        num_rows=rows.num_rows,
+        source_type=rows.source_types.get(name),
         num_missing=statistics.num_missing,
         num_invalid=statistics.num_invalid,
         minimum=statistics.minimum,
@@ -216,8 +231,11 @@ def _profile_column(
         length_counts=statistics.length_counts,
         value_counts=None if value_counts is None else _by_frequency(value_counts),
         num_distinct=num_distinct,
-        is_unique=may_be_unique and num_distinct == num_rows,
+        is_unique=may_be_unique and num_distinct == rows.num_rows,
         has_decimal_commas=statistics.has_decimal_commas,
+        missing=statistics.missing,
+        date_format=statistics.date_format,
+        date_notes=statistics.date_notes,
     )
 
 

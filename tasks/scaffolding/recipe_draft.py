@@ -55,12 +55,13 @@ def _data(plan: DraftPlan, names: dict[str, str], data: dict[str, Any], notes: d
         section[option] = CommentedSeq(map(inline, value)) if option == "sources" else inline(value)
         if option in notes:
             add_comment(section, option, f"Inferred: {notes[option]}.", 2)
-    if plan.profile.missing_markers:
-        section["missing"] = inline(["", *plan.profile.missing_markers])
-        add_comment(section, "missing", "Texts in the data that mark a missing value.", 2)
+    if plan.profile.left_out:
+        section["drop"] = inline([*plan.profile.left_out])
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in plan.profile.left_out.items())
+        add_comment(section, "drop", f"Columns that are not read. {reasons}.", 2)
     if plan.key.is_added:
         section["row_id"] = plan.key.name
-        add_comment(section, "row_id", "No column identifies every row, so the row's number, from 0, is added.", 2)
+        add_comment(section, "row_id", f"The row's number, from 0, is added: {plan.key.reason}.", 2)
     new_names = {name: contract_name for name, contract_name in names.items() if name != contract_name}
     if new_names:
         section["rename"] = CommentedMap(new_names)
@@ -71,6 +72,14 @@ def _data(plan: DraftPlan, names: dict[str, str], data: dict[str, Any], notes: d
             "case.",
             2,
         )
+    if plan.profile.normalized:
+        section["normalize"] = inline([names[name] for name in plan.profile.normalized])
+        add_comment(section, "normalize", "Some texts here differ from others only in what cannot be seen.", 2)
+    if plan.profile.missing:
+        section["missing"] = CommentedMap(
+            (names[name], inline([*texts])) for name, texts in plan.profile.missing.items()
+        )
+        add_comment(section, "missing", "Texts that mark a missing value, by column.", 2)
     return section
 
 
@@ -80,6 +89,8 @@ def _features(plan: DraftPlan, names: dict[str, str]) -> CommentedMap:
         section["task"] = "regression"
         add_comment(section, "task", "The label is a quantity, so the model predicts a number.", 2)
     section["inputs"] = _inputs(plan, names)
+    for leak in plan.leaks:
+        add_comment(section, "inputs", f"Leakage: {leak.describe(names)}.", 2)
     section["deduplicate"] = not plan.keep_duplicates
     _comment_unused(section, plan, names)
     add_comment(

@@ -107,7 +107,7 @@ def write_drafts(
     reader_options = infer_reader_options(sources, roles.label, options)
     data = reader_options.data.with_absolute_paths(Path.cwd())
     with tempfile.TemporaryDirectory(dir=settings().home) as scratch:
-        data_profile = profile_source(data, Path(scratch))
+        data_profile = profile_source(data, Path(scratch), roles.label, roles.key)
         names = contract_names([column.name for column in data_profile.columns])
         plan = plan_draft(data_profile, data, Path(scratch), names, roles, reader_options.array_shape)
     names = rename_reserved_key(names, plan.key.name)
@@ -177,7 +177,7 @@ def _write(texts: dict[Path, str], folder: Path) -> None:
         ) from failure
 
 
-def _inferences(draft: ProjectDraft) -> list[tuple[str, str]]:
+def list_inferences(draft: ProjectDraft) -> list[tuple[str, str]]:
     """Returns each inferred option and its value, with the reason if there is one."""
     plan, notes = draft.plan, draft.reader_options.notes
     inferences = [
@@ -186,16 +186,24 @@ def _inferences(draft: ProjectDraft) -> list[tuple[str, str]]:
         if option in notes and option != "header"
     ]
     inferences += [("header", notes["header"])] if "header" in notes else []
-    inferences += [("missing", " ".join(plan.profile.missing_markers))] if plan.profile.missing_markers else []
+    inferences += _missing(draft)
+    inferences += _conversions(draft)
+    inferences += [
+        ("quarantined", f"{draft.names[column.name]}: {column.describe_invalid()}")
+        for column in plan.profile.columns
+        if column.num_invalid
+    ]
     if plan.profile.num_malformed:
         inferences.append(("malformed", f"{plan.profile.num_malformed:,} lines; {plan.profile.first_malformed}"))
-    added = ", added: no column identifies rows" if plan.key.is_added else ""
-    inferences.append(("key", f"{draft.names.get(plan.key.name, plan.key.name)}{added}"))
+    added = ", added" if plan.key.is_added else ""
+    inferences.append(("key", f"{draft.names.get(plan.key.name, plan.key.name)}{added}: {plan.key.reason}"))
     if plan.label.standard_deviation is None:
         label = f"{len(plan.label.classes)} classes, the largest with {plan.label.majority_share:.1%} of the rows"
     else:
         label = f"numbers with a standard deviation of {plan.label.standard_deviation:.3g}, so a regression"
     inferences.append(("label", f"{draft.names[plan.label.name]}: {label}"))
+    inferences += [("leakage", leak.describe(draft.names)) for leak in plan.leaks]
+    inferences += [("left out", f"{name}: {why}") for name, why in plan.profile.left_out.items()]
     inferences += [
         (f"{source.options['kind']}", ", ".join(draft.names[name] for name in _columns_of(source.options)))
         for source in plan.inputs.inputs
@@ -205,6 +213,31 @@ def _inferences(draft: ProjectDraft) -> list[tuple[str, str]]:
         ("not used", f"{draft.names[name]}: {why}") for name, why in plan.inputs.unused.items() if name not in used
     ]
     return inferences
+
+
+def _missing(draft: ProjectDraft) -> list[tuple[str, str]]:
+    """Returns the texts that mark a missing value, with the columns of each."""
+    columns: dict[tuple[str, ...], list[str]] = {}
+    for name, texts in draft.plan.profile.missing.items():
+        columns.setdefault(texts, []).append(draft.names[name])
+    return [("missing", f"{' '.join(map(repr, texts))} in {', '.join(names)}") for texts, names in columns.items()]
+
+
+def _conversions(draft: ProjectDraft) -> list[tuple[str, str]]:
+    """Returns how columns are converted on their way from the source to the contract's types."""
+    names, profile = draft.names, draft.plan.profile
+    conversions = [
+        ("format", f"{names[column.name]}: {'; '.join((column.date_format, *column.date_notes))}")
+        for column in profile.columns
+        if column.date_format is not None
+    ]
+    conversions += [
+        ("converted", f"{names[column.name]}: {column.conversion}") for column in profile.columns if column.conversion
+    ]
+    if profile.normalized:
+        listed = ", ".join(names[name] for name in profile.normalized)
+        conversions.append(("normalized", f"{listed}: without white space and characters that cannot be seen"))
+    return conversions
 
 
 def _columns_of(options: dict[str, Any]) -> list[str]:
@@ -220,7 +253,7 @@ def _document(draft: ProjectDraft) -> dict[str, Any]:
         "num_malformed": profile.num_malformed,
         "num_columns": len(profile.columns),
         "num_quarantined": draft.plan.num_quarantined,
-        "inferred": [{"name": name, "value": value} for name, value in _inferences(draft)],
+        "inferred": [{"name": name, "value": value} for name, value in list_inferences(draft)],
     }
 
 
@@ -233,7 +266,7 @@ def _print(draft: ProjectDraft) -> None:
     quarantined = f", at most {draft.plan.num_quarantined:,} to be quarantined" if draft.plan.num_quarantined else ""
     console.print(f"{profile.num_rows:,} rows, {len(profile.columns)} columns{quarantined}")
     table = Table("inferred", "value", box=None)
-    inferences = _inferences(draft)
+    inferences = list_inferences(draft)
     for what, value in inferences[:40]:
         table.add_row(what, escape(value if len(value) <= 400 else f"{value[:399]}…"))
     console.print(table)

@@ -1,5 +1,6 @@
 """Profiles of sources: types, missing values and dialects, whatever the batches."""
 
+import datetime as dt
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from bloomery.tasks.ingest import locations
 from bloomery.tasks.scaffolding.column_names import contract_names, find_column
 from bloomery.tasks.scaffolding.column_profiles import TextColumnProfiler, TypedColumnProfiler
 from bloomery.tasks.scaffolding.csv_dialect import infer_dialect
+from bloomery.tasks.scaffolding.date_inference import FormatCounter
 from bloomery.tasks.scaffolding.format_detection import detect_format
 from bloomery.tasks.scaffolding.input_planning import sounds_personal
 from bloomery.tasks.scaffolding.profiler import ColumnProfile, SourceProfile, count_distinct_rows, profile_source
@@ -71,11 +73,11 @@ def test_texts_get_the_narrowest_type_that_preserves_them(
     assert (column.logical_type, column.num_missing, column.num_invalid) == (kind, missing, 0)
 
 
-def test_a_missing_marker_of_one_column_applies_to_all(home: Path, tmp_path: Path) -> None:
+def test_each_column_has_its_own_missing_markers(home: Path, tmp_path: Path) -> None:
     profile = profile_csv("a,b\n1,NA\nNA,red\n2,blue\n", tmp_path)
-    assert profile.missing_markers == ("NA",)
-    assert [column.num_missing for column in profile.columns] == [1, 1]
-    assert find_column_profile(profile, "b").value_counts == (("blue", 1), ("red", 1))
+    assert profile.missing == {"a": ("NA",)}
+    assert [column.num_missing for column in profile.columns] == [1, 0]
+    assert find_column_profile(profile, "b").value_counts == (("NA", 1), ("blue", 1), ("red", 1))
 
 
 def test_few_values_of_another_type_are_invalid_and_many_make_the_column_text(home: Path, tmp_path: Path) -> None:
@@ -102,7 +104,11 @@ def test_decimal_commas_are_detected(home: Path, tmp_path: Path) -> None:
 
 
 @given(
-    cells=st.lists(st.sampled_from(["1", "2.5", "?", "", "red", "2020-01-01", "007"]) | st.text(max_size=3)), cuts=CUTS
+    cells=st.lists(
+        st.sampled_from(["1", "2.5", "?", "", "red", "2020-01-01", "007", "1/2/2020", "13/2/2020 10:00"])
+        | st.text(max_size=3)
+    ),
+    cuts=CUTS,
 )
 def test_statistics_of_texts_do_not_depend_on_the_batches(cells: list[str], cuts: list[int]) -> None:
     column = pa.array([cell or None for cell in cells], pa.string())
@@ -111,9 +117,15 @@ def test_statistics_of_texts_do_not_depend_on_the_batches(cells: list[str], cuts
     edges = [0, *sorted(min(edge, len(cells)) for edge in cuts), len(cells)]
     for start, stop in pairwise(edges):
         many_batches.add(column.slice(start, stop - start))
-    missing = one_batch.missing_markers()
-    assert many_batches.missing_markers() == missing
-    expected, statistics = one_batch.statistics(missing), many_batches.statistics(missing)
+    formats, more_formats = one_batch.candidate_formats(), many_batches.candidate_formats()
+    assert [(item.date_format.pattern, item.notes) for item in formats] == [
+        (item.date_format.pattern, item.notes) for item in more_formats
+    ]
+    counter = FormatCounter(formats[0]) if formats else None
+    if counter is not None:
+        counter.add(column)
+    expected = one_batch.statistics(is_label=False, date_format=counter)
+    statistics = many_batches.statistics(is_label=False, date_format=counter)
     # `may_be_unique` is only a hint: where it matters, DuckDB counts the values of the whole column.
     assert expected._replace(may_be_unique=True) == statistics._replace(may_be_unique=True)
     assert not expected.may_be_unique or statistics.may_be_unique
@@ -126,9 +138,10 @@ def test_statistics_of_numbers_do_not_depend_on_the_batches(values: list[float |
     profiler = TypedColumnProfiler("number")
     for start, stop in pairwise(edges):
         profiler.add(column.slice(start, stop - start))
-    statistics = profiler.statistics(frozenset())
+    statistics = profiler.statistics(is_label=False, date_format=None)
     finite = [value for value in values if value is not None and np.isfinite(value)]
-    assert statistics.num_missing == values.count(None)
+    num_nan = sum(value is not None and np.isnan(value) for value in values)
+    assert (statistics.num_missing, statistics.missing) == (values.count(None) + num_nan, ("NaN",) if num_nan else ())
     assert statistics.num_invalid == len(values) - len(finite) - statistics.num_missing
     assert (statistics.minimum, statistics.maximum) == (min(finite, default=None), max(finite, default=None))
 
@@ -145,8 +158,8 @@ def test_typed_columns_arrays_and_uniqueness_are_profiled(home: Path, tmp_path: 
         }
     )
     profile = profile_table(table, tmp_path)
-    assert [column.logical_type for column in profile.columns] == ["string", "string", "boolean", "array", "string"]
-    assert [column.is_unique for column in profile.columns] == [True, False, False, False, False]
+    assert [column.logical_type for column in profile.columns] == ["string", "string", "boolean", "array"]
+    assert [column.is_unique for column in profile.columns] == [True, False, False, False]
     assert (find_column_profile(profile, "twice").num_distinct, find_column_profile(profile, "twice").value_counts) == (
         num // 2,
         (*((f"k{number}", 2) for number in sorted(range(num // 2), key=str)),),
@@ -156,13 +169,21 @@ def test_typed_columns_arrays_and_uniqueness_are_profiled(home: Path, tmp_path: 
         *("integer", "uint8", 0, 255),
         ((16, num),),
     )
-    assert find_column_profile(profile, "nothing").num_missing == num
+    assert profile.left_out == {"nothing": "it has no values"}
     assert count_distinct_rows(tmp_path, ["twice", "ok"]) == num
 
 
-def test_an_unsupported_type_is_reported(home: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataUnfit, match=r"column place is of type struct"):
-        profile_table(pa.table({"place": [{"x": 1}], "label": [1]}), tmp_path)
+def test_columns_of_unsupported_types_are_left_out_with_the_reason(home: Path, tmp_path: Path) -> None:
+    table = pa.table({"place": [{"x": 1, "y": 2}], "raw": [b"x"], "days": [[dt.date(2021, 1, 1)]], "label": [1]})
+    profile = profile_table(table, tmp_path)
+    assert [column.name for column in profile.columns] == ["label"]
+    assert {name: reason.split(":")[0].split(",")[0] for name, reason in profile.left_out.items()} == {
+        "place": "its values are objects with the fields x",
+        "raw": "it is of type binary",
+        "days": "its arrays have elements of type date32[day]",
+    }
+    with pytest.raises(DataUnfit, match="column place cannot be the label: its values are objects"):
+        profile_source(DataSource(source=str(tmp_path / "rows.parquet")), tmp_path, label="place")
 
 
 DIALECTS = [

@@ -31,7 +31,8 @@ def test_every_type_becomes_an_input_that_fits_it(home: Path, tmp_path: Path) ->
         "ok": "boolean",
         "zip": "target",
     }
-    assert recipe.data.missing == ("", "?")
+    assert recipe.data.missing == {"hours_per_week": ("?",)}
+    assert recipe.data.drop == ("empty",)
     assert recipe.data.rename == {
         "hours per week": "hours_per_week",
         "a.b": "a_b",

@@ -1,0 +1,170 @@
+"""Reads a source's rows into a scratch file: without columns that no contract can hold, and with texts normalized."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from bloomery.data_contracts.errors import DataUnfit
+from bloomery.data_contracts.odcs.base import LogicalType
+from bloomery.data_contracts.recipe_sections.data_source import DataSource
+from bloomery.tasks.infrastructure.parquet import RowWriter, read_batches, row_group_size_of
+from bloomery.tasks.ingest.column_changes import is_abnormal, normalize_texts, select_columns
+from bloomery.tasks.ingest.readers.base import SOURCE_TYPE, MalformedWriter
+from bloomery.tasks.ingest.stage import read_sources
+from bloomery.tasks.scaffolding.column_names import matching_names
+from bloomery.tasks.scaffolding.column_profiles import MARKERS
+
+ROWS_FILE, MALFORMED_FILE = "profiled.parquet", "malformed.parquet"
+_MAX_NORMALIZED_LENGTH = 200  # characters; longer texts are no categories
+
+
+class SourceRows(NamedTuple):
+    """The rows in the scratch file. `left_out` has the reason by column, `source_types` the types before conversion."""
+
+    schema: pa.Schema
+    num_rows: int
+    num_malformed: int
+    first_malformed: str
+    left_out: dict[str, str]
+    source_types: dict[str, str]
+    normalized: tuple[str, ...]
+
+
+def read_source_rows(data: DataSource, scratch: Path, label: str) -> SourceRows:
+    """Writes the rows of `data` to the folder `scratch`. `label` is the label's name in the source or the contract.
+
+    Raises:
+        DataMissing, EngineMissing: as `ingest` does.
+        DataUnfit: there are no rows, or the label has a type that no contract has.
+    """
+    path = scratch / ROWS_FILE
+    with MalformedWriter(scratch / MALFORMED_FILE) as malformed:
+        rows = read_sources(data, malformed)
+        source_types = {
+            field.name: field.metadata[SOURCE_TYPE].decode()
+            for field in rows.schema
+            if SOURCE_TYPE in (field.metadata or {})
+        }
+        left_out = {field.name: reason for field in rows.schema if (reason := _unsupported_type(field.type))}
+        labels = matching_names(label, rows.schema.names)
+        _require_supported_label(left_out, labels, data)
+        rows = select_columns(rows, [name for name in rows.schema.names if name not in left_out])
+        abnormal: set[str] = set()
+        with RowWriter(path, rows.schema, rows.row_group_size) as writer:
+            for batch in rows.batches:
+                abnormal |= set(_abnormal_columns(batch, abnormal))
+                writer.write(batch)
+    first_malformed = _describe_first_malformed(scratch / MALFORMED_FILE)
+    if not writer.num_rows:
+        raise DataUnfit(
+            f"there are no rows, and {malformed.num_lines} malformed lines {first_malformed}".strip(),
+            required="rows to learn from",
+            where=data.description,
+            remedy="choose other data, or set --delimiter, --columns or --format",
+        )
+    normalized = tuple(
+        name for name in rows.schema.names if name in abnormal and (name in labels or _merges_texts(path, name))
+    )
+    if normalized:
+        _normalize_columns(path, normalized)
+    return SourceRows(
+        rows.schema, writer.num_rows, malformed.num_lines, first_malformed, left_out, source_types, normalized
+    )
+
+
+def logical_type_of(arrow_type: pa.DataType) -> LogicalType | None:
+    """Returns the contract's type for an Arrow type; None where a contract has none."""
+    if pa.types.is_boolean(arrow_type):
+        return "boolean"
+    if pa.types.is_integer(arrow_type):
+        return "integer"
+    if pa.types.is_floating(arrow_type):
+        return "number"
+    if pa.types.is_string(arrow_type) or pa.types.is_null(arrow_type):
+        return "string"
+    if pa.types.is_date(arrow_type):
+        return "date"
+    return "timestamp" if pa.types.is_timestamp(arrow_type) else None
+
+
+def is_array(arrow_type: pa.DataType) -> bool:
+    """Whether values are lists, of any length or of one."""
+    return bool(
+        pa.types.is_list(arrow_type) or pa.types.is_large_list(arrow_type) or pa.types.is_fixed_size_list(arrow_type)
+    )
+
+
+def _unsupported_type(arrow_type: pa.DataType) -> str | None:
+    """Returns why no contract can hold values of this type; None if one can."""
+    if is_array(arrow_type):
+        element_type = logical_type_of(arrow_type.value_type)
+        if element_type in (None, "date", "timestamp"):
+            return f"its arrays have elements of type {arrow_type.value_type}, not numbers, text or booleans"
+        return None
+    if logical_type_of(arrow_type) is not None:
+        return None
+    if pa.types.is_struct(arrow_type):
+        fields = ", ".join(field.name for field in arrow_type)
+        return f"its values are objects with the fields {fields}: write each field as a column of its own"
+    return f"it is of type {arrow_type}, and a contract takes numbers, text, booleans, dates, times and arrays"
+
+
+def _require_supported_label(left_out: dict[str, str], labels: Collection[str], data: DataSource) -> None:
+    for name, reason in left_out.items():
+        if name in labels:
+            raise DataUnfit(
+                f"column {name} cannot be the label: {reason}",
+                required="classes as whole numbers, texts or booleans; or numbers",
+                where=data.description,
+                remedy="choose another column, or write it as one of these types at the source",
+            )
+
+
+def _abnormal_columns(batch: pa.RecordBatch, skipped: Collection[str]) -> Iterator[str]:
+    """Yields further columns of text with white space or characters that cannot be seen."""
+    for field, column in zip(batch.schema, batch.columns, strict=True):
+        if pa.types.is_string(field.type) and field.name not in skipped and pc.any(is_abnormal(column)).as_py():
+            yield field.name
+
+
+def _merges_texts(path: Path, name: str) -> bool:
+    """Whether two texts of a column are one when normalized, or one becomes empty or marks a missing value.
+
+    Other columns stay as they are, since a client of the endpoint sends such texts too.
+    """
+    distinct: set[str] = set()
+    for batch in read_batches(path, [name]):
+        distinct.update(text for text in pc.unique(batch.column(0)).to_pylist() if text is not None)
+    if max(map(len, distinct), default=0) > _MAX_NORMALIZED_LENGTH:
+        return False
+    texts = pa.array(sorted(distinct), pa.string())
+    normalized = set(normalize_texts(texts).to_pylist())
+    return len(normalized) < len(distinct) or bool((normalized - distinct) & {"", *MARKERS})
+
+
+def _normalize_columns(path: Path, names: Collection[str]) -> None:
+    temporary = path.with_suffix(".normalized")
+    schema = pq.read_schema(path)
+    with RowWriter(temporary, schema, row_group_size_of(path)) as writer:
+        for batch in read_batches(path):
+            columns = [
+                normalize_texts(column) if field.name in names else column
+                for field, column in zip(schema, batch.columns, strict=True)
+            ]
+            writer.write(pa.RecordBatch.from_arrays(columns, schema=schema))
+    temporary.replace(path)
+
+
+def _describe_first_malformed(path: Path) -> str:
+    """Describes the first malformed line; empty if there is none."""
+    for batch in read_batches(path):
+        for row in batch.slice(0, 1).to_pylist():
+            where = row["file"] if row["line"] is None else f"{row['file']}, line {row['line']}"
+            return f"first malformed line: {where}: {row['reason']}"
+    return ""
