@@ -97,7 +97,9 @@ class DateShapes:
         time_part = self._time_part()
         if time_part is None or None in date_parts:
             return []
-        notes = (TWO_DIGITS_NOTE,) if any("yyyy" not in (date_part or "") for date_part in date_parts) else ()
+        notes: tuple[str, ...] = (
+            (TWO_DIGITS_NOTE,) if any("yyyy" not in (date_part or "") for date_part in date_parts) else ()
+        )
         notes += (CUT_NOTE,) if self._num_digits > _MICROSECOND_DIGITS else ()
         ambiguous = [(DAY_FIRST_NOTE,), (MONTH_FIRST_NOTE,)] if len(orders) == 2 else [()]
         return [
