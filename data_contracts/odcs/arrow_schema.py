@@ -96,8 +96,7 @@ def is_compatible(actual: pa.DataType, required: pa.DataType) -> bool:
     if pa.types.is_list(required):
         is_array = pa.types.is_list(actual) or pa.types.is_large_list(actual) or pa.types.is_fixed_size_list(actual)
         return is_array and is_compatible(actual.value_type, required.value_type)
-    # A time at midnight may stand for a date: pandas has no other type for dates.
-    return _family(actual) == _family(required) or (pa.types.is_timestamp(actual) and pa.types.is_date(required))
+    return _family(actual) == _family(required)
 
 
 def _family(kind: pa.DataType) -> str:

@@ -17,6 +17,7 @@ from bloomery.data_contracts.validation.row_checks import (
     cast_batch,
     describe_values,
     find_violations,
+    is_written_date,
     parse_conditions,
     row_rules,
 )
@@ -31,7 +32,7 @@ class ArrowRowParser:
     def __init__(self, contract: Contract, columns: Sequence[str]) -> None:
         contract_schema = arrow_schema(contract.columns)
         self.schema = pa.schema([field for field in contract_schema if field.name in columns])
-        self._date_formats = contract.date_formats
+        self._contract = contract
         self._required = {column.name for column in contract.columns if column.is_required}
         self._rules = tuple(
             rule
@@ -51,7 +52,7 @@ class ArrowRowParser:
         rows = self._read(body, max_rows)
         if not rows.num_rows:
             raise RowsRefused([row_problem("", "", "no rows", "there must be at least one")])
-        batch = cast_batch(self._select_columns(rows), self.schema, self._date_formats)
+        batch = cast_batch(self._select_columns(rows), self.schema, self._contract.date_formats)
         problems = [problem for rule in self._rules for problem in self._find_problems(rule, batch)]
         if problems:
             raise RowsRefused(sorted(problems, key=lambda problem: problem["row"]))
@@ -104,8 +105,8 @@ class ArrowRowParser:
             values = rows.column(field.name)
             if pa.types.is_dictionary(values.type):
                 values = values.dictionary_decode()
-            is_written_date = pa.types.is_string(values.type) and field.name in self._date_formats
-            if not is_written_date and not is_compatible(values.type, field.type):
+            is_written = is_written_date(pa.field(field.name, values.type), self._contract)
+            if not is_written and not is_compatible(values.type, field.type):
                 rule = f"must be {field.type}, or a type of the same kind"
                 problems.append(row_problem("", field.name, str(values.type), rule))
             arrays.append(values)

@@ -16,6 +16,7 @@ from bloomery.data_contracts.errors import ContractBroken, DataUnfit
 from bloomery.data_contracts.expressions import parser
 from bloomery.data_contracts.odcs.arrow_schema import arrow_schema, is_compatible, value_range
 from bloomery.data_contracts.odcs.contract import Contract
+from bloomery.data_contracts.odcs.date_formats import parse_format
 from bloomery.data_contracts.odcs.rules import Rule
 from bloomery.data_contracts.validation.casting import cast_column, find_uncastable
 
@@ -28,14 +29,14 @@ class CastBatch(NamedTuple):
     uncastable: dict[str, pa.BooleanArray]
 
 
-def cast_batch(raw: pa.RecordBatch, schema: pa.Schema, date_formats: Mapping[str, str]) -> CastBatch:
+def cast_batch(raw: pa.RecordBatch, schema: pa.Schema, date_formats: Mapping[str, str] | None = None) -> CastBatch:
     """Casts `raw`, which has the columns of `schema` in any order, to its types.
 
     `date_formats` says by column how dates and times are written, where they are not in ISO 8601.
     """
     arrays, uncastable = [], {}
     for field in schema:
-        values, mask = cast_column(raw.column(field.name), field.type, date_formats.get(field.name))
+        values, mask = cast_column(raw.column(field.name), field.type, (date_formats or {}).get(field.name))
         arrays.append(values)
         if mask.true_count:
             uncastable[field.name] = mask
@@ -72,8 +73,17 @@ def require_columns(schema: pa.Schema, contract: Contract, where: str) -> None:
 
 
 def is_written_date(field: pa.Field, contract: Contract) -> bool:
-    """Whether a column of text has dates or times, in the format of the contract."""
-    return pa.types.is_string(field.type) and field.name in contract.date_formats
+    """Whether a column has dates or times in the contract's format: as text, or dates as times at midnight.
+
+    pandas writes dates so, having no type for them. Such a format of a date has hours.
+    """
+    date_format = contract.date_formats.get(field.name)
+    if date_format is None:
+        return False
+    column = contract.column(field.name)
+    is_date = column is not None and column.logical_type == "date"
+    is_time = pa.types.is_timestamp(field.type) and is_date and parse_format(date_format).has_time
+    return pa.types.is_string(field.type) or is_time
 
 
 def require_valid_text(rows: pa.RecordBatch, start: int) -> None:

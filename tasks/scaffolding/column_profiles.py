@@ -55,6 +55,7 @@ _PHYSICAL_TYPES = {name: name for name in ("int8", "int16", "int32", "int64", "u
 }
 _NAN = "NaN"
 _MIDNIGHT = r"[ T]00:00(:00([.,]0+)?)?( ?(Z|UTC|GMT|[+-][0-9:]+))?$"
+_TIMES = "yyyy-MM-dd'T'HH:mm:ss[XXX]"
 _NANOSECONDS = "yyyy-MM-dd'T'HH:mm:ss[.SSSSSSSSS][XXX]"
 _DECIMAL_COMMA = r"^[+-]?[0-9]+,[0-9]+$"
 
@@ -302,6 +303,7 @@ class TypedColumnProfiler:
 
     def statistics(self, *, is_label: bool, date_format: FormatCounter | None) -> ColumnStatistics:
         is_date = self._logical_type == "timestamp" and self._are_midnights and not self._is_finer
+        date_format, note = (_NANOSECONDS, CUT_NOTE) if self._is_finer else (_TIMES, MIDNIGHT_NOTE)
         return ColumnStatistics(
             logical_type="date" if is_date else self._logical_type,
             num_missing=self._num_missing + self._num_nan,
@@ -313,8 +315,8 @@ class TypedColumnProfiler:
             min_length=self._lengths.minimum,
             max_length=self._lengths.maximum,
             missing=(_NAN,) if self._num_nan else (),
-            date_format=_NANOSECONDS if self._is_finer else None,
-            date_notes=(CUT_NOTE,) if self._is_finer else (MIDNIGHT_NOTE,) if is_date else (),
+            date_format=date_format if self._is_finer or is_date else None,
+            date_notes=(note,) if self._is_finer or is_date else (),
         )
 
 

@@ -120,6 +120,26 @@ def test_a_type_of_another_family_breaks_the_contract(contract_of, column, actua
     assert caught.value.where == "here"
 
 
+@pytest.mark.parametrize(
+    ("logical_type", "pattern", "actual", "is_read"),
+    [
+        ("date", "dd/MM/yyyy", pa.string(), True),
+        ("timestamp", "dd/MM/yyyy HH:mm", pa.string(), True),
+        ("date", "yyyy-MM-dd HH:mm:ss", pa.timestamp("ns"), True),  # as pandas writes dates
+        ("date", "yyyy-MM-dd", pa.timestamp("ns"), False),
+        ("date", "dd/MM/yyyy", pa.int64(), False),
+    ],
+)
+def test_dates_may_be_written_in_the_format_of_the_contract(contract_of, logical_type, pattern, actual, is_read):
+    column = {"name": "v", "logicalType": logical_type, "logicalTypeOptions": {"format": pattern}, "required": True}
+    schema = pa.schema([("v", actual)])
+    if is_read:
+        require_columns(schema, contract_of(column), where="here")
+    else:
+        with pytest.raises(ContractBroken):
+            require_columns(schema, contract_of(column), where="here")
+
+
 def test_all_problems_of_the_columns_are_reported_together(digits_contract):
     schema = pa.schema([("id", pa.string()), ("label", pa.int64()), ("Image", pa.list_(pa.uint8()))])
     with pytest.raises(ContractBroken) as caught:

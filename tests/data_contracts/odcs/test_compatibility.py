@@ -186,12 +186,11 @@ def test_only_equal_contracts_have_no_changes(contract_of, edits):
 
 
 def test_a_change_of_the_format_of_dates_is_described(contract_of):
-    contracts = [
-        contract_of(
-            {"name": "day", "logicalType": "date", **({"logicalTypeOptions": {"format": name}} if name else {})}
-        )
-        for name in (None, "dd/MM/yyyy", "MM/dd/yyyy")
-    ]
-    (new, other) = (diff_contracts(contracts[at], contracts[at + 1])[0] for at in (0, 1))
+    day = {"name": "day", "logicalType": "date", "required": True}
+    iso, day_first, month_first = (
+        contract_of({**day, "logicalTypeOptions": options})
+        for options in ({}, {"format": "dd/MM/yyyy"}, {"format": "MM/dd/yyyy"})
+    )
+    (new,), (other,) = diff_contracts(iso, day_first), diff_contracts(day_first, month_first)
     assert (new.kind, new.sentence) == ("compatible", "the format changed: ISO 8601 became dd/MM/yyyy")
     assert (other.kind, other.sentence) == ("breaking", "the format changed: dd/MM/yyyy became MM/dd/yyyy")

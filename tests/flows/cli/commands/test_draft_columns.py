@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from bloomery.data_contracts.requests.arrow_rows import ArrowRowParser
 from bloomery.data_contracts.requests.json_rows import JsonRowParser
 from bloomery.flows.cli.commands.init import list_inferences, write_drafts
 from bloomery.tasks.scaffolding.draft_planning import ColumnRoles
@@ -163,6 +164,11 @@ def test_dates_are_read_as_they_are_written(case: str, home: Path, tmp_path: Pat
     assert validate_rows(recipe).num_rows == NUM
     rows = JsonRowParser(recipe.contract, ["when"]).parse_table([{"when": write(days[1])}])
     assert rows["when"].to_pylist()[0].isoformat()[:7] == "2021-01"
+    stream = pa.BufferOutputStream()
+    with pa.ipc.new_stream(stream, pa.schema([("when", pa.string())])) as writer:
+        writer.write(pa.record_batch({"when": [write(days[1])]}))
+    batch = ArrowRowParser(recipe.contract, ["when"]).parse_stream(stream.getvalue().to_pybytes(), 9)
+    assert batch["when"].to_pylist() == rows["when"].to_pylist()
 
 
 def test_parquet_and_csv_give_the_same_draft(home: Path, tmp_path: Path) -> None:
