@@ -303,7 +303,7 @@ class TypedColumnProfiler:
 
     def statistics(self, *, is_label: bool, date_format: FormatCounter | None) -> ColumnStatistics:
         is_date = self._logical_type == "timestamp" and self._are_midnights and not self._is_finer
-        date_format, note = (_NANOSECONDS, CUT_NOTE) if self._is_finer else (_TIMES, MIDNIGHT_NOTE)
+        pattern, note = (_NANOSECONDS, CUT_NOTE) if self._is_finer else (_TIMES, MIDNIGHT_NOTE)
         return ColumnStatistics(
             logical_type="date" if is_date else self._logical_type,
             num_missing=self._num_missing + self._num_nan,
@@ -315,7 +315,7 @@ class TypedColumnProfiler:
             min_length=self._lengths.minimum,
             max_length=self._lengths.maximum,
             missing=(_NAN,) if self._num_nan else (),
-            date_format=date_format if self._is_finer or is_date else None,
+            date_format=pattern if self._is_finer or is_date else None,
             date_notes=(note,) if self._is_finer or is_date else (),
         )
 

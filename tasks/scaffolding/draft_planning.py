@@ -327,8 +327,8 @@ def _is_named_like_key(column: ColumnProfile) -> bool:
 
 def _is_code(column: ColumnProfile) -> bool:
     """Whether the texts are of one length, as serial numbers and hashes are, but free text is not."""
-    length = column.min_length or 0
-    return column.logical_type == "string" and _MIN_CODE_LENGTH <= length == column.max_length <= _MAX_KEY_LENGTH
+    shortest, longest = column.min_length or 0, column.max_length or 0
+    return column.logical_type == "string" and _MIN_CODE_LENGTH <= shortest == longest <= _MAX_KEY_LENGTH
 
 
 # What makes a complete and unique column a key, the surest sign first. Measurements may be unique by chance.
