@@ -9,11 +9,45 @@ from typing import Any
 from bloomery.data_contracts.expressions.sql import parse_sql
 
 TABLE_PLACEHOLDER = "{object}"  # stands for the table in a query
+_TABLE = "the_object"  # stands for the table while a query is parsed
 
 
 def normalize_placeholder(query: str) -> str:
     """`query` with the table written as `{object}`."""
     return re.sub(r"\$?\{object\}", TABLE_PLACEHOLDER, query).strip()
+
+
+def replace_table(query: str, names: Sequence[str]) -> str:
+    """`query` with the table written as `{object}` where it says `{table}`, or one of `names` and no placeholder.
+
+    A query that cannot be parsed is returned as it is.
+
+    Raises:
+        ValueError: the query names the table, so it is in the dialect of its source, and calls an unknown function.
+    """
+    from sqlglot import exp
+
+    if TABLE_PLACEHOLDER not in query:
+        query = re.sub(r"\$?\{table\}", TABLE_PLACEHOLDER, query)
+    if TABLE_PLACEHOLDER in query:
+        return query
+    try:
+        tree = parse_sql(query)
+    except ValueError:
+        return query
+    known_names = {name.lower() for name in names}
+    tables = [table for table in tree.find_all(exp.Table) if table.name.lower() in known_names and not table.db]
+    if not tables:
+        return query
+    functions = sorted({function.name.upper() for function in tree.find_all(exp.Anonymous)})
+    if functions:
+        raise ValueError(f"the query calls {', '.join(functions)}, which DuckDB may not know")
+    for table in tables:
+        table.set("this", exp.to_identifier(_TABLE))
+    for column in tree.find_all(exp.Column):
+        if column.table.lower() in known_names:
+            column.set("table", exp.to_identifier(_TABLE))
+    return str(tree.sql(dialect="duckdb")).replace(_TABLE, TABLE_PLACEHOLDER)
 
 
 def require_scalar_query(query: str, columns: Sequence[str]) -> None:
@@ -27,15 +61,14 @@ def require_scalar_query(query: str, columns: Sequence[str]) -> None:
         )
     if TABLE_PLACEHOLDER not in query:
         raise ValueError(f"the query does not read the table {TABLE_PLACEHOLDER}")
-    table = "the_object"
-    tree = parse_sql(query.replace(TABLE_PLACEHOLDER, table))
+    tree = parse_sql(query.replace(TABLE_PLACEHOLDER, _TABLE))
     if not isinstance(tree, exp.Select) or len(tree.expressions) != 1 or isinstance(tree.expressions[0], exp.Star):
         raise ValueError("a query must be one SELECT of one number, such as SELECT count(*) FROM {object} WHERE …")
     cte_names = {str(cte.alias_or_name).lower() for cte in tree.find_all(exp.CTE)}
     for source in tree.find_all(exp.Table):
         if not isinstance(source.this, exp.Identifier) or source.db:
             raise ValueError(f"the query reads {source.sql()}; it can only read {TABLE_PLACEHOLDER}")
-        if source.name.lower() not in {table, *cte_names}:
+        if source.name.lower() not in {_TABLE, *cte_names}:
             raise ValueError(f"the query reads {source.name}; it can only read {TABLE_PLACEHOLDER}")
     known_names = {name.lower() for name in columns} | _aliases(tree)
     for column in tree.find_all(exp.Column):

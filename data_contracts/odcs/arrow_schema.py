@@ -8,7 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from bloomery.data_contracts.odcs.columns import Column, TypedElement
+from bloomery.data_contracts.odcs.columns import Column
+from bloomery.data_contracts.odcs.typed_elements import TypedElement
 
 _ARROW: dict[str, pa.DataType] = {
     "int8": pa.int8(),

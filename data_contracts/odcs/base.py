@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, ValidationError
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    ValidationError,
+    model_serializer,
+)
 from pydantic.alias_generators import to_camel
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from bloomery.data_contracts.documents.documents import Document
 
+# The types of the standard, and those that rows can be cast to.
+StandardType = Literal["string", "date", "timestamp", "time", "number", "integer", "object", "array", "boolean"]
 LogicalType = Literal["integer", "number", "string", "boolean", "date", "timestamp", "array"]
 
 # Bloomery's custom properties, and the element that each belongs to. All others are descriptive.
@@ -34,37 +46,71 @@ def dates_as_text(value: Any) -> Any:
 
 
 PlainValue = Annotated[Any, BeforeValidator(dates_as_text)]
+PlainText = Annotated[str, BeforeValidator(dates_as_text)]
+Number = StrictInt | StrictFloat
+Scalar = Annotated[StrictBool | StrictInt | StrictFloat | str | None, BeforeValidator(dates_as_text)]
+StableId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 
 
 class CamelModel(Document):
-    """An element of an ODCS file, where keys are in camel case."""
+    """An element of an ODCS file, where keys are in camel case. It is written with the keys that it was read with."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, alias_generator=to_camel, populate_by_name=True
     )
 
+    @model_serializer(mode="wrap")
+    def _write_keys_of_the_file(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        document: dict[str, Any] = write(self)
+        fields = type(self).model_fields
+        unset = {key for name in fields.keys() - self.model_fields_set for key in (name, fields[name].alias)}
+        return {key: value for key, value in document.items() if key not in unset}
+
 
 class CustomProperty(CamelModel):
     """A property beyond the standard."""
 
-    id: str | None = None
+    id: StableId | None = None
     property: str
-    value: PlainValue = None
+    value: PlainValue
+    description: str | None = None
+
+
+class AuthoritativeDefinition(CamelModel):
+    """A link to where an element is defined."""
+
+    id: StableId | None = None
+    url: str
+    type: str
     description: str | None = None
 
 
 class Element(CamelModel):
     """An element with descriptive keys, which are kept but not acted on."""
 
-    id: str | None = None
+    id: StableId | None = None
     description: str | None = None
     tags: tuple[str, ...] = ()
-    authoritative_definitions: tuple[dict[str, PlainValue], ...] = ()
+    authoritative_definitions: tuple[AuthoritativeDefinition, ...] = ()
     custom_properties: tuple[CustomProperty, ...] = ()
 
     def custom_property(self, name: str, default: Any = None) -> Any:
         """The value of the custom property `name`, or `default` if it is missing."""
         return next((entry.value for entry in self.custom_properties if entry.property == name), default)
+
+
+class Unchecked(Document):
+    """A requirement of a contract that Bloomery does not check. `where` is a column, or "" for the table."""
+
+    where: str
+    sentence: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.sentence}" if self.where else self.sentence
+
+
+class Unsupported(ValueError):
+    """The standard allows it, but Bloomery cannot check it. It is listed instead of refused."""
 
 
 class Problem(Exception):
@@ -90,21 +136,29 @@ def raise_problems(problems: Sequence[Problem], title: str) -> None:
         raise ValidationError.from_exception_data(title, details)
 
 
-def find_custom_property_problems(element: Element, part: str) -> list[Problem]:
-    """The custom properties of `element`, a `part` of the contract, that are misspelt, repeated or belong elsewhere."""
-    problems = []
+def unknown_key(key: str, known_keys: Sequence[str]) -> str:
+    """Says that `key` is unknown, with the nearest known key, or all of them."""
+    close = difflib.get_close_matches(key, known_keys, n=1)
+    return f"unknown key; did you mean {close[0]!r}?" if close else f"unknown key; known: {', '.join(known_keys)}"
+
+
+def find_custom_property_problems(element: Element, part: str) -> Iterator[Problem]:
+    """Bloomery's custom properties that are set twice for `element`, a `part` of the contract."""
     names: set[str] = set()
     for position, entry in enumerate(element.custom_properties):
+        if CUSTOM_PROPERTIES.get(entry.property) == part and entry.property in names:
+            yield Problem(f"{entry.property} is set twice", "customProperties", position, "property")
+        names.add(entry.property)
+
+
+def find_ineffective_custom_properties(element: Element, part: str) -> Iterator[str]:
+    """The custom properties of `element`, a `part` of the contract, that resemble Bloomery's or belong elsewhere."""
+    known_names = {name.lower(): name for name in CUSTOM_PROPERTIES}
+    for entry in element.custom_properties:
         name = entry.property
-        place = ("customProperties", position, "property")
-        close = difflib.get_close_matches(name.lower(), [key.lower() for key in CUSTOM_PROPERTIES], n=1, cutoff=0.8)
-        if name in CUSTOM_PROPERTIES:
-            if CUSTOM_PROPERTIES[name] != part:
-                problems.append(Problem(f"{name} belongs to {CUSTOM_PROPERTIES[name]}, not to {part}", *place))
-            elif name in names:
-                problems.append(Problem(f"{name} is set twice", *place))
-        elif close:
-            suggestion = next(key for key in CUSTOM_PROPERTIES if key.lower() == close[0])
-            problems.append(Problem(f"unknown custom property {name!r}; did you mean {suggestion!r}?", *place))
-        names.add(name)
-    return problems
+        owner = CUSTOM_PROPERTIES.get(name)
+        if owner is not None and owner != part:
+            yield f"custom property {name} belongs to {owner}, not to {part}, and has no effect"
+        close = difflib.get_close_matches(name.lower(), known_names, n=1, cutoff=0.8)
+        if owner is None and close:
+            yield f"unknown custom property {name!r} has no effect; did you mean {known_names[close[0]]!r}?"

@@ -7,6 +7,7 @@ are compatible: readers may see new values. A note is a change of descriptive ke
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -30,14 +31,49 @@ class Change(Document):
 
 
 def diff_contracts(old: Contract, new: Contract) -> list[Change]:
-    """The changes from `old` to `new`: columns in the old order, new columns, rules and descriptive keys."""
+    """The changes from `old` to `new`: tables, columns in the old order, new columns, rules and descriptive keys.
+
+    Where a contract has several tables, a column is named TABLE.COLUMN.
+    """
+    old_names, new_names = ([table.name for table in contract.schema_] for contract in (old, new))
+    if len(old_names) == len(new_names) == 1:
+        return _table_changes(old, new, with_contract=True)
+    changes = [
+        Change(kind="breaking", where=name, sentence="the table was removed")
+        for name in old_names
+        if name not in new_names
+    ]
+    for name in new_names:
+        if name not in old_names:
+            changes.append(Change(kind="compatible", where=name, sentence="the table is new"))
+            continue
+        for change in _table_changes(old.select_table(name), new.select_table(name), with_contract=False):
+            where = f"{name}.{change.where}" if change.where else name
+            changes.append(change.model_copy(update={"where": where}))
+    before, after = (_contract_keys(contract) for contract in (old, new))
+    names = [key for key in dict.fromkeys((*before, *after)) if before.get(key) != after.get(key)]
+    return [*changes, *(Change(kind="note", where="", sentence=f"{name} changed") for name in names)]
+
+
+def _table_changes(old: Contract, new: Contract, *, with_contract: bool) -> list[Change]:
+    """The changes of two contracts of one table, also of the contracts' own keys if `with_contract`."""
     changes = [*_columns(old, new), *_rules(old, new), *_limits(old, new)]
-    return [*changes, *_descriptive_changes(old, new, {change.where.removesuffix("[]") for change in changes})]
+    changed = {change.where.removesuffix("[]") for change in changes}
+    return [*changes, *_descriptive_changes(old, new, changed, with_contract=with_contract)]
 
 
-def required_version(old: Contract, changes: Sequence[Change]) -> str:
-    """The lowest version number that a contract with these changes may have."""
-    major, minor, patch = map(int, old.version.split("."))
+def _contract_keys(contract: Contract) -> dict[str, object]:
+    """The keys of a contract outside of its tables, without version and references."""
+    document = contract.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    return {key: value for key, value in document.items() if key not in ("version", "references", "schema")}
+
+
+def required_version(old: Contract, changes: Sequence[Change]) -> str | None:
+    """The lowest version number that a contract with these changes may have; None if the old one is not x.y.z."""
+    numbers = _numbers(old.version)
+    if numbers is None:
+        return None
+    major, minor, patch = numbers
     kinds = {change.kind for change in changes}
     if "breaking" in kinds:
         return f"{major + 1}.0.0"
@@ -46,24 +82,43 @@ def required_version(old: Contract, changes: Sequence[Change]) -> str:
     return f"{major}.{minor}.{patch + 1}" if kinds else old.version
 
 
+def is_high_enough(old: Contract, new: Contract, changes: Sequence[Change]) -> bool:
+    """Whether the version of `new` allows the changes. Versions that are not x.y.z must only differ."""
+    needed = required_version(old, changes)
+    if needed is None or _numbers(new.version) is None:
+        return not changes or new.version != old.version
+    return is_at_least(new.version, needed)
+
+
 def is_at_least(version: str, needed: str) -> bool:
-    """Whether `version` is `needed` or later."""
-    return [int(part) for part in version.split(".")] >= [int(part) for part in needed.split(".")]
+    """Whether `version` is `needed` or later. Both are x.y.z."""
+    return (_numbers(version) or (0, 0, 0)) >= (_numbers(needed) or (0, 0, 0))
+
+
+def _numbers(version: str) -> tuple[int, int, int] | None:
+    match = re.fullmatch(r"v?(\d+)(?:\.(\d+))?(?:\.(\d+))?", version)
+    return None if match is None else (int(match[1]), int(match[2] or 0), int(match[3] or 0))
 
 
 def _columns(old: Contract, new: Contract) -> Iterator[Change]:
-    for before in old.columns:
-        after = new.column(before.name)
-        if after is None:
-            yield Change(kind="breaking", where=before.name, sentence="the column was removed")
-        else:
+    old_names, new_names = ([column.name for column in contract.table.properties] for contract in (old, new))
+    for name in old_names:
+        before, after = old.column(name), new.column(name)
+        if name not in new_names:
+            yield Change(kind="breaking", where=name, sentence="the column was removed")
+        elif before is not None and after is not None:
             yield from _types(before, after)
             yield from _meanings(before, after)
-    for added in new.columns:
-        if old.column(added.name) is None:
-            kind: ChangeKind = "breaking" if added.is_required else "compatible"
-            need = "required" if added.is_required else "optional"
-            yield Change(kind=kind, where=added.name, sentence=f"the column is new and {need}")
+        elif before is not None or after is not None:
+            change = "can be read now" if after is not None else "cannot be read any more"
+            yield Change(kind="breaking", where=name, sentence=f"the type changed: values {change}")
+    for name in new_names:
+        if name not in old_names:
+            added = new.column(name)
+            is_required = added is not None and added.is_required
+            kind: ChangeKind = "breaking" if is_required else "compatible"
+            need = "required" if is_required else "optional"
+            yield Change(kind=kind, where=name, sentence=f"the column is new and {need}")
     common = [column.name for column in new.columns if old.column(column.name) is not None]
     if common != [column.name for column in old.columns if new.column(column.name) is not None]:
         yield Change(kind="note", where="", sentence=f"the order of the columns changed: {', '.join(common)}")
@@ -90,7 +145,7 @@ def _holds(wide: pa.DataType, narrow: pa.DataType) -> bool:
 def _meanings(before: Column, after: Column) -> Iterator[Change]:
     if before.unit != after.unit:
         yield Change(kind="breaking", where=after.name, sentence=f"the unit changed: {before.unit} became {after.unit}")
-    old_format, new_format = (column.logical_type_options.format for column in (before, after))
+    old_format, new_format = (column.date_format for column in (before, after))
     if old_format != new_format:
         sentence = f"the format changed: {old_format or 'ISO 8601'} became {new_format or 'ISO 8601'}"
         # Every format also takes ISO 8601.
@@ -217,24 +272,25 @@ _COMPARED = frozenset(
 )
 
 
-def _descriptive_changes(old: Contract, new: Contract, changed: set[str]) -> Iterator[Change]:
+def _descriptive_changes(old: Contract, new: Contract, changed: set[str], *, with_contract: bool) -> Iterator[Change]:
     """Changes of descriptive keys. `changed` are the columns with a change that is listed already."""
     before, after = _keys(old), _keys(new)
-    common = {"", *(column.name for column in old.columns)} & {"", *(column.name for column in new.columns)}
+    names = [{"", *(column.name for column in contract.table.properties)} for contract in (old, new)]
+    common = names[0] & names[1]
     for where, name in dict.fromkeys((*before, *after)):
         is_listed = name in _COMPARED and (where in changed or (name == "slaProperties" and bool(changed)))
-        if where in common and not is_listed and before.get((where, name)) != after.get((where, name)):
+        is_of_contract = not where and not name.startswith("schema.")
+        if where not in common or is_listed or (is_of_contract and not with_contract):
+            continue
+        if before.get((where, name)) != after.get((where, name)):
             yield Change(kind="note", where=where, sentence=f"{name} changed")
 
 
 def _keys(contract: Contract) -> dict[tuple[str, str], object]:
     """The keys of a contract without version and references, by column and key."""
-    document = contract.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    for key in ("version", "references"):
-        document.pop(key, None)
-    table = document.pop("schema")[0]
-    columns = table.pop("properties")
-    keys: dict[tuple[str, str], object] = {("", key): value for key, value in document.items()}
+    table = contract.table.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    columns = table.pop("properties", [])
+    keys: dict[tuple[str, str], object] = {("", key): value for key, value in _contract_keys(contract).items()}
     keys.update({("", f"schema.{key}"): value for key, value in table.items()})
     keys.update({(column["name"], key): value for column in columns for key, value in column.items() if key != "name"})
     return keys

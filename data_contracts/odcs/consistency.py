@@ -12,10 +12,13 @@ from bloomery.data_contracts.expressions.parser import referenced_columns
 from bloomery.data_contracts.odcs.base import LogicalType
 from bloomery.data_contracts.odcs.quality import Arguments, Dependency, LengthLimits, Quality, RowCondition, ValueLimits
 from bloomery.data_contracts.odcs.rules import Bound, Rule, integer_limits
+from bloomery.data_contracts.odcs.type_options import has_exact_bounds
+
+INEXACT = "a limit of 2**53 or more cannot be compared exactly; use a smaller one"
 
 
 def find_misuses(name: str, logical_type: LogicalType, check: Quality) -> Iterator[str]:
-    """Why the quality check does not apply to the column `name` of that type."""
+    """Why the quality check, which has no limitation of its own, does not apply to the column `name` of that type."""
     implementation = check.implementation
     supported = _SUPPORTED_TYPES.get(check.check_name)
     if check.metric == "rowCount" or isinstance(implementation, Dependency):
@@ -57,10 +60,8 @@ def _condition_misuses(name: str, condition: RowCondition) -> Iterator[str]:
 
 
 def _limit_misuses(limits: ValueLimits) -> Iterator[str]:
-    try:
-        require_exact_bounds(limits.minimum, limits.maximum, limits.exclusive_minimum, limits.exclusive_maximum)
-    except ValueError as failure:
-        yield str(failure)
+    if not has_exact_bounds(limits.minimum, limits.maximum, limits.exclusive_minimum, limits.exclusive_maximum):
+        yield INEXACT
     fields = limits.limits()
     low, high = fields["low"], fields["high"]
     if low is None and high is None:
@@ -79,8 +80,10 @@ def _argument_misuses(logical_type: LogicalType, arguments: Arguments) -> Iterat
             require_regular_expression(arguments.pattern)
         except ValueError as failure:
             yield str(failure)
+    if arguments.valid_values is not None and all(value is None for value in arguments.valid_values):
+        yield "validValues has no value but null, which is neither valid nor invalid"
     for value in arguments.valid_values or ():
-        if not _has_type(value, logical_type):
+        if value is not None and not _has_type(value, logical_type):
             yield f"{value!r} is not a value of type {logical_type}"
     for value in arguments.missing_values or ():
         if value is not None and not _has_type(value, logical_type):
@@ -175,9 +178,3 @@ def require_regular_expression(pattern: str) -> None:
         re.compile(pattern)
     except re.error as failure:
         raise ValueError(f"pattern {pattern!r} is not a regular expression: {failure}") from failure
-
-
-def require_exact_bounds(*bounds: Bound | None) -> None:
-    """Raises ValueError if a bound is too large for a float64 to hold every integer up to it."""
-    if any(bound is not None and abs(bound) >= 2**53 for bound in bounds):
-        raise ValueError("a limit of 2**53 or more cannot be compared exactly; use a smaller one")

@@ -10,13 +10,25 @@ from typing import NamedTuple
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from bloomery.data_contracts.odcs.base import Element
 from bloomery.data_contracts.odcs.columns import Column
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.odcs.rules import Rule
 
 _TEMPLATE = "html_page.html.jinja"
 # Keys of the standard that Bloomery keeps and does not act on.
-_DESCRIPTIVE = {"sla_properties", "team", "roles", "support", "servers", "price", "tags", "custom_properties"}
+_DESCRIPTIVE = {
+    "data_product",
+    "tenant",
+    "sla_properties",
+    "team",
+    "roles",
+    "support",
+    "servers",
+    "price",
+    "tags",
+    "custom_properties",
+}
 
 
 def render_contract_page(contract: Contract) -> str:
@@ -29,6 +41,7 @@ def render_contract_page(contract: Contract) -> str:
     )
     return environment.get_template(_TEMPLATE).render(
         contract=contract,
+        tables=[(table, contract.select_table(table.name)) for table in contract.schema_],
         facts=_facts(contract),
         description=[(name.capitalize(), text) for name, text in contract.description.items() if isinstance(text, str)],
         definitions=list(_definitions(contract)),
@@ -54,8 +67,10 @@ def format_tolerance(rule: Rule) -> str:
 
 
 def _facts(contract: Contract) -> list[str]:
-    granularity = contract.table.data_granularity_description
-    facts = [contract.status, f"id {contract.id}", f"table {contract.table.name}", contract.domain, granularity]
+    facts = [contract.status, f"id {contract.id}", contract.domain]
+    if len(contract.schema_) == 1:
+        facts[2:2] = [f"table {contract.table.name}"]
+        facts.append(contract.table.data_granularity_description)
     return [fact for fact in facts if fact]
 
 
@@ -74,15 +89,14 @@ class _Definition(NamedTuple):
 
 
 def _definitions(contract: Contract) -> Iterator[_Definition]:
-    owners = [
-        ("contract", contract),
-        ("table", contract.table),
-        *((column.name, column) for column in contract.columns),
-    ]
+    owners: list[tuple[str, Element]] = [("contract", contract)]
+    for table in contract.schema_:
+        prefix = "" if len(contract.schema_) == 1 else f"{table.name}."
+        owners.append(("table" if not prefix else f"table {table.name}", table))
+        owners += [(f"{prefix}{column.name}", column) for column in table.properties]
     for name, owner in owners:
         for entry in owner.authoritative_definitions:
-            type_, url, description = (str(entry.get(key, "")) for key in ("type", "url", "description"))
-            yield _Definition(name, type_, url, description)
+            yield _Definition(name, entry.type, entry.url, entry.description or "")
 
 
 def _references(contract: Contract) -> Iterator[tuple[str, list[tuple[str, list[tuple[str, str]]]]]]:

@@ -77,7 +77,7 @@ class Rule(Document):
             case "unique":
                 return f"{' and '.join(self.columns)} must be unique together" if self.columns else "must be unique"
             case "in_set":
-                return f"must be one of {', '.join(map(str, self.values))}"
+                return f"must be one of {', '.join(str(value) if value != '' else repr('') for value in self.values)}"
             case "pattern":
                 return f"must match {self.pattern}"
             case "expression":

@@ -6,12 +6,12 @@ Source: Open Data Contract Standard v3.1, Service-Level Agreement.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import Field
 
-from bloomery.data_contracts.odcs.base import CamelModel, PlainValue
+from bloomery.data_contracts.odcs.base import CamelModel, Scalar, StableId
 from bloomery.data_contracts.odcs.rules import Rule
 
 _FRESHNESS_PROPERTIES = ("freshness", "latency", "ly")
@@ -29,12 +29,13 @@ _UNITS_S = {name: size for names, size in _SIZES_S.items() for name in names}
 class ServiceLevel(CamelModel):
     """One entry of `slaProperties`. A year has 365 days."""
 
-    id: str | None = None
+    id: StableId | None = None
     property_: Annotated[str, Field(alias="property")]
-    value: PlainValue
-    value_ext: PlainValue = None
+    value: Scalar
+    value_ext: Scalar = None
     unit: str | None = None
     element: str | None = None
+    column: str | None = None  # before v3.0.1, where `element` replaces it
     driver: str | None = None
     description: str | None = None
     scheduler: str | None = None
@@ -48,15 +49,37 @@ class ServiceLevel(CamelModel):
     @property
     def elements(self) -> tuple[str, ...]:
         """The columns, as COLUMN or TABLE.COLUMN."""
-        return tuple(part.strip() for part in (self.element or "").split(",") if part.strip())
+        return tuple(part.strip() for part in (self.element or self.column or "").split(",") if part.strip())
 
-    def find_misuses(self, table: str, types: Mapping[str, str]) -> Iterator[str]:
-        """Why the service level does not apply to `table`, whose columns have the logical `types`."""
+    def concerns_only(self, tables: Sequence[str]) -> bool:
+        """Whether the service level is about columns of `tables` alone."""
+        prefixes = tuple(f"{table}." for table in tables)
+        return bool(self.elements) and all(element.startswith(prefixes) for element in self.elements)
+
+    def assess(self, table: str, types: Mapping[str, str]) -> Iterator[Rule | str]:
+        """The rules of the service level for `table`, whose columns have logical `types`, and what is not checked."""
+        title = " ".join(str(part) for part in (self.property_, self.value, self.unit) if part is not None)
         if not self.is_fresh:
             close = difflib.get_close_matches(self.property_.lower(), _FRESHNESS_PROPERTIES, n=1, cutoff=0.8)
-            if close:
-                yield f"unknown property {self.property_!r}; did you mean {close[0]!r}?"
+            hint = f"unknown property {self.property_!r}; did you mean {close[0]!r}?" if close else "only freshness is"
+            yield f"service level {title} is not checked: {hint}"
             return
+        limitations = list(self._find_limitations())
+        yield from (f"service level {title} is not checked: {limitation}" for limitation in limitations)
+        for element in () if limitations else self.elements:
+            name = element.removeprefix(f"{table}.")
+            if name not in types:
+                known_names = f"there is no column {element}; there are {', '.join(types)}"
+                yield f"service level {title} is not checked: {known_names}"
+            elif types[name] not in ("date", "timestamp"):
+                limitation = f"column {name} is {types[name]}, but must be date or timestamp"
+                yield f"service level {title} is not checked: {limitation}"
+            else:
+                value: Any = self.value
+                yield Rule(target=name, kind="fresh", high=value * _UNITS_S[(self.unit or "").lower()])
+
+    def _find_limitations(self) -> Iterator[str]:
+        """Why no age can be compared with the value."""
         value: Any = self.value
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
             yield f"{self.property_} must be a number above 0, not {value!r}"
@@ -64,16 +87,3 @@ class ServiceLevel(CamelModel):
             yield f"{self.property_} needs a unit: s, m (minutes), h, d, w or y, not {self.unit!r}"
         if not self.elements:
             yield f"{self.property_} needs element: the column of dates or times that has the newest value"
-        for element in self.elements:
-            name = element.removeprefix(f"{table}.")
-            if name not in types:
-                yield f"there is no column {element}; there are {', '.join(types)}"
-            elif types[name] not in ("date", "timestamp"):
-                yield f"column {name} is {types[name]}, but must be date or timestamp"
-
-    def rules(self) -> Iterator[Rule]:
-        """The rules of this service level."""
-        if self.is_fresh:
-            seconds = self.value * _UNITS_S[(self.unit or "").lower()]
-            for element in self.elements:
-                yield Rule(target=element.rpartition(".")[2], kind="fresh", high=seconds)

@@ -7,6 +7,7 @@ from typing import Any
 
 from bloomery.data_contracts.expressions.sql import parse_sql
 from bloomery.data_contracts.expressions.table_queries import TABLE_PLACEHOLDER
+from bloomery.data_contracts.odcs.columns import Column
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.odcs.rules import Rule
 
@@ -27,21 +28,26 @@ def with_windows(contract: Contract, lengths: Mapping[str, int]) -> Contract:
     document = contract.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     table = document["schema"][0]
     _drop_checks(table, contract, lengths)
+    columns = {column.name: column for column in contract.columns if column.name in lengths}
     table["properties"] = [
-        _windows(properties, column.is_required, lengths[column.name]) if column.name in lengths else properties
-        for column, properties in zip(contract.columns, table["properties"], strict=True)
+        _windows(properties, columns[properties["name"]], lengths) if properties["name"] in columns else properties
+        for properties in table["properties"]
     ]
     return Contract.model_validate(document)
 
 
-def _windows(column: dict[str, Any], is_required: bool, length: int) -> dict[str, Any]:
+def _windows(properties: dict[str, Any], column: Column, lengths: Mapping[str, int]) -> dict[str, Any]:
     """The column as an array of its values, oldest first."""
-    items = {**{name: column[name] for name in _ITEM_KEYS if name in column}, "required": is_required}
-    custom = [entry for entry in column.get("customProperties", ()) if entry["property"] != "unknownCategory"]
+    types = {"logicalType": column.logical_type, "physicalType": column.arrow_type}
+    items = {**{name: properties[name] for name in _ITEM_KEYS if name in properties}, "required": column.is_required}
+    items.update({name: value for name, value in types.items() if name in items or name == "logicalType"})
+    custom = [entry for entry in properties.get("customProperties", ()) if entry["property"] != "unknownCategory"]
     properties = {
-        name: value for name, value in column.items() if name not in (*_ITEM_KEYS, *_SCALAR_KEYS, "customProperties")
+        name: value
+        for name, value in properties.items()
+        if name not in (*_ITEM_KEYS, *_SCALAR_KEYS, "customProperties")
     }
-    limits = {"minItems": length, "maxItems": length}
+    limits = {"minItems": lengths[column.name], "maxItems": lengths[column.name]}
     return {
         **properties,
         **({"customProperties": custom} if custom else {}),
@@ -55,7 +61,9 @@ def _windows(column: dict[str, Any], is_required: bool, length: int) -> dict[str
 def _drop_checks(table: dict[str, Any], contract: Contract, lengths: Mapping[str, int]) -> None:
     """Removes from `table` the quality checks that read a column of `lengths`."""
     dropped = {
-        location for rule, location in contract.table.located_rules() if "quality" in location and _reads(rule, lengths)
+        location
+        for rule, location, _ in contract.table.candidate_rules()
+        if "quality" in location and _reads(rule, lengths)
     }
     owners = [((), table), *((("properties", at), column) for at, column in enumerate(table["properties"]))]
     for owner, part in owners:

@@ -24,9 +24,10 @@ from typing_extensions import TypedDict  # pydantic requires it below Python 3.1
 
 from bloomery.data_contracts.odcs.arrow_schema import arrow_type, max_exact_integer, value_range
 from bloomery.data_contracts.odcs.base import LogicalType
-from bloomery.data_contracts.odcs.columns import Column, TypedElement
+from bloomery.data_contracts.odcs.columns import Column
 from bloomery.data_contracts.odcs.date_formats import parse_format
 from bloomery.data_contracts.odcs.rules import Rule, integer_limits
+from bloomery.data_contracts.odcs.typed_elements import TypedElement
 
 
 def object_type(name: str, fields: dict[str, Any]) -> Any:
@@ -97,7 +98,7 @@ def _scalar_type(item: TypedElement, rules: Sequence[Rule]) -> Any:
             return Annotated[StrictFloat | StrictInt, AfterValidator(check)]
         case "boolean":
             return StrictBool
-        case "date" | "timestamp" if (pattern := item.logical_type_options.format) is not None:
+        case "date" | "timestamp" if (pattern := item.date_format) is not None:
             return Annotated[StrictStr, AfterValidator(_require_format(pattern, item.logical_type))]
         case "date":
             return Annotated[StrictStr, AfterValidator(_parse_date)]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bloomery.data_contracts.odcs.columns import Column, TypedElement
+from bloomery.data_contracts.odcs.columns import Column
 from bloomery.data_contracts.odcs.rules import Rule, integer_limits
+from bloomery.data_contracts.odcs.typed_elements import TypedElement
 
 _FORMATS = {"date": {"type": "string", "format": "date"}, "timestamp": {"type": "string", "format": "date-time"}}
 
@@ -48,8 +49,8 @@ def _value(item: TypedElement, rules: Sequence[Rule]) -> dict[str, Any]:
     if item.logical_type == "integer":
         lower, upper = integer_limits(tuple(rule for rule in rules if rule.kind == "between"), item.arrow_type)
         schema: dict[str, Any] = {"type": "integer", "minimum": lower, "maximum": upper}
-    elif item.logical_type_options.format is not None:
-        schema = {"type": "string", "description": f"written as {item.logical_type_options.format}"}
+    elif item.date_format is not None:
+        schema = {"type": "string", "description": f"written as {item.date_format}"}
     else:
         schema = dict(_FORMATS.get(item.logical_type, {"type": item.logical_type}))
     for rule in rules:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -39,8 +40,11 @@ _HEAD = (
 )
 
 
-def render_data_docs(result: ExpectationSuiteValidationResult) -> str:
-    """The result as one HTML page, the same bytes for the same result."""
+def render_data_docs(result: ExpectationSuiteValidationResult, unchecked: Sequence[str] = ()) -> str:
+    """The result as one HTML page, the same bytes for the same result.
+
+    `unchecked` are the requirements of the contract that are not checked, which are listed at the end.
+    """
     from great_expectations.render.renderer.page_renderer import ValidationResultsPageRenderer
     from great_expectations.render.view import DefaultJinjaPageView
 
@@ -54,4 +58,7 @@ def render_data_docs(result: ExpectationSuiteValidationResult) -> str:
     # Values from the data are escaped, so these elements are the template's own.
     html = re.sub(r"<(script|style)\b.*?</\1>|</?a\b[^>]*>|<(link|img)\b[^>]*>", "", html, flags=re.DOTALL)
     html = "\n".join(line for line in map(str.rstrip, html.splitlines()) if line)
+    if unchecked:
+        points = "\n".join(f"<li>{escape(sentence)}</li>" for sentence in unchecked)
+        html = html.replace("</body>", f"<h2>Not checked</h2>\n<ul>\n{points}\n</ul>\n</body>", 1)
     return html.replace("</head>", f"{_HEAD}\n</head>", 1) + "\n"

@@ -46,15 +46,17 @@ def cast_batch(raw: pa.RecordBatch, schema: pa.Schema, date_formats: Mapping[str
 def require_columns(schema: pa.Schema, contract: Contract, where: str) -> None:
     """Raises ContractBroken unless `schema` has exactly the contract's columns, each of a compatible type.
 
-    A float is compatible with an integer, and so are integers of any width: whether each value fits is checked row by
-    row. Text in place of a number breaks the contract as a whole.
+    Columns of the contract that Bloomery does not read may be there or not. A float is compatible with an integer, and
+    so are integers of any width: whether each value fits is checked row by row. Text in place of a number breaks the
+    contract as a whole.
     """
     required = arrow_schema(contract.columns)
+    known_names = {*required.names, *contract.table.unread_columns}
     repeated = sorted({name for name in schema.names if schema.names.count(name) > 1})
     problems = [
         *(f"column {name} occurs twice" for name in repeated),
         *(f"column {name} is missing" for name in required.names if name not in schema.names),
-        *(f"column {name} is not in the contract" for name in schema.names if name not in required.names),
+        *(f"column {name} is not in the contract" for name in schema.names if name not in known_names),
         *(
             f"column {name} is {schema.field(name).type}, not {required.field(name).type}"
             for name in required.names
@@ -64,11 +66,19 @@ def require_columns(schema: pa.Schema, contract: Contract, where: str) -> None:
         ),
     ]
     if problems:
+        renamed = {
+            column.physical_name: column.name
+            for column in contract.columns
+            if column.name not in schema.names and column.physical_name in schema.names
+        }
+        pairs = ", ".join(f"{physical_name}: {name}" for physical_name, name in renamed.items())
         raise ContractBroken(
             "; ".join(problems),
             required=f"the columns {', '.join(required.names)} of contract {contract.name} {contract.version}",
             where=where,
-            remedy="correct the data at its source, or release a new version of the contract",
+            remedy=f"the data has physical names: write `rename: {{{pairs}}}` in the recipe's data"
+            if renamed
+            else "correct the data at its source, or release a new version of the contract",
         )
 
 

@@ -87,12 +87,15 @@ def check(recipe: RecipeName, period: Period = None, as_json: AsJson = False) ->
                 "recipe": spec.name,
                 "digest": spec.digest,
                 "contract": f"{spec.contract.name} {spec.contract.version}",
+                "unchecked": [str(item) for item in spec.contract.unchecked],
                 "stages": [{"stage": stage.stage, "digest": stage.digest} for stage in stages],
             }
             out.file.write(json.dumps(document) + "\n")
             return
         out.print(f"[bold]{' '.join(spec.title)}[/] r{spec.digest[:8]}: {spec.description}")
         out.print(f"contract {spec.contract.name} {spec.contract.version}, {len(spec.contract.rules())} rules")
+        for item in spec.contract.unchecked:
+            out.print(f"         not checked: {item}", style="dim", markup=False)
         out.print(f"data     {spec.data.description}")
         for stage in stages:
             state = "[yellow]compute[/]" if stage.digest is None else f"[cyan]found[/]    {stage.digest[:16]}"

@@ -73,6 +73,9 @@ def _check_features(features: Features, contract: Contract) -> Iterator[str]:
 
 
 def _no_column(contract: Contract, name: str) -> str:
+    reason = contract.table.unread_columns.get(name)
+    if reason is not None:
+        return f"column {name!r} of contract {contract.name} is {reason}"
     columns = ", ".join(column.name for column in contract.columns)
     return f"contract {contract.name} has no column {name!r}; it has {columns}"
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from bloomery.data_contracts.documents.digests import digest_of_document
 from bloomery.data_contracts.documents.documents import Document, read_document
@@ -50,6 +50,17 @@ class Watch(Document):
     interval: Duration
 
 
+class ContractReference(Document):
+    """A contract file with the table that the recipe uses."""
+
+    file: Annotated[str, Field(description="a contract file beside the recipe or in data_contracts/contracts/")]
+    table: Annotated[str | None, Field(description="the table, if the contract has several")] = None
+
+
+def _as_contract_reference(value: Any) -> Any:
+    return {"file": value} if isinstance(value, str) else value
+
+
 class RecipeFile(Document):
     """The content of a recipe file."""
 
@@ -62,7 +73,11 @@ class RecipeFile(Document):
     ]
     description: str = ""
     data: DataSource
-    contract: Annotated[str, Field(description="a contract file beside the recipe or in data_contracts/contracts/")]
+    contract: Annotated[
+        ContractReference,
+        BeforeValidator(_as_contract_reference),
+        Field(description="a contract file beside the recipe or in data_contracts/contracts/, or `file` and `table`"),
+    ]
     features: Features
     engine: Annotated[
         Literal["auto", "local", "spark"],
@@ -113,7 +128,7 @@ class RecipeFile(Document):
 class Recipe(RecipeFile):
     """A recipe with its contract read and its paths made absolute: everything a run needs."""
 
-    contract: Contract  # type: ignore[assignment]  # replaces the file name by the contract
+    contract: Contract  # type: ignore[assignment]  # replaces the reference by the contract of one table
     period: str | None = None  # the period of its data
 
     @property
@@ -158,7 +173,7 @@ def read_recipe(reference: str, period: str | None = None, overrides: Mapping[st
     """
     path = _find_recipe(reference)
     file = apply_overrides(read_document(path, RecipeFile, RecipeInvalid), overrides or {}, path)
-    contract = read_contract(_find_contract(file.contract, path))
+    contract = _read_table(file.contract, path)
     period = _resolve_period(file, period, path)
     data = file.data.with_absolute_paths(path.parent)
     recipe = Recipe(
@@ -176,6 +191,28 @@ def read_recipe(reference: str, period: str | None = None, overrides: Mapping[st
     require_valid_space(recipe.model, recipe.training)
     _require_consistent(recipe, path)
     return recipe
+
+
+def _read_table(reference: ContractReference, recipe: Path) -> Contract:
+    """Reads the contract of the table that the recipe uses."""
+    path = _find_contract(reference.file, recipe)
+    contract = read_contract(path)
+    tables = ", ".join(table.name for table in contract.schema_)
+    if reference.table is None and len(contract.schema_) > 1:
+        raise RecipeInvalid(
+            f"{recipe.name}: contract: {path.name} has {len(contract.schema_)} tables, and the recipe names none",
+            required=f"one of {tables}",
+            where=str(recipe),
+            remedy=f"write `contract: {{file: {reference.file}, table: NAME}}` with one of them",
+        )
+    if reference.table is not None and reference.table not in [table.name for table in contract.schema_]:
+        raise RecipeInvalid(
+            f"{recipe.name}: contract.table: {path.name} has no table {reference.table!r}",
+            required=f"one of {tables}" if tables else "a contract with a table",
+            where=str(recipe),
+            remedy="correct `contract.table`",
+        )
+    return contract.select_table(reference.table)
 
 
 def _require_consistent(recipe: Recipe, path: Path) -> None:

@@ -88,7 +88,7 @@ def _model_details(choice: Choice, recipe: Mapping[str, Any]) -> Section:
     if obtained:
         points.append(f"How to obtain the data: {obtained}.")
     points += [
-        ": ".join(str(entry[key]) for key in ("description", "url") if entry.get(key))
+        ": ".join(text for text in (entry.description, entry.url) if text)
         for entry in (*contract.authoritative_definitions, *contract.table.authoritative_definitions)
     ]
     return Section("Model details", texts=[text], points=points)

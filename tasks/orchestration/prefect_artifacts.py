@@ -35,6 +35,8 @@ def publish_contract_report(record: ValidRows) -> None:
     from prefect.artifacts import create_markdown_artifact
 
     rules = "\n".join(f"| {rule.replace('|', '&#124;')} | {count} |" for rule, count in record.violations)
+    points = "\n".join(f"- {item}" for item in record.contract.unchecked)
+    unchecked = f"Not checked:\n\n{points}\n\n" if points else ""
     create_markdown_artifact(
         key="contract-report",
         description=f"{record.num_rows} rows passed, {record.num_quarantined} quarantined",
@@ -43,6 +45,7 @@ def publish_contract_report(record: ValidRows) -> None:
             f"Of {record.raw_rows.num_rows + record.raw_rows.num_malformed} rows **{record.num_rows} passed** and "
             f"**{record.num_quarantined} were quarantined**.\n\n"
             f"| rule | violations |\n| --- | ---: |\n{rules}\n\n"
+            f"{unchecked}"
             f"Great Expectations' report: [{record.report_uri}]({settings().path(record.report_uri).as_uri()})\n\n"
             f"Quarantine: `{settings().path(record.quarantine_uri)}`\n\n"
             f"Malformed lines: {record.raw_rows.num_malformed}, `{settings().path(record.raw_rows.malformed_uri)}`\n"

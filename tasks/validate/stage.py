@@ -68,7 +68,8 @@ def validate(out: Output, rows: RawRows, contract: Contract) -> ValidRows:
         )
     counts = _order_counts(contract, rows, filter_result, table_checks)
     result = build_suite_result(contract.name, rows.source, rows.num_rows, counts)
-    out.path("report.html").write_text(render_data_docs(result), encoding="utf-8")
+    report = render_data_docs(result, [str(item) for item in contract.unchecked])
+    out.path("report.html").write_text(report, encoding="utf-8")
     num_passed = _count_passed(valid_path, quarantine_path, rows)
     failed_counts = [count for count, has_passed in zip(counts, rule_successes(result), strict=True) if not has_passed]
     num_violating = filter_result.num_untolerated + num_table_violations + rows.num_malformed

@@ -11,6 +11,8 @@ import typer
 from bloomery.flows.cli.exit_codes import command_session, reporting_errors
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from bloomery.data_contracts.odcs.compatibility import Change
     from bloomery.data_contracts.odcs.contract import Contract
 
@@ -26,14 +28,15 @@ app = typer.Typer(
 ContractName = Annotated[
     str, typer.Argument(help="A name in data_contracts/contracts/, or the path of a contract file.")
 ]
+TableName = Annotated[str | None, typer.Option("--table", help="Only this table, where the contract has several.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
 
 @app.command()
-def show(contract: ContractName, as_json: AsJson = False) -> None:
-    """Show a contract's columns and rules."""
+def show(contract: ContractName, table: TableName = None, as_json: AsJson = False) -> None:
+    """Show a contract's columns, rules, and what is not checked."""
     with reporting_errors(as_json):
-        parsed = find_contract(contract)
+        parsed = find_contract(contract, table)
         if as_json:
             typer.echo(json.dumps(contract_document(parsed)))
         else:
@@ -44,13 +47,14 @@ def show(contract: ContractName, as_json: AsJson = False) -> None:
 def page(
     contract: ContractName,
     output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file to write.")],
+    table: TableName = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a contract as one HTML page."""
     with reporting_errors(as_json):
         from bloomery.data_contracts.odcs.html_page import render_contract_page as page_of
 
-        parsed = find_contract(contract)
+        parsed = find_contract(contract, table)
         write_output(output, page_of(parsed))
         typer.echo(json.dumps({"page": str(output)}) if as_json else f"{parsed.name} {parsed.version}: {output}")
 
@@ -89,12 +93,12 @@ def diff(
     """List breaking and compatible changes; exit code 3 requires a higher version."""
     with reporting_errors(as_json):
         from bloomery.data_contracts.errors import VersionTooLow
-        from bloomery.data_contracts.odcs.compatibility import diff_contracts, is_at_least, required_version
+        from bloomery.data_contracts.odcs.compatibility import diff_contracts, is_high_enough, required_version
 
         before, after = find_contract(old), find_contract(new)
         changes = diff_contracts(before, after)
         needed = required_version(before, changes)
-        is_enough = is_at_least(after.version, needed)
+        is_enough = is_high_enough(before, after, changes)
         if as_json:
             document = {
                 "old": {"name": before.name, "version": before.version},
@@ -109,28 +113,36 @@ def diff(
             return
         _print_changes(before, after, changes)
         if not is_enough:
-            changed = "breaking changes" if needed.endswith(".0.0") else "changes"
+            changed = "breaking changes" if any(change.kind == "breaking" for change in changes) else "changes"
             raise VersionTooLow(
                 f"{after.name} {after.version} has {changed} against {before.version}",
-                required=f"version {needed} or later",
+                required=f"another version than {after.version}" if needed is None else f"version {needed} or later",
                 where=new,
-                remedy=f"set `version: {needed}` in it, or revert the changes",
+                remedy=f"set `version: {needed or 'NEXT'}` in it, or revert the changes",
             )
 
 
-def find_contract(reference: str) -> Contract:
+def find_contract(reference: str, table: str | None = None) -> Contract:
     """Reads the contract that `reference` names: a name in `data_contracts/contracts/`, or a path.
+
+    With `table` it is the contract of that table alone.
 
     Raises:
         DataMissing: there is no such contract.
-        ContractInvalid: the file is not a contract.
+        ContractInvalid: the file is not a contract, or has no such table.
     """
-    from bloomery.data_contracts.errors import DataMissing
     from bloomery.data_contracts.odcs.contract import read_contract
+
+    contract = read_contract(_find_path(reference))
+    return contract if table is None else contract.select_table(table)
+
+
+def _find_path(reference: str) -> Path:
+    from bloomery.data_contracts.errors import DataMissing
 
     path = Path(reference)
     if path.suffix in (".yaml", ".yml") or path.is_file():
-        return read_contract(path)
+        return path
     path = CONTRACTS / f"{reference}{SUFFIX}"
     if not path.is_file():
         names = sorted(file.name.removesuffix(SUFFIX) for file in CONTRACTS.glob(f"*{SUFFIX}"))
@@ -140,15 +152,29 @@ def find_contract(reference: str) -> Contract:
             where=str(CONTRACTS),
             remedy="correct the name, or give a path that ends in .yaml",
         )
-    return read_contract(path)
+    return path
 
 
 def contract_document(contract: Contract) -> dict[str, Any]:
-    """Returns a contract's columns and rules as plain values."""
+    """Returns a contract's tables with their columns and rules as plain values, and the contract as in its file.
+
+    A contract of one table also has the table's columns and rules at the top.
+    """
+    tables = [_table_document(contract.select_table(table.name)) for table in contract.schema_]
+    top = {key: value for key, value in tables[0].items() if key != "name"} if len(tables) == 1 else {}
     return {
         "name": contract.name,
         "version": contract.version,
         "status": contract.status,
+        **top,
+        "tables": tables,
+        "contract": contract.document(),
+    }
+
+
+def _table_document(contract: Contract) -> dict[str, Any]:
+    return {
+        "name": contract.table.name,
         "quarantine_limit": contract.quarantine_limit,
         "columns": [
             {
@@ -167,18 +193,32 @@ def contract_document(contract: Contract) -> dict[str, Any]:
             {"sentence": rule.sentence, **rule.model_dump(mode="json", exclude_defaults=True)}
             for rule in contract.rules()
         ],
+        "unchecked": [item.model_dump() for item in contract.unchecked],
     }
 
 
 def _print_contract(contract: Contract) -> None:
     from rich.console import Console
     from rich.markup import escape
+
+    console = Console(highlight=False)
+    console.print(f"[bold]{escape(contract.name)} {escape(contract.version)}[/], {escape(contract.status)}")
+    for table in contract.schema_:
+        if len(contract.schema_) > 1:
+            console.print(f"\n[bold]table {escape(table.name)}[/] {escape(table.description or '')}")
+        _print_table(console, contract.select_table(table.name))
+    if not contract.schema_:
+        console.print("no tables: its schema is empty")
+        for level in contract.sla_properties:
+            console.print(escape(f"  service level {level.property_} {level.value} {level.unit or ''}: not checked"))
+
+
+def _print_table(console: Console, contract: Contract) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     from bloomery.data_contracts.odcs.html_page import describe_type, format_tolerance
 
-    console = Console(highlight=False)
-    console.print(f"[bold]{escape(contract.name)} {contract.version}[/], {contract.status}")
     columns = Table("column", "type", "unit", "personal", "description", title="columns", title_justify="left")
     for column in contract.columns:
         details = (column.unit or "", column.personal or "", column.description or "")
@@ -187,8 +227,14 @@ def _print_contract(contract: Contract) -> None:
     for rule in contract.rules():
         cells = (rule.target or "table", rule.sentence, rule.severity, format_tolerance(rule))
         rules.add_row(*map(escape, cells), style="yellow" if rule.severity == "warning" else "")
-    console.print(columns)
-    console.print(rules)
+    if contract.columns:
+        console.print(columns)
+    if contract.rules():
+        console.print(rules)
+    if contract.unchecked:
+        console.print("not checked:")
+    for item in contract.unchecked:
+        console.print(f"  {escape(str(item))}", style="dim")
     console.print(f"at most {100 * contract.quarantine_limit:g}% of the rows may be quarantined")
 
 

@@ -71,22 +71,48 @@ def column_of(**keys: Any) -> dict[str, Any]:
             ),
             "no value can satisfy all of",
         ),
-        (
-            column_of(logicalType="string", required=True, quality=[library("nullValues", **NONE)]),
-            "v must not be null is defined twice",
-        ),
-        (
-            column_of(
-                logicalType="string", unique=True, quality=[library("duplicateValues", **NONE, severity="warning")]
-            ),
-            "v must be unique is defined twice",
-        ),
-        (column_of(logicalType="array", items={"logicalType": "integer"}, unique=True), "an array cannot be a key"),
     ],
 )
 def test_contradictory_rules_are_refused(contract_of, column, reason):
     with pytest.raises(ValidationError, match=reason):
         contract_of(column)
+
+
+@pytest.mark.parametrize(
+    ("column", "kind", "sentences"),
+    [
+        (column_of(logicalType="string", required=True, quality=[library("nullValues", **NONE)]), "required", []),
+        (
+            column_of(
+                logicalType="string", unique=True, quality=[library("duplicateValues", **NONE, severity="warning")]
+            ),
+            "unique",
+            ["v: required twice: must be unique; only the stricter requirement is checked"],
+        ),
+        (
+            column_of(
+                logicalType="string",
+                quality=[
+                    library("nullValues", mustBeLessThan=5, unit="percent"),
+                    library("nullValues", **NONE),
+                    library("nullValues", mustBeLessThan=9, unit="percent", severity="warning"),
+                ],
+            ),
+            "required",
+            ["v: required twice: must not be null; only the stricter requirement is checked"] * 2,
+        ),
+    ],
+)
+def test_the_strictest_of_repeated_rules_is_checked(contract_of, column, kind, sentences):
+    contract = contract_of(column)
+    assert [(rule.kind, rule.severity, rule.tolerance) for rule in contract.rules()] == [(kind, "error", None)]
+    assert [str(item) for item in contract.unchecked] == sentences
+
+
+def test_an_array_is_no_key(contract_of):
+    contract = contract_of(column_of(logicalType="array", items={"logicalType": "integer"}, unique=True))
+    assert [rule.kind for rule in contract.rules()] == ["required"]
+    assert "v: an array cannot be a key" in str(contract.unchecked[0])
 
 
 def test_a_warning_may_be_tighter_than_the_error(contract_of):
@@ -139,19 +165,33 @@ def test_a_custom_property_of_a_column_is_read(contract_of, properties, accessor
 @pytest.mark.parametrize(
     ("entry", "reason"),
     [
-        ({"property": "units", "value": "km"}, "unknown custom property 'units'; did you mean 'unit'"),
-        ({"property": "unknowncategory", "value": "other"}, "did you mean 'unknownCategory'"),
-        ({"property": "quarantineLimit", "value": 0.1}, "belongs to the schema object"),
         (
             {"property": "personal", "value": "yes"},
             "personal must be one of true, false, drop, hash, encrypt, not 'yes'",
         ),
         ({"property": "personal", "value": 1}, "personal must be one of"),
         ({"property": "unknownCategory", "value": "drop"}, "unknownCategory must be one of refuse, other"),
-        ({"property": "unit", "value": 5}, "unit must be a text"),
         ({"property": "owner", "valeu": 5}, "valeu"),
     ],
 )
 def test_an_invalid_custom_property_is_refused(contract_of, entry, reason):
     with pytest.raises(ValidationError, match=reason):
         contract_of({"name": "v", "logicalType": "string", "required": True, "customProperties": [entry]})
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ({"property": "units", "value": "km"}, "unknown custom property 'units' has no effect; did you mean 'unit'?"),
+        ({"property": "unknowncategory", "value": "other"}, "did you mean 'unknownCategory'?"),
+        ({"property": "personalData", "value": True}, "did you mean 'personal'?"),
+        ({"property": "quarantineLimit", "value": 0.1}, "belongs to the schema object, not to a column"),
+        ({"property": "unit", "value": 5}, "unit must be a text such as km, not 5"),
+    ],
+)
+def test_a_custom_property_without_effect_is_listed(contract_of, entry, reason):
+    contract = contract_of({"name": "v", "logicalType": "string", "required": True, "customProperties": [entry]})
+    (item,) = contract.unchecked
+    assert item.where == "v"
+    assert reason in item.sentence
+    assert (contract.columns[0].unit, contract.columns[0].personal) == (None, None)

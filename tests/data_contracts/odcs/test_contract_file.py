@@ -30,10 +30,10 @@ def write_contract(folder: Path, *checks: dict[str, Any], table: tuple[dict[str,
 @pytest.mark.parametrize(
     ("checks", "table", "key"),
     [
-        ((library("invalidValues", {"validValues": ["a"]}, **NONE),), (), "metric: invalidValues"),
+        ((library("nullValue", **NONE),), (), "metric: nullValue"),
         ((), (own("expression", expression="fare > pickup"),), "type: custom"),
         ((own("between", minimum=3, maximun=4),), (), "maximun: 4"),
-        ((), (sql("SELECT max(fair) FROM {object}", mustBe=1),), "type: sql"),
+        ((), (sql("SELECT max(fare) FROM {object}"),), "type: sql"),
     ],
 )
 def test_an_invalid_rule_is_reported_with_file_and_line(tmp_path, checks, table, key):

@@ -71,7 +71,7 @@ def evil_contract() -> Contract:
             "status": "active",
             "domain": EVIL,
             "description": {EVIL: EVIL},
-            "team": {EVIL: EVIL},
+            "team": {"name": EVIL, "description": EVIL},
             "authoritativeDefinitions": [{"type": EVIL, "url": f"javascript:{EVIL}", "description": EVIL}],
             "references": {EVIL: {"columns": {EVIL: {"values": [EVIL], "shares": [1.0]}}}},
             "schema": [
@@ -88,7 +88,7 @@ def evil_contract() -> Contract:
                             "examples": [EVIL],
                             "customProperties": [{"property": "unit", "value": EVIL}],
                             "quality": [{"metric": "invalidValues", "mustBe": 0, "arguments": {"validValues": [EVIL]}}],
-                            "authoritativeDefinitions": [{"url": f"https://a.b/{EVIL}"}],
+                            "authoritativeDefinitions": [{"type": EVIL, "url": f"https://a.b/{EVIL}"}],
                         }
                     ],
                 }

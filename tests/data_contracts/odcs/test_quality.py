@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -127,7 +128,11 @@ def test_a_check_becomes_a_rule(contract_with, column, check, rule):
 
 def test_a_check_of_type_text_is_not_a_rule(contract_with):
     check = {"type": "text", "description": "Fares are as they were paid."}
-    assert [rule.target for rule in contract_with(check).rules()] == ["a[]"]
+    contract = contract_with(check)
+    assert [rule.target for rule in contract.rules()] == ["a[]"]
+    assert [str(item) for item in contract.unchecked] == [
+        "text check 'Fares are as they were paid.': a text is for people"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -158,43 +163,12 @@ def test_the_tolerance_of_an_exclusive_limit_is_just_below_it(contract_with):
     ("column", "check", "reason"),
     [
         ("s", library("nullValues"), "needs mustBe: 0, or mustBeLessOrEqualTo"),
-        ("s", library("nullValues", mustBe=5), "use mustBe: 0 or unit: percent"),
-        ("s", library("nullValues", mustBeLessThan=5), "few in a large one"),
-        ("s", library("nullValues", mustBe=5, unit="percent"), "use mustBe: 0 or unit: percent"),
-        ("s", library("nullValues", mustBeGreaterThan=5), "needs mustBe: 0"),
         ("s", library("nullValues", mustBe=0, mustBeLessThan=5), "and no more"),
-        ("s", library("nullValues", mustBeLessThan=0), "use mustBe: 0"),
-        ("s", library("nullValues", mustBeLessOrEqualTo=100, unit="percent"), "lets every row break"),
-        ("s", library("nullValues", mustNotBe=0), "mustNotBe and mustNotBeBetween are not supported"),
-        ("s", library("nullValues", **NONE, severity="high"), "'error' or 'warning'"),
-        ("s", library("nullValues", {"validValues": ["a"]}, **NONE), "validValues has no meaning for nullValues"),
         ("s", {"mustBe": 0}, "a library metric needs the key metric"),
-        ("s", {"type": "text"}, "needs the key description"),
         ("s", {"type": "text", "description": "a", "mustBe": 0}, "remove its mustBe… keys"),
         ("s", {"type": "sql", "mustBe": 0}, "needs the key query"),
         ("s", {"type": "custom", "engine": "bloomery"}, "needs the key implementation"),
-        (
-            "s",
-            {"type": "custom", "engine": "soda", "implementation": {"rule": "length", "maxLength": 1}},
-            "is not supported; use engine: bloomery",
-        ),
         ("s", {"metric": "nullValues", "query": "SELECT 1", "mustBe": 0}, "query has no meaning for a library metric"),
-        ("s", library("invalidValues", {"validValues": ["a"], "pattern": "a"}, **NONE), "and only one"),
-        ("s", library("invalidValues", {"pattern": "("}, **NONE), "is not a regular expression"),
-        ("i", library("invalidValues", {"pattern": "a"}, **NONE), "pattern has no meaning for integer"),
-        ("i", library("invalidValues", {"validValues": [1, "2"]}, **NONE), "'2' is not a value of type integer"),
-        ("i", library("invalidValues", {"validValues": [1.5]}, **NONE), "1.5 is not a value of type integer"),
-        ("i", library("invalidValues", {"validValues": [True]}, **NONE), "True is not a value of type integer"),
-        (
-            "s",
-            library("invalidValues", {"validValues": [False, "yes"]}, **NONE),
-            "False is not a value of type string",
-        ),
-        ("d", library("invalidValues", {"validValues": ["2024-02-30"]}, **NONE), "is not a value of type date"),
-        ("m", library("invalidValues", {"validValues": ["2024-02-20"]}, **NONE), "not for timestamp"),
-        ("a", library("duplicateValues", **NONE), "not for array"),
-        ("i", library("missingValues", {"missingValues": ["N/A"]}, **NONE), "remove it from missingValues"),
-        ("s", library("duplicateValues", {"properties": ["s"]}, **NONE), "belongs to the schema object"),
         ("s", own("determines", columns=["i"], target="s"), "belongs to the schema object"),
         ("s", own("between", minimum=1), "between is for integer, number, not for string"),
         ("i", own("between"), "between needs minimum"),
@@ -212,19 +186,59 @@ def test_the_tolerance_of_an_exclusive_limit_is_just_below_it(contract_with):
         ("i", own("distribution", divergence="kl", reference="r"), "needs one of the mustBe"),
         ("i", own("distribution", divergence="kl", reference="r", mustBeGreaterThan=1), "limit it by mustBeLessThan"),
         ("i", own("distribution", divergence="kl", reference="r", mustBeLessThan=0), "above 0"),
-        (None, library("nullValues", **NONE), "nullValues belongs to a column"),
         (None, own("between", minimum=1), "between belongs to a column"),
-        (None, library("duplicateValues", **NONE), "needs arguments.properties"),
-        (None, library("duplicateValues", {"properties": ["x", "i"]}, **NONE), "there is no column x"),
-        (None, library("duplicateValues", {"properties": ["i", "i"]}, **NONE), "column i is named twice"),
         (None, own("determines", columns=["i"], target="i"), "cannot be determined by itself"),
         (None, own("determines", columns=["x"], target="i"), "there is no column x"),
         (None, own("expression", expression="x > 1"), "there is no column x"),
         (None, own("expression", expression="i > 'a'"), "compares i, a whole number, with 'a', text"),
         (None, own("expression", expression="i >"), "is not valid SQL"),
         (None, sql("SELECT count(*) FROM {object}"), "to compare with"),
-        (None, sql("SELECT count(*) FROM {object}", mustBe=1, unit="percent"), "not percent"),
         (None, sql("SELECT count(*) FROM {object}", mustBeGreaterThan=3, mustBeLessThan=3), "no number can be"),
+    ],
+)
+def test_an_invalid_check_is_refused(contract_with, column, check, reason):
+    with pytest.raises(ValidationError, match=reason):
+        contract_with(check, column)
+
+
+@pytest.mark.parametrize(
+    ("column", "check", "reason"),
+    [
+        ("s", library("nullValues", mustBe=5), "use mustBe: 0 or unit: percent"),
+        ("s", library("nullValues", mustBeLessThan=5), "few in a large one"),
+        ("s", library("nullValues", mustBe=5, unit="percent"), "use mustBe: 0 or unit: percent"),
+        ("s", library("nullValues", mustBeGreaterThan=5), "needs mustBe: 0"),
+        ("s", library("nullValues", mustBeLessThan=0), "use mustBe: 0"),
+        ("s", library("nullValues", mustBeLessOrEqualTo=100, unit="percent"), "lets every row break"),
+        ("s", library("nullValues", mustNotBe=0), "mustNotBe and mustNotBeBetween are not supported"),
+        ("s", library("nullValues", {"validValues": ["a"]}, **NONE), "validValues has no meaning for nullValues"),
+        ("s", {"type": "text"}, "a text is for people"),
+        (
+            "s",
+            {"type": "custom", "engine": "soda", "implementation": {"rule": "length", "maxLength": 1}},
+            "is not supported; use engine: bloomery",
+        ),
+        ("s", library("invalidValues", {"validValues": ["a"], "pattern": "a"}, **NONE), "and only one"),
+        ("s", library("invalidValues", {"pattern": "("}, **NONE), "is not a regular expression"),
+        ("i", library("invalidValues", {"pattern": "a"}, **NONE), "pattern has no meaning for integer"),
+        ("i", library("invalidValues", {"validValues": [1, "2"]}, **NONE), "'2' is not a value of type integer"),
+        ("i", library("invalidValues", {"validValues": [1.5]}, **NONE), "1.5 is not a value of type integer"),
+        ("i", library("invalidValues", {"validValues": [True]}, **NONE), "True is not a value of type integer"),
+        (
+            "s",
+            library("invalidValues", {"validValues": [False, "yes"]}, **NONE),
+            "False is not a value of type string",
+        ),
+        ("d", library("invalidValues", {"validValues": ["2024-02-30"]}, **NONE), "is not a value of type date"),
+        ("m", library("invalidValues", {"validValues": ["2024-02-20"]}, **NONE), "not for timestamp"),
+        ("a", library("duplicateValues", **NONE), "not for array"),
+        ("i", library("missingValues", {"missingValues": ["N/A"]}, **NONE), "remove it from missingValues"),
+        ("s", library("duplicateValues", {"properties": ["s"]}, **NONE), "belongs to the schema object"),
+        (None, library("nullValues", **NONE), "nullValues belongs to a column"),
+        (None, library("duplicateValues", **NONE), "needs arguments.properties"),
+        (None, library("duplicateValues", {"properties": ["x", "i"]}, **NONE), "there is no column x"),
+        (None, library("duplicateValues", {"properties": ["i", "i"]}, **NONE), "column i is named twice"),
+        (None, sql("SELECT count(*) FROM {object}", mustBe=1, unit="percent"), "not percent"),
         (None, sql("SELECT 1", mustBe=1), "does not read the table {object}"),
         (None, sql("SELECT i, f FROM {object}", mustBe=1), "one SELECT of one number"),
         (None, sql("DROP TABLE {object}", mustBe=1), "one SELECT of one number"),
@@ -235,9 +249,20 @@ def test_the_tolerance_of_an_exclusive_limit_is_just_below_it(contract_with):
         (None, sql("SELECT max(i) FROM {object} WHERE s = '{table}'", mustBe=1), "is not a known placeholder"),
     ],
 )
-def test_an_invalid_check_is_refused(contract_with, column, check, reason):
-    with pytest.raises(ValidationError, match=reason):
-        contract_with(check, column)
+def test_a_check_that_cannot_be_carried_out_is_listed(contract_with, column, check, reason):
+    contract = contract_with(check, column)
+    (item,) = contract.unchecked
+    assert item.where == (column or "")
+    assert re.search(reason, item.sentence)
+    assert [rule.target for rule in contract.rules()] == ["a[]"]
+
+
+@pytest.mark.parametrize(
+    ("severity", "expected"),
+    [("error", "error"), ("critical", "error"), ("high", "error"), ("Warning", "warning"), ("info", "warning")],
+)
+def test_the_severity_of_a_rule_is_error_or_warning(contract_with, severity, expected):
+    assert contract_with(library("nullValues", **NONE, severity=severity), "s").rules()[0].severity == expected
 
 
 def test_a_query_can_use_subqueries_of_the_table(contract_with):

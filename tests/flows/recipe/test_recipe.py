@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from bloomery.data_contracts.errors import ContractInvalid, DataMissing, RecipeInvalid
 from bloomery.flows.recipe.recipe import CONTRACTS, RECIPES, bundled_recipes, read_recipe
@@ -77,6 +78,53 @@ def test_an_invalid_contract_file_is_reported_as_the_contract(tmp_path: Path) ->
     (tmp_path / "digits.odcs.yaml").write_text("apiVersion: v3.1.0\n")
     with pytest.raises(ContractInvalid, match=r"digits\.odcs\.yaml:1: .*: missing"):
         read_recipe(str(write(tmp_path)))
+
+
+def write_with_tables(folder: Path, *names: str, table: str | None) -> Path:
+    """Writes the recipe of digits with a contract that has a table of each name."""
+    document = yaml.safe_load((CONTRACTS / "digits.odcs.yaml").read_text())
+    (table_document,) = document["schema"]
+    document["schema"] = [{**table_document, "name": name} for name in names]
+    (folder / "several.odcs.yaml").write_text(yaml.safe_dump(document))
+    reference = "several.odcs.yaml" if table is None else f"{{file: several.odcs.yaml, table: {table}}}"
+    return write(folder, "contract: digits.odcs.yaml", f"contract: {reference}")
+
+
+def test_a_recipe_names_one_of_several_tables(tmp_path: Path) -> None:
+    recipe = read_recipe(str(write_with_tables(tmp_path, "orders", "digits", table="digits")))
+    assert recipe.contract.table.name == "digits"
+    assert recipe.contract.columns == read_recipe("digits").contract.columns
+    assert read_recipe(
+        str(tmp_path / "mine.yaml"), overrides={"contract": {"table": "orders"}}
+    ).contract.table.name == ("orders")
+
+
+@pytest.mark.parametrize(
+    ("names", "table", "message"),
+    [
+        (("orders", "digits"), None, "several.odcs.yaml has 2 tables, and the recipe names none"),
+        (("orders", "digits"), "digit", "contract.table: several.odcs.yaml has no table 'digit'"),
+        (("orders",), "digits", "contract.table: several.odcs.yaml has no table 'digits'"),
+    ],
+)
+def test_an_unnamed_or_unknown_table_is_refused_with_the_tables(tmp_path, names, table, message) -> None:
+    with pytest.raises(RecipeInvalid) as caught:
+        read_recipe(str(write_with_tables(tmp_path, *names, table=table)))
+    assert message in caught.value.found
+    assert caught.value.required == f"one of {', '.join(names)}"
+
+
+def test_a_contract_without_a_table_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ContractInvalid, match="has no table"):
+        read_recipe(str(write_with_tables(tmp_path, table=None)))
+
+
+def test_a_column_that_cannot_be_read_is_refused_as_an_input_with_the_reason(tmp_path: Path) -> None:
+    contract = (CONTRACTS / "digits.odcs.yaml").read_text()
+    column = "      - {name: place, logicalType: object, physicalType: jsonb}\n"
+    (tmp_path / "digits.odcs.yaml").write_text(contract.replace("    properties:\n", f"    properties:\n{column}", 1))
+    with pytest.raises(RecipeInvalid, match="column 'place' of contract digits is not read: values of type object"):
+        read_recipe(str(write(tmp_path, "column: image", "column: place")))
 
 
 @pytest.mark.parametrize("reference", ["nope", "nope.yaml", "prefect", "digits.yml", "../digits"])

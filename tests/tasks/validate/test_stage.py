@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import hashlib
+import html
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,21 @@ def test_rows_that_break_a_rule_are_quarantined_with_rule_column_and_value(home,
     assert valid_rows.schema.field("image").type == pa.list_(pa.uint8())
     page = read_report(home, result)
     assert "label: must be one of 0, 1, 2" in page
+
+
+def test_the_report_lists_what_is_not_checked(home, tmp_path, contract_of):
+    contract = contract_of(
+        {**ID, "physicalType": "bigint"},
+        {"name": "image", "logicalType": "object"},
+        {"name": "label", "logicalType": "integer", "quality": [{"type": "text", "description": "<b>Drawn by hand."}]},
+    )
+    result = validate_file(write_rows_file(tmp_path / "rows.parquet", {}), contract)
+    assert pq.read_schema(home / result.uri).names == ["id", "label"]
+    page = read_report(home, result)
+    assert "<h2>Not checked</h2>" in page
+    for item in contract.unchecked:
+        assert f"<li>{html.escape(str(item))}</li>" in page
+    assert "&lt;b&gt;Drawn by hand." in page
 
 
 def test_too_many_broken_rows_fail_the_contract_and_are_kept_for_inspection(home, tmp_path):

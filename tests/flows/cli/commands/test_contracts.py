@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from typer.testing import CliRunner, Result
 
 from bloomery.flows.cli.commands.contracts import CONTRACTS
@@ -117,6 +118,84 @@ def test_a_missing_contract_is_reported_with_the_known_names(call, command):
     assert result.exit_code == 2
     assert "required: one of " in result.stderr
     assert "digits" in result.stderr
+
+
+BAKERY = Path(__file__).parents[3] / "data_contracts" / "odcs" / "bakery.odcs.yaml"
+PUBLISHED = sorted(Path("/work/shared/cases/odcs").glob("*.odcs.yaml"))
+
+
+@pytest.mark.parametrize("path", [BAKERY, *PUBLISHED], ids=lambda path: path.name)
+def test_a_contract_of_other_tools_is_shown_compared_and_written_as_a_page(call, path, tmp_path):
+    assert call("show", path).exit_code == 0
+    document = json.loads(call("show", path, "--json").stdout)
+    assert document["contract"]["id"] == yaml.safe_load(path.read_text())["id"]
+    assert [table["name"] for table in document["tables"]] == [
+        table["name"] for table in document["contract"].get("schema", [])
+    ]
+    assert json.loads(call("diff", path, path, "--json").stdout)["changes"] == []
+    assert call("page", path, "--output", tmp_path / "page.html").exit_code == 0
+
+
+def test_the_tables_of_a_contract_are_shown_with_what_is_not_checked(call):
+    output = call("show", BAKERY).stdout
+    for words in ("bakery-contract 2.4.1, in review", "table orders", "table shops", "not checked:", "uniqueItems"):
+        assert words in output
+    document = json.loads(call("show", BAKERY, "--table", "shops", "--json").stdout)
+    assert [table["name"] for table in document["tables"]] == ["shops"]
+    assert [column["name"] for column in document["columns"]] == ["id", "city"]
+    assert {
+        "where": "",
+        "sentence": "sql check 'SELECT max(id) FROM {object}': mustNotBe and mustNotBeBetween are not "
+        "supported; use the other mustBe… keys",
+    } in document["unchecked"]
+
+
+def test_an_unknown_table_is_reported_with_the_nearest_one(call):
+    result = call("show", BAKERY, "--table", "order")
+    assert result.exit_code == 2
+    assert "has no table 'order'; did you mean 'orders'?" in result.stderr
+
+
+def changed_bakery(folder: Path, *pairs: tuple[str, str]) -> Path:
+    text = BAKERY.read_text(encoding="utf-8")
+    for old, new in pairs:
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    path = folder / "bakery.odcs.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("pairs", "changes"),
+    [
+        ([("maxItems: 4", "maxItems: 3")], [("breaking", "orders.toppings")]),
+        ([("  - name: shops", "  - name: stores")], [("breaking", "shops"), ("compatible", "stores")]),
+        ([("tenant: north", "tenant: south")], [("note", "")]),
+        ([("description: One row for each order.", "description: One order.")], [("note", "orders")]),
+        ([("{name: geo, physicalType: geography}", "{name: geo, physicalType: text}")], [("breaking", "orders.geo")]),
+        (
+            [("{name: geo, physicalType: geography}", "{name: place}")],
+            [("breaking", "orders.geo"), ("compatible", "orders.place")],
+        ),
+    ],
+)
+def test_the_changes_of_several_tables_name_the_table(call, tmp_path, pairs, changes):
+    document = json.loads(call("diff", BAKERY, changed_bakery(tmp_path, *pairs), "--json").stdout)
+    assert [(change["kind"], change["where"]) for change in document["changes"]] == changes
+    assert document["version_needed"] == {"breaking": "3.0.0", "note": "2.4.2"}[changes[0][0]]
+
+
+@pytest.mark.parametrize(("version", "code"), [("spring-2026", 3), ("summer-2026", 0), ("9.0.0", 0)])
+def test_versions_that_are_no_numbers_must_differ(call, tmp_path, version, code):
+    folders = [tmp_path / "old", tmp_path / "new"]
+    for folder in folders:
+        folder.mkdir()
+    old = changed_bakery(folders[0], ("version: 2.4.1", "version: spring-2026"))
+    new = changed_bakery(folders[1], ("version: 2.4.1", f"version: {version}"), ("tenant: north", "tenant: south"))
+    result = call("diff", old, new)
+    assert result.exit_code == code
+    assert ("another version than spring-2026" in result.stderr) == (code == 3)
 
 
 def test_an_invalid_contract_is_reported_with_its_line(call, edited):
