@@ -83,7 +83,7 @@ def find_unchecked_options(item: TypedElement) -> Iterator[str]:
         if options.multiple_of is not None and (logical_type == "number" or isinstance(item, ArrayItem)):
             yield f"multipleOf: {options.multiple_of} is checked only for columns of whole numbers"
         if options.format is not None and FORMATS.get(options.format) not in PHYSICAL_TYPES[logical_type]:
-            yield f"format: {options.format} is wider than int64, to whose limits values are held"
+            yield f"format: {options.format} is not supported; values are stored as {item.arrow_type}"
     elif options.format is not None:
         failure = find_format_failure(options.format) if logical_type in ("date", "timestamp") else "it is not checked"
         if failure is not None:

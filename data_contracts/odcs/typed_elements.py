@@ -58,7 +58,7 @@ class TypedElement(Property):
         if self.logical_type in ("date", "timestamp"):
             bounds = [bound for bound, _ in (options.low_bound(), options.high_bound())]
             try:
-                first, last = (parse_moment(str(bound), self.logical_type) for bound in bounds)
+                first, last = (parse_limit(str(bound), self) for bound in bounds)
                 is_crossed = first > last  # type: ignore[operator]  # both are dates, or both are times
             except (ValueError, TypeError):  # no limit, not a date, or with and without an offset
                 return
@@ -80,10 +80,8 @@ def resolve_type(source: Property, *, has_arrow_types: bool) -> dict[str, Any]:
     """
     logical_type = refine_type(source.logical_type, source.physical_type)
     if logical_type is None:
-        found = (
-            "no physicalType" if source.physical_type is None else f"the unknown physicalType {source.physical_type!r}"
-        )
-        raise Unsupported(f"it has no logicalType and {found}, so its values cannot be read")
+        physical_type = "no physicalType" if source.physical_type is None else f"physicalType {source.physical_type!r}"
+        raise Unsupported(f"it has no logicalType, and {physical_type} does not tell its type")
     if logical_type in ("object", "time"):
         raise Unsupported(f"values of type {logical_type} are not supported")
     stored_types = PHYSICAL_TYPES[logical_type]
