@@ -97,7 +97,8 @@ class Table(Element):
             element.physical_type is None or is_arrow_name(element.physical_type, element.logical_type)
             for element in elements
         )
-        columns, unchecked = {}, []
+        columns: dict[int, Column] = {}
+        unchecked: list[Unchecked] = []
         for position, source in enumerate(self.properties):
             try:
                 columns[position] = Column.from_property(source, has_arrow_types=has_arrow_types)

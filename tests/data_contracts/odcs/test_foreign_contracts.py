@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -144,7 +145,7 @@ def test_the_format_of_an_integer_determines_its_width(contract_of, format_, arr
     assert is_listed == (format_ in ("u64", "i128"))
 
 
-def old_contract(version: str, **keys: object) -> dict[str, object]:
+def old_contract(version: str, **keys: Any) -> dict[str, Any]:
     column = {
         "name": "v",
         "logicalType": "number",
