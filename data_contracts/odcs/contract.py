@@ -49,9 +49,9 @@ class Contract(Element):
     name_: Annotated[str | None, Field(alias="name")] = None
     version: str
     status: str
-    description: Annotated[  # type: ignore[assignment]  # text elsewhere
-        dict[str, PlainValue], AfterValidator(require_description)
-    ] = Field(default_factory=dict)
+    description: Annotated[dict[str, PlainValue], AfterValidator(require_description)] = Field(  # type: ignore[assignment]
+        default_factory=dict
+    )
     domain: str | None = None
     data_product: str | None = None
     tenant: str | None = None

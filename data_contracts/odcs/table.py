@@ -167,8 +167,8 @@ class Table(Element):
             yield Rule(target="", kind="unique", columns=key), ("properties",), ""
         for position, column in self._columns.by_position.items():
             for rule, place in column.located_rules(is_key=key == (column.name,)):
-                check = column.quality[int(place[1])] if place[0] == "quality" else None
-                title = "logicalTypeOptions" if check is None else "" if check.is_own else check.title
+                source = column.quality[int(place[1])] if place[0] == "quality" else None
+                title = "logicalTypeOptions" if source is None else "" if source.is_own else source.title
                 yield rule, ("properties", position, *place), title
 
     def _find_unchecked(self) -> Iterator[Unchecked]:

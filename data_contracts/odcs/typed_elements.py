@@ -59,7 +59,7 @@ class TypedElement(Property):
             bounds = [bound for bound, _ in (options.low_bound(), options.high_bound())]
             try:
                 first, last = (parse_limit(str(bound), self) for bound in bounds)
-                is_crossed = first > last  # type: ignore[operator]  # both are dates, or both are times
+                is_crossed = first > last
             except (ValueError, TypeError):  # no limit, not a date, or with and without an offset
                 return
             if is_crossed:
@@ -82,7 +82,7 @@ def resolve_type(source: Property, *, has_arrow_types: bool) -> dict[str, Any]:
     if logical_type is None:
         physical_type = "no physicalType" if source.physical_type is None else f"physicalType {source.physical_type!r}"
         raise Unsupported(f"it has no logicalType, and {physical_type} does not tell its type")
-    if logical_type in ("object", "time"):
+    if logical_type == "object" or logical_type == "time":
         raise Unsupported(f"values of type {logical_type} are not supported")
     stored_types = PHYSICAL_TYPES[logical_type]
     # `int8` has 8 bits in Arrow and 8 bytes in PostgreSQL.
