@@ -232,11 +232,17 @@ class TextColumnProfiler:
         return "timestamp" if self._strict_type == "string" else None
 
     def _missing(self, logical_type: LogicalType, *, is_label: bool) -> tuple[str, ...]:
-        """Returns the texts of the column that mark a missing value. A frequent class may have such a name."""
-        if logical_type != "string" or not self._num_texts:
+        """Returns the texts of the column that mark a missing value.
+
+        A class may have such a name; and where a column has several such texts and no other, they tell rows apart.
+        """
+        vague_markers = set(self._markers) - set(CLEAR_MARKERS)
+        if logical_type != "string":
             markers: tuple[str, ...] = MARKERS
+        elif is_label:
+            markers = ("",)
         else:
-            markers = ("",) if is_label else CLEAR_MARKERS
+            markers = CLEAR_MARKERS if self._num_texts or len(vague_markers) > 1 else MARKERS
         return tuple(sorted(text for text in self._markers if text in markers))
 
 
@@ -283,6 +289,8 @@ class TypedColumnProfiler:
             uncastable = find_uncastable(present, _ARROW_TYPES[self._logical_type])
             self._num_invalid += uncastable.true_count
             present = present.filter(pc.invert(uncastable))
+        if self._logical_type == "integer" and pa.types.is_floating(present.type):
+            present = present.cast(pa.int64())
         if pa.types.is_timestamp(present.type):
             self._are_midnights = self._are_midnights and not find_uncastable(present, pa.date32()).true_count
         distinct = pc.value_counts(present)

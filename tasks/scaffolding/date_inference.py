@@ -49,6 +49,12 @@ class DateShape(NamedTuple):
     half: str
     zone: str
 
+    @property
+    def is_iso(self) -> bool:
+        has_iso_time = self.hour == "dd" and not self.half and self.point != "," and self.zone in ("", "+")
+        is_iso_date = self.places == ("yyyy", "dd", "dd") and self.signs == ("-", "-") and not self.weekday
+        return is_iso_date and (not self.before_time or has_iso_time)
+
 
 class InferredFormat(NamedTuple):
     """A pattern, and notes about what it assumes; `ambiguity` if the texts alone leave day and month open."""
@@ -85,14 +91,19 @@ class DateShapes:
             self._shapes.add(shape)
             self._num_digits = max(self._num_digits, len(match["digits"] or ""))
             for place, part in enumerate((match["a"], match["b"], match["c"])):
-                number = int(part) if part.isdigit() else 0
+                number = int(part) if part.isdigit() and not shape.is_iso else 0
                 self._num_no_month[place] += count if number > _LAST_MONTH else 0
                 self._num_no_day[place] += count if number > _LAST_DAY else 0
         self.are_dates = len(self._shapes) <= MAX_SHAPES
 
+    @property
+    def _formatted_shapes(self) -> set[DateShape]:
+        """The shapes that a format must fit: those of ISO 8601 only if there are no others, since it always fits."""
+        return {shape for shape in self._shapes if not shape.is_iso} or self._shapes
+
     def candidates(self) -> list[InferredFormat]:
         """Returns the patterns that may fit: none if the texts are no dates, two if day and month may be swapped."""
-        orders = self._orders() if self.are_dates and self._shapes else []
+        orders = self._orders() if self.are_dates and self._formatted_shapes else []
         date_parts = [self._date_part(order) for order in orders]
         time_part = self._time_part()
         if time_part is None or None in date_parts:
@@ -109,7 +120,7 @@ class DateShapes:
 
     def _orders(self) -> list[str]:
         """Returns the possible orders of year, month and day; none if the shapes contradict each other."""
-        places = {shape.places for shape in self._shapes}
+        places = {shape.places for shape in self._formatted_shapes}
         name_places = {place for shape_places in places for place in (0, 1) if shape_places[place].startswith("MMM")}
         years_in_front = {shape_places[0] == "yyyy" for shape_places in places}
         last_widths = {shape_places[2] for shape_places in places}
@@ -130,14 +141,14 @@ class DateShapes:
 
     def _date_part(self, order: str) -> str | None:
         """Returns the pattern of the date; None where signs or names differ from text to text."""
-        signs = {shape.signs for shape in self._shapes}
-        weekdays = {shape.weekday for shape in self._shapes}
-        names = {place for shape in self._shapes for place in shape.places if place.startswith("MMM")}
+        signs = {shape.signs for shape in self._formatted_shapes}
+        weekdays = {shape.weekday for shape in self._formatted_shapes}
+        names = {place for shape in self._formatted_shapes for place in shape.places if place.startswith("MMM")}
         if len(signs) > 1 or len(weekdays) > 1:
             return None
         pieces = []
         for place, letter in enumerate(order):
-            widths = {shape.places[place] for shape in self._shapes}
+            widths = {shape.places[place] for shape in self._formatted_shapes}
             if letter == "y":
                 pieces.append("yyyy" if widths == {"yyyy"} else "yy" if widths == {"dd"} else "")
             elif names and letter == "M":
@@ -153,7 +164,7 @@ class DateShapes:
 
     def _time_part(self) -> str | None:
         """Returns the pattern of the time, with brackets around what some texts lack; None where texts differ more."""
-        timed = [shape for shape in self._shapes if shape.before_time]
+        timed = [shape for shape in self._formatted_shapes if shape.before_time]
         if not timed:
             return ""
         signs, halves = {shape.before_time for shape in timed}, {bool(shape.half) for shape in timed}
@@ -171,7 +182,7 @@ class DateShapes:
         half = "" if letter == "H" else f"{' ' if half_spaces == {True} else ''}a"
         zone = _optional(f"{' ' if spaces == {True} else ''}{''.join(kinds)}", [bool(shape.zone) for shape in timed])
         time_part = f"{sign}{hour}:mm{seconds}{fraction}{half}{zone}"
-        return _optional(time_part, [bool(shape.before_time) for shape in self._shapes])
+        return _optional(time_part, [bool(shape.before_time) for shape in self._formatted_shapes])
 
 
 def _optional(piece: str, presence: list[bool]) -> str:

@@ -6,6 +6,7 @@ up to a limit, and DuckDB counts exactly beyond it, in a Parquet file.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ from bloomery.tasks.scaffolding.column_profiles import (
 from bloomery.tasks.scaffolding.date_inference import FormatCounter, InferredFormat, choose_format
 from bloomery.tasks.scaffolding.source_rows import ROWS_FILE, SourceRows, logical_type_of, read_source_rows
 
+_WHOLE_DECIMAL = r"decimal\d+\(\d+, 0\)"  # the type of whole numbers in databases
 _MAX_INVALID_SHARE = 0.05  # of the rows; a column with more is left out, since it would quarantine them
 
 
@@ -122,7 +124,7 @@ def profile_source(data: DataSource, scratch: Path, label: str = "", key: str | 
     """
     path = scratch / ROWS_FILE
     rows = read_source_rows(data, scratch, label)
-    profilers = {field.name: _make_profiler(field, rows.num_rows, data) for field in rows.schema}
+    profilers = {field.name: _make_profiler(field, rows, data) for field in rows.schema}
     for batch in read_batches(path):
         for profiler, column in zip(profilers.values(), batch.columns, strict=True):
             profiler.add(column)
@@ -166,7 +168,7 @@ def _reason_to_leave_out(statistics: ColumnStatistics, num_rows: int) -> str | N
     if not num_present:
         return "it has no values"
     if statistics.num_invalid > _MAX_INVALID_SHARE * num_rows:
-        what = {"integer": "integers of 64 bits", "number": "finite numbers"}.get(
+        what = {"integer": "whole numbers from -2^63 to 2^63 - 1", "number": "finite numbers"}.get(
             statistics.logical_type, f"of type {statistics.logical_type}"
         )
         return f"{statistics.num_invalid:,} of its {num_present:,} values are not {what}"
@@ -198,13 +200,15 @@ def _query_rows(path: Path, query: str) -> Sequence[Sequence[Any]]:
         return engine.sql(query).fetchall()
 
 
-def _make_profiler(field: pa.Field, num_rows: int, data: DataSource) -> ColumnProfiler:
+def _make_profiler(field: pa.Field, rows: SourceRows, data: DataSource) -> ColumnProfiler:
     logical_type = logical_type_of(field.type)
+    if re.fullmatch(_WHOLE_DECIMAL, rows.source_types.get(field.name, "")):
+        return TypedColumnProfiler("integer")
     if logical_type is None:
         element_type = logical_type_of(field.type.value_type)
         return ArrayColumnProfiler(element_type or "string", field.type.value_type)
     if pa.types.is_string(field.type):
-        return TextColumnProfiler(num_rows, is_typed=not data.is_text)
+        return TextColumnProfiler(rows.num_rows, is_typed=not data.is_text)
     return TypedColumnProfiler(logical_type)
 
 

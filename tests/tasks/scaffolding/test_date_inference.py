@@ -41,6 +41,7 @@ def infer(texts: list[str], max_others: int = 0) -> tuple[str, tuple[str, ...]] 
         (["2021-03-28 01:30:00 UTC"], "yyyy-MM-dd HH:mm:ss VV"),
         (["2021-03-28T01:30:00.1+0100", "2021-03-28T01:30:00Z"], "yyyy-MM-dd'T'HH:mm:ss[.S]XXX"),
         (["28/03/2021", "28/03/2021 10:00"], "dd/MM/yyyy[ HH:mm]"),
+        (["28/03/2021", "2021-04-01", "2021-04-01"], "dd/MM/yyyy"),  # ISO 8601 is accepted besides
         (["28/03/2021 1:05 PM", "28/03/2021 11:05 AM"], "dd/MM/yyyy h:mm a"),
         (["Sun, 28 Mar 2021 10:00:00 GMT"], "EEE, dd MMM yyyy HH:mm:ss VV"),
     ],

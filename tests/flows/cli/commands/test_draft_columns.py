@@ -98,7 +98,7 @@ LEFT_OUT: dict[str, tuple[Any, str]] = {
     "bytes": ([b"x"] * NUM, "b: it is of type binary"),
     "large integers": (
         pa.array([2**63 + number for number in range(NUM)], pa.uint64()),
-        "b: 240 of its 240 values are not integers of 64 bits",
+        "b: 240 of its 240 values are not whole numbers from -2^63",
     ),
     "infinities": ([math.inf, 1.0, 2.0] * (NUM // 3), "b: 80 of its 240 values are not finite numbers"),
 }
@@ -127,6 +127,26 @@ def test_missing_values_are_inferred_by_column(home: Path, tmp_path: Path) -> No
     assert validate_rows(recipe).num_rows == NUM
     rows = JsonRowParser(recipe.contract, ["a", "country", "age"]).parse_table([{"a": 1, "country": "NA", "age": None}])
     assert rows["country"].to_pylist() == ["NA"]
+
+
+def test_a_label_or_a_column_may_consist_of_such_texts_alone(home: Path, tmp_path: Path) -> None:
+    allergies = [("none", "unknown")[number % 5 % 2] for number in range(NUM)]
+    labels = [("NA", "none", "?")[number % 7 % 3] for number in range(NUM)]
+    recipe = draft_recipe(
+        tmp_path, write_csv(tmp_path, allergies=allergies, nothing=["NA"] * NUM, label=labels), "label"
+    )
+    assert (recipe.data.missing, recipe.data.drop) == (None, ("nothing",))
+    assert input_kinds(recipe) == {"a": "number", "allergies": "one_hot"}
+    assert validate_rows(recipe).num_rows == NUM
+
+
+def test_whole_decimals_are_integers(home: Path, tmp_path: Path) -> None:
+    numbers = pa.array([Decimal(number) for number in range(NUM)], pa.decimal128(38, 0))
+    recipe = draft_recipe(tmp_path, write_parquet(tmp_path, number=numbers), "label")
+    column = recipe.contract.column("number")
+    assert column is not None
+    assert (column.logical_type, recipe.features.key) == ("integer", "number")
+    assert validate_rows(recipe).num_rows == NUM
 
 
 DATES: dict[str, tuple[Callable[[dt.datetime], str], str, str]] = {
