@@ -19,9 +19,10 @@ from bloomery.tasks.ingest.column_changes import mark_missing
 from bloomery.tasks.scaffolding.profiler import ColumnProfile, SourceProfile
 from bloomery.tasks.scaffolding.source_rows import ROWS_FILE
 
-_MAX_ROWS = 20_000
+_MAX_ROWS = 10_000
 _MIN_ROWS = 50  # with fewer, chance alone may order a column like the label
-_MAX_COLUMNS = 300  # of numbers
+_MAX_COMPARED = 1_000  # columns that are compared with the label one by one
+_MAX_COLUMNS = 300  # columns that may add up to the label
 _MIN_DISTINCT = 10  # values that are ordered like the label; with fewer, each needs `_MIN_ROWS_PER_VALUE` rows
 _MIN_ROWS_PER_VALUE = 20
 _MIN_ROWS_PER_CLASS = 10  # rarer classes are no evidence
@@ -62,7 +63,9 @@ def find_leaks(
     profile: SourceProfile, scratch: Path, columns: Sequence[str], label: str, *, is_regression: bool
 ) -> tuple[Leak, ...]:
     """Returns the leaks of `label` among the `columns`, of the profiled rows in `scratch`."""
-    profiles = [column for column in profile.columns if column.name in columns and column.logical_type != "array"]
+    names = set(columns)
+    profiles = [column for column in profile.columns if column.name in names and column.logical_type != "array"]
+    profiles = profiles[:_MAX_COMPARED]
     target = next(column for column in profile.columns if column.name == label)
     rows = _read_sample(profile, scratch, profiles, target, is_regression=is_regression)
     if is_regression:
@@ -70,7 +73,7 @@ def find_leaks(
     class_leaks = tuple(_class_leaks(rows, label))
     if target.logical_type != "integer" or class_leaks:
         return class_leaks
-    return tuple(_linear_leaks(rows.numbers, rows.class_numbers, label))
+    return tuple(_computed_leaks(rows.numbers, rows.class_numbers, label))
 
 
 def _regression_leaks(rows: _Rows, label: str) -> Iterator[Leak]:
@@ -83,7 +86,7 @@ def _regression_leaks(rows: _Rows, label: str) -> Iterator[Leak]:
             copies.append(name)
             yield Leak((name,), clause, label)
     remaining = {name: values for name, values in features.items() if name not in copies}
-    yield from _linear_leaks(remaining, target, label)
+    yield from _computed_leaks(remaining, target, label)
 
 
 def _describe_order(values: np.ndarray, target: np.ndarray) -> str:
@@ -116,54 +119,98 @@ def _is_ordered(values: np.ndarray, target: np.ndarray) -> bool:
     return bool((lower[1:] >= upper[:-1]).all())
 
 
-def _linear_leaks(features: dict[str, np.ndarray], target: np.ndarray, label: str) -> Iterator[Leak]:
-    """Yields the sum that is equal to the label in every row, up to rounding, if there is one."""
-    names = [name for name, values in features.items() if np.isfinite(values).mean() > 0.5][:_MAX_COLUMNS]
+def _computed_leaks(features: dict[str, np.ndarray], target: np.ndarray, label: str) -> Iterator[Leak]:
+    """Yields the sum or the product that is equal to the label in every row, up to rounding, if there is one."""
+    names, is_known = _select_complete(features, target)
     if not names:
         return
-    matrix = np.column_stack([features[name] for name in names])
-    is_known = np.isfinite(matrix).all(axis=1) & np.isfinite(target)
-    matrix, known_target = matrix[is_known], target[is_known]
-    deviations = matrix.std(axis=0) if len(matrix) else np.zeros(len(names))
-    keep = deviations > 0
-    if len(known_target) < max(_MIN_ROWS, 3 * keep.sum()) or not keep.any():
+    matrix, known_target = np.column_stack([features[name][is_known] for name in names]), target[is_known]
+    for terms, weights in _candidate_terms(matrix, known_target, _rounding(known_target)):
+        yield Leak(tuple(names[term] for term in terms), _describe_sum(weights), label)
         return
-    names = [name for name, is_kept in zip(names, keep, strict=True) if is_kept]
-    weights = _solve(matrix[:, keep], known_target)
+    is_positive = (matrix > 0).all(axis=0)
+    if not is_positive.any() or (known_target <= 0).any():
+        return
+    logarithms, relative_rounding = np.log(matrix[:, is_positive]), _rounding(known_target) / known_target.min()
+    for terms, weights in _candidate_terms(logarithms, np.log(known_target), relative_rounding):
+        factors = np.flatnonzero(is_positive)[terms]
+        if _is_product(matrix[:, factors], np.round(weights[:-1]), known_target):
+            yield Leak(tuple(names[factor] for factor in factors), _describe_product(weights), label)
+        return
+
+
+def _select_complete(features: dict[str, np.ndarray], target: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """Returns columns that vary, the most complete first, and the rows in which they and the target are known.
+
+    A column is left out if too few rows would be left to compare so many columns.
+    """
+    is_known = np.isfinite(target)
+    names: list[str] = []
+    shares = {name: np.isfinite(values).mean() for name, values in features.items()}
+    for name in sorted(features, key=lambda name: -shares[name])[:_MAX_COLUMNS]:
+        is_known_here = is_known & np.isfinite(features[name])
+        if is_known_here.sum() >= max(_MIN_ROWS, 3 * (len(names) + 1), is_known.sum() / 2):
+            is_known = is_known_here
+            names.append(name)
+    varying = [name for name in names if features[name][is_known].std() > 0]
+    return (varying if np.ptp(target[is_known]) > 0 else []), is_known
+
+
+def _candidate_terms(
+    matrix: np.ndarray, target: np.ndarray, rounding: float
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields the fewest columns that add up to the target, with their weights, if there are any."""
+    weights = _solve(matrix, target, rounding)
     if weights is None:
         return
-    shares = np.abs(weights[:-1]) * deviations[keep] / known_target.std()
-    relevant = shares > 1e-3
-    if not 0 < relevant.sum() <= _MAX_TERMS:
-        return
-    weights = _solve(matrix[:, keep][:, relevant], known_target)
-    if weights is not None:
-        columns = tuple(name for name, is_relevant in zip(names, relevant, strict=True) if is_relevant)
-        yield Leak(columns, _describe_sum(columns, weights), label)
+    by_share = np.argsort(-np.abs(weights[:-1]) * matrix.std(axis=0), kind="stable")
+    for num_terms in range(1, min(_MAX_TERMS, matrix.shape[1]) + 1):
+        terms = np.sort(by_share[:num_terms])
+        weights = _solve(matrix[:, terms], target, rounding)
+        if weights is not None:
+            yield terms, weights
+            return
 
 
-def _solve(matrix: np.ndarray, target: np.ndarray) -> np.ndarray | None:
+def _solve(matrix: np.ndarray, target: np.ndarray, rounding: float) -> np.ndarray | None:
     """Returns the weights and the constant by which the columns add up to the target; None if they do not."""
     center, scale = matrix.mean(axis=0), matrix.std(axis=0)
     design = np.column_stack([(matrix - center) / scale, np.ones(len(matrix))])
     solution, *_ = np.linalg.lstsq(design, target, rcond=None)
     residual = np.abs(design @ solution - target).max()
-    unit = 1.0 if np.equal(np.floor(target), target).all() else 0.01 if _has_cents(target) else 0.0
-    rounding = unit / 2 if unit / 2 <= _ROUNDING_SHARE * target.std() else 0.0
     if residual > rounding * _ROUNDING_SLACK + _MAX_RESIDUAL_SHARE * target.std():
         return None
     weights = solution[:-1] / scale
     return np.append(weights, solution[-1] - weights @ center)
 
 
+def _rounding(target: np.ndarray) -> float:
+    """Returns by how much rounding to whole numbers or cents changes the label, if that is little beside its spread."""
+    unit = 1.0 if np.equal(np.floor(target), target).all() else 0.01 if _has_cents(target) else 0.0
+    return unit / 2 if unit / 2 <= _ROUNDING_SHARE * target.std() else 0.0
+
+
+def _is_product(factors: np.ndarray, powers: np.ndarray, target: np.ndarray) -> bool:
+    """Whether the factors with powers of 1 and -1, times a constant, are the target up to rounding."""
+    products = np.prod(factors**powers, axis=1)
+    constant = np.median(target / products)
+    limits = _rounding(target) * _ROUNDING_SLACK + _MAX_RESIDUAL_SHARE * np.abs(target)
+    return bool((np.abs(powers) == 1).all() and (np.abs(constant * products - target) <= limits).all())
+
+
 def _has_cents(target: np.ndarray) -> bool:
     return bool(np.allclose(np.round(target, 2), target, rtol=0, atol=1e-9))
 
 
-def _describe_sum(columns: Sequence[str], weights: np.ndarray) -> str:
+def _describe_sum(weights: np.ndarray) -> str:
     if np.allclose(weights[:-1], 1, atol=5e-3) and abs(weights[-1]) < 0.5:
-        return "{label} is the sum of {columns}" if len(columns) > 1 else "{label} is equal to {columns}"
-    return "{label} can be computed from {columns}, as a weighted sum of them"
+        return "{label} is the sum of {columns}" if len(weights) > 2 else "{label} is equal to {columns}"
+    return "{label} can be computed from {columns}" + (", as a weighted sum of them" if len(weights) > 2 else "")
+
+
+def _describe_product(weights: np.ndarray) -> str:
+    is_product = (weights[:-1] > 0).all()
+    return f"{{label}} is {'the product' if is_product else 'a quotient'} of {{columns}}"
 
 
 def _class_leaks(rows: _Rows, label: str) -> Iterator[Leak]:

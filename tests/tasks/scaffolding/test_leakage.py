@@ -35,6 +35,16 @@ REGRESSIONS: dict[str, tuple[dict[str, object], list[str]]] = {
         ["y can be computed from a and b, as a weighted sum of them"],
     ),
     "a rounded sum": ({"a": A / 7, "b": B / 7, "y": np.round(A / 7 + B / 7)}, ["y is the sum of a and b"]),
+    "a product": ({"a": A + 1, "b": (B + 1) / 8, "c": C, "y": (A + 1) * (B + 1) / 8}, ["y is the product of a and b"]),
+    "a rounded product": (
+        {"a": A + 1, "b": B / 100 + 1, "y": np.round((A + 1) * (B / 100 + 1), 2)},
+        ["y is the product of a and b"],
+    ),
+    "a quotient": ({"a": A + 1, "b": B + 1, "y": (A + 1) / (B + 1)}, ["y is a quotient of a and b"]),
+    "a sum beside incomplete columns": (
+        {"a": A, "b": B, "c": np.where(C % 4, np.nan, C), "y": A + B},
+        ["y is the sum of a and b"],
+    ),
     "a copy": ({"a": Y, "b": B, "y": Y}, ["a is equal to y"]),
     "a rounded copy": ({"a": np.round(Y), "b": B, "y": Y}, ["a is y, rounded"]),
     "a logarithm": ({"a": np.log(Y + 500), "y": Y}, ["a has the order of y in every row"]),
