@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from pydantic import Field
 
 from bloomery.data_contracts.documents.documents import Document
@@ -21,7 +22,7 @@ from bloomery.data_contracts.odcs.base import LogicalType
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.tasks.infrastructure import duckdb_session
 from bloomery.tasks.infrastructure.parquet import read_batches
-from bloomery.tasks.infrastructure.sql_text import quote_name, quote_text
+from bloomery.tasks.infrastructure.sql_text import quote_text
 from bloomery.tasks.scaffolding.column_names import matching_names
 from bloomery.tasks.scaffolding.column_profiles import (
     MARKERS,
@@ -177,26 +178,38 @@ def _reason_to_leave_out(statistics: ColumnStatistics, num_rows: int) -> str | N
 
 def count_distinct_rows(scratch: Path, columns: Sequence[str]) -> int:
     """Returns how many of the profiled rows in `scratch` differ in these columns."""
-    names = ", ".join(map(quote_name, columns))
-    return int(_query_rows(scratch / ROWS_FILE, f"select count(*) from (select distinct {names} from rows)")[0][0])
+    aliases = _aliases(scratch / ROWS_FILE)
+    listed = ", ".join(aliases[name] for name in columns)
+    return int(_query_rows(scratch / ROWS_FILE, f"select count(*) from (select distinct {listed} from rows)")[0][0])
 
 
 def standard_deviation(scratch: Path, column: str) -> float:
     """Returns the standard deviation of the numbers in `column` over the profiled rows in `scratch`."""
-    query = f"select stddev_pop(number) from (select try_cast({quote_name(column)} as double) as number from rows)"
+    alias = _aliases(scratch / ROWS_FILE)[column]
+    query = f"select stddev_pop(number) from (select try_cast({alias} as double) as number from rows)"
     return float(_query_rows(scratch / ROWS_FILE, f"{query} where isfinite(number)")[0][0])
 
 
 def count_values(scratch: Path, column: str, split: str) -> dict[Any, int]:
     """Returns how many rows of a split have each value of `column`, of the profiled rows in `scratch`."""
-    name = quote_name(column)
-    query = f"select {name}, count(*) from rows where part = {quote_text(split)} and {name} is not null group by 1"
+    aliases = _aliases(scratch / ROWS_FILE)
+    alias, condition = aliases[column], f"{aliases['part']} = {quote_text(split)}"
+    query = f"select {alias}, count(*) from rows where {condition} and {alias} is not null group by 1"
     return {row[0]: int(row[1]) for row in _query_rows(scratch / ROWS_FILE, query)}
 
 
+def _aliases(path: Path) -> dict[str, str]:
+    """Returns a name for each column in queries: DuckDB does not tell apart names that differ only in case."""
+    return {name: f"c{position}" for position, name in enumerate(pq.read_schema(path).names)}
+
+
 def _query_rows(path: Path, query: str) -> Sequence[Sequence[Any]]:
+    """Returns the rows of a query about the view `rows`, whose columns are the aliases of the file's columns."""
     with duckdb_session.open_session() as engine:
-        engine.execute(f"create view rows as select * from read_parquet({duckdb_session.parquet_path_sql(path)})")
+        source = duckdb_session.parquet_path_sql(path)
+        engine.execute(
+            f"create view rows({', '.join(_aliases(path).values())}) as select * from read_parquet({source})"
+        )
         return engine.sql(query).fetchall()
 
 
@@ -244,9 +257,10 @@ def _profile_column(name: str, rows: SourceRows, statistics: ColumnStatistics, p
 
 
 def _count_distinct(name: str, missing: Sequence[str], path: Path) -> int:
+    alias = _aliases(path)[name]
     markers = ", ".join(map(quote_text, missing))
-    condition = f" filter (where {quote_name(name)} not in ({markers}))" if markers else ""
-    return int(_query_rows(path, f"select count(distinct {quote_name(name)}){condition} from rows")[0][0])
+    condition = f" filter (where {alias} not in ({markers}))" if markers else ""
+    return int(_query_rows(path, f"select count(distinct {alias}){condition} from rows")[0][0])
 
 
 def _by_frequency(counts: Counter[Any]) -> tuple[tuple[Any, int], ...]:

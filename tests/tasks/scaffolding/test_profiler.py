@@ -22,7 +22,13 @@ from bloomery.tasks.scaffolding.csv_dialect import infer_dialect
 from bloomery.tasks.scaffolding.date_inference import FormatCounter
 from bloomery.tasks.scaffolding.format_detection import detect_format
 from bloomery.tasks.scaffolding.input_planning import sounds_personal
-from bloomery.tasks.scaffolding.profiler import ColumnProfile, SourceProfile, count_distinct_rows, profile_source
+from bloomery.tasks.scaffolding.profiler import (
+    ColumnProfile,
+    SourceProfile,
+    count_distinct_rows,
+    profile_source,
+    standard_deviation,
+)
 from bloomery.tasks.scaffolding.yaml_writer import add_comment, dump_yaml, inline
 
 CUTS = st.lists(st.integers(0, 40), max_size=4)
@@ -171,6 +177,13 @@ def test_typed_columns_arrays_and_uniqueness_are_profiled(home: Path, tmp_path: 
     )
     assert profile.left_out == {"nothing": "it has no values"}
     assert count_distinct_rows(tmp_path, ["twice", "ok"]) == num
+
+
+def test_statistics_of_names_that_differ_in_case_are_those_of_the_column(home: Path, tmp_path: Path) -> None:
+    profile_table(pa.table({"a": [1.0, 2.0, 3.0], "A": [0.0, 0.0, 9.0]}), tmp_path)
+    assert standard_deviation(tmp_path, "a") == pytest.approx(np.std([1, 2, 3]))
+    assert standard_deviation(tmp_path, "A") == pytest.approx(np.std([0, 0, 9]))
+    assert (count_distinct_rows(tmp_path, ["A"]), count_distinct_rows(tmp_path, ["a"])) == (2, 3)
 
 
 def test_columns_of_unsupported_types_are_left_out_with_the_reason(home: Path, tmp_path: Path) -> None:
