@@ -123,7 +123,7 @@ def test_missing_values_are_inferred_by_column(home: Path, tmp_path: Path) -> No
     label = recipe.contract.column("label")
     assert label is not None
     assert label.quality[0].arguments is not None
-    assert label.quality[0].arguments.valid_values == ("NA", "mild", "none")
+    assert [*label.quality[0].arguments.valid_values] == ["NA", "mild", "none"]
     assert validate_rows(recipe).num_rows == NUM
     rows = JsonRowParser(recipe.contract, ["a", "country", "age"]).parse_table([{"a": 1, "country": "NA", "age": None}])
     assert rows["country"].to_pylist() == ["NA"]
