@@ -56,7 +56,7 @@ def _data(plan: DraftPlan, names: dict[str, str], data: dict[str, Any], notes: d
         if option in notes:
             add_comment(section, option, f"Inferred: {notes[option]}.", 2)
     if plan.profile.left_out:
-        section["drop"] = inline([*plan.profile.left_out])
+        section["drop"] = inline([*data.get("drop", ()), *plan.profile.left_out])
         reasons = "; ".join(f"{name}: {reason}" for name, reason in plan.profile.left_out.items())
         add_comment(section, "drop", f"Columns that are not read. {reasons}.", 2)
     if plan.key.is_added:

@@ -14,7 +14,7 @@ from bloomery.data_contracts.errors import DataUnfit
 from bloomery.data_contracts.odcs.base import LogicalType
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.tasks.infrastructure.parquet import RowWriter, read_batches, row_group_size_of
-from bloomery.tasks.ingest.column_changes import is_abnormal, normalize_texts, select_columns
+from bloomery.tasks.ingest.column_changes import drop_columns, is_abnormal, normalize_texts, select_columns
 from bloomery.tasks.ingest.readers.base import SOURCE_TYPE, MalformedWriter
 from bloomery.tasks.ingest.stage import read_sources
 from bloomery.tasks.scaffolding.column_names import matching_names
@@ -45,7 +45,7 @@ def read_source_rows(data: DataSource, scratch: Path, label: str) -> SourceRows:
     """
     path = scratch / ROWS_FILE
     with MalformedWriter(scratch / MALFORMED_FILE) as malformed:
-        rows = read_sources(data, malformed)
+        rows = drop_columns(read_sources(data, malformed), data)
         source_types = {
             field.name: field.metadata[SOURCE_TYPE].decode()
             for field in rows.schema

@@ -186,6 +186,11 @@ def test_statistics_of_names_that_differ_in_case_are_those_of_the_column(home: P
     assert (count_distinct_rows(tmp_path, ["A"]), count_distinct_rows(tmp_path, ["a"])) == (2, 3)
 
 
+def test_a_column_that_the_user_drops_is_not_profiled(home: Path, tmp_path: Path) -> None:
+    profile = profile_csv("a,b,c\n1,2,3\n", tmp_path, drop=["b"])
+    assert ([column.name for column in profile.columns], profile.left_out) == (["a", "c"], {})
+
+
 def test_columns_of_unsupported_types_are_left_out_with_the_reason(home: Path, tmp_path: Path) -> None:
     table = pa.table({"place": [{"x": 1, "y": 2}], "raw": [b"x"], "days": [[dt.date(2021, 1, 1)]], "label": [1]})
     profile = profile_table(table, tmp_path)
