@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from bloomery.tasks.scaffolding.draft_planning import DraftPlan
-from bloomery.tasks.scaffolding.input_planning import sounds_personal
+from bloomery.tasks.scaffolding.input_planning import is_code, sounds_personal
 from bloomery.tasks.scaffolding.profiler import ColumnProfile
 from bloomery.tasks.scaffolding.yaml_writer import add_comment, add_end_comment, dump_yaml, inline
 
@@ -103,7 +103,7 @@ def _append_column(columns: CommentedSeq, column: ColumnProfile, plan: DraftPlan
         _add_classes(entry, plan)
     elif logical_type == "array":
         _add_array(entry, column)
-    elif column.logical_type != "integer" or not plan.inputs.is_category(column.name):
+    elif column.logical_type != "integer" or not (is_key or is_code(column)):  # the size of a code has no meaning
         _add_limits(entry, column, is_key=is_key)
     columns.append(entry)
     for text in _column_comments(column, plan, name):

@@ -19,38 +19,17 @@ _MAX_SIDE = 64  # pixels
 _MAX_DURATION_S = 4.0
 _MIN_TEXT_LENGTH = 8  # characters of the longest one: shorter texts are rather codes
 _CHARACTERS_PER_TOKEN = 3
+_ID_WORDS = frozenset({"id", "zip", "zipcode", "uuid", "guid"})
 _CODE_WORDS = frozenset({"id", "code", "zip", "zipcode", "type", "class", "category", "flag", "kind", "group"})
 _ENTITY_WORDS = frozenset(
-    {"store", "shop", "branch", "outlet", "dept", "department", "region", "zone", "district", "sector", "site"}
-    | {"station", "city", "state", "country", "county", "province", "location", "warehouse", "product", "item", "sku"}
-    | {
-        "article",
-        "vendor",
-        "seller",
-        "supplier",
-        "brand",
-        "merchant",
-        "cluster",
-        "segment",
-        "customer",
-        "client",
-        "user",
-    }
-    | {"device", "sensor", "machine", "turbine", "vehicle", "patient", "subject", "person", "driver", "team"}
-    | {
-        "plant",
-        "factory",
-        "facility",
-        "office",
-        "route",
-        "asset",
-        "equipment",
-        "animal",
-        "farm",
-        "plot",
-    }
-    | {"participant", "worker", "employee", "operator", "household", "building", "species", "variety", "genre"}
-    | {"player", "school", "hospital", "bank", "agent", "channel", "campaign", "terminal", "gate", "carrier", "airline"}
+    {"agent", "airline", "animal", "article", "asset", "bank", "branch", "brand", "building", "campaign"}
+    | {"carrier", "channel", "city", "client", "cluster", "country", "county", "customer", "department"}
+    | {"dept", "device", "district", "driver", "employee", "equipment", "facility", "factory", "farm", "gate"}
+    | {"genre", "hospital", "household", "item", "location", "machine", "merchant", "office", "operator"}
+    | {"outlet", "participant", "patient", "person", "plant", "player", "plot", "product", "province"}
+    | {"region", "route", "school", "sector", "segment", "seller", "sensor", "shop", "site", "sku", "species"}
+    | {"state", "station", "store", "subject", "supplier", "team", "terminal", "turbine", "user", "variety"}
+    | {"vehicle", "vendor", "warehouse", "worker", "zone"}
 )
 _NUMBER_WORDS = frozenset({"id", "no", "nr", "nbr", "num", "number", "code", "index"})
 _QUANTITY_WORDS = frozenset(
@@ -94,15 +73,6 @@ class InputPlan(NamedTuple):
         all_options = [planned_input.options for planned_input in self.inputs]
         names = (name for options in all_options for name in options.get("columns", [options.get("column")]))
         return list(dict.fromkeys(names))
-
-    def is_category(self, name: str) -> bool:
-        """Whether the network reads a column as categories only, so that no limit of its size has a meaning."""
-        kinds = {
-            planned_input.options["kind"]
-            for planned_input in self.inputs
-            if name in planned_input.options.get("columns", ())
-        }
-        return kinds == {"category"}
 
     @property
     def is_tabular(self) -> bool:
@@ -211,6 +181,8 @@ def _reason_against(column: ColumnProfile, data: DataSource) -> str | None:
         return "it numbers the rows"
     if column.logical_type == "string" and column.num_distinct > column.num_valid / 2:
         return _FREE_TEXT
+    if column.logical_type == "integer" and column.num_distinct > column.num_valid / 2 and is_code(column):
+        return "it is a code that differs in most rows"
     return None
 
 
@@ -220,17 +192,15 @@ def _column(profile: SourceProfile, name: str) -> ColumnProfile:
 
 def _has_spikes(column: ColumnProfile) -> bool:
     """Whether whole numbers have one value in most rows, and enough rows to learn about the others one by one."""
-    if column.logical_type != "integer" or _is_code(column) or column.value_counts is None or column.num_rows < 1_000:
+    if column.logical_type != "integer" or is_code(column) or column.value_counts is None or column.num_rows < 1_000:
         return False
     return column.num_distinct > 2 and column.value_counts[0][1] > column.num_valid / 2
 
 
-def _is_code(column: ColumnProfile) -> bool:
+def is_code(column: ColumnProfile) -> bool:
     """Whether whole numbers name things and measure nothing: by the column's name, or as often as each other."""
-    if column.value_counts is None:
-        return False
     words = split_words(column.name)
-    if _CODE_WORDS & set(words):
+    if _ID_WORDS & set(words) or (_CODE_WORDS & set(words) and column.value_counts is not None):
         return True
     repeats = column.num_distinct <= column.num_valid / _MIN_ROWS_PER_ENTITY
     return repeats and (_names_entities(words) or _is_balanced(column, words))
@@ -275,7 +245,7 @@ def _plan_tabular(column: ColumnProfile, num_classes: int) -> PlannedInput:
             )
         case "string":
             return _plan_category(column, num_classes)
-        case "integer" if _is_code(column):
+        case "integer" if is_code(column):
             return _plan_category(column, num_classes)
     options: dict[str, Any] = {"kind": "number"}
     reason = "numbers"

@@ -224,6 +224,8 @@ def test_numbers_that_name_things_are_categories(home: Path, tmp_path: Path) -> 
         "store": [1 + chance.randrange(45) for _ in range(NUM)],
         "shop_nr": [10 * (1 + chance.randrange(6)) for _ in range(NUM)],
         "panel": [number % 12 for number in range(NUM)],
+        "visitor_id": [10**6 + 7 * chance.randrange(90) for _ in range(NUM)],
+        "session_id": [10**6 + 7 * (number % 200) for number in range(NUM)],
         "num_stores": [1 + chance.randrange(9) for _ in range(NUM)],
         "age": [20 + chance.randrange(50) for _ in range(NUM)],
         "month": [1 + number % 12 for number in range(NUM)],
@@ -231,9 +233,12 @@ def test_numbers_that_name_things_are_categories(home: Path, tmp_path: Path) -> 
     path = write_csv(tmp_path, **columns)
     kinds = input_kinds(draft_recipe(tmp_path, path, "label"))
     numbers = dict.fromkeys(("a", "num_stores", "age", "month"), "number")
-    assert kinds == numbers | dict.fromkeys(("store", "shop_nr", "panel"), "one_hot")
+    assert kinds == numbers | dict.fromkeys(("store", "shop_nr", "panel"), "one_hot") | {"visitor_id": "target"}
+    assert "- session_id: it is a code that differs in most rows" in (tmp_path / "mine.yaml").read_text()
     contract = (tmp_path / "mine.odcs.yaml").read_text()
-    assert contract.count("logicalTypeOptions") == 5  # no limits of size for stores: also of the added key
+    assert (
+        contract.count("logicalTypeOptions") == 5
+    )  # of the numbers and the added key; the size of a code has no limits
 
 
 def test_a_column_that_numbers_the_rows_is_the_key(home: Path, tmp_path: Path) -> None:
