@@ -1,8 +1,8 @@
 """How dates and times are written as text: the patterns of Java's DateTimeFormatter, which ODCS prescribes.
 
 Supported are year, month, day, weekday, time, fraction, AM and PM, offset, quoted text and optional sections. Two
-digits of a year mean 1969 to 2068, as in POSIX. A fraction may have fewer digits than `S`; digits beyond microseconds
-are cut.
+digits of a year mean 1969 to 2068, as in POSIX; a month without a day is its first day. A fraction may have fewer
+digits than `S`; digits beyond microseconds are cut.
 
 Source: java.time.format.DateTimeFormatter, Java SE 17; Open Data Contract Standard v3.1, logicalTypeOptions.format.
 """
@@ -53,12 +53,12 @@ class DateFormat:
 
     def __init__(self, pattern: str) -> None:
         """Raises:
-        ValueError: the pattern has an unsupported letter, or lacks day, month or year.
+        ValueError: the pattern has an unsupported letter, or lacks month or year.
         """
         self.pattern = pattern
         self._regex = re.compile(_to_regex(pattern), re.IGNORECASE)
         groups = self._regex.groupindex
-        for part, names in (("year", {"year", "short_year"}), ("month", {"month", "month_name"}), ("day", {"day"})):
+        for part, names in (("year", {"year", "short_year"}), ("month", {"month", "month_name"})):
             if not names & set(groups):
                 raise ValueError(f"the format {pattern!r} has no {part}")
         if "half_hour" in groups and "half" not in groups:
@@ -66,7 +66,7 @@ class DateFormat:
         self.has_time = "hour" in groups or "half_hour" in groups
         self.is_finer = "SSSSSSS" in pattern
         month = groups.get("month", groups.get("month_name", 0))
-        if max(groups.get("year", 0), groups.get("short_year", 0)) < groups["day"] < month:
+        if max(groups.get("year", 0), groups.get("short_year", 0)) < groups.get("day", 0) < month:
             raise ValueError(
                 f"the format {pattern!r} has year, day, month in this order, so ISO 8601 could be mistaken"
             )
@@ -153,7 +153,7 @@ def _to_moment(parts: dict[str, str]) -> datetime:
     microsecond = int(parts.get("fraction", "0")[:6].ljust(6, "0"))
     zone = _zone(parts.get("offset", "Z"))
     minute, second = int(parts.get("minute", 0)), int(parts.get("second", 0))
-    moment = datetime(year, month, int(parts["day"]), hour, minute, second, microsecond, zone)
+    moment = datetime(year, month, int(parts.get("day", 1)), hour, minute, second, microsecond, zone)
     return moment.astimezone(UTC)
 
 

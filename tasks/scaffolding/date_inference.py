@@ -24,6 +24,7 @@ MONTH_FIRST_NOTE = (
 )
 TWO_DIGITS_NOTE = "years of two digits mean 1969 to 2068"
 MIDNIGHT_NOTE = "all times are at midnight, so they are dates; set timestamp if later ones are not"
+NO_DAY_NOTE = "a month stands for its first day"
 CUT_NOTE = "digits beyond microseconds are cut"
 
 _TEXT = re.compile(
@@ -32,6 +33,10 @@ _TEXT = re.compile(
     r"(?P<c>\d{1,4})"
     r"(?:(?P<before_time>T|,? )(?P<hour>\d{1,2}):\d{2}(?P<seconds>:\d{2})?(?:(?P<point>[.,])(?P<digits>\d{1,9}))?"
     r"(?P<half> ?[AaPp][Mm])?(?P<zone> ?(?:Z|UTC|GMT|[+-]\d{2}(?::?\d{2})?))?)?"
+)
+_YEAR_AND_MONTH = re.compile(
+    r"(?P<year>(?:19|20)\d{2})(?P<sign>[-/])(?P<month>\d{2})"
+    r"|(?P<first_month>\d{1,2}|[A-Za-z]{3,9})(?P<second_sign>[-/ ])(?P<last_year>(?:19|20)\d{2})"
 )
 _MONTH = re.compile(r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)", re.IGNORECASE)
 
@@ -73,6 +78,7 @@ class DateShapes:
     def __init__(self, max_others: int) -> None:
         self.are_dates = True
         self._shapes: set[DateShape] = set()
+        self._month_patterns: set[str] = set()
         self._max_others, self._num_others = max_others, 0
         self._num_no_month, self._num_no_day = [0, 0, 0], [0, 0, 0]
         self._num_digits = 0
@@ -82,19 +88,25 @@ class DateShapes:
         for text, count in zip(texts, counts, strict=True):
             match = _TEXT.fullmatch(text.strip())
             shape = None if match is None else _shape_of(match)
-            if match is None or shape is None:
+            month_pattern = _month_pattern(text.strip()) if shape is None else None
+            if month_pattern is not None:
+                self._month_patterns.add(month_pattern)
+            elif match is None or shape is None:
                 self._num_others += count
                 if self._num_others > self._max_others:
                     self.are_dates = False
                     return
-                continue
-            self._shapes.add(shape)
-            self._num_digits = max(self._num_digits, len(match["digits"] or ""))
-            for place, part in enumerate((match["a"], match["b"], match["c"])):
-                number = int(part) if part.isdigit() and not shape.is_iso else 0
-                self._num_no_month[place] += count if number > _LAST_MONTH else 0
-                self._num_no_day[place] += count if number > _LAST_DAY else 0
+            else:
+                self._add_shape(shape, match, count)
         self.are_dates = len(self._shapes) <= MAX_SHAPES
+
+    def _add_shape(self, shape: DateShape, match: re.Match[str], count: int) -> None:
+        self._shapes.add(shape)
+        self._num_digits = max(self._num_digits, len(match["digits"] or ""))
+        for place, part in enumerate((match["a"], match["b"], match["c"])):
+            number = int(part) if part.isdigit() and not shape.is_iso else 0
+            self._num_no_month[place] += count if number > _LAST_MONTH else 0
+            self._num_no_day[place] += count if number > _LAST_DAY else 0
 
     @property
     def _formatted_shapes(self) -> set[DateShape]:
@@ -103,6 +115,8 @@ class DateShapes:
 
     def candidates(self) -> list[InferredFormat]:
         """Returns the patterns that may fit: none if the texts are no dates, two if day and month may be swapped."""
+        if self.are_dates and self._month_patterns:
+            return [] if self._shapes else _month_formats(self._month_patterns)
         orders = self._orders() if self.are_dates and self._formatted_shapes else []
         date_parts = [self._date_part(order) for order in orders]
         time_part = self._time_part()
@@ -183,6 +197,30 @@ class DateShapes:
         zone = _optional(f"{' ' if spaces == {True} else ''}{''.join(kinds)}", [bool(shape.zone) for shape in timed])
         time_part = f"{sign}{hour}:mm{seconds}{fraction}{half}{zone}"
         return _optional(time_part, [bool(shape.before_time) for shape in self._formatted_shapes])
+
+
+def _month_pattern(text: str) -> str | None:
+    """Returns the pattern of a month with its year; None for another text."""
+    match = _YEAR_AND_MONTH.fullmatch(text)
+    if match is None:
+        return None
+    if match["year"]:
+        return f"yyyy{match['sign']}MM" if 1 <= int(match["month"]) <= _LAST_MONTH else None
+    month, place = match["first_month"], _place_of(match["first_month"])
+    if place == "" or (month.isdigit() and not 1 <= int(month) <= _LAST_MONTH):
+        return None
+    return f"{place.replace('d', 'M')}{match['second_sign']}yyyy"
+
+
+def _month_formats(patterns: set[str]) -> list[InferredFormat]:
+    """Returns the pattern that fits all; none if there is none. May is short and long, and a digit fits one or two."""
+    plain_patterns = {pattern.replace("MMM may", "MMM") for pattern in patterns}
+    if len(plain_patterns) > 1:
+        plain_patterns -= {pattern.replace("MMM may", "MMM") for pattern in patterns if "may" in pattern}
+        plain_patterns -= {"MM/yyyy"} if "M/yyyy" in plain_patterns else set()
+    if len(plain_patterns) != 1:
+        return []
+    return [InferredFormat(parse_format(plain_patterns.pop()), (NO_DAY_NOTE,))]
 
 
 def _optional(piece: str, presence: list[bool]) -> str:

@@ -27,6 +27,7 @@ from bloomery.data_contracts.validation.casting import cast_column
         ("yyyy-MM-dd HH:mm:ss VV", "2021-03-28 01:30:00 UTC", "2021-03-28T01:30:00"),
         ("yyyy-MM-dd'T'HH:mm:ss[.SSSSSSSSS][XXX]", "2021-03-28T01:30:00.123456789+01:00", "2021-03-28T00:30:00.123456"),
         ("yyyy-MM-dd'T'HH:mm:ss[.SSSSSSSSS][XXX]", "2021-03-28T01:30:00", "2021-03-28T01:30:00"),
+        ("yyyy-MM", "2021-03", "2021-03-01T00:00:00"),
         ("EEE, dd MMM yyyy HH:mm:ss z", "Sun, 28 Mar 2021 10:00:00 GMT", "2021-03-28T10:00:00"),
         ("dd/MM/yyyy", "2021-03-28", "2021-03-28T00:00:00"),  # ISO 8601 cannot be mistaken
     ],

@@ -9,6 +9,7 @@ from bloomery.tasks.scaffolding.date_inference import (
     CUT_NOTE,
     DAY_FIRST_NOTE,
     MONTH_FIRST_NOTE,
+    NO_DAY_NOTE,
     TWO_DIGITS_NOTE,
     DateShapes,
     FormatCounter,
@@ -53,6 +54,10 @@ def test_a_format_is_inferred(texts: list[str], pattern: str) -> None:
 def test_what_a_format_assumes_is_noted() -> None:
     assert infer(["28/03/21", "01/04/75"]) == ("dd/MM/yy", (TWO_DIGITS_NOTE,))
     assert infer(["2021-03-28 01:30:00.123456789"]) == ("yyyy-MM-dd HH:mm:ss.SSSSSSSSS", (CUT_NOTE,))
+    assert infer(["2021-03", "2021-12"]) == ("yyyy-MM", (NO_DAY_NOTE,))
+    assert infer(["3/2021", "12/2021"]) == ("M/yyyy", (NO_DAY_NOTE,))
+    assert infer(["Mar-2021", "May-2021"]) == ("MMM-yyyy", (NO_DAY_NOTE,))
+    assert infer(["March 2021", "May 2021"]) == ("MMMM yyyy", (NO_DAY_NOTE,))
     assert infer(["02/01/2021", "01/02/2021"]) == ("dd/MM/yyyy", (DAY_FIRST_NOTE,))
     assert infer(["01/09/2021", "02/05/2021", "03/01/2021"]) == ("MM/dd/yyyy", (MONTH_FIRST_NOTE,))
 
@@ -67,6 +72,8 @@ def test_what_a_format_assumes_is_noted() -> None:
         ["28/03/2021", "28-03-2021"],
         ["Smith, J 2021"],
         ["10:30:00"],
+        ["2010-11", "2012-13"],
+        ["1234-05"],
         ["192.168.1.1"],
     ],
 )
