@@ -61,19 +61,23 @@ class ServiceLevel(CamelModel):
         title = " ".join(str(part) for part in (self.property_, self.value, self.unit) if part is not None)
         if not self.is_fresh:
             close = difflib.get_close_matches(self.property_.lower(), _FRESHNESS_PROPERTIES, n=1, cutoff=0.8)
-            hint = f"unknown property {self.property_!r}; did you mean {close[0]!r}?" if close else "only freshness is"
-            yield f"service level {title} is not checked: {hint}"
+            hint = (
+                f"unknown property {self.property_!r}; did you mean {close[0]!r}?"
+                if close
+                else "only freshness is checked"
+            )
+            yield f"service level {title}: {hint}"
             return
         limitations = list(self._find_limitations())
-        yield from (f"service level {title} is not checked: {limitation}" for limitation in limitations)
+        yield from (f"service level {title}: {limitation}" for limitation in limitations)
         for element in () if limitations else self.elements:
             name = element.removeprefix(f"{table}.")
             if name not in types:
                 known_names = f"there is no column {element}; there are {', '.join(types)}"
-                yield f"service level {title} is not checked: {known_names}"
+                yield f"service level {title}: {known_names}"
             elif types[name] not in ("date", "timestamp"):
                 limitation = f"column {name} is {types[name]}, but must be date or timestamp"
-                yield f"service level {title} is not checked: {limitation}"
+                yield f"service level {title}: {limitation}"
             else:
                 value: Any = self.value
                 yield Rule(target=name, kind="fresh", high=value * _UNITS_S[(self.unit or "").lower()])
