@@ -1,8 +1,8 @@
 """How dates and times are written as text: the patterns of Java's DateTimeFormatter, which ODCS prescribes.
 
-Supported are year, month, day, weekday, time, fraction, AM and PM, offset, quoted text and optional sections. Two
-digits of a year mean 1969 to 2068, as in POSIX; a month without a day is its first day. A fraction may have fewer
-digits than `S`; digits beyond microseconds are cut.
+Supported are year, quarter, month, day, weekday, time, fraction, AM and PM, offset, quoted text and optional sections.
+Two digits of a year mean 1969 to 2068, as in POSIX; a month or quarter without a day is its first day. A fraction may
+have fewer digits than `S`; digits beyond microseconds are cut.
 
 Source: java.time.format.DateTimeFormatter, Java SE 17; Open Data Contract Standard v3.1, logicalTypeOptions.format.
 """
@@ -26,6 +26,8 @@ _PATTERNS: dict[str, str] = {
     "M": r"(?P<month>\d{1,2})",
     "MM": r"(?P<month>\d{2})",
     "MMM": rf"(?P<month_name>{'|'.join(_MONTHS)})",
+    "Q": r"(?P<quarter>[1-4])",
+    "QQQ": r"Q(?P<quarter>[1-4])",
     "MMMM": rf"(?P<month_name>{'|'.join(_MONTH_NAMES)})",
     "d": r"(?P<day>\d{1,2})",
     "dd": r"(?P<day>\d{2})",
@@ -58,7 +60,7 @@ class DateFormat:
         self.pattern = pattern
         self._regex = re.compile(_to_regex(pattern), re.IGNORECASE)
         groups = self._regex.groupindex
-        for part, names in (("year", {"year", "short_year"}), ("month", {"month", "month_name"})):
+        for part, names in (("year", {"year", "short_year"}), ("month", {"month", "month_name", "quarter"})):
             if not names & set(groups):
                 raise ValueError(f"the format {pattern!r} has no {part}")
         if "half_hour" in groups and "half" not in groups:
@@ -144,7 +146,10 @@ def _letters_regex(letters: str, pattern: str, names: set[str]) -> str:
 def _to_moment(parts: dict[str, str]) -> datetime:
     """Raises ValueError for a moment that no calendar has."""
     year = int(parts.get("year") or _full_year(int(parts["short_year"])))
-    month = int(parts["month"]) if "month" in parts else _MONTHS.index(parts["month_name"][:3].lower()) + 1
+    if "quarter" in parts:
+        month = 3 * int(parts["quarter"]) - 2
+    else:
+        month = int(parts["month"]) if "month" in parts else _MONTHS.index(parts["month_name"][:3].lower()) + 1
     hour = int(parts.get("hour", 0))
     if "half_hour" in parts:
         if not 1 <= int(parts["half_hour"]) <= 12:

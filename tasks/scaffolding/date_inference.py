@@ -24,7 +24,7 @@ MONTH_FIRST_NOTE = (
 )
 TWO_DIGITS_NOTE = "years of two digits mean 1969 to 2068"
 MIDNIGHT_NOTE = "all times are at midnight, so they are dates; set timestamp if later ones are not"
-NO_DAY_NOTE = "a month stands for its first day"
+NO_DAY_NOTE = "a month or quarter stands for its first day"
 CUT_NOTE = "digits beyond microseconds are cut"
 
 _TEXT = re.compile(
@@ -36,6 +36,7 @@ _TEXT = re.compile(
 )
 _YEAR_AND_MONTH = re.compile(
     r"(?P<year>(?:19|20)\d{2})(?P<sign>[-/])(?P<month>\d{2})"
+    r"|(?P<quarter_year>(?:19|20)\d{2})(?P<before_quarter>[- ]?)Q[1-4]|Q[1-4](?P<after_quarter>[- ])(?:19|20)\d{2}"
     r"|(?P<first_month>\d{1,2}|[A-Za-z]{3,9})(?P<second_sign>[-/ ])(?P<last_year>(?:19|20)\d{2})"
 )
 _MONTH = re.compile(r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)", re.IGNORECASE)
@@ -206,6 +207,10 @@ def _month_pattern(text: str) -> str | None:
         return None
     if match["year"]:
         return f"yyyy{match['sign']}MM" if 1 <= int(match["month"]) <= _LAST_MONTH else None
+    if match["quarter_year"]:
+        return f"yyyy{match['before_quarter']}QQQ"
+    if match["after_quarter"]:
+        return f"QQQ{match['after_quarter']}yyyy"
     month, place = match["first_month"], _place_of(match["first_month"])
     if place == "" or (month.isdigit() and not 1 <= int(month) <= _LAST_MONTH):
         return None

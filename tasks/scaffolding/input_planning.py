@@ -224,7 +224,9 @@ def _is_balanced(column: ColumnProfile, words: Sequence[str]) -> bool:
 
 
 def is_row_number(column: ColumnProfile) -> bool:
-    """Whether unique whole numbers count the rows, with few gaps."""
+    """Whether unique whole numbers count the rows, with few gaps. Years count them too, but mean a time."""
+    if _CALENDAR_WORDS & set(split_words(column.name)):
+        return False
     low, high = column.minimum, column.maximum
     is_dense = low is not None and high is not None and high - low < 1.2 * column.num_rows
     return column.logical_type == "integer" and column.is_unique and is_dense

@@ -27,6 +27,7 @@ from bloomery.data_contracts.validation.casting import cast_column
         ("yyyy-MM-dd HH:mm:ss VV", "2021-03-28 01:30:00 UTC", "2021-03-28T01:30:00"),
         ("yyyy-MM-dd'T'HH:mm:ss[.SSSSSSSSS][XXX]", "2021-03-28T01:30:00.123456789+01:00", "2021-03-28T00:30:00.123456"),
         ("yyyy-MM-dd'T'HH:mm:ss[.SSSSSSSSS][XXX]", "2021-03-28T01:30:00", "2021-03-28T01:30:00"),
+        ("yyyyQQQ", "2021Q3", "2021-07-01T00:00:00"),
         ("yyyy-MM", "2021-03", "2021-03-01T00:00:00"),
         ("EEE, dd MMM yyyy HH:mm:ss z", "Sun, 28 Mar 2021 10:00:00 GMT", "2021-03-28T10:00:00"),
         ("dd/MM/yyyy", "2021-03-28", "2021-03-28T00:00:00"),  # ISO 8601 cannot be mistaken
@@ -56,7 +57,7 @@ def test_another_text_is_no_moment(pattern: str, text: str) -> None:
     [
         ("dd/MM", "has no year"),
         ("yyyy", "has no month"),
-        ("QQ yyyy-MM-dd", "has QQ, which is not supported"),
+        ("ww yyyy-MM-dd", "has ww, which is not supported"),
         ("hh:mm dd/MM/yyyy", "no a for AM and PM"),
         ("dd/MM/yyyy [HH:mm", "a bracket without its counterpart"),
         ("dd/dd/MM/yyyy", "has d twice"),

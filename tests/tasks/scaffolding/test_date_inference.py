@@ -55,6 +55,7 @@ def test_what_a_format_assumes_is_noted() -> None:
     assert infer(["28/03/21", "01/04/75"]) == ("dd/MM/yy", (TWO_DIGITS_NOTE,))
     assert infer(["2021-03-28 01:30:00.123456789"]) == ("yyyy-MM-dd HH:mm:ss.SSSSSSSSS", (CUT_NOTE,))
     assert infer(["2021-03", "2021-12"]) == ("yyyy-MM", (NO_DAY_NOTE,))
+    assert infer(["1974Q1", "1974Q4"]) == ("yyyyQQQ", (NO_DAY_NOTE,))
     assert infer(["3/2021", "12/2021"]) == ("M/yyyy", (NO_DAY_NOTE,))
     assert infer(["Mar-2021", "May-2021"]) == ("MMM-yyyy", (NO_DAY_NOTE,))
     assert infer(["March 2021", "May 2021"]) == ("MMMM yyyy", (NO_DAY_NOTE,))

@@ -250,6 +250,11 @@ def test_a_column_that_numbers_the_rows_is_the_key(home: Path, tmp_path: Path) -
     assert validate_rows(recipe).num_rows == NUM
 
 
+def test_years_do_not_number_the_rows(home: Path, tmp_path: Path) -> None:
+    recipe = draft_recipe(tmp_path, write_csv(tmp_path, year=list(range(1780, 1780 + NUM))), "label")
+    assert (recipe.features.key, input_kinds(recipe)) == ("row_id", {"a": "number", "year": "number"})
+
+
 @pytest.mark.parametrize("odd", ["yes\u00a0", "\u200byes", "yes \ufeff", "\u2003yes"])
 def test_labels_that_look_alike_are_one_class(odd: str, home: Path, tmp_path: Path) -> None:
     labels = [odd if label == "yes" and number % 3 == 0 else label for number, label in enumerate(LABELS)]
