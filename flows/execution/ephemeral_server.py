@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 
 from filelock import FileLock
 
+from bloomery.tasks.infrastructure.python_processes import NEUTRAL_FOLDER, module_command
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.infrastructure.tethered_process import find_free_port, tethered_server
 
@@ -42,7 +42,7 @@ def ephemeral_prefect_api() -> Iterator[Callable[[], Callable[[], None]]]:
         **{f"PREFECT_SERVER_SERVICES_{service}_ENABLED": "false" for service in _DISABLED_SERVICES},
     }
     command = [
-        *(sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"),
+        *module_command("uvicorn", "--factory", "prefect.server.api.server:create_app"),
         *("--host", "127.0.0.1", "--port", str(port), "--log-level", "error"),
     ]
     lock = FileLock(settings().home / "prefect.lock")
@@ -59,6 +59,7 @@ def ephemeral_prefect_api() -> Iterator[Callable[[], Callable[[], None]]]:
                     is_ready=lambda: _responds(f"{api}/health"),
                     log=settings().logs / "prefect-server.log",
                     environment=environment,
+                    folder=NEUTRAL_FOLDER,  # Prefect's migrations import from the current folder
                 )
             )
             stack.callback(_drain)

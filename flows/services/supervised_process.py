@@ -29,6 +29,7 @@ class SupervisedProcess:
     log: Path
     url: str = ""
     environment: dict[str, str] = field(default_factory=dict)
+    folder: Path | None = None  # to run in; None for the supervisor's
     state: ServiceState = "starting"
     restarts: int = 0
     reason: str = ""
@@ -43,7 +44,7 @@ class SupervisedProcess:
         if self.tether is None:
             if now >= self.next_start:
                 with self.log.open("ab") as stream:
-                    self.tether = start_tethered(self.command, stream, self.environment)
+                    self.tether = start_tethered(self.command, stream, self.environment, self.folder)
                 self.next_start, self.state = now, "starting"
             return
         if self.pid is None:

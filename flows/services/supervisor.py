@@ -29,6 +29,7 @@ from bloomery.flows.run_control.run_liveness import reap_dead_runs
 from bloomery.flows.services.prefect_automations import HEARTBEAT_S
 from bloomery.flows.services.prefect_deployments import ROOT, WORK_POOL, failure_reason
 from bloomery.flows.services.supervised_process import MAX_PAUSE_S, SupervisedProcess
+from bloomery.tasks.infrastructure.python_processes import NEUTRAL_FOLDER, module_command
 from bloomery.tasks.infrastructure.service_status import STATUS_FILE, STATUS_FOLDER, Service, ServiceStatus
 from bloomery.tasks.infrastructure.settings import Settings, require_state_folder
 from bloomery.tasks.infrastructure.tethered_process import stop_tethered
@@ -79,7 +80,7 @@ class RecipeRegistration:
     def _start(self, api: str) -> None:
         with self.log.open("wb") as stream:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "bloomery.flows.services.prefect_deployments", *self.recipes],
+                module_command("bloomery.flows.services.prefect_deployments", *self.recipes),
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
@@ -230,16 +231,18 @@ def _prefect(port: int, settings: Settings) -> SupervisedProcess:
         # The slots of a dead training are released even after a restart of the server.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     }
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    command = module_command("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port))
     log = settings.logs / "up-prefect.log"
-    return SupervisedProcess("prefect", "prefect", command, _responds_at(f"{url}/api/health"), log, url, environment)
+    is_ready = _responds_at(f"{url}/api/health")
+    folder = NEUTRAL_FOLDER  # Prefect's migrations import from the current folder
+    return SupervisedProcess("prefect", "prefect", command, is_ready, log, url, environment, folder)
 
 
 def _mlflow(port: int, settings: Settings) -> SupervisedProcess:
     url = f"http://127.0.0.1:{port}"
     artifacts = (settings.home / "mlflow" / "artifacts").as_uri()
     command = [
-        *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
+        *module_command("mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
         *("--backend-store-uri", settings.tracking_uri, "--default-artifact-root", artifacts),
     ]
     environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # otherwise it starts a dozen processes
@@ -249,9 +252,7 @@ def _mlflow(port: int, settings: Settings) -> SupervisedProcess:
 
 def _worker(api: str, settings: Settings) -> SupervisedProcess:
     name = f"bloomery-{os.uname().nodename}"
-    command = [
-        *(sys.executable, "-m", "prefect", "worker", "start", "--pool", WORK_POOL, "--type", "process", "--name", name),
-    ]
+    command = module_command(*("prefect", "worker", "start", "--pool", WORK_POOL, "--type", "process", "--name", name))
     environment = {
         "PREFECT_API_URL": api,
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S),
@@ -269,7 +270,7 @@ def _worker(api: str, settings: Settings) -> SupervisedProcess:
 
 def _endpoint(name: str, port: int, settings: Settings) -> SupervisedProcess:
     url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "bloomery.flows.cli", "serve", name, "--port", str(port)]
+    command = module_command("bloomery.flows.cli", "serve", name, "--port", str(port))
     return SupervisedProcess(
         name, "endpoint", command, _responds_at(f"{url}/readyz"), settings.logs / f"up-endpoint-{name}.log", url
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from bloomery.data_contracts.serving.signatures import (
     require_signed,
 )
 from bloomery.tasks.bentos.bento_store import bento_folder
+from bloomery.tasks.infrastructure.python_processes import module_command
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.infrastructure.tethered_process import find_free_port, tethered_server
 from bloomery.tasks.security.api_keys import keys_file
@@ -37,8 +37,11 @@ _BENTOFILE = "bentofile.yaml"  # written by BentoML beside the packaged files
 
 
 def serve_command(tag: str, host: str, port: int) -> list[str]:
-    """The command that serves a bento of the store."""
-    return [sys.executable, "-m", "bentoml", "serve", tag, "--host", host, "--port", str(port)]
+    """The command that serves a bento of the store.
+
+    It names the bento's folder: for a tag, BentoML first looks for a folder or module of that name in the current one.
+    """
+    return module_command("bentoml", "serve", str(bento_folder(tag)), "--host", host, "--port", str(port))
 
 
 def serve_environment() -> dict[str, str]:

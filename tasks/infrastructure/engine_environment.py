@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bloomery.tasks.infrastructure.device import instruction_set
+from bloomery.tasks.infrastructure.python_processes import safe_path_variables
 from bloomery.tasks.infrastructure.service_status import read_service_status
 
 
@@ -51,3 +52,4 @@ def apply_engine_environment() -> None:
         variables["PREFECT_API_URL"] = services.prefect_api_url
     for name, value in (variables | instruction_set()).items():
         os.environ.setdefault(name, value)
+    os.environ.update(safe_path_variables(os.environ))

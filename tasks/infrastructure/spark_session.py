@@ -150,6 +150,7 @@ def _settings(master: str, scratch: Path) -> dict[str, str]:
         "spark.local.dir": str(scratch),
         "spark.log.level": "ERROR",
         "spark.driver.extraJavaOptions": f"-Djava.io.tmpdir={scratch}",
+        "spark.executorEnv.PYTHONSAFEPATH": "1",
     }
     if master.startswith("local"):
         memory_bytes = max(min(psutil.virtual_memory().available // 2, _MAX_MEMORY_BYTES), _MIN_MEMORY_BYTES)

@@ -22,6 +22,7 @@ from typing import IO
 import psutil
 
 from bloomery.data_contracts.errors import EngineMissing, PortInUse
+from bloomery.tasks.infrastructure.python_processes import module_command
 
 _GRACE_S = 10
 _PR_SET_CHILD_SUBREAPER = 36  # an option of Linux's prctl
@@ -34,15 +35,18 @@ def tethered_server(
     is_ready: Callable[[], bool],
     log: Path,
     environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
     timeout_s: float = 120,
 ) -> Iterator[Callable[[], None]]:
-    """Runs a server during the `with` block. Yields a function that waits until `is_ready` returns true.
+    """Runs a server during the `with` block, in `folder` or the current one.
+
+    Yields a function that waits until `is_ready` returns true.
 
     That function raises EngineMissing if the server ends or is not ready in time; the message shows the end of its log.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as stream:
-        tether = start_tethered(command, stream, environment)
+        tether = start_tethered(command, stream, environment, folder)
         try:
             yield lambda: _wait(tether, is_ready, command, log, timeout_s)
         finally:
@@ -50,15 +54,19 @@ def tethered_server(
 
 
 def start_tethered(
-    command: Sequence[str], log: IO[bytes], environment: Mapping[str, str] | None = None
+    command: Sequence[str],
+    log: IO[bytes],
+    environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Starts `command` tethered to this process. Its output goes to `log`."""
+    """Starts `command` tethered to this process, in `folder` or the current one. Its output goes to `log`."""
     return subprocess.Popen(
-        [sys.executable, "-m", "bloomery.tasks.infrastructure.tethered_process", *command],
+        module_command("bloomery.tasks.infrastructure.tethered_process", *command),
         stdin=subprocess.PIPE,
         stdout=log,
         stderr=log,
         env={**os.environ, **(environment or {})},
+        cwd=folder,
     )
 
 

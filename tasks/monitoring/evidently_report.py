@@ -19,6 +19,7 @@ import numpy as np
 from bloomery.data_contracts.documents.files import atomic_path
 from bloomery.data_contracts.monitoring import MonitoringReport
 from bloomery.data_contracts.odcs.distributions import Bins, reference_column
+from bloomery.tasks.infrastructure.python_processes import module_command
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,7 +38,7 @@ def write_report(report: MonitoringReport, limit: float, path: Path) -> bool:
     """Writes Evidently's page, which needs no network, to `path`. Returns False, after a warning, if that fails."""
     input_file = path.with_suffix(".json")
     input_file.write_text(report.model_dump_json(), encoding="utf-8")
-    command = [sys.executable, "-m", __name__, str(input_file), f"{limit:g}", str(path)]
+    command = module_command(__name__, str(input_file), f"{limit:g}", str(path))
     try:
         process = subprocess.run(
             command,

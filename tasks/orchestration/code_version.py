@@ -37,6 +37,7 @@ PLUMBING = (
     "bloomery.tasks.bentos.environment",
     "bloomery.tasks.infrastructure.disk_errors",
     "bloomery.tasks.infrastructure.engine_environment",
+    "bloomery.tasks.infrastructure.python_processes",
     "bloomery.tasks.infrastructure.service_status",
     "bloomery.tasks.infrastructure.settings",
     "bloomery.tasks.infrastructure.tethered_process",

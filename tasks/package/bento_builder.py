@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from bloomery.tasks.bentos.bento_store import bento_folder
 from bloomery.tasks.bentos.environment import code_versions, describe_environment
 from bloomery.tasks.bentos.requirements import pin_requirements
 from bloomery.tasks.evaluation.held_out import background_rows, example_predictions
+from bloomery.tasks.infrastructure.python_processes import code_command
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.monitoring.reference_profile import build_reference
 from bloomery.tasks.orchestration.code_version import packages_of, reach, templates_of
@@ -133,7 +133,7 @@ def build_bento(context: Path, tag: str, modules: dict[str, Path], labels: dict[
         shutil.rmtree(temporary, ignore_errors=True)
         # A separate process with the context as working folder imports the bento's modules, not the installed ones.
         process = subprocess.run(
-            [sys.executable, "-c", "import bentoml, json, sys; bentoml.bentos.build(**json.load(sys.stdin))"],
+            code_command("import bentoml, json, sys; bentoml.bentos.build(**json.load(sys.stdin))"),
             input=json.dumps(options),
             cwd=options["build_ctx"],
             env={**os.environ, "BENTOML_HOME": str(temporary)},

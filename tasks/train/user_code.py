@@ -40,7 +40,12 @@ def bundle_user_code(model: Model, folder: Path) -> Model:
 
 
 def _bundle_code(model: Custom, folder: Path) -> Custom:
-    """Follows imports through the modules in `folder`; all other imported modules must be installed."""
+    """Follows imports through the modules in `folder`; all other imported modules must be installed.
+
+    The module that the recipe names may have the name of an installed one. Of the modules that it imports, installed
+    ones come first, as if the folder were last on the path: a `torch.py` beside the recipe is not executed.
+    """
+    folder = folder.resolve()
     top = model.function.partition(":")[0].split(".")[0]
     code: dict[str, str] = {}
     installed: set[str] = set()
@@ -50,10 +55,11 @@ def _bundle_code(model: Custom, folder: Path) -> Custom:
         paths = _find_files(folder, name)
         if name in installed or any(str(path.relative_to(folder)) in code for path in paths):
             continue
-        if not paths:
+        if name == top and paths:
+            _require_free_name(name, folder, paths)
+        elif not paths or _is_importable(name, paths):
             installed.add(name)
             continue
-        _require_free_name(name, folder, paths)
         for path in paths:
             text = _read_text(path)
             code[path.relative_to(folder).as_posix()] = text
@@ -91,16 +97,22 @@ def _find_imports(text: str, path: Path) -> Iterator[str]:
 
 
 def _require_free_name(name: str, folder: Path, paths: list[Path]) -> None:
-    """Raises RecipeInvalid if a module beside the recipe would hide one that other code imports."""
-    spec = None if name in _RESERVED or name in sys.builtin_module_names else importlib.util.find_spec(name)
-    hides_installed = spec is not None and spec.origin is not None and Path(spec.origin).resolve() not in paths
-    if name in _RESERVED or hides_installed:
+    """Raises RecipeInvalid if the named module could not import Bloomery, or a module of Python itself."""
+    if name in _RESERVED:
         raise RecipeInvalid(
-            f"{paths[0].relative_to(folder)} has the name of another importable module",
-            required="a unique module name",
+            f"{paths[0].relative_to(folder)} has the name of {'Bloomery' if name == PACKAGE else 'a module of Python'}",
+            required="another module name",
             where=str(paths[0]),
-            remedy="rename the file, and change its imports",
+            remedy="rename the file, and change `model.function` and its imports",
         )
+
+
+def _is_importable(name: str, paths: list[Path]) -> bool:
+    """Whether a module `name` is installed that is not one of `paths`."""
+    if name in _RESERVED or name in sys.builtin_module_names:
+        return True
+    spec = importlib.util.find_spec(name)
+    return spec is not None and spec.origin is not None and Path(spec.origin).resolve() not in paths
 
 
 def _bundle_checkpoint(model: HuggingFace, folder: Path) -> HuggingFace:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -181,10 +180,11 @@ def _find_done(recipe: Recipe) -> PeriodResult | None:
 def _start(reference: str, period: str) -> _PeriodRun:
     """Starts the run in a process that ends when this one does."""
     from bloomery.tasks.infrastructure import tethered_process
+    from bloomery.tasks.infrastructure.python_processes import module_command
     from bloomery.tasks.infrastructure.settings import settings
 
     out = settings().logs / f"backfill-{os.getpid()}-{period}.json"
-    command = [sys.executable, "-m", "bloomery.flows.cli", "run", reference, "--period", period, "--json"]
+    command = module_command("bloomery.flows.cli", "run", reference, "--period", period, "--json")
     with out.open("wb") as stream:
         return _PeriodRun(period, time.monotonic(), tethered_process.start_tethered(command, stream), out)
 

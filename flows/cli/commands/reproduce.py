@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,13 +97,14 @@ def _empty_folder(folder: Path | None) -> Path:
 def _reproduce(provenance: Provenance, folder: Path) -> Reproduction | FailedReproduction:
     """Runs the reproduction in a process with its own settings, without the user's servers."""
     from bloomery.flows.execution import reproduction
+    from bloomery.tasks.infrastructure.python_processes import module_command
     from bloomery.tasks.infrastructure.tethered_process import start_tethered, stop_tethered
 
     provenance_path, outcome, log = folder / "provenance.json", folder / "outcome.json", folder / "log"
     provenance_path.write_text(provenance.model_dump_json(by_alias=True), encoding="utf-8")
     prefixes = ("PREFECT_", "MLFLOW_", "BENTOML_", "ATEN_", "ONEDNN_", "MKL_CBWR")
     unset = [word for name in os.environ if name.startswith(prefixes) for word in ("-u", name)]
-    command = ["env", *unset, sys.executable, "-m", reproduction.__name__, str(provenance_path), str(outcome)]
+    command = ["env", *unset, *module_command(reproduction.__name__, str(provenance_path), str(outcome))]
     with log.open("wb") as stream:
         process = start_tethered(command, stream, {"BLOOMERY_HOME": str(folder / "state")})
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -88,6 +87,7 @@ def down(as_json: AsJson = False) -> None:
 def _start(settings: Settings, prefect_port: int, mlflow_port: int, port: int, recipes: list[str]) -> None:
     """Starts a supervisor in the background."""
     from bloomery.flows.services import supervisor
+    from bloomery.tasks.infrastructure.python_processes import module_command
     from bloomery.tasks.infrastructure.service_status import (
         HOME_MARKER,
         STATUS_FOLDER,
@@ -110,7 +110,7 @@ def _start(settings: Settings, prefect_port: int, mlflow_port: int, port: int, r
     (settings.home / STATUS_FOLDER).mkdir(parents=True, exist_ok=True)
     with (settings.logs / "up.log").open("ab") as log:
         subprocess.Popen(
-            [sys.executable, "-m", supervisor.__name__, plan.model_dump_json()],
+            module_command(supervisor.__name__, plan.model_dump_json()),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -136,9 +136,10 @@ def _prepare(settings: Settings) -> None:
 def _register(recipes: list[str], settings: Settings) -> None:
     """Registers the recipes with the running Prefect server."""
     from bloomery.flows.services import prefect_deployments
+    from bloomery.tasks.infrastructure.python_processes import module_command
 
     assert settings.prefect_api_url is not None
-    command = [sys.executable, "-m", prefect_deployments.__name__, *recipes]
+    command = module_command(prefect_deployments.__name__, *recipes)
     process = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if process.returncode != 0:
         reason = prefect_deployments.failure_reason(process.stderr + process.stdout)

@@ -7,9 +7,11 @@ Shapes: B rows, K outputs.
 
 from __future__ import annotations
 
+import builtins
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.abc import InspectLoader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_loader
@@ -19,6 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bloomery.data_contracts.documents.digests import digest_of_document
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.networks.config import Custom
@@ -89,21 +92,46 @@ def _unsuitable(config: Custom, problem: str, required: str) -> RecipeInvalid:
 
 
 class _Loader(InspectLoader):
-    """Loads a module from its source text, so that tracebacks and `inspect` show its lines."""
+    """Loads a module from its source text, so that `inspect` shows its lines.
 
-    def __init__(self, text: str, *, is_package: bool) -> None:
-        self.text = text
+    The module finds the other bundled modules by the names that it imports. Nothing else does: a `models.py` beside the
+    recipe hides no installed module of that name.
+    """
+
+    def __init__(self, text: str, *, is_package: bool, package: str, bundled_names: frozenset[str]) -> None:
+        self._text = text
         self._is_package = is_package
+        self._package = package
+        self._bundled_names = bundled_names  # top-level
 
     def get_source(self, fullname: str) -> str:
-        return self.text
+        return self._text
 
     def is_package(self, fullname: str) -> bool:
         return self._is_package
 
+    def exec_module(self, module: ModuleType) -> None:
+        # Import statements call the `__import__` of the module's own builtins.
+        vars(module)["__builtins__"] = {**vars(builtins), "__import__": self._import}
+        super().exec_module(module)
+
+    def _import(
+        self,
+        name: str,
+        globals: Mapping[str, object] | None = None,
+        locals: Mapping[str, object] | None = None,
+        fromlist: Sequence[str] | None = (),
+        level: int = 0,
+    ) -> ModuleType:
+        top_name = name.partition(".")[0]
+        if level > 0 or top_name not in self._bundled_names:
+            return builtins.__import__(name, globals, locals, fromlist or (), level)
+        imported = builtins.__import__(f"{self._package}.{name}", globals, locals, fromlist or (), 0)
+        return imported if fromlist else sys.modules[f"{self._package}.{top_name}"]
+
 
 class _Finder(MetaPathFinder):
-    """Finds the modules of the config that was built last."""
+    """Finds the modules of all configs that this process has built, each in a package of its own."""
 
     def __init__(self) -> None:
         self.modules: dict[str, _Loader] = {}
@@ -120,13 +148,8 @@ _FINDER = _Finder()
 
 def _import_function(config: Custom) -> Callable[..., Any]:
     module, _, name = config.function.partition(":")
-    modules = _source_modules(config.code)
-    _unload_outdated(modules)
-    _FINDER.modules = modules
-    if _FINDER not in sys.meta_path:
-        sys.meta_path.insert(0, _FINDER)
     try:
-        imported = importlib.import_module(module)
+        imported = importlib.import_module(f"{_add_modules(config.code)}.{module}" if config.code else module)
     except Exception as failure:
         problem = f"module {module} cannot be imported: {_describe(failure)}"
         raise _unsuitable(config, problem, "a module beside the recipe, or in an installed package") from failure
@@ -141,34 +164,24 @@ def _import_function(config: Custom) -> Callable[..., Any]:
     return function
 
 
-def _source_modules(code: dict[str, str]) -> dict[str, _Loader]:
-    """The modules by dotted name; a folder without `__init__.py` is an empty package."""
-    modules: dict[str, _Loader] = {}
+def _add_modules(code: dict[str, str]) -> str:
+    """Makes the bundled modules importable, and returns the package that contains them.
+
+    Its name depends on the texts, so several versions of a module can be loaded. A folder without `__init__.py` is an
+    empty package.
+    """
+    package = f"recipe_code_{digest_of_document(code)[:16]}"
+    names = frozenset(path.partition("/")[0].removesuffix(".py") for path in code)
+    load = partial(_Loader, package=package, bundled_names=names)
+    modules = {package: load("", is_package=True)}
     for path, text in code.items():
         *folders, file = path.split("/")
         for depth in range(1, len(folders) + 1):
-            modules.setdefault(".".join(folders[:depth]), _Loader("", is_package=True))
+            modules.setdefault(".".join([package, *folders[:depth]]), load("", is_package=True))
         is_package = file == "__init__.py"
-        name = ".".join(folders if is_package else [*folders, file.removesuffix(".py")])
-        modules[name] = _Loader(text, is_package=is_package)
-    return modules
-
-
-def _unload_outdated(modules: dict[str, _Loader]) -> None:
-    """Removes outdated versions of `modules` from `sys.modules`, so that they are imported again.
-
-    Raises:
-        RecipeInvalid: a module of the same name was imported from somewhere else.
-    """
-    loaded = {name: getattr(sys.modules[name], "__loader__", None) for name in modules if name in sys.modules}
-    for name, loader in loaded.items():
-        if not isinstance(loader, _Loader):
-            raise RecipeInvalid(
-                f"a module {name} is already imported from {getattr(sys.modules[name], '__file__', 'elsewhere')}",
-                required="unique names for the modules beside the recipe",
-                where=_WHERE,
-                remedy="rename the file and its imports",
-            )
-    if any(isinstance(loader, _Loader) and loader.text != modules[name].text for name, loader in loaded.items()):
-        for name in loaded:
-            del sys.modules[name]
+        name = ".".join([package, *folders] if is_package else [package, *folders, file.removesuffix(".py")])
+        modules[name] = load(text, is_package=is_package)
+    _FINDER.modules |= modules
+    if _FINDER not in sys.meta_path:
+        sys.meta_path.insert(0, _FINDER)
+    return package

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from bloomery.data_contracts import errors
 from bloomery.data_contracts.errors import BloomeryError, EngineMissing
 from bloomery.models.training.config import Training
 from bloomery.tasks.infrastructure import spark_session, tethered_process
+from bloomery.tasks.infrastructure.python_processes import module_command
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.train import fit
 from bloomery.tasks.train.distributed import spark_launcher
@@ -83,13 +83,13 @@ def fit_distributed(
 def launch_command(job: Path, training: Training) -> list[str]:
     """The command for this machine. On further machines the user runs the torchrun command."""
     if training.launcher == "spark":
-        return [sys.executable, "-m", "bloomery.tasks.train.distributed.spark_launcher", str(job)]
+        return module_command("bloomery.tasks.train.distributed.spark_launcher", str(job))
     rendezvous = ["--standalone"]
     if training.nodes > 1:
         endpoint = os.environ.get("BLOOMERY_RENDEZVOUS", "localhost:29400")
         rendezvous = ["--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}", f"--rdzv-id={job.parent.name}"]
     return [
-        *(sys.executable, "-m", "torch.distributed.run"),
+        *module_command("torch.distributed.run"),
         *rendezvous,
         f"--nnodes={training.nodes}",
         f"--nproc-per-node={training.devices}",
