@@ -19,7 +19,9 @@ import pytest
 from filelock import FileLock
 
 from bloomery.tasks.infrastructure.device import instruction_set
+from bloomery.tasks.infrastructure.python_processes import module_command
 from tests import examples  # noqa: F401 - loads hypothesis' profile before tests are collected
+from tests.foreign_folder import fill_folder, imported_files
 from tests.forks import Forks
 from tests.processes import responds
 
@@ -162,20 +164,30 @@ Bloomery = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="session")
-def bloomery() -> Bloomery:
-    """`bloomery(home, "run", "digits")` runs the command line in its own process."""
+def foreign_folder(shared_folder: SharedFolder) -> Iterator[Path]:
+    """A folder to run commands in. Its modules have the names of installed ones, and none may be imported."""
+    folder = shared_folder("foreign", fill_folder)
+    yield folder
+    assert imported_files(folder) == []  # also by processes that have run on
+
+
+@pytest.fixture(scope="session")
+def bloomery(foreign_folder: Path) -> Bloomery:
+    """`bloomery(home, "run", "digits")` runs the command line in its own process, in the foreign folder."""
 
     def call(
         home: Path, *arguments: str, timeout_s: float = 300, **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "bloomery.flows.cli", *arguments],
+        completed = subprocess.run(
+            module_command("bloomery.flows.cli", *arguments),
             env=environment_for(home, **environment),
-            cwd=ROOT,
+            cwd=foreign_folder,
             capture_output=True,
             text=True,
             timeout=timeout_s,
         )
+        assert imported_files(foreign_folder) == [], arguments
+        return completed
 
     return call
 
@@ -191,7 +203,7 @@ def prefect(databases: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     folder, port = tmp_path_factory.mktemp("prefect"), find_free_port()
     shutil.copyfile(databases / "prefect.db", folder / "prefect.db")
     command = [
-        *(sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"),
+        *module_command("uvicorn", "--factory", "prefect.server.api.server:create_app"),
         *("--host", "127.0.0.1", "--port", str(port), "--log-level", "error"),
     ]
     environment = {
@@ -220,7 +232,11 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
 
 @pytest.fixture(scope="session")
 def forked_bloomery(
-    forks: Forks, prefect: str, create_home: CreateHome, tmp_path_factory: pytest.TempPathFactory
+    forks: Forks,
+    prefect: str,
+    create_home: CreateHome,
+    foreign_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Bloomery:
     """As `bloomery`, but forked from a process that has imported the engines, and with a shared Prefect server.
 
@@ -237,8 +253,10 @@ def forked_bloomery(
         number = next(numbers)
         out, err = folder / f"{number}.out", folder / f"{number}.err"
         variables = environment_for(home, **{"PREFECT_API_URL": prefect, **environment})
-        run = forks.start(*arguments, environment=variables, out=out, err=err, forks_children=forks_children)
+        streams = {"out": out, "err": err, "folder": foreign_folder}
+        run = forks.start(*arguments, environment=variables, forks_children=forks_children, **streams)
         code = forks.wait(run, timeout_s)
+        assert imported_files(foreign_folder) == [], arguments
         return subprocess.CompletedProcess(["bloomery", *arguments], code, out.read_text(), err.read_text())
 
     return call

@@ -71,9 +71,15 @@ class Forks:
         self._parent = subprocess.Popen(command, env=environment, cwd=ROOT, **streams)
 
     def start(
-        self, *arguments: str, environment: dict[str, str], out: Path, err: Path, forks_children: bool = False
+        self,
+        *arguments: str,
+        environment: dict[str, str],
+        out: Path,
+        err: Path,
+        folder: Path = ROOT,
+        forks_children: bool = False,
     ) -> int:
-        """Starts a run and returns its process id. Its output is appended to the two files.
+        """Starts a run in `folder` and returns its process id. Its output is appended to the two files.
 
         `environment` must contain the address of a Prefect server. With `forks_children`, commands of `bloomery` that
         the run starts are forked too.
@@ -81,7 +87,7 @@ class Forks:
         assert "PREFECT_API_URL" in environment
         executable = str(self._stand_in) if forks_children else sys.executable
         request = {"arguments": arguments, "environment": environment, "executable": executable}
-        return self._request({**request, "out": str(out.absolute()), "err": str(err.absolute())})
+        return self._request({**request, "folder": str(folder), "out": str(out.absolute()), "err": str(err.absolute())})
 
     def wait(self, pid: int, timeout_s: float = 300) -> int:
         """Returns the exit code of the run's process, or the negative number of the signal that killed it.
@@ -195,6 +201,7 @@ def _fork(request: dict[str, Any]) -> int:
     child = os.fork()
     if child == 0:
         sys.executable = request["executable"]
+        os.chdir(request["folder"])
         out, err = (os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644) for name in ("out", "err"))
         _run(request["arguments"], request["environment"], out, err)
     return child

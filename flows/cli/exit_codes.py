@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bloomery.data_contracts.errors import BloomeryError, EngineMissing
+from bloomery.flows.cli.stop_signals import stop_document
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-INTERRUPTED = 130  # as a shell reports SIGINT
 
 
 @contextlib.contextmanager
@@ -37,21 +36,27 @@ def reporting_errors(
     except BloomeryError as error:
         _report(error.as_document(), str(error), as_json, out, err)
         raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:
-        document = {"error": "KeyboardInterrupt", "exit_code": INTERRUPTED}
-        _report(document, "interrupted; the outputs of complete stages are kept", as_json, out, err)
-        raise SystemExit(INTERRUPTED) from None
+    except KeyboardInterrupt as stop:
+        document = stop_document(stop)
+        with contextlib.suppress(OSError):  # after SIGHUP the terminal may be gone
+            _report(document, f"{document['found']}\n  do:       {document['remedy']}", as_json, out, err)
+        raise SystemExit(document["exit_code"]) from None
     except Exception as error:
         with contextlib.suppress(OSError):
             traceback.print_exc()  # into the log, if there is one
         from bloomery.tasks.infrastructure.disk_errors import disk_full_error, share_lost_error
+        from bloomery.tasks.infrastructure.server_errors import unreachable_server_error
         from bloomery.tasks.infrastructure.settings import settings
 
         home = settings().home
-        disk_error = share_lost_error(error, home) or disk_full_error(error, "the run", home)
-        if disk_error is not None:
-            _report(disk_error.as_document(), str(disk_error), as_json, out, err)
-            raise SystemExit(disk_error.exit_code) from None
+        known_error = (
+            share_lost_error(error, home)
+            or disk_full_error(error, "the run", home)
+            or unreachable_server_error(error, settings())
+        )
+        if known_error is not None:
+            _report(known_error.as_document(), str(known_error), as_json, out, err)
+            raise SystemExit(known_error.exit_code) from None
         text = f"{type(error).__name__}: {error}"
         document = {"error": type(error).__name__, "found": str(error), "exit_code": 1}
         _report(document, text, as_json, out, err, log)
@@ -88,6 +93,6 @@ def _report(
         print(json.dumps(document), file=out.file if out else sys.stdout, flush=True)
         return
     where = f"\n  log:      {log}" if log else ""
-    name = "" if document["error"] == "KeyboardInterrupt" else f"{document['error']}: "
+    name = "" if document["error"] in ("KeyboardInterrupt", "Stopped") else f"{document['error']}: "
     stream = err.file if err else sys.stderr
     print(f"\n✗ {name}{text}{where}", file=stream, flush=True)

@@ -6,6 +6,7 @@ Exit codes: 0 success, 2 invalid usage or recipe, 3 contract violated, 4 no cand
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -26,6 +27,7 @@ from bloomery.flows.cli.commands.reproduce import reproduce
 from bloomery.flows.cli.commands.serve import container, serve
 from bloomery.flows.cli.commands.up import down, status, up
 from bloomery.flows.cli.exit_codes import command_session, reporting_errors
+from bloomery.flows.cli.stop_signals import raise_on_signals, stop_document
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -157,11 +159,15 @@ def main() -> None:
     It skips Python's own shutdown, which would take a second or more after the engines were loaded: servers have ended
     and files are closed by then.
     """
+    raise_on_signals()
     try:
         app()
         code: object = 0
     except SystemExit as end:
         code = end.code
-    sys.stdout.flush()
-    sys.stderr.flush()
+    except KeyboardInterrupt as stop:  # before or after the work of the command
+        code = stop_document(stop)["exit_code"]
+    with contextlib.suppress(OSError):  # after SIGHUP the terminal may be gone
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code if isinstance(code, int) else 0 if code is None else 1)

@@ -15,10 +15,12 @@ from collections.abc import Callable, Iterator
 
 from filelock import FileLock
 
-from bloomery.tasks.infrastructure.python_processes import NEUTRAL_FOLDER, module_command
+from bloomery.tasks.infrastructure.python_processes import module_command
+from bloomery.tasks.infrastructure.restarting_server import RestartingServer, listen_on_loopback
 from bloomery.tasks.infrastructure.settings import settings
-from bloomery.tasks.infrastructure.tethered_process import find_free_port, tethered_server
+from bloomery.tasks.orchestration.events import Waiting, emit
 
+_API = "prefect.server.api.server:create_app"
 # Schedules, automations and late runs need a permanent server.
 _DISABLED_SERVICES = ("SCHEDULER", "LATE_RUNS", "PAUSE_EXPIRATIONS", "CANCELLATION_CLEANUP", "FOREMAN", "TRIGGERS")
 
@@ -33,39 +35,37 @@ def ephemeral_prefect_api() -> Iterator[Callable[[], Callable[[], None]]]:
     if settings().prefect_api_url is not None:
         yield lambda: lambda: None
         return
-    port = find_free_port()
-    api = f"http://127.0.0.1:{port}/api"
+    listener = listen_on_loopback()
+    api = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
     os.environ["PREFECT_API_URL"] = api
     environment = {
         "PREFECT__SERVER_EPHEMERAL": "1",
         "PREFECT_UI_ENABLED": "false",
         **{f"PREFECT_SERVER_SERVICES_{service}_ENABLED": "false" for service in _DISABLED_SERVICES},
     }
-    command = [
-        *module_command("uvicorn", "--factory", "prefect.server.api.server:create_app"),
-        *("--host", "127.0.0.1", "--port", str(port), "--log-level", "error"),
-    ]
+    command = module_command("bloomery.tasks.infrastructure.uvicorn_process", str(listener.fileno()), _API)
+    server = RestartingServer(
+        command,
+        listener,
+        lambda timeout_s: _responds(f"{api}/health", timeout_s),
+        settings().logs / "prefect-server.log",
+        environment,
+        lambda reason: emit(Waiting("run", f"Prefect's server is started again: {reason}")),
+    )
     lock = FileLock(settings().home / "prefect.lock")
     with contextlib.ExitStack() as stack:
         stack.callback(os.environ.pop, "PREFECT_API_URL")
+        stack.callback(server.stop)
 
         def start() -> Callable[[], None]:
             # The first server of a state folder creates the database; a concurrent second one has to wait for that.
             lock.acquire()
             stack.callback(lock.release)
-            wait_until_ready = stack.enter_context(
-                tethered_server(
-                    command,
-                    is_ready=lambda: _responds(f"{api}/health"),
-                    log=settings().logs / "prefect-server.log",
-                    environment=environment,
-                    folder=NEUTRAL_FOLDER,  # Prefect's migrations import from the current folder
-                )
-            )
+            server.start()
             stack.callback(_drain)
 
             def wait() -> None:
-                wait_until_ready()
+                server.wait()
                 lock.release()
 
             return wait
@@ -82,10 +82,10 @@ def _drain() -> None:
     EventsWorker.drain_all(timeout=10)
 
 
-def _responds(url: str) -> bool:
+def _responds(url: str, timeout_s: float) -> bool:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(url, timeout=2) as response:
+        with opener.open(url, timeout=timeout_s) as response:
             return bool(response.status == 200)
     except (urllib.error.URLError, OSError):
         return False

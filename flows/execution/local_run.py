@@ -13,7 +13,7 @@ from bloomery.flows.execution.ephemeral_server import ephemeral_prefect_api
 from bloomery.flows.recipe.recipe import read_recipe
 from bloomery.flows.run_control.machine_requirements import check_machine_requirements
 from bloomery.tasks.infrastructure.settings import require_state_folder, settings
-from bloomery.tasks.orchestration.events import StageEnded, StageStarted, emit
+from bloomery.tasks.orchestration.events import StageEnded, StageStarted, Waiting, emit
 
 
 def run_recipe(reference: str, period: str | None = None) -> Release:
@@ -47,7 +47,11 @@ def run_recipe(reference: str, period: str | None = None) -> Release:
         wait_until_ready()
         emit(StageEnded("start", "ready", time.perf_counter() - start_time, ", ".join(["Prefect", *engines])))
         hand_over(reference, recipe.period, recipe, plan.source)
-        return pipeline(reference, recipe.period)
+        try:
+            return pipeline(reference, recipe.period)
+        except KeyboardInterrupt:
+            emit(Waiting("run", "stopping: the processes of this run end"))
+            raise
 
 
 def _was_released(name: str) -> bool:

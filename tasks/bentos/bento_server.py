@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,21 +28,22 @@ from bloomery.data_contracts.serving.signatures import (
     require_signed,
 )
 from bloomery.tasks.bentos.bento_store import bento_folder
-from bloomery.tasks.infrastructure.python_processes import module_command
 from bloomery.tasks.infrastructure.settings import settings
-from bloomery.tasks.infrastructure.tethered_process import find_free_port, tethered_server
+from bloomery.tasks.infrastructure.tethered_process import find_free_port, slowdown, tethered_server
 from bloomery.tasks.security.api_keys import keys_file
 from bloomery.tasks.security.signing_key import trusted_keys_file
 
 _BENTOFILE = "bentofile.yaml"  # written by BentoML beside the packaged files
 
 
-def serve_command(tag: str, host: str, port: int) -> list[str]:
-    """The command that serves a bento of the store.
+def serve_command(tag: str, host: str, port: int, remedy: str = "") -> list[str]:
+    """The command that serves a bento of the store. After a signal it prints `remedy`.
 
     It names the bento's folder: for a tag, BentoML first looks for a folder or module of that name in the current one.
     """
-    return module_command("bentoml", "serve", str(bento_folder(tag)), "--host", host, "--port", str(port))
+    program = str(Path(__file__).with_name("serve_process.py"))
+    folder = str(bento_folder(tag))
+    return [sys.executable, "-P", program, remedy, "serve", folder, "--host", host, "--port", str(port)]
 
 
 def serve_environment() -> dict[str, str]:
@@ -88,7 +90,7 @@ def serve_bento(tag: str) -> Iterator[httpx.Client]:
     command = serve_command(tag, "127.0.0.1", port)
     with (
         # A proxy of the environment must not see requests to loopback.
-        httpx.Client(base_url=url, timeout=30, trust_env=False) as client,
+        httpx.Client(base_url=url, timeout=30 * slowdown(), trust_env=False) as client,
         # Only this process sends requests, so no key is needed, even if the policy requires one of later clients.
         tethered_server(
             command, is_ready=is_ready, log=log, environment={**serve_environment(), KEY_POLICY_VARIABLE: "off"}

@@ -1,7 +1,8 @@
 """Servers that end with the process that started them, also when it is killed.
 
 A small process of this module, the tether, starts the server and holds the reading end of a pipe. When the starter
-exits or is killed, the pipe closes, and the tether ends the server's whole process group.
+exits or is killed, the pipe closes, and the tether ends the server's whole process group. Tether and server have
+sessions of their own, so that a signal to the starter's process group does not end the tether before the server.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -25,6 +27,7 @@ from bloomery.data_contracts.errors import EngineMissing, PortInUse
 from bloomery.tasks.infrastructure.python_processes import module_command
 
 _GRACE_S = 10
+_STARTER_CHECK_S = 1.0
 _PR_SET_CHILD_SUBREAPER = 36  # an option of Linux's prctl
 
 
@@ -48,7 +51,7 @@ def tethered_server(
     with log.open("ab") as stream:
         tether = start_tethered(command, stream, environment, folder)
         try:
-            yield lambda: _wait(tether, is_ready, command, log, timeout_s)
+            yield lambda: wait_until_ready(tether, is_ready, command, log, timeout_s)
         finally:
             stop_tethered(tether)
 
@@ -58,15 +61,22 @@ def start_tethered(
     log: IO[bytes],
     environment: Mapping[str, str] | None = None,
     folder: Path | None = None,
+    pass_fds: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
-    """Starts `command` tethered to this process, in `folder` or the current one. Its output goes to `log`."""
+    """Starts `command` tethered to this process, in `folder` or the current one. Its output goes to `log`.
+
+    It inherits the file descriptors `pass_fds`, with these numbers.
+    """
+    descriptors = ",".join(map(str, pass_fds))
     return subprocess.Popen(
-        module_command("bloomery.tasks.infrastructure.tethered_process", *command),
+        module_command("bloomery.tasks.infrastructure.tethered_process", descriptors, *command),
+        pass_fds=pass_fds,
         stdin=subprocess.PIPE,
         stdout=log,
         stderr=log,
         env={**os.environ, **(environment or {})},
         cwd=folder,
+        start_new_session=True,
     )
 
 
@@ -80,25 +90,44 @@ def stop_tethered(*tethers: subprocess.Popen[bytes]) -> None:
         try:
             tether.wait(timeout=max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            tether.kill()
+            _kill_tree(tether)
             tether.wait()
 
 
-def _wait(
+def _kill_tree(tether: subprocess.Popen[bytes]) -> None:
+    """Kills a tether that does not respond, for instance because it was stopped, and its server."""
+    with contextlib.suppress(psutil.Error):
+        for process in psutil.Process(tether.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+    tether.kill()
+
+
+def slowdown() -> float:
+    """Returns how many times longer work may take at the moment, since other processes use the processors: 1 to 10."""
+    return min(max(os.getloadavg()[0] / (os.cpu_count() or 1), 1.0), 10.0)
+
+
+def wait_until_ready(
     tether: subprocess.Popen[bytes], is_ready: Callable[[], bool], command: Sequence[str], log: Path, timeout_s: float
 ) -> None:
-    deadline = time.monotonic() + timeout_s
+    """Waits until `is_ready` returns true, on a busy machine for longer than `timeout_s`.
+
+    Raises:
+        EngineMissing: the server has ended or is not ready in time; the message shows the end of its log.
+    """
+    start_time = time.monotonic()
     while not is_ready():
-        has_ended = tether.poll() is not None
-        if has_ended or time.monotonic() > deadline:
+        has_ended, waited_s = tether.poll() is not None, time.monotonic() - start_time
+        if has_ended or waited_s > timeout_s * slowdown():
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:]
             raise EngineMissing(
                 f"{Path(command[0]).name} {' '.join(command[1:4])} "
-                + (f"ended with {tether.returncode}" if has_ended else f"was not ready after {timeout_s:.0f} s")
+                + (f"ended with {tether.returncode}" if has_ended else f"was not ready after {waited_s:.0f} s")
                 + "".join(f"\n  | {line[:300]}" for line in lines),
                 required="a server that answers",
                 where=str(log),
-                remedy="read the log above, and run `bloomery doctor`",
+                remedy="read the log above, and run `bloomery doctor`; on a busy machine, run the command again later",
             )
         time.sleep(0.05)
 
@@ -143,21 +172,29 @@ def find_port_owner(port: int) -> str | None:
     return None
 
 
-def _tether(command: Sequence[str]) -> int:
+def _tether(command: Sequence[str], pass_fds: Sequence[int]) -> int:
     _adopt_orphans()
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=pass_fds)
+    for descriptor in pass_fds:
+        os.close(descriptor)  # otherwise a socket would still listen after the server and its starter have ended
 
-    def end(*_: object) -> None:
+    starter = os.getppid()
+
+    def end() -> None:
         _end_group(child)
         _end_orphans()
 
     def watch() -> None:
-        # Not through `sys.stdin`: this thread would hold its lock when the interpreter ends first.
-        while os.read(0, 4096):
-            pass
+        # Not through `sys.stdin`: this thread would hold its lock when the interpreter ends first. The pipe stays open
+        # while a child process of a killed starter runs on, hence the second condition.
+        while os.getppid() == starter:
+            is_readable = bool(select.select([0], [], [], _STARTER_CHECK_S)[0])
+            if is_readable and not os.read(0, 4096):
+                break
         end()
 
-    signal.signal(signal.SIGTERM, end)
+    # In a thread, since this one waits for the child and would not notice its end inside the handler.
+    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=end, daemon=True).start())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the starter handles it, and closes the pipe
     threading.Thread(target=watch, daemon=True).start()
     code = child.wait()
@@ -202,4 +239,4 @@ def _reap() -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(_tether(sys.argv[1:]))
+    raise SystemExit(_tether(sys.argv[2:], [int(descriptor) for descriptor in sys.argv[1].split(",") if descriptor]))

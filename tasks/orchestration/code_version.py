@@ -38,6 +38,8 @@ PLUMBING = (
     "bloomery.tasks.infrastructure.disk_errors",
     "bloomery.tasks.infrastructure.engine_environment",
     "bloomery.tasks.infrastructure.python_processes",
+    "bloomery.tasks.infrastructure.restarting_server",
+    "bloomery.tasks.infrastructure.server_errors",
     "bloomery.tasks.infrastructure.service_status",
     "bloomery.tasks.infrastructure.settings",
     "bloomery.tasks.infrastructure.tethered_process",

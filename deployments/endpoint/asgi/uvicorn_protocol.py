@@ -23,12 +23,17 @@ import orjson
 from uvicorn.config import HTTP_PROTOCOLS
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from bloomery.deployments.endpoint.asgi.request_head import (
+    MAX_HEAD_BYTES,
+    Rejection,
+    count_head_bytes,
+    find_host_problem,
+    head_too_large,
+)
 from bloomery.deployments.endpoint.http.asgi_types import Headers
 from bloomery.deployments.endpoint.http.errors import HTTPError
 from bloomery.deployments.endpoint.http.limits import Limits
 from bloomery.deployments.endpoint.http.responses import EndpointApp, Response
-
-_MAX_HEAD_BYTES = 65_536
 
 
 def install_protocol(limits: Limits) -> None:
@@ -50,6 +55,7 @@ class EndpointProtocol(HttpToolsProtocol):
         self._is_in_head = False
         self._head_bytes = 0
         self._is_parsing = self._is_message_complete = False
+        self._may_be_too_large = False  # the head that is parsed now
         self._held_cycle: RequestResponseCycle | None = None  # held until the body has come with the head or has not
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -64,6 +70,7 @@ class EndpointProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._is_parsing, self._is_message_complete = True, False
+        self._may_be_too_large = self._head_bytes + len(data) > MAX_HEAD_BYTES
         super().data_received(data)
         self._is_parsing = False
         if self._held_cycle is not None:
@@ -79,9 +86,8 @@ class EndpointProtocol(HttpToolsProtocol):
             self._head_timer = self.loop.call_later(self.limits.head_seconds, self._end_after_timeout)
         if self._is_in_head:
             self._head_bytes += len(data)
-            if self._head_bytes > _MAX_HEAD_BYTES:
-                status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
-                self._end(HTTPError(status, f"the head has more than {_MAX_HEAD_BYTES:,} bytes"))
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._end(head_too_large())
 
     def on_message_begin(self) -> None:
         self._is_in_head, self._head_bytes = True, 0
@@ -101,10 +107,19 @@ class EndpointProtocol(HttpToolsProtocol):
             self.endpoint.handle_predict(cycle.scope, body, partial(self._send_response, cycle))
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        if self._is_parsing and cycle is self.cycle and app is self.app and self._can_take_fast_path(cycle):
+        problem = self._find_head_problem(cycle.scope)
+        if problem is not None:
+            super()._start_asgi_task(cycle, Rejection(problem))
+        elif self._is_parsing and cycle is self.cycle and app is self.app and self._can_take_fast_path(cycle):
             self._held_cycle = cycle
         else:
             super()._start_asgi_task(cycle, app)
+
+    def _find_head_problem(self, scope: Any) -> HTTPError | None:
+        # A head that came in fewer bytes need not be counted. A pipelined request starts when no data is parsed.
+        if (self._may_be_too_large or not self._is_parsing) and count_head_bytes(scope) > MAX_HEAD_BYTES:
+            return head_too_large()
+        return find_host_problem(scope)
 
     def _can_take_fast_path(self, cycle: RequestResponseCycle) -> bool:
         scope = cycle.scope

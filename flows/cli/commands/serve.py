@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -54,7 +56,7 @@ def serve(
         out.file.flush()
     if as_json:
         os.dup2(2, 1)  # standard output already has its one document
-    command = serve_command(tag, host, port)
+    command = serve_command(tag, host, port, f"run `{shlex.join(['bloomery', *sys.argv[1:]])}` again")
     os.execve(command[0], command, {**os.environ, **serve_environment(), **environment})
 
 

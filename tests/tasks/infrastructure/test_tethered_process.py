@@ -67,6 +67,56 @@ def test_a_server_ends_when_its_starter_is_killed(tmp_path: Path) -> None:
     assert wait_for(lambda: not any(is_alive(pid) for pid in family))
 
 
+STARTER = (
+    "import os, sys, time\nfrom pathlib import Path\n"
+    "from bloomery.tasks.infrastructure.tethered_process import tethered_server\n"
+    f"with tethered_server({SLEEPER!r}, is_ready=lambda: True, log=Path(sys.argv[1])):\n"
+    "    child = os.fork() if 'fork' in sys.argv else -1\n"  # it holds the pipe to the tether
+    "    if child:\n"
+    "        print(child, flush=True)\n"
+    "    time.sleep(600)\n"
+)
+
+
+def start_starter(log: Path, *arguments: str) -> tuple[subprocess.Popen[bytes], list[int], int]:
+    """Starts `STARTER` as the leader of a process group. Returns it, its tether and server, and the forked child."""
+    command = [sys.executable, "-c", STARTER, str(log), *arguments]
+    starter = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+    assert starter.stdout is not None
+    child = int(starter.stdout.readline())
+    assert wait_for(lambda: "up" in log.read_text())
+    family = {process.pid for process in psutil.Process(starter.pid).children(recursive=True)} - {child}
+    assert len(family) >= 2
+    return starter, sorted(family), child
+
+
+def test_a_server_ends_when_the_process_group_of_its_starter_is_killed(tmp_path: Path) -> None:
+    starter, family, _ = start_starter(tmp_path / "log")
+    os.killpg(starter.pid, signal.SIGKILL)
+    starter.wait()
+    assert wait_for(lambda: not any(is_alive(pid) for pid in family))
+
+
+def test_a_server_ends_though_a_child_of_its_killed_starter_runs_on(tmp_path: Path) -> None:
+    starter, family, child = start_starter(tmp_path / "log", "fork")
+    os.kill(starter.pid, signal.SIGKILL)
+    starter.wait()
+    assert wait_for(lambda: not any(is_alive(pid) for pid in family))
+    assert is_alive(child)
+    os.kill(child, signal.SIGKILL)
+
+
+def test_a_stopped_tether_is_killed_with_its_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (tmp_path / "log").open("ab") as log:
+        tether = start_tethered(SLEEPER, log)
+    assert wait_for(lambda: "up" in (tmp_path / "log").read_text())
+    family = [tether.pid, *(process.pid for process in psutil.Process(tether.pid).children(recursive=True))]
+    os.kill(tether.pid, signal.SIGSTOP)
+    monkeypatch.setattr("bloomery.tasks.infrastructure.tethered_process._GRACE_S", -4.5)
+    stop_tethered(tether)
+    assert wait_for(lambda: not any(is_alive(pid) for pid in family))
+
+
 @pytest.mark.parametrize("has_own_session", [False, True])
 def test_child_processes_of_a_killed_server_end_with_it(tmp_path: Path, has_own_session: bool) -> None:
     """Includes workers with a session of their own, such as BentoML's."""

@@ -291,3 +291,63 @@ def test_the_outcome_log_counts_as_many_problems_as_the_response_has(application
     with Client(port) as client:
         responses = [client.send_whole(content), client.send_in_two(content)]
     assert notified == [len(json.loads(response.body)["problems"]) for response in responses] == [20, 20]
+
+
+@pytest.mark.parametrize("path", ["/", "/predict", "/readyz"])
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([], "the Host header is missing"),
+        (["host: a", "Host: a"], "the Host header is sent 2 times"),
+        (["host: a b"], "the Host header is invalid"),
+        (["host: a/b"], "the Host header is invalid"),
+    ],
+)
+def test_a_request_without_one_valid_host_is_rejected(
+    application: Application, listening, fast_path, path: str, lines: list[str], message: str
+) -> None:
+    port, _ = listening(application)
+    content = request().replace(b"/predict", path.encode(), 1)
+    content = content.replace(b"host: here\r\n", "".join(f"{line}\r\n" for line in lines).encode())
+    with Client(port) as client:
+        received = client.send_whole(content)
+        assert client.stream.read() == b""  # the connection is closed
+    assert (received.status, received.headers[b"connection"]) == (400, b"close")
+    assert message in json.loads(received.body)["error"]
+    assert not fast_path
+
+
+@pytest.mark.parametrize("host", ["", "a", "a:", "a:80", "127.0.0.1:3000", "[::1]:80", "xn--bcher-kva.example", "a_b"])
+def test_valid_hosts_are_accepted_and_http_1_0_needs_none(application: Application, listening, host: str) -> None:
+    port, _ = listening(application)
+    with Client(port) as client:
+        assert client.send_whole(request().replace(b"here", host.encode())).status == 200
+        assert client.send_whole(request(version="1.0").replace(b"host: here\r\n", b"")).status == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/predict", "/metrics"])
+@pytest.mark.parametrize("num_pieces", [1, 2])
+def test_a_head_beyond_the_limit_is_rejected_on_every_path(
+    application: Application, listening, fast_path, path: str, num_pieces: int
+) -> None:
+    port, _ = listening(application)
+    statuses = []
+    for size in (65_000, 70_000):
+        content = request(BODY, f"x-more: {'y' * size}").replace(b"/predict", path.encode(), 1)
+        with Client(port) as client:
+            step = len(content) // num_pieces + 1
+            for start in range(0, len(content), step):
+                client.socket.sendall(content[start : start + step])
+                time.sleep(0.02)
+            statuses.append(read(client.stream).status)
+    assert statuses[0] != 431
+    assert statuses[1] == 431
+
+
+def test_a_pipelined_request_without_a_host_is_rejected_after_the_response_to_the_first(
+    application: Application, listening
+) -> None:
+    port, _ = listening(application)
+    with Client(port) as client:
+        first = client.send_whole(request() + request().replace(b"host: here\r\n", b""))
+        assert (first.status, read(client.stream).status) == (200, 400)
