@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from bloomery.tasks.infrastructure.service_status import Service, ServiceKind, ServiceState
-from bloomery.tasks.infrastructure.tethered_process import start_tethered, stop_tethered
+from bloomery.tasks.infrastructure.tethered_process import slowdown, start_tethered, stop_tethered
 
 MAX_PAUSE_S = 60.0  # the longest pause between two starts of a process that fails repeatedly
 _START_TIMEOUT_S = 180.0  # within which a server must respond for the first time
@@ -55,7 +55,7 @@ class SupervisedProcess:
             self._schedule_restart(f"it ended with exit code {code}: {_last_line(self.log)}", now)
         elif self.state != "up" and self.is_ready():
             self.state, self.pause_s = "up", 1.0
-        elif self.state == "starting" and now - self.next_start > _START_TIMEOUT_S:
+        elif self.state == "starting" and now - self.next_start > _START_TIMEOUT_S * slowdown():
             stop_tethered(self.tether)
             self._schedule_restart(f"it did not respond within {_START_TIMEOUT_S:.0f} s: {_last_line(self.log)}", now)
 

@@ -33,7 +33,9 @@ def _causes(failure: BaseException) -> Iterator[BaseException]:
     while cause is not None and id(cause) not in seen:
         seen.add(id(cause))
         yield cause
-        cause = cause.__cause__ or cause.__context__
+        # Engines raise errors of their own without `from`; elsewhere, a context need not be a cause.
+        is_from_engine = type(cause).__module__.partition(".")[0] in ("mlflow", "prefect")
+        cause = cause.__cause__ or (cause.__context__ if is_from_engine else None)
 
 
 def _unreachable_address(failure: BaseException) -> str | None:

@@ -158,21 +158,22 @@ def _wait(home: Path) -> ServiceStatus:
         EngineMissing: the supervisor has ended, or the timeout has passed.
     """
     from bloomery.tasks.infrastructure.service_status import read_service_status
+    from bloomery.tasks.infrastructure.tethered_process import slowdown
 
     start_time, was_up = time.monotonic(), False
-    while time.monotonic() - start_time < _START_TIMEOUT_S:
+    while time.monotonic() - start_time < _START_TIMEOUT_S * slowdown():
         status = read_service_status(home)
         if status is not None and status.is_settled:
             return status
         was_up |= status is not None
-        if status is None and (was_up or time.monotonic() - start_time > 30):
+        if status is None and (was_up or time.monotonic() - start_time > 30 * slowdown()):
             break
         time.sleep(0.2)
     raise EngineMissing(
         "the services did not start",
         required="a running supervisor, and services that respond",
         where=str(home / "logs"),
-        remedy="read up.log there, and the files whose names begin with up-",
+        remedy="read up.log there, and the files up-*; if the machine is busy, run `bloomery up` again later",
     )
 
 
