@@ -21,7 +21,7 @@ _LOADED_AT_START = frozenset({"os", "site", "sys", "io", "abc", "codecs", "stat"
 def fill_folder(folder: Path) -> Path:
     """Fills `folder` with a module for each name of Python, of an installed package and of a user's usual files.
 
-    Each writes its path to the file `IMPORTED` and raises.
+    Each writes its path to the file `IMPORTED` and raises. Prefect's settings name a configuration that does so, too.
     """
     folder.mkdir(parents=True, exist_ok=True)
     code = _CODE.format(marker=str(folder / IMPORTED))
@@ -32,10 +32,13 @@ def fill_folder(folder: Path) -> Path:
         (folder / f"{name}.py").write_text(code)
         (folder / name).mkdir(exist_ok=True)
         (folder / name / "__init__.py").write_text(code)
+    (folder / ".env").write_text("PREFECT_LOGGING_SETTINGS_PATH=logging.yml\n")
+    call = f"{{'()': builtins.open, file: '{folder / IMPORTED}', mode: a}}"
+    (folder / "logging.yml").write_text(f"version: 1\nfilters:\n  called: {call}\n")
     return folder
 
 
 def imported_files(folder: Path) -> list[str]:
     """Returns the modules of the folder that were imported since it was filled."""
     path = folder / IMPORTED
-    return sorted(set(path.read_text().splitlines())) if path.exists() else []
+    return sorted({IMPORTED, *path.read_text().splitlines()}) if path.exists() else []

@@ -31,9 +31,14 @@ def apply_engine_environment() -> None:
     Writes nothing to disk and imports no engine.
     """
     home = state_folder()
+    prefect_home = Path(os.environ.get("PREFECT_HOME", home / "prefect"))
     variables = {
         "BLOOMERY_HOME": str(home),
-        "PREFECT_HOME": str(home / "prefect"),
+        "PREFECT_HOME": str(prefect_home),
+        # Set, since Prefect would else read the two paths from `.env`, prefect.toml or pyproject.toml in the current
+        # folder. A configuration of logging may call any function.
+        "PREFECT_PROFILES_PATH": str(prefect_home / "profiles.toml"),
+        "PREFECT_LOGGING_SETTINGS_PATH": str(prefect_home / "logging.yml"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "MLFLOW_TRACKING_URI": tracking_uri(),

@@ -29,7 +29,7 @@ class Progress(NamedTuple):
 
 
 class Waiting(NamedTuple):
-    """The running stage waits for a person's decision, which `text` describes."""
+    """The run waits, for a person's decision or for a server, which `text` describes."""
 
     name: str
     text: str
