@@ -307,8 +307,8 @@ def main() -> None:
     settings = require_state_folder()
     plan = ServicePlan.model_validate_json(sys.argv[1])
     supervisor = Supervisor(plan, settings)
-    signal.signal(signal.SIGTERM, supervisor.end)
-    signal.signal(signal.SIGINT, supervisor.end)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, supervisor.end)
     try:
         with _supervisor_lock(settings.home):
             supervisor.run()
