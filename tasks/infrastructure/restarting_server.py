@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from bloomery.data_contracts.errors import EngineMissing
 from bloomery.tasks.infrastructure.python_processes import NEUTRAL_FOLDER
 from bloomery.tasks.infrastructure.tethered_process import slowdown, start_tethered, stop_tethered, wait_until_ready
 
@@ -20,6 +21,8 @@ _CHECK_INTERVAL_S = 1.0
 _PROBE_INTERVAL_S = 5.0
 _UNRESPONSIVE_S = 60.0  # on an idle machine
 _MAX_RESTARTS = 10
+_MAX_EARLY_RESTARTS = 2  # before it has responded for the first time
+_LAST_OWN_EXIT_CODE = 128  # a tether ends with a greater one if its server was killed
 _BACKLOG = 1024
 
 
@@ -63,13 +66,20 @@ class RestartingServer:
             )
 
     def wait(self, timeout_s: float = 120) -> None:
-        """Waits until the server responds, and watches it from then on.
+        """Waits until the server responds, and watches it from then on. If it is killed before, it is started again.
 
         Raises:
-            EngineMissing: it ends, or does not respond in time.
+            EngineMissing: it ends by itself, is killed repeatedly, or does not respond in time.
         """
-        assert self._tether is not None
-        wait_until_ready(self._tether, lambda: self._is_responsive(2.0), self._command, self._log, timeout_s)
+        for restarts_left in range(_MAX_EARLY_RESTARTS, -1, -1):
+            assert self._tether is not None
+            try:
+                wait_until_ready(self._tether, lambda: self._is_responsive(2.0), self._command, self._log, timeout_s)
+                break
+            except EngineMissing:
+                if not restarts_left or (self._tether.poll() or 0) <= _LAST_OWN_EXIT_CODE:
+                    raise
+                self._restart(f"it ended with exit code {self._tether.returncode}")
         threading.Thread(target=self._watch, name="server-watch", daemon=True).start()
 
     def stop(self) -> None:

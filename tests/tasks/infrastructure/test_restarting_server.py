@@ -117,6 +117,15 @@ def test_a_server_that_always_ends_is_given_up_and_then_refuses_clients(
         urllib.request.urlopen(url, timeout=5)
 
 
+def test_a_server_that_is_killed_while_it_starts_is_started_again(start_server: StartServer, tmp_path: Path) -> None:
+    marker = tmp_path / "started"
+    kill = f"import os, pathlib\nmarker = pathlib.Path({str(marker)!r})\nif not marker.exists():\n"
+    server, url, reasons = start_server(f"{kill}    marker.touch()\n    os.kill(os.getpid(), 9)\n{SERVER}")
+    server.wait()
+    assert ask(url) > 0
+    assert len(reasons) == 1
+
+
 def test_a_server_that_does_not_start_is_reported(start_server: StartServer) -> None:
     server, _, _ = start_server("raise SystemExit('the reason')")
     with pytest.raises(EngineMissing, match="the reason"):
