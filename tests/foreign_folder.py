@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -18,6 +19,12 @@ _CODE = (
 _LOADED_AT_START = frozenset({"os", "site", "sys", "io", "abc", "codecs", "stat", "posixpath", "encodings"})
 
 
+@cache
+def _names() -> list[str]:
+    names = {*sys.stdlib_module_names, *metadata.packages_distributions(), "sitecustomize", "usercustomize"}
+    return sorted(name for name in names - _LOADED_AT_START if name.isidentifier())
+
+
 def fill_folder(folder: Path) -> Path:
     """Fills `folder` with a module for each name of Python, of an installed package and of a user's usual files.
 
@@ -25,9 +32,8 @@ def fill_folder(folder: Path) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     code = _CODE.format(marker=str(folder / IMPORTED))
-    for name in {*sys.stdlib_module_names, *metadata.packages_distributions(), "sitecustomize", "usercustomize"}:
-        if name.isidentifier() and name not in _LOADED_AT_START:
-            (folder / f"{name}.py").write_text(code)
+    for name in _names():
+        (folder / f"{name}.py").write_text(code)
     for name in ("bloomery", *_USERS_FILES):
         (folder / f"{name}.py").write_text(code)
         (folder / name).mkdir(exist_ok=True)

@@ -24,33 +24,35 @@ from tests.foreign_folder import fill_folder, imported_files
 
 ROOT = Path(__file__).resolve().parents[3]
 Environment = Callable[..., dict[str, str]]
+_STANDARD_FILES = [f"{name}.py" for name in sys.stdlib_module_names]
 
 
 @pytest.mark.parametrize("start", ["console script", "python -m", "python -P -m"])
 def test_a_command_imports_nothing_of_the_current_folder(
-    tmp_path: Path, clean_environment: Environment, start: str
+    tmp_path: Path, foreign_folder: Path, clean_environment: Environment, start: str
 ) -> None:
-    folder = fill_folder(tmp_path / "work")
     commands = {
         "console script": [str(Path(sys.executable).with_name("bloomery")), "--help"],
         "python -m": [sys.executable, "-m", "bloomery.flows.cli", "--help"],
         "python -P -m": module_command("bloomery.flows.cli", "--help"),
     }
-    if start == "python -m":  # which takes the package itself from the current folder, before any code of ours
-        shutil.rmtree(folder / "bloomery")
-        (folder / "bloomery.py").unlink()
+    folder = foreign_folder
+    if start == "python -m":
+        # It takes the package itself, and modules of Python, from the current folder before any code of ours runs.
+        folder = tmp_path / "work"
+        shutil.copytree(foreign_folder, folder, ignore=shutil.ignore_patterns("bloomery*", *_STANDARD_FILES))
     environment = clean_environment(tmp_path / "home")
     environment.pop("PYTHONSAFEPATH", None)
     completed = subprocess.run(
         commands[start], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
     assert completed.returncode == 0, completed.stderr
-    assert imported_files(folder) == []
+    assert imported_files(foreign_folder) == []  # copied modules report there, too
 
 
-def test_grandchildren_import_nothing_either(tmp_path: Path) -> None:
+def test_grandchildren_import_nothing_either(foreign_folder: Path) -> None:
     """Engines start further processes, without `-P`."""
-    folder = fill_folder(tmp_path / "work")
+    folder = foreign_folder
     child = "import subprocess, sys; subprocess.run([sys.executable, '-m', 'timeit', '-n1', 'import torch_or_not'])"
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], check=True)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(["", str(ROOT)])}
