@@ -20,6 +20,7 @@ from bloomery.tasks.infrastructure.tethered_process import slowdown, start_tethe
 _CHECK_INTERVAL_S = 1.0
 _PROBE_INTERVAL_S = 5.0
 _UNRESPONSIVE_S = 60.0  # on an idle machine
+_STARTING_S = 180.0  # the same for a server that has not responded since it was started
 _MAX_RESTARTS = 10
 _MAX_EARLY_RESTARTS = 2  # before it has responded for the first time
 _LAST_OWN_EXIT_CODE = 128  # a tether ends with a greater one if its server was killed
@@ -55,9 +56,11 @@ class RestartingServer:
         self._lock = threading.Lock()  # held while the server is started or stopped
         self._ended = threading.Event()
         self._tether: subprocess.Popen[bytes] | None = None
+        self._has_responded = False  # since it was started
         self.num_restarts = 0
 
     def start(self) -> None:
+        self._has_responded = False
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("ab") as stream:
             # Engines import from the folder that they run in; see `NEUTRAL_FOLDER`.
@@ -80,6 +83,7 @@ class RestartingServer:
                 if not restarts_left or (self._tether.poll() or 0) <= _LAST_OWN_EXIT_CODE:
                     raise
                 self._restart(f"it ended with exit code {self._tether.returncode}")
+        self._has_responded = True
         threading.Thread(target=self._watch, name="server-watch", daemon=True).start()
 
     def stop(self) -> None:
@@ -97,8 +101,10 @@ class RestartingServer:
             if self._tether.poll() is not None:
                 self._restart(f"it ended with exit code {self._tether.returncode}")
             elif time.monotonic() >= next_probe:
-                limit_s = _UNRESPONSIVE_S * slowdown()
-                if not self._is_responsive(limit_s) and self._tether.poll() is None:
+                limit_s = (_UNRESPONSIVE_S if self._has_responded else _STARTING_S) * slowdown()
+                if self._is_responsive(limit_s):
+                    self._has_responded = True
+                elif self._tether.poll() is None:
                     self._restart(f"it did not respond for {limit_s:.0f} s")
                 next_probe = time.monotonic() + _PROBE_INTERVAL_S
 

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.nightly]
 COMMAND = (
     "from bloomery.flows.cli.main import main\n"
     "from bloomery.tasks.infrastructure import restarting_server\n"
-    "restarting_server._UNRESPONSIVE_S, restarting_server._PROBE_INTERVAL_S = 3.0, 1.0\n"
+    "restarting_server._UNRESPONSIVE_S, restarting_server._PROBE_INTERVAL_S = 5.0, 1.0\n"
     "main()\n"
 )
 
@@ -57,7 +57,13 @@ def test_a_starved_run_with_a_dying_server_releases_its_champion(
         stderr=subprocess.STDOUT,
         text=True,
     )
-    wait_for(lambda: list((home / "stages" / ".tmp").glob("train-*")), timeout_s=600, step_s=0.01)
+    log = home / "logs" / "prefect-server.log"
+
+    def is_training() -> bool:
+        assert run.poll() is None, run.communicate()[0] + log.read_text()
+        return any((home / "stages" / ".tmp").glob("train-*"))
+
+    wait_for(is_training, timeout_s=600, step_s=0.01)
     killed_server = wait_for(lambda: find_server(home))
     killed_server.kill()
     stopped_server = wait_for(lambda: (server := find_server(home)) and server.pid != killed_server.pid and server)

@@ -109,7 +109,8 @@ class EndpointProtocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         problem = self._find_head_problem(cycle.scope)
         if problem is not None:
-            super()._start_asgi_task(cycle, Rejection(problem))
+            rejection: Any = Rejection(problem)
+            super()._start_asgi_task(cycle, rejection)
         elif self._is_parsing and cycle is self.cycle and app is self.app and self._can_take_fast_path(cycle):
             self._held_cycle = cycle
         else:
