@@ -47,6 +47,7 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     "json": ("records", "columns", *_OF_FILES),
     "csv": (
         *("encoding", "delimiter", "quote", "escape", "header", "columns", "strip", "comment", "skip_lines"),
+        *("skip_initial_space", "trailing_delimiter", "decimal", "thousands", "units", "numbers"),
         *_OF_FILES,
     ),
     "text": ("encoding", "unit", *_OF_FILES),
@@ -152,6 +153,29 @@ class DataSource(Document):
     strip: Annotated[bool | None, Field(description="whether to strip spaces and tabs from cells")] = None
     comment: Annotated[Character | None, Field(description="start of a comment line")] = None
     skip_lines: Annotated[int | None, Field(ge=0, description="lines to skip before the header or first row")] = None
+    skip_initial_space: Annotated[
+        bool | None, Field(description="whether to skip spaces between a delimiter and an opening quote")
+    ] = None
+    trailing_delimiter: Annotated[
+        bool | None, Field(description="whether a delimiter ends each row; the header may lack it")
+    ] = None
+    decimal: Annotated[Character | None, Field(description="in numbers (default a point)")] = None
+    thousands: Annotated[
+        Annotated[str, Field(min_length=1, max_length=1)] | None,
+        Field(description="between groups of digits (default none)"),
+    ] = None
+    units: Annotated[
+        tuple[Name, ...] | None,
+        Field(min_length=1, description="texts before or behind a number to omit, such as $ and %"),
+    ] = None
+    numbers: Annotated[
+        tuple[Name, ...] | None,
+        Field(
+            min_length=1,
+            description="names in the source of the columns with such numbers; left out, every cell that is such a "
+            "number as a whole is rewritten, in any column",
+        ),
+    ] = None
     unit: Annotated[Literal["line", "file"] | None, Field(description="what a row of text is")] = None
 
     mode: Annotated[Literal["L", "RGB"] | None, Field(description="of images: grey (L) or colour (RGB)")] = None
@@ -244,12 +268,19 @@ class DataSource(Document):
         special = [character for character in (self.delimiter or ",", self.quote or '"', self.escape) if character]
         if len(set(special)) < len(special) and self.kind == "csv":
             raise ValueError("delimiter, quote and escape must be different characters")
+        self._require_consistent_numbers()
         if self.kind == "images" and self.mode is None:
             raise ValueError("mode: images need `L` (grey) or `RGB` (colour)")
         if self.kind == "sql" and (self.query is None or self.uri_variable is None):
             raise ValueError("a source of format sql needs `query` and `uri_variable`")
         if self.query is not None and not re.search(r"\border\s+by\b", self.query, re.IGNORECASE):
             raise ValueError("query: needs an ORDER BY, since a database returns rows in any order")
+
+    def _require_consistent_numbers(self) -> None:
+        if (self.decimal or ".") == self.thousands:
+            raise ValueError("decimal and thousands must be different characters")
+        if self.numbers is not None and not (self.decimal or self.thousands or self.units):
+            raise ValueError("numbers: say how they are written by decimal, thousands or units")
 
     @property
     def source_files(self) -> tuple[SourceFile, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from bloomery.data_contracts.errors import DataMissing
 from bloomery.tasks.infrastructure.parquet import ROW_GROUP_SIZE, RowWriter
+from bloomery.tasks.ingest.option_names import option_names
 
 MALFORMED_SCHEMA = pa.schema(
     [("file", pa.string()), ("line", pa.int64()), ("text", pa.string()), ("reason", pa.string())],
@@ -130,12 +131,14 @@ def printable_text(text: bytes) -> str:
     return _ESCAPED.sub(lambda match: f"\\x{ord(match[0]) - 0xDC00:02x}", decoded).rstrip("\r\n")
 
 
-def unreadable_error(path: str, problem: object, required: str, kind: str = "") -> DataMissing:
-    """Returns the error for data that exists, but does not have its format."""
+def unreadable_error(
+    path: str, problem: object, required: str, kind: str = "", *, options: Sequence[str] = ("format",)
+) -> DataMissing:
+    """Returns the error for data that exists, but is not as the recipe says. `options` are those that may be wrong."""
     return DataMissing(
         f"{path} cannot be read{f' as {kind}' if kind else ''}: {problem}",
         required=required,
         where=path,
-        remedy="correct the `format` in the recipe's `data` if the file has another one; else write the file again: "
-        "an interrupted copy leaves an incomplete file",
+        remedy=f"set {option_names(*options)} if the file is written in another way; else write the file again: an "
+        "interrupted copy leaves an incomplete file",
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
 import io
+import re
 from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -17,12 +18,14 @@ from bloomery.data_contracts.recipe_sections.data_source import DataSource, Sour
 from bloomery.tasks.ingest.locations import BUFFER_BYTES, FileLocation
 from bloomery.tasks.ingest.readers import files
 from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream, printable_text, unreadable_error
-from bloomery.tasks.ingest.readers.csv_lexer import Lexer, split_records
+from bloomery.tasks.ingest.readers.csv_faults import Faults
+from bloomery.tasks.ingest.readers.csv_lexer import Lexer, QuoteRepair, split_lines, split_records
+from bloomery.tasks.ingest.readers.number_texts import notation_of, rewrite_columns
+from bloomery.tasks.ingest.readers.text_streams import join_chunks, to_stream, transcode_to_utf8
 
 MAX_ROW_BYTES = 4 << 20
-MAX_MALFORMED_ROWS = 100_000  # of one file: they are kept in memory until the file has been read
-_CLOSED_QUOTES = "rows with closed quotes"
-_DIALECT = "the recipe's delimiter, quote, header, columns and encoding"
+_TRAILING = ""  # the name of the empty cell behind a trailing delimiter, which no column has
+_LINE_FEED = re.compile(rb"\n")
 
 
 def read(data: DataSource, origin: SourceFile, malformed: MalformedWriter) -> RowStream:
@@ -52,20 +55,25 @@ def _open(raw: io.BufferedReader, location: FileLocation, data: DataSource) -> _
     line = 1
     for _ in range(data.skip_lines or 0):
         line += bool(_skip_line(stream, location))
-    if data.comment:
-        stream = _to_stream(_blank_comments(stream, data))
+    if data.comment or data.skip_initial_space:
+        stream = to_stream(_clean_lines(stream, data))
     if data.columns is not None:
         return _OpenFile(stream, list(data.columns), line)
     try:
-        number, header = next(split_records(stream, make_lexer(data), line))
+        number, header = next(split_records(split_lines(stream), make_lexer(data), line))
         names = _parse_header(header, location, data)
     except StopIteration:
         raise unreadable_error(location.path, "it is empty", "a header with the names of the columns") from None
     except (UnicodeDecodeError, csv.Error) as failure:
-        raise unreadable_error(location.path, f"its header has no names: {failure}", "names in one row") from failure
+        problem = f"its header has no names: {failure}"
+        options = ("encoding", "delimiter", "skip_lines")
+        raise unreadable_error(location.path, problem, "names in one row", options=options) from failure
+    if data.trailing_delimiter and names[-1] == "":
+        names.pop()
     if not all(names):
         problem = f"column {names.index('') + 1} of its header has no name"
-        raise unreadable_error(location.path, problem, "a name per column")
+        options = ("skip_lines", "columns", "trailing_delimiter")
+        raise unreadable_error(location.path, problem, "a name per column", options=options)
     return _OpenFile(stream, names, number + max(header.count(b"\n"), 1))
 
 
@@ -98,116 +106,174 @@ def make_lexer(data: DataSource) -> Lexer:
     return Lexer((data.delimiter or ",").encode(), quote.encode(), (data.escape or "").encode())
 
 
-def transcode_to_utf8(raw: io.BufferedReader, encoding: str) -> io.BufferedReader:
-    """Returns the text in UTF-8 without a byte order mark. Bytes that are invalid in `encoding` stay invalid."""
-    if codecs.lookup(encoding).name in ("utf-8", "utf-8-sig", "ascii"):
-        if codecs.lookup(encoding).name == "ascii":
-            return _to_stream(_transcode(raw, encoding))
-        if raw.peek(3)[:3] == codecs.BOM_UTF8:
-            raw.read(3)
-        return raw
-    return _to_stream(_transcode(raw, encoding))
+def _clean_lines(stream: io.BufferedReader, data: DataSource) -> Iterator[bytes]:
+    """Yields the text with blank lines for comments, so that line numbers stay, and without spaces before quotes.
 
-
-def _transcode(raw: io.BufferedReader, encoding: str) -> Iterator[bytes]:
-    decoder = codecs.getincrementaldecoder(encoding)("surrogateescape")
-    while chunk := raw.read(BUFFER_BYTES):
-        yield decoder.decode(chunk).encode("utf-8", "surrogatepass")
-    yield decoder.decode(b"", final=True).encode("utf-8", "surrogatepass")
-
-
-def _blank_comments(stream: io.BufferedReader, data: DataSource) -> Iterator[bytes]:
-    """Yields the text with blank lines for comments, so that line numbers stay. Inside quotes there are none."""
+    Inside quotes there are neither.
+    """
     lexer, sign, is_open = make_lexer(data), (data.comment or "").encode(), False
     while lines := stream.readlines(BUFFER_BYTES):
         for index, line in enumerate(lines):
-            if not is_open and line.startswith(sign):
+            if sign and not is_open and line.startswith(sign):
                 lines[index] = b"\n"
+            elif data.skip_initial_space:
+                lines[index], is_open = lexer.strip_initial_spaces(line, is_open)
             else:
                 is_open = lexer.is_open(line, is_open)
         yield b"".join(lines)
 
 
-class _ChunkStream(io.RawIOBase):
-    """A byte stream over chunks that an iterator yields."""
-
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks = chunks
-        self._rest = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        while not self._rest:
-            chunk = next(self._chunks, None)
-            if chunk is None:
-                return 0
-            self._rest = memoryview(chunk)
-        size = min(len(buffer), len(self._rest))
-        buffer[:size] = self._rest[:size]
-        self._rest = self._rest[size:]
-        return size
-
-
-def _to_stream(chunks: Iterator[bytes]) -> io.BufferedReader:
-    return io.BufferedReader(_ChunkStream(chunks), BUFFER_BYTES)
-
-
-class _Faults:
-    """The faults of one file: `rows` by number among all its rows, from 1, `cells` by index among its parsed rows."""
-
-    def __init__(self, strip: bool) -> None:
-        self.rows: dict[int, str | None] = {}  # None for a line of white space, which is no fault
-        self.cells: dict[int, str] = {}
-        self._strip = strip
-
-    def on_invalid_row(self, row: pcsv.InvalidRow) -> str:
-        is_blank = self._strip and not row.text.strip()
-        reason = f"{row.actual_columns} cell(s), where {row.expected_columns} are required"
-        self.rows[row.number] = None if is_blank else reason
-        return "error" if self.are_too_many else "skip"
-
-    @property
-    def are_too_many(self) -> bool:
-        return len(self.rows) + len(self.cells) > MAX_MALFORMED_ROWS
-
-
 def _read_batches(
     location: FileLocation, data: DataSource, schema: pa.Schema, malformed: MalformedWriter
 ) -> Iterator[pa.RecordBatch]:
-    faults = _Faults(bool(data.strip))
-    num_parsed = 0
-    try:
-        with location.open_stream() as raw:
-            file = _open(raw, location, data)
-            if not file.stream.peek(1):
-                return
-            for batch in _parse(file, data, faults):
-                valid = _drop_invalid_text(batch, num_parsed, faults, data.encoding or "utf-8")
-                num_parsed += batch.num_rows
-                _require_few_faults(location, faults)
-                yield _strip_cells(valid.select(schema.names), schema, data)
-    except UnicodeDecodeError as failure:
-        problem = f"it is not in {data.encoding}: {failure}"
-        raise unreadable_error(location.path, problem, "the recipe's encoding") from failure
-    except pa.ArrowInvalid as failure:
-        _require_few_faults(location, faults)
-        if "straddling" in str(failure):
-            raise _too_long_error(location, data) from failure
-        raise
-    if any(faults.rows.values()) or faults.cells:
-        _write_malformed(location, data, faults, malformed)
+    section: _Section | None = _Section(location, data, schema)
+    while section is not None:
+        yield from section.read_batches()
+        section.write_malformed(malformed)
+        section = section.rest
 
 
-def _parse(file: _OpenFile, data: DataSource, faults: _Faults) -> Iterator[pa.RecordBatch]:
+class _Section:
+    """The rows of a file from number `start`, from 0.
+
+    Arrow's reader is fast, and takes all lines behind a quote that does not close as one cell. The first section ends
+    in front of the first batch that has rows of several lines, and `rest` reads from there line by line: it sets lines
+    with such a quote aside.
+    """
+
+    def __init__(self, location: FileLocation, data: DataSource, schema: pa.Schema, start: int | None = None) -> None:
+        self.faults = Faults(strip=bool(data.strip), quote='"' if data.quote is None else data.quote)
+        self.rest: _Section | None = None
+        self._location, self._data, self._schema = location, data, schema
+        self._start = start  # None for the first section, which is not repaired
+        self._num_parsed = 0
+
+    def read_batches(self) -> Iterator[pa.RecordBatch]:
+        """Yields the batches of this section. Afterwards `rest` is the next one, if there is one."""
+        may_be_swallowed = self._start is None and self._data.quote != ""
+        try:
+            with self._location.open_stream() as raw:
+                file = self._open(raw, self.faults)
+                for batch in _parse(file, self._data, self.faults) if file.stream.peek(1) else ():
+                    if may_be_swallowed and (self.faults.have_lines or _has_lines(batch)):
+                        self._end()
+                        return
+                    valid = self._drop_faulty_rows(batch)
+                    self._num_parsed += batch.num_rows
+                    self.faults.require_few(self._location.path)
+                    yield self._to_rows(valid)
+        except UnicodeDecodeError as failure:
+            problem = f"it is not in {self._data.encoding}: {failure}"
+            required = "the encoding that is set"
+            raise unreadable_error(self._location.path, problem, required, options=("encoding",)) from failure
+        except pa.ArrowInvalid as failure:
+            self.faults.require_few(self._location.path)
+            if "straddling" not in str(failure):
+                raise
+            if not may_be_swallowed:
+                raise self._too_long_error() from failure
+            self._end()
+            return
+        self.faults.require_few(self._location.path)
+        if may_be_swallowed and self.faults.have_lines:
+            self._end()
+
+    def _end(self) -> None:
+        """Ends the section behind the rows that it has returned."""
+        self.faults, num_rows = self.faults.select_first(self._num_parsed)
+        self.rest = _Section(self._location, self._data, self._schema, num_rows)
+
+    def _open(self, raw: io.BufferedReader, faults: Faults | None) -> _OpenFile:
+        """Opens the file behind the first rows, without lines with unclosed quotes, which are added to `faults`."""
+        file = _open(raw, self._location, self._data)
+        if self._start is None:
+            return file
+        lexer, lines, number = make_lexer(self._data), split_lines(file.stream), file.line
+        for first_line, record in islice(split_records(lines, lexer, number), self._start):
+            number = first_line + len(record.splitlines())
+
+        def report(line: int, text: bytes) -> None:
+            if faults is not None:
+                faults.on_unclosed_quote(line, text)
+                faults.require_few(self._location.path)
+
+        repair = QuoteRepair(lexer, len(_names_of_cells(file, self._data)), MAX_ROW_BYTES, report)
+        return file._replace(stream=to_stream(join_chunks(repair.blank_lines(lines, number))), line=number)
+
+    def _drop_faulty_rows(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Returns the rows without a fault, and adds the others to the faults."""
+        reasons = _find_invalid_text(batch, self._data.encoding or "utf-8")
+        names = self._schema.names
+        is_header = _equal_cells(batch, names) if len(names) > 1 else np.zeros(batch.num_rows, bool)
+        reasons.update((int(row), "it repeats the header") for row in np.flatnonzero(is_header))
+        if self._data.trailing_delimiter:
+            is_filled = ~_equal_cells(batch.select([_TRAILING]), [""])
+            reason = f"a cell behind the last of {len(names)} column(s)"
+            reasons.update((int(row), reason) for row in np.flatnonzero(is_filled))
+        for row, reason in reasons.items():
+            self.faults.cells[self._num_parsed + row] = reason
+        if not reasons:
+            return batch
+        is_valid = np.ones(batch.num_rows, bool)
+        is_valid[list(reasons)] = False
+        return batch.filter(pa.array(is_valid))
+
+    def _to_rows(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        rows = _strip_cells(batch.select(self._schema.names), self._schema, self._data)
+        notation = notation_of(self._data)
+        return rows if notation is None else rewrite_columns(rows, notation, self._data.numbers)
+
+    def _too_long_error(self) -> Exception:
+        with self._location.open_stream() as raw:
+            file = self._open(raw, None)
+            records = split_records(split_lines(file.stream), make_lexer(self._data), file.line)
+            line = next((line for line, text in records if len(text) >= MAX_ROW_BYTES // 2), file.line)
+        problem = f"the row at line {line} is longer than {MAX_ROW_BYTES:,} bytes"
+        options = ("quote", "delimiter", "encoding")
+        return unreadable_error(self._location.path, problem, "shorter rows with closed quotes", options=options)
+
+    def write_malformed(self, malformed: MalformedWriter) -> None:
+        """Reads the section again, up to the last fault, for the line numbers and the text of malformed rows."""
+        if not self.faults:
+            return
+        faults, name = self.faults, self._location.relative
+        last_row, last_cell, num_parsed = max(faults.rows, default=0), max(faults.cells, default=-1), 0
+        unclosed = sorted(faults.lines.items(), reverse=True)
+        with self._location.open_stream() as raw:
+            file = self._open(raw, None)
+            records = split_records(split_lines(file.stream), make_lexer(self._data), file.line)
+            for number, (line, text) in enumerate(records, 1):
+                while unclosed and unclosed[-1][0] < line:
+                    unclosed_line, (unclosed_text, reason) = unclosed.pop()
+                    malformed.add(name, unclosed_line, printable_text(unclosed_text), reason)
+                if number in faults.rows:
+                    row_reason = faults.rows[number]
+                else:
+                    row_reason = faults.cells.get(num_parsed)
+                    num_parsed += 1
+                if row_reason is not None:
+                    num_lines = text.rstrip(b"\r\n").count(b"\n") + 1
+                    row_reason += f"; quotes make one row of {num_lines:,} lines" if num_lines > 1 else ""
+                    malformed.add(name, line, printable_text(text), row_reason)
+                if number >= last_row and num_parsed > last_cell and not unclosed:
+                    return
+        for unclosed_line, (unclosed_text, reason) in reversed(unclosed):
+            malformed.add(name, unclosed_line, printable_text(unclosed_text), reason)
+
+
+def _names_of_cells(file: _OpenFile, data: DataSource) -> list[str]:
+    return [*file.names, _TRAILING] if data.trailing_delimiter else file.names
+
+
+def _parse(file: _OpenFile, data: DataSource, faults: Faults) -> Iterator[pa.RecordBatch]:
     quote = '"' if data.quote is None else data.quote
     missing = list(data.missing_texts)
+    names = _names_of_cells(file, data)
     try:
         reader = pcsv.open_csv(
             pa.PythonFile(file.stream, mode="r"),
             # One thread, since Arrow gives the numbers of rows to one thread only. It is as fast.
-            read_options=pcsv.ReadOptions(column_names=file.names, use_threads=False, block_size=MAX_ROW_BYTES),
+            read_options=pcsv.ReadOptions(column_names=names, use_threads=False, block_size=MAX_ROW_BYTES),
             parse_options=pcsv.ParseOptions(
                 delimiter=data.delimiter or ",",
                 quote_char=quote or False,
@@ -216,7 +282,7 @@ def _parse(file: _OpenFile, data: DataSource, faults: _Faults) -> Iterator[pa.Re
                 invalid_row_handler=faults.on_invalid_row,
             ),
             convert_options=pcsv.ConvertOptions(
-                column_types={name: pa.string() for name in file.names},
+                column_types={name: pa.string() for name in names},
                 null_values=[] if data.strip else missing,
                 strings_can_be_null=True,
                 check_utf8=False,
@@ -229,18 +295,34 @@ def _parse(file: _OpenFile, data: DataSource, faults: _Faults) -> Iterator[pa.Re
     yield from reader
 
 
-def _drop_invalid_text(batch: pa.RecordBatch, start: int, faults: _Faults, encoding: str) -> pa.RecordBatch:
-    """Returns the rows that are completely UTF-8, and adds the others to `faults`; the first row has index `start`."""
-    is_invalid = np.zeros(batch.num_rows, bool)
+def _has_lines(batch: pa.RecordBatch) -> bool:
+    """Whether a cell has a line feed."""
+    buffers = (column.buffers()[2] for column in batch.columns)
+    return any(_LINE_FEED.search(buffer) is not None for buffer in buffers if buffer is not None)
+
+
+def _equal_cells(batch: pa.RecordBatch, texts: list[str]) -> np.ndarray:
+    """Returns for each row whether its cells, without white space around them, are `texts`. Null is an empty text."""
+    is_equal = np.ones(batch.num_rows, bool)
+    for column, text in zip(batch.columns, texts, strict=False):
+        if not is_equal.any():
+            break
+        trimmed = pc.ascii_trim_whitespace(column)
+        is_equal &= pc.fill_null(pc.equal(trimmed, text), text == "").to_numpy(zero_copy_only=False)
+    return is_equal
+
+
+def _find_invalid_text(batch: pa.RecordBatch, encoding: str) -> dict[int, str]:
+    """Returns a reason for each row that is not completely UTF-8, by index."""
+    reasons: dict[int, str] = {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         try:
             column.validate(full=True)
         except pa.ArrowInvalid:
             for row, cell in enumerate(column.cast(pa.binary()).to_pylist()):
                 if cell is not None and not _is_utf8(cell):
-                    is_invalid[row] = True
-                    faults.cells.setdefault(start + row, f"bytes in column {name} that are not {encoding}")
-    return batch.filter(pa.array(~is_invalid)) if is_invalid.any() else batch
+                    reasons.setdefault(row, f"bytes in column {name} that are not {encoding}")
+    return reasons
 
 
 def _is_utf8(cell: bytes) -> bool:
@@ -261,38 +343,3 @@ def _strip_cells(batch: pa.RecordBatch, schema: pa.Schema, data: DataSource) -> 
         is_missing = pc.is_in(cells, missing)
         columns.append(pc.if_else(is_missing, pa.scalar(None, pa.string()), cells))
     return pa.RecordBatch.from_arrays(columns, schema=schema)
-
-
-def _require_few_faults(location: FileLocation, faults: _Faults) -> None:
-    if faults.are_too_many:
-        first = next((reason for reason in (*faults.rows.values(), *faults.cells.values()) if reason), "blank")
-        problem = f"more than {MAX_MALFORMED_ROWS:,} lines are malformed; the first has {first}"
-        raise unreadable_error(location.path, problem, _DIALECT)
-
-
-def _too_long_error(location: FileLocation, data: DataSource) -> Exception:
-    with location.open_stream() as raw:
-        file = _open(raw, location, data)
-        records = split_records(file.stream, make_lexer(data), file.line)
-        line = next((line for line, text in records if len(text) >= MAX_ROW_BYTES // 2), file.line)
-    problem = f"the row at line {line} is longer than {MAX_ROW_BYTES:,} bytes; a quote opens there and does not close"
-    return unreadable_error(location.path, problem, f"{_CLOSED_QUOTES}, or `quote: ''` in the recipe")
-
-
-def _write_malformed(location: FileLocation, data: DataSource, faults: _Faults, malformed: MalformedWriter) -> None:
-    """Reads the file again, up to the last fault, for the line numbers and the text of malformed rows."""
-    last_row, last_cell, num_parsed = max(faults.rows, default=0), max(faults.cells, default=-1), 0
-    with location.open_stream() as raw:
-        file = _open(raw, location, data)
-        for number, (line, text) in enumerate(split_records(file.stream, make_lexer(data), file.line), 1):
-            if number in faults.rows:
-                reason = faults.rows[number]
-            else:
-                reason = faults.cells.get(num_parsed)
-                num_parsed += 1
-            if reason is not None:
-                num_lines = text.rstrip(b"\r\n").count(b"\n") + 1
-                reason += f"; quotes make one row of {num_lines:,} lines" if num_lines > 1 else ""
-                malformed.add(location.relative, line, printable_text(text), reason)
-            if number >= last_row and num_parsed > last_cell:
-                return

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from bloomery.data_contracts.errors import DataMissing
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
-from bloomery.tasks.ingest.readers import delimited
+from bloomery.tasks.ingest.readers import csv_faults, delimited
 from bloomery.tasks.ingest.readers.base import MalformedWriter
-from bloomery.tasks.ingest.readers.csv_lexer import Lexer, split_records
+from bloomery.tasks.ingest.readers.csv_lexer import Lexer, split_lines, split_records
 from bloomery.tasks.ingest.stage import locate_source
 from tests.examples import examples
 
@@ -130,26 +130,119 @@ def test_files_with_different_columns_are_reported(ingest_rows, tmp_path: Path) 
 
 
 def test_a_wrong_delimiter_fails_early(ingest_rows, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(delimited, "MAX_MALFORMED_ROWS", 100)
+    monkeypatch.setattr(csv_faults, "MAX_MALFORMED_ROWS", 100)
     path = tmp_path / "rows.csv"
     path.write_text("a,b\n" + "1;2\n" * 200)
     with pytest.raises(DataMissing, match="more than 100 lines are malformed; the first has 1 cell"):
         ingest_rows(source=str(path))
 
 
-def test_an_unclosed_quote_is_reported_with_its_line(ingest_rows, tmp_path: Path) -> None:
-    path = tmp_path / "rows.csv"
-    path.write_text('a,b\n1,2\n"3,4\n' + "5,6\n" * 3_000_000)
-    with pytest.raises(DataMissing, match="the row at line 3 is longer than"):
-        ingest_rows(source=str(path))
+UNCLOSED = 'a quote (") opens that does not close'
 
 
-def test_rows_swallowed_by_a_quote_are_counted_in_the_reason(ingest_rows, tmp_path: Path) -> None:
+@pytest.mark.parametrize("block_size", [4 << 20, 300])
+@pytest.mark.parametrize(
+    ("lines", "unclosed"),
+    [
+        (['"3,4,no'], ['"3,4,no']),  # to the end of the file
+        (['"3,4,no', "5,6,no", '"seven, eight",8,no'], ['"3,4,no']),  # closed by the quote that opens the next text
+        (['"3,4,no', '"5,6,no', "7,8,no"], ['"3,4,no', '"5,6,no']),
+        (['1,"3,no', "5,6,no", '7,8",no'], ['1,"3,no']),  # the row of three lines has three cells
+        (['1,2,"no', "5,6,no"], ['1,2,"no']),
+    ],
+)
+def test_lines_behind_an_unclosed_quote_stay_rows(
+    ingest_rows, tmp_path: Path, monkeypatch, lines: list[str], unclosed: list[str], block_size: int
+) -> None:
+    monkeypatch.setattr(delimited, "MAX_ROW_BYTES", block_size)
     path = tmp_path / "rows.csv"
-    path.write_text('a,b\n1,2\n"3,4\n5,6\n7,8\n')
-    assert ingest_rows(source=str(path)).malformed == [
-        ("rows.csv", 3, '"3,4\n5,6\n7,8', "1 cell(s), where 2 are required; quotes make one row of 3 lines")
+    before = ['"two\nlines",1,yes', "short", *[f"{number},b,yes" for number in range(40)]]
+    text = "".join(f"{line}\n" for line in ["a,b,c", *before, *lines, *[f"{number},b,no" for number in range(90)]])
+    path.write_text(text)
+    result = ingest_rows(source=str(path))
+    assert [row["a"] for row in result.rows if row["c"] == "yes"] == ["two\nlines", *map(str, range(40))]
+    assert [row[1:] for row in result.malformed] == [
+        (4, "short", "1 cell(s), where 3 are required"),
+        *((45 + lines.index(line), line, UNCLOSED) for line in unclosed),
     ]
+    assert len(result.rows) == 41 + len(lines) - len(unclosed) + 90
+
+
+def test_a_quote_that_never_closes_in_a_long_file_costs_one_line(ingest_rows, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(delimited, "MAX_ROW_BYTES", 100_000)
+    path = tmp_path / "rows.csv"
+    path.write_text('a,b\n1,2\n"3,4\n' + "5,6\n" * 60_000)  # more than a row may have
+    result = ingest_rows(source=str(path))
+    assert result.malformed == [("rows.csv", 3, '"3,4', UNCLOSED)]
+    assert result.record.num_rows == 60_001
+
+
+def test_many_unclosed_quotes_are_no_quotes(ingest_rows, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("a,b\n" + '"3,4\n' * 2_000)
+    with pytest.raises(DataMissing, match="more than 1,000 lines a quote .* first in line 2") as caught:
+        ingest_rows(source=str(path))
+    assert "`quote`" in caught.value.remedy
+    assert len(ingest_rows(source=str(path), quote="").rows) == 2_000
+
+
+def test_texts_with_lines_stay_one_cell(ingest_rows, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    text = 'Dear all,\n"come", or not,\n\n,\ncall'
+    with path.open("w", newline="") as stream:
+        csv.writer(stream).writerows([("text", "n"), *((text, number) for number in range(50))])
+    result = ingest_rows(source=str(path))
+    assert [row["text"] for row in result.rows] == [text] * 50
+    assert result.malformed == []
+
+
+def test_a_malformed_row_of_lines_is_one_row(ingest_rows, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text('a,b\n1,2\n"3\n4",5,6\n7,8\n')
+    assert ingest_rows(source=str(path)).malformed == [
+        ("rows.csv", 3, '"3\n4",5,6', "3 cell(s), where 2 are required; quotes make one row of 2 lines")
+    ]
+
+
+def test_a_header_between_rows_is_malformed(ingest_rows, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text('a,b\n1,2\na , "b"\n3,4\na,c\n')
+    result = ingest_rows(source=str(path), strip=True, skip_initial_space=True)
+    assert [row["a"] for row in result.rows] == ["1", "3", "a"]
+    assert result.malformed == [("rows.csv", 3, 'a ,"b"', "it repeats the header")]
+
+
+@pytest.mark.parametrize("header", ["a,b", "a,b,"])
+def test_the_empty_cell_behind_a_trailing_delimiter_is_omitted(ingest_rows, tmp_path: Path, header: str) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(f"{header}\n1,2,\n3,4, \n5,6,7\n8,9\n")
+    result = ingest_rows(source=str(path), trailing_delimiter=True, strip=True)
+    assert [tuple(row.values()) for row in result.rows] == [("1", "2"), ("3", "4")]
+    assert [row[1:] for row in result.malformed] == [
+        (4, "5,6,7", "a cell behind the last of 2 column(s)"),
+        (5, "8,9", "2 cell(s), where 3 are required"),
+    ]
+
+
+def test_spaces_in_front_of_quotes_are_skipped(ingest_rows, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text('a, "b"\n1, "Smith, J"\n2,  "say ""a, ""b"""\n3, "two\n, ""lines"""\n4, five "six"\n')
+    result = ingest_rows(source=str(path), skip_initial_space=True)
+    assert [row["b"] for row in result.rows] == ["Smith, J", 'say "a, "b"', 'two\n, "lines"', ' five "six"']
+    assert result.malformed == []
+
+
+def test_numbers_in_another_notation_are_rewritten(ingest_rows, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("a;b;c\n1.234,50 €;1,5;1,5\n(0,5);12 %;x\n;abc;\u22125\n", encoding="utf-8")
+    options = {"delimiter": ";", "decimal": ",", "thousands": ".", "units": ["€", "%"]}
+    result = ingest_rows(source=str(path), **options, numbers=["a", "b"])
+    assert [tuple(row.values()) for row in result.rows] == [
+        ("1234.50", "1.5", "1,5"),
+        ("-0.5", "12", "x"),
+        (None, "abc", "\u22125"),
+    ]
+    assert [row["c"] for row in ingest_rows(source=str(path), **options).rows] == ["1.5", "x", "-5"]
 
 
 def test_a_truncated_file_is_reported(ingest_rows, tmp_path: Path) -> None:
@@ -170,6 +263,7 @@ def test_the_digest_does_not_depend_on_the_block_size(home: Path, ingest_rows, t
     assert pq.ParquetFile(home / one_block.uri).metadata.row_group(0).num_rows == 65_536
 
 
+LEXER = Lexer(b",", b'"', b"")
 cells = st.text(st.sampled_from("ab ,\"\n\r'ä"), max_size=6)
 
 
@@ -193,7 +287,7 @@ def test_rows_written_by_a_csv_writer_are_read_back(tmp_path: Path, rows: list[t
 )
 def test_the_lexer_finds_as_many_rows_as_arrow(lines: list[str]) -> None:
     text = "".join(f"{line}\n" for line in lines).encode()
-    rows = [row for _, row in split_records(io.BufferedReader(io.BytesIO(text)), Lexer(b",", b'"', b""), 1)]
+    rows = [row for _, row in split_records(split_lines(io.BufferedReader(io.BytesIO(text))), LEXER, 1)]
     assert len(rows) == _num_rows_by_arrow(text)
 
 
@@ -212,6 +306,22 @@ def _num_rows_by_arrow(text: bytes) -> int:
     except pa.ArrowInvalid:  # nothing but blank lines
         return 0
     return reader.read_all().num_rows + len(invalid_rows)
+
+
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.sampled_from(["a,b", '"x', 'y",z', '"q""', ',""', 'b"c', '"a",b', "'", '1,"2', "3,4"]), max_size=12)
+)
+def test_every_line_is_in_a_row_or_malformed(tmp_path: Path, lines: list[str]) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("".join(f"{line}\n" for line in ["c,d", *lines]))
+    data = DataSource(source=str(path))
+    with MalformedWriter(tmp_path / "malformed.parquet") as malformed:
+        result = delimited.read(data, data.source_files[0], malformed)
+        rows = [row for batch in result.batches for row in batch.to_pylist()]
+    texts = pq.read_table(tmp_path / "malformed.parquet")["text"].to_pylist()
+    breaks = sum(cell.count("\n") for row in rows for cell in row.values() if cell)
+    assert len(rows) + breaks + len(texts) + sum(text.count("\n") for text in texts) == len(lines)
 
 
 def test_the_digest_depends_on_content_and_options(tmp_path: Path) -> None:
