@@ -4,37 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from bloomery.data_contracts.documents.documents import Document
 from bloomery.data_contracts.recipe_sections.periods import PERIOD_PLACEHOLDER, fill_period
+from bloomery.data_contracts.recipe_sections.source_paths import absolute_source, format_of_source, path_variable
 from bloomery.data_contracts.records.records import Record
 
 FileFormat = Literal["parquet", "csv", "jsonl", "json", "orc", "arrow", "text", "images", "audio", "idx"]
 SplitName = Literal["train", "val", "test"]
 Name = Annotated[str, Field(min_length=1)]
 Character = Annotated[str, Field(pattern=r"^[\x01-\x09\x0b\x0c\x0e-\x7f]$")]
-
-SUFFIXES: dict[str, tuple[str, ...]] = {
-    "parquet": (".parquet", ".pq"),
-    "csv": (".csv",),
-    "jsonl": (".jsonl", ".ndjson"),
-    "json": (".json",),
-    "orc": (".orc",),
-    "arrow": (".arrow", ".feather", ".ipc"),
-    "text": (".txt",),
-    "images": (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"),
-    "audio": (".wav",),
-    "idx": (".idx", ".idx1", ".idx3"),
-}
-COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}  # the suffix and Arrow's name for it
-TABLES = ("sklearn", "delta", "iceberg", "sql", "hive")  # sources that are not files: `sklearn:NAME` and so on
-REMOTE = ("s3://", "hdfs://")
-_COMPRESSED = ("csv", "jsonl", "json", "text", "idx")
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}(?=/|$)")
 
 _OF_COLUMNS = ("drop", "rename", "normalize", "missing", "replace")
 _OF_ROWS = ("row_id", *_OF_COLUMNS)
@@ -223,7 +206,7 @@ class DataSource(Document):
             malformed = re.search(r"\{period[^{}]*\}?", PERIOD_PLACEHOLDER.sub("", text))
             if malformed:
                 raise ValueError(f"a period must be written as in {{period:%Y-%m}}, not {malformed[0]!r}")
-        kinds = {_kind(origin.source, self.format) for origin in self.source_files}
+        kinds = {format_of_source(origin.source, self.format) for origin in self.source_files}
         if len(kinds) > 1:
             raise ValueError(f"all sources must be of one format, but these are {', '.join(sorted(kinds))}")
         if self.sources is not None and any(origin.part is None for origin in self.sources):
@@ -290,7 +273,7 @@ class DataSource(Document):
     @property
     def kind(self) -> str:
         """The format of the files, or the kind of table: a key of the readers."""
-        return _kind(self.source_files[0].source, self.format)
+        return format_of_source(self.source_files[0].source, self.format)
 
     @property
     def is_text(self) -> bool:
@@ -332,7 +315,7 @@ class DataSource(Document):
 
         A path that begins with a variable is kept: it does not depend on the recipe's folder.
         """
-        return self.map_paths(lambda path: path if path_variable(path) else _absolute(path, folder))
+        return self.map_paths(lambda path: path if path_variable(path) else absolute_source(path, folder))
 
     def map_paths(self, change: Callable[[str], str]) -> DataSource:
         """Applies `change` to each source and label file."""
@@ -353,68 +336,8 @@ class LocatedSource(Record):
     personal: tuple[str, ...] = ()  # columns with personal data, which are protected
 
 
-def source_scheme(source: str) -> str | None:
-    """The scheme of a source that is not a local path, such as `s3` or `sklearn`; else None."""
-    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", source)
-    return match[1] if match else None
-
-
-def path_variable(path: str) -> str | None:
-    """The environment variable that a path begins with, as in `${DATA}/rows.csv`, or None."""
-    match = _VARIABLE.match(path)
-    return match[1] if match else None
-
-
-def compression_codec(path: str) -> str | None:
-    """Arrow's name of the compression that the suffix of `path` names, or None."""
-    return COMPRESSIONS.get(PurePosixPath(path).suffix.lower())
-
-
-def suffix_without_compression(path: str) -> str:
-    """The suffix of `path` in lower case, without that of a compression."""
-    pure = PurePosixPath(path)
-    return (PurePosixPath(pure.stem) if compression_codec(path) else pure).suffix.lower()
-
-
 def _compile(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except re.error as failure:
         raise ValueError(f"not a valid regular expression: {failure}") from failure
-
-
-def _kind(source: str, format_: str | None) -> str:
-    """The format of a source.
-
-    Raises:
-        ValueError: the format is unknown or misplaced, or is not supported compressed.
-    """
-    scheme = source_scheme(source)
-    if scheme in TABLES:
-        if format_ is not None:
-            raise ValueError(f"format: {scheme}: determines the format, so `format: {format_}` must be left out")
-        if not source.removeprefix(f"{scheme}:"):
-            raise ValueError(f"source: {scheme}: must be followed by a name")
-        return scheme
-    if scheme is not None and not source.startswith(REMOTE):
-        schemes = ", ".join([*REMOTE, *(f"{name}:" for name in TABLES)])
-        raise ValueError(f"source: unknown scheme {scheme}: in {source!r}; known: {schemes}, or a local path")
-    suffix = suffix_without_compression(source)
-    by_suffix = next((name for name, suffixes in SUFFIXES.items() if suffix in suffixes), None)
-    kind = format_ or by_suffix or ("parquet" if not suffix else None)
-    if kind is None:
-        raise ValueError(
-            f"format: the suffix {suffix!r} of {source!r} names no format; set one of {', '.join(SUFFIXES)}"
-        )
-    if compression_codec(source) and kind not in _COMPRESSED:
-        raise ValueError(f"source: compressed {kind} is not supported ({source!r}); only {', '.join(_COMPRESSED)}")
-    return kind
-
-
-def _absolute(source: str, folder: Path) -> str:
-    scheme = source_scheme(source)
-    if scheme is None:
-        return str((folder / source).resolve())
-    path = source.removeprefix(f"{scheme}:")
-    is_local = source_scheme(path) is None and (scheme == "delta" or path.endswith(".metadata.json"))
-    return f"{scheme}:{(folder / path).resolve()}" if is_local and scheme in TABLES else source

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bloomery.data_contracts.documents.digests import digest_of_document
-from bloomery.data_contracts.recipe_sections.data_source import SUFFIXES, DataSource
+from bloomery.data_contracts.recipe_sections.data_source import DataSource
+from bloomery.data_contracts.recipe_sections.source_paths import SUFFIXES
 from bloomery.tasks.ingest import locations
 from bloomery.tasks.ingest.path_variables import expand_variables
 from bloomery.tasks.ingest.readers.registry import READERS

@@ -15,10 +15,9 @@ import pyarrow.fs as pafs
 
 from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.errors import DataMissing, EngineMissing
-from bloomery.data_contracts.recipe_sections.data_source import (
+from bloomery.data_contracts.recipe_sections.data_source import DataSource, SourceFile
+from bloomery.data_contracts.recipe_sections.source_paths import (
     SUFFIXES,
-    DataSource,
-    SourceFile,
     compression_codec,
     source_scheme,
     suffix_without_compression,

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from bloomery.data_contracts.errors import DataMissing
-from bloomery.data_contracts.recipe_sections.data_source import REMOTE, DataSource, path_variable, source_scheme
+from bloomery.data_contracts.recipe_sections.data_source import DataSource
+from bloomery.data_contracts.recipe_sections.source_paths import REMOTE, path_variable, source_scheme
 from bloomery.tasks.ingest.locations import obtain_hint
 
 

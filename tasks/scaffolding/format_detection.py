@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from bloomery.data_contracts.errors import DataMissing
-from bloomery.data_contracts.recipe_sections.data_source import (
+from bloomery.data_contracts.recipe_sections.source_paths import (
     REMOTE,
     SUFFIXES,
     TABLES,

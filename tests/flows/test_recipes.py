@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from bloomery.data_contracts.errors import DataMissing
-from bloomery.data_contracts.recipe_sections.data_source import SourceFile, path_variable
+from bloomery.data_contracts.recipe_sections.data_source import SourceFile
+from bloomery.data_contracts.recipe_sections.source_paths import path_variable
 from bloomery.data_contracts.records.records import Dataset
 from bloomery.flows.recipe.recipe import CONTRACTS, Recipe, bundled_recipes, read_recipe
 from bloomery.tasks.ingest.stage import ingest, locate_source

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from bloomery.data_contracts.errors import RecipeInvalid, StateUnwritable
-from bloomery.data_contracts.recipe_sections.data_source import source_scheme
+from bloomery.data_contracts.recipe_sections.source_paths import source_scheme
 from bloomery.flows.cli.exit_codes import reporting_errors
 
 if TYPE_CHECKING:

@@ -10,12 +10,8 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from bloomery.data_contracts.recipe_sections.data_source import (
-    SUFFIXES,
-    DataSource,
-    SourceFile,
-    suffix_without_compression,
-)
+from bloomery.data_contracts.recipe_sections.data_source import DataSource, SourceFile
+from bloomery.data_contracts.recipe_sections.source_paths import SUFFIXES, suffix_without_compression
 from bloomery.tasks.ingest import locations
 from bloomery.tasks.ingest.locations import folder_label, match_path_pattern
 from bloomery.tasks.ingest.readers.base import unreadable_error

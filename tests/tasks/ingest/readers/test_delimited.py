@@ -180,7 +180,7 @@ def test_a_quote_that_never_closes_in_a_long_file_costs_one_line(ingest_rows, tm
 def test_many_unclosed_quotes_are_no_quotes(ingest_rows, tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("a,b\n" + '"3,4\n' * 2_000)
-    with pytest.raises(DataMissing, match="more than 1,000 lines a quote .* first in line 2") as caught:
+    with pytest.raises(DataMissing, match=r"more than 1,000 lines a quote .* first in line 2") as caught:
         ingest_rows(source=str(path))
     assert "`quote`" in caught.value.remedy
     assert len(ingest_rows(source=str(path), quote="").rows) == 2_000
@@ -309,9 +309,7 @@ def _num_rows_by_arrow(text: bytes) -> int:
 
 
 @settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    st.lists(st.sampled_from(["a,b", '"x', 'y",z', '"q""', ',""', 'b"c', '"a",b', "'", '1,"2', "3,4"]), max_size=12)
-)
+@given(st.lists(st.sampled_from(["a,b", '"x', 'y",z', '"q""', ',""', 'b"c', '"a",b', "'", '1,"2', "3,4"]), max_size=12))
 def test_every_line_is_in_a_row_or_malformed(tmp_path: Path, lines: list[str]) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("".join(f"{line}\n" for line in ["c,d", *lines]))
