@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -11,6 +12,7 @@ import pyarrow.compute as pc
 
 from bloomery.data_contracts.odcs.base import LogicalType
 from bloomery.data_contracts.validation.casting import cast_column, find_uncastable
+from bloomery.tasks.scaffolding.column_sums import MAX_COUNTED_VALUES, Range, ValueCounter
 from bloomery.tasks.scaffolding.date_inference import (
     CUT_NOTE,
     MIDNIGHT_NOTE,
@@ -19,7 +21,6 @@ from bloomery.tasks.scaffolding.date_inference import (
     InferredFormat,
 )
 
-MAX_COUNTED_VALUES = 2_000  # distinct values of a column that are counted one by one
 # Texts that mark a missing value: the first in every column but the label, the others only where the rest of the column
 # is no text.
 CLEAR_MARKERS = (
@@ -30,7 +31,12 @@ MARKERS = (
     *(*CLEAR_MARKERS, "-", "--", ".", "*", "NA", "N.A.", "None", "NONE", "na", "none", "nil"),
     *("missing", "Missing", "unknown", "Unknown", "0000-00-00", "0000-00-00 00:00:00"),
 )
-_ROWS_PER_INVALID = 1_000  # one text in so many may be of another type than the rest of its column
+_ROWS_PER_INVALID = 200  # one text in so many may be of another type than the rest of its column
+_ROWS_PER_INVALID_BOOLEAN = 1_000  # another text among truths is rather a third category than an error
+_FEW_INVALID = 2  # texts of another type that are tolerated in a small source, too
+_MAX_CODES = 30  # distinct numbers that may be codes: then a text that repeats is a code, too
+_MAX_EXAMPLES = 3
+_INFINITE = r"(?i)^[+-]?inf(inity)?$"  # no number of a contract, but written by software that writes numbers
 _ROWS_PER_NO_DATE = 100  # as above for dates, which other texts are seldom mistaken for; one text may always be none
 _MIN_DATES_PER_OTHER = 20
 
@@ -83,6 +89,12 @@ class ColumnStatistics(NamedTuple):
     missing: tuple[str, ...] = ()
     date_format: str | None = None
     date_notes: tuple[str, ...] = ()
+    invalid_examples: tuple[str, ...] = ()
+
+
+def max_invalid_cells(num_texts: int) -> int:
+    """Returns how many of the texts of a column may be of another type than the rest."""
+    return max(num_texts // _ROWS_PER_INVALID, min(num_texts // 20, _FEW_INVALID))
 
 
 class ColumnProfiler(Protocol):
@@ -99,38 +111,6 @@ class ColumnProfiler(Protocol):
         ...
 
 
-class _Range:
-    """The smallest and the largest of the added values."""
-
-    def __init__(self) -> None:
-        self.minimum: Any = None
-        self.maximum: Any = None
-
-    def add(self, values: pa.Array) -> None:
-        if len(values) > values.null_count:
-            limits = pc.min_max(values).as_py()
-            self.minimum = limits["min"] if self.minimum is None else min(self.minimum, limits["min"])
-            self.maximum = limits["max"] if self.maximum is None else max(self.maximum, limits["max"])
-
-
-class _ValueCounter:
-    """Counts values one by one until there are too many, and notes whether each batch has each value once."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[Any] | None = Counter()
-        self.may_be_unique = True
-
-    def add(self, values: pa.Array, counts: np.ndarray) -> None:
-        self.may_be_unique = self.may_be_unique and bool((counts == 1).all())
-        if self.counts is not None:
-            if len(values) > MAX_COUNTED_VALUES:
-                self.counts = None
-                return
-            self.counts.update(dict(zip(values.to_pylist(), counts.tolist(), strict=True)))
-            if len(self.counts) > MAX_COUNTED_VALUES:
-                self.counts = None
-
-
 class TextColumnProfiler:
     """Profiles a column of text: its texts, and which types they could have.
 
@@ -138,12 +118,15 @@ class TextColumnProfiler:
     """
 
     def __init__(self, num_rows: int, *, is_typed: bool = False) -> None:
-        self._max_invalid = num_rows // _ROWS_PER_INVALID
+        self._max_invalid = max_invalid_cells(num_rows)
+        self._max_invalid_booleans = num_rows // _ROWS_PER_INVALID_BOOLEAN
+        self._examples: dict[LogicalType, dict[str, None]] = {}  # texts of another type, the first ones
+        self._num_infinite = 0
         types = () if is_typed else tuple(_STRICT_PATTERNS)
         self._num_invalid: dict[LogicalType, int] = dict.fromkeys(types, 0)
-        self._ranges = {logical_type: _Range() for logical_type in types}
-        self._lengths = _Range()
-        self._values = _ValueCounter()
+        self._ranges = {logical_type: Range() for logical_type in types}
+        self._lengths = Range()
+        self._values = ValueCounter()
         self._markers: Counter[str] = Counter()
         self._max_no_dates = max(num_rows // _ROWS_PER_NO_DATE, 1)
         self._dates = DateShapes(self._max_no_dates)
@@ -170,19 +153,45 @@ class TextColumnProfiler:
 
     def _test_types(self, texts: pa.Array, counts: np.ndarray) -> None:
         """Drops the types that too many of the texts do not have."""
+        is_infinite = _matches(texts, _INFINITE)
+        self._num_infinite += int(counts[is_infinite].sum())
         for logical_type in list(self._num_invalid):
             values, uncastable = cast_column(texts, _ARROW_TYPES[logical_type])
             is_valid = _matches(texts, _STRICT_PATTERNS[logical_type]) & ~uncastable.to_numpy(zero_copy_only=False)
-            self._num_invalid[logical_type] += int(counts[~is_valid].sum())
-            if self._num_invalid[logical_type] > self._max_invalid:
+            is_numeric = logical_type in ("integer", "number")
+            is_invalid = ~is_valid & ~is_infinite if is_numeric else ~is_valid
+            self._num_invalid[logical_type] += int(counts[is_invalid].sum())
+            max_invalid = self._max_invalid_booleans if logical_type == "boolean" else self._max_invalid
+            if self._num_invalid[logical_type] > max_invalid:
                 del self._num_invalid[logical_type]
-            elif logical_type in ("integer", "number"):
+                continue
+            examples = self._examples.setdefault(logical_type, {})
+            examples.update(dict.fromkeys(texts.filter(pa.array(~is_valid)).to_pylist()[:_MAX_EXAMPLES]))
+            if is_numeric:
                 self._ranges[logical_type].add(values.filter(pa.array(is_valid)))
 
     @property
     def _strict_type(self) -> LogicalType:
-        possible = [logical_type for logical_type, num in self._num_invalid.items() if num < self._num_texts]
-        return min(possible, key=lambda logical_type: self._num_invalid[logical_type] > 0) if possible else "string"
+        possible = [
+            logical_type for logical_type, num in self._num_invalid.items() if self._is_possible(logical_type, num)
+        ]
+        return min(possible, key=lambda logical_type: self._num_invalid[logical_type]) if possible else "string"
+
+    def _is_possible(self, logical_type: LogicalType, num_invalid: int) -> bool:
+        """Whether few enough of the texts are of another type, counting none of the missing cells."""
+        if logical_type in ("integer", "number"):
+            if self._num_infinite + num_invalid >= self._num_texts:
+                return False
+            counts = self._values.counts
+            if counts is not None and len(counts) <= _MAX_CODES and num_invalid:
+                repeated = [text for text in self._examples[logical_type] if counts[text] > 1]
+                if any(re.match(_INFINITE, text) is None for text in repeated):
+                    return False
+        return num_invalid <= max_invalid_cells(self._num_texts) and num_invalid < self._num_texts
+
+    def _count_invalid(self, logical_type: LogicalType) -> int:
+        num_infinite = self._num_infinite if logical_type in ("integer", "number") else 0
+        return self._num_invalid.get(logical_type, 0) + num_infinite
 
     def candidate_formats(self) -> list[InferredFormat]:
         is_open = self._strict_type == "string" or (self._strict_type == "timestamp" and self._are_midnights)
@@ -195,12 +204,17 @@ class TextColumnProfiler:
             logical_type = date_type
             num_invalid, inferred = date_format.num_invalid, date_format.inferred
         else:
-            num_invalid, inferred = self._num_invalid.get(logical_type, 0), None
+            num_invalid, inferred = self._count_invalid(logical_type), None
         missing = self._missing(logical_type, is_label=is_label)
         kept_markers = Counter({text: num for text, num in self._markers.items() if text not in missing})
-        value_counts = None if self._values.counts is None else self._values.counts + kept_markers
+        counts = self._values.counts
+        if counts is not None and logical_type in ("integer", "number"):
+            counts = Counter(
+                {text: num for text, num in counts.items() if re.match(_STRICT_PATTERNS[logical_type], text)}
+            )
+        value_counts = None if counts is None else counts + kept_markers
         lengths = [*map(len, kept_markers), *filter(None, (self._lengths.minimum, self._lengths.maximum))]
-        value_range = self._ranges.get(logical_type, _Range())
+        value_range = self._ranges.get(logical_type, Range())
         return ColumnStatistics(
             logical_type=logical_type,
             num_missing=self._num_null + sum(self._markers[text] for text in missing),
@@ -215,6 +229,7 @@ class TextColumnProfiler:
             missing=missing,
             date_format=None if inferred is None else inferred.date_format.pattern,
             date_notes=() if inferred is None else self._date_notes(inferred, logical_type),
+            invalid_examples=tuple(self._examples.get(logical_type, {}))[:_MAX_EXAMPLES],
         )
 
     def _date_notes(self, inferred: InferredFormat, logical_type: LogicalType) -> tuple[str, ...]:
@@ -267,7 +282,7 @@ class TypedColumnProfiler:
 
     def __init__(self, logical_type: LogicalType) -> None:
         self._logical_type: LogicalType = logical_type
-        self._range, self._lengths, self._values = _Range(), _Range(), _ValueCounter()
+        self._range, self._lengths, self._values = Range(), Range(), ValueCounter()
         self._num_missing = self._num_invalid = self._num_nan = 0
         self._is_finer = False
         self._are_midnights = True
@@ -334,7 +349,7 @@ class ArrayColumnProfiler:
     def __init__(self, element_type: LogicalType, arrow_type: pa.DataType) -> None:
         self._element_type: LogicalType = element_type
         self._physical_type = _PHYSICAL_TYPES.get(str(arrow_type))
-        self._range = _Range()
+        self._range = Range()
         self._lengths: Counter[int] = Counter()
         self._num_missing = self._num_invalid = 0
 

@@ -1,35 +1,31 @@
-"""Infers how a delimited text is written: encoding, delimiter, quote and header.
+"""Infers how a delimited text is written: encoding, separators, lines in front of the header, and the header.
 
-DuckDB's sniffer finds delimiter and quote. Decision 12 says where it is passed over, and why the header is found here.
+A dialect is tried by reading the start of the text with it: the right one has the label in its header, and rows as wide
+as the header. Without the label, DuckDB's sniffer finds delimiter and quote. Decision 12 has the reasons.
 """
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import csv
 import io
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from bloomery.data_contracts.errors import DataMissing
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.ingest.locations import FileLocation
-from bloomery.tasks.scaffolding.column_names import unused_name
+from bloomery.tasks.scaffolding.csv_header import MAX_HEADER_ROW, CsvHeader, find_header, fit_header, locate_label
+from bloomery.tasks.scaffolding.text_encoding import infer_encoding, not_csv_error, read_sample
 
-SAMPLE_BYTES = 65_536
-_CHUNK_BYTES = 1 << 20
-_DELIMITERS = (",", ";", "\t", "|", ":", " ")
-_BYTE_ORDER_MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"} | {
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
-_NOT_CP1252 = re.compile(rb"[\x81\x8d\x8f\x90\x9d]")  # bytes that cp1252 leaves undefined
-_NUMBER_OR_DATE = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?|\d{4}-\d{2}-\d{2}.*")
+_DELIMITERS = (",", ";", "\t", "|", ":", " ", "^", "~", "\x01")
+_MAX_ROWS = 500  # with which a dialect is tried
+_SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*')  # the first line of files for Excel
+_COMMENT_SIGNS = "#%!;"
 
 
 class CsvDialect(NamedTuple):
@@ -40,136 +36,166 @@ class CsvDialect(NamedTuple):
     notes: dict[str, str]
 
 
-class _Separators(NamedTuple):
-    """Delimiter and quote, and why the delimiter was chosen."""
+class Separators(NamedTuple):
+    """The characters between and around cells, and why they were chosen."""
 
     delimiter: str
-    quote: str
-    reason: str
+    quote: str = '"'
+    escape: str = ""
+    skip_space: bool = False
+    reason: str = ""
+
+
+class Row(NamedTuple):
+    """The cells of a row without white space around them, and the numbers of its first and last line, from 1."""
+
+    cells: list[str]
+    first_line: int
+    last_line: int
 
 
 def infer_dialect(
-    locations: Sequence[FileLocation], label: str, delimiter: str | None = None, columns: Sequence[str] | None = None
+    locations: Sequence[FileLocation], label: str, requested: Mapping[str, Any] | None = None
 ) -> CsvDialect:
-    """Returns the dialect of files that are written alike. A first row that contains `label` is the header.
+    """Returns the dialect of files that are written alike. A row that contains `label` is the header.
+
+    `requested` are options of `data` that are known.
 
     Raises:
-        DataMissing: a file is empty or no text.
+        DataMissing: a file is empty or no text, or its rows do not have the requested columns.
     """
-    encoding, encoding_reason = _infer_encoding(locations)
-    sample = _read_sample(locations[0], encoding)
-    separators = _Separators(delimiter, '"', "as requested") if delimiter else _infer_separators(sample, label)
-    rows = _parse(sample, separators)
+    requested = requested or {}
+    if "encoding" in requested:
+        encoding, encoding_reason = str(requested["encoding"]), "as requested"
+    else:
+        encoding, encoding_reason = infer_encoding(locations)
+    sample = read_sample(locations[0], encoding)
+    num_skipped = int(requested.get("skip_lines", 0))
+    sample = "".join(sample.splitlines(keepends=True)[num_skipped:])
+    separator_line = _SEPARATOR_LINE.fullmatch(sample.split("\n", 1)[0])
+    known = dict(requested)
+    if separator_line is not None and "skip_lines" not in requested:
+        known["delimiter"] = requested.get("delimiter", separator_line[1])
+        num_skipped, sample = 1, sample.split("\n", 1)[1]
+    separators = _infer_separators(sample, label, known)
+    rows = [row for row in parse_rows(sample, separators) if not _is_comment(row, sample, requested)]
     if not rows:
-        raise _not_csv_error(locations[0], "it has no rows")
-    has_header, header_reason = _infer_header(rows, label, columns)
-    options: dict[str, object] = {"encoding": encoding, "delimiter": separators.delimiter, "strip": True}
-    if separators.quote != '"':
-        options["quote"] = separators.quote
-    notes = {"encoding": encoding_reason, "delimiter": separators.reason, "header": header_reason}
-    notes |= {"quote": "DuckDB's CSV sniffer finds it around texts"} if "quote" in options else {}
-    width = Counter(len(row) for row in rows).most_common(1)[0][0]
-    names = tuple(rows[0]) if has_header else tuple(f"column_{number}" for number in range(1, width + 1))
-    if columns is not None:
-        options |= {"header": False, "columns": list(columns)} | ({"skip_lines": 1} if has_header else {})
-        names = tuple(columns)
-        _require_width(locations[0], names, width)
-    elif not has_header:
-        options |= {"header": False, "columns": list(names)}
-    elif (not all(names) or len(set(names)) < len(names)) and _parse(sample.split("\n", 1)[0], separators) == rows[:1]:
-        names = _complete_names(names)
-        options |= {"header": False, "columns": list(names), "skip_lines": 1}
-        notes["columns"] = "the header has a repeated or an empty name, so these names replace it"
-    return CsvDialect(names, options, notes)
+        raise not_csv_error(locations[0], "it has no rows")
+    header = find_header(rows, label, known)
+    options, notes = _separator_options(separators, requested)
+    options = {"encoding": encoding, **options}
+    notes["encoding"] = encoding_reason
+    fitted = fit_header(header, known, locations[0])
+    preamble, preamble_notes = _preamble_options(sample, header, separators, num_skipped, known)
+    if separator_line is not None and num_skipped:
+        notes["delimiter"] = "the first line of the file says so"
+    first_lines = {"skip_lines": num_skipped + fitted.last_line} if fitted.replaces_header else preamble
+    options |= {**fitted.options, **first_lines}
+    notes |= {**preamble_notes, **fitted.notes}
+    return CsvDialect(fitted.names, options, {name: note for name, note in notes.items() if note})
 
 
-def _infer_encoding(locations: Sequence[FileLocation]) -> tuple[str, str]:
-    """Returns UTF-8 where all bytes or nearly all lines are UTF-8, else a guess; and the reason."""
-    for location in locations:
-        with location.open_stream() as stream:
-            start = stream.peek(4)[:4]
-            encoding = next((name for mark, name in _BYTE_ORDER_MARKS.items() if start.startswith(mark)), None)
-            if encoding is not None:
-                return encoding, "the file's byte order mark says so"
-            if b"\0" in stream.peek(SAMPLE_BYTES)[:SAMPLE_BYTES]:
-                raise _not_csv_error(location, f"it is no text, and begins with the bytes {start.hex(' ')}")
-        if not _is_utf8(location):
-            return _infer_other_encoding(location)
-    return "utf-8", "all bytes are UTF-8"
+def parse_rows(sample: str, separators: Separators) -> list[Row]:
+    """Returns the sample's rows without blank ones."""
+    return list(_iterate_rows(sample, separators))
 
 
-def _is_utf8(location: FileLocation) -> bool:
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    try:
-        with location.open_stream() as stream:
-            while chunk := stream.read(_CHUNK_BYTES):
-                decoder.decode(chunk)
-        decoder.decode(b"", final=True)
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _infer_other_encoding(location: FileLocation) -> tuple[str, str]:
-    num_valid = num_invalid = 0
-    is_cp1252 = True
-    with location.open_stream() as stream:
-        for line in stream:
-            if line.isascii():
-                continue
-            is_cp1252 = is_cp1252 and _NOT_CP1252.search(line) is None
-            try:
-                line.decode("utf-8")
-                num_valid += 1
-            except UnicodeDecodeError:
-                num_invalid += 1
-    if num_valid >= num_invalid:
-        return "utf-8", f"{num_invalid} lines are not UTF-8 and become malformed lines"
-    encoding = "cp1252" if is_cp1252 else "latin-1"
-    return encoding, f"{num_invalid} lines are not UTF-8; check letters with accents, and change it if they are wrong"
-
-
-def _read_sample(location: FileLocation, encoding: str) -> str:
-    """Returns the text of the first 64 kB, up to the end of its last complete line."""
-    with location.open_stream() as stream:
-        start = stream.read(SAMPLE_BYTES)
-        is_complete = not stream.read(1)
-    if not start.strip():
-        raise _not_csv_error(location, "it is empty")
-    text = codecs.getincrementaldecoder(encoding)("replace").decode(start, is_complete).removeprefix("\ufeff")
-    end = len(text) if is_complete else max(text.rfind("\n") + 1, 0) or len(text)
-    return text[:end]
-
-
-def _parse(sample: str, separators: _Separators) -> list[list[str]]:
-    """Returns the sample's rows without blank ones, and without spaces around cells."""
+def _iterate_rows(sample: str, separators: Separators) -> Iterator[Row]:
     reader = csv.reader(
-        io.StringIO(sample, newline=""), delimiter=separators.delimiter, quotechar=separators.quote or '"'
+        io.StringIO(sample, newline=""),
+        delimiter=separators.delimiter,
+        quotechar=separators.quote or None,
+        quoting=csv.QUOTE_MINIMAL if separators.quote else csv.QUOTE_NONE,
+        escapechar=separators.escape or None,
+        skipinitialspace=separators.skip_space,
     )
-    rows: list[list[str]] = []
+    first_line = 1
     with contextlib.suppress(csv.Error):  # a cell that is too long for Python's reader: the rows before it suffice
-        rows.extend(row for row in ([cell.strip() for cell in cells] for cells in reader) if any(row))
-    return rows
+        for cells in reader:
+            stripped = [cell.strip() for cell in cells]
+            if any(stripped) or len(stripped) > 1:
+                yield Row(stripped, first_line, reader.line_num)
+            first_line = reader.line_num + 1
 
 
-def _infer_separators(sample: str, label: str) -> _Separators:
-    """Returns what DuckDB finds, or what counting cells finds where that alone puts the label into the first row."""
-    counted_separators, sniffed_separators = _count_cells(sample), _sniff(sample)
-    if sniffed_separators is None:
-        return counted_separators
-    if label not in _first_row(sample, sniffed_separators) and label in _first_row(sample, counted_separators):
-        return counted_separators
-    return sniffed_separators
+def _is_comment(row: Row, sample: str, requested: Mapping[str, Any]) -> bool:
+    sign = requested.get("comment")
+    return bool(sign) and sample.splitlines()[row.first_line - 1].startswith(str(sign))
 
 
-def _first_row(sample: str, separators: _Separators) -> list[str]:
-    return next(iter(_parse(sample, separators)), [])
+def _infer_separators(sample: str, label: str, known: Mapping[str, Any]) -> Separators:
+    """Returns the separators with which a row has the label, and most rows are as wide as that row."""
+    best, best_score = None, (0.0, 0, 0, 0)
+    for separators in _candidates(sample, known):
+        score = _score(sample, separators, label, known)
+        if score[0] and score >= best_score:
+            best, best_score = separators, score
+    if best is None:
+        return _sniff(sample, known) or _count_cells(sample, known)
+    requested = "delimiter" in known
+    width = best_score[3]
+    reason = (
+        "as requested" if requested else f"it splits the header, which has {label}, and the rows into {width} cells"
+    )
+    return best._replace(reason=reason)
 
 
-def _sniff(sample: str) -> _Separators | None:
-    """Returns what DuckDB's sniffer finds; None where it finds one column, as with a delimiter that it never tries."""
+def _candidates(sample: str, known: Mapping[str, Any]) -> Iterator[Separators]:
+    """Yields the separators that may be meant: an unusual one only where the text shows it. The usual ones come last.
+
+    Of equally good ones, the last is chosen.
+    """
+    delimiters = [known["delimiter"]] if "delimiter" in known else [sign for sign in _DELIMITERS if sign in sample]
+    for delimiter in reversed(delimiters or [","]):
+        sign = re.escape(delimiter)
+        has_apostrophes = re.search(rf"(?m)(?:^|{sign})\s*'[^'\n]*'\s*(?:{sign}|$)", sample) is not None
+        quotes = [known["quote"]] if "quote" in known else ["'", '"'] if has_apostrophes else ['"']
+        for quote in quotes:
+            mark = re.escape(quote)
+            may_escape = bool(quote) and re.search(rf"\\{mark}", sample) is not None
+            may_skip = bool(quote) and re.search(rf"(?:{sign})[ \t]+{mark}", sample) is not None
+            escapes = [known["escape"]] if "escape" in known else ["\\", ""] if may_escape else [""]
+            skips = [True, False] if may_skip else [False]
+            skips = [bool(known["skip_initial_space"])] if "skip_initial_space" in known else skips
+            for escape, skip in product(escapes, skips):
+                if escape not in (delimiter, quote) and delimiter != quote:
+                    yield Separators(delimiter, quote, escape, skip)
+
+
+def _score(sample: str, separators: Separators, label: str, known: Mapping[str, Any]) -> tuple[float, int, int, int]:
+    """Returns how well the separators read the sample; zeros if no row has the label.
+
+    First counts the share of rows of the usual width, then whether the header is as wide, then how few quotes are left
+    in cells, then the width.
+    """
+    rows = parse_rows(sample, separators)[: _MAX_ROWS + MAX_HEADER_ROW]
+    columns = known.get("columns")
+    if columns is not None or known.get("header") is False:
+        start, width = -1, len(columns) if columns is not None else 0
+    else:
+        index = locate_label(rows, label)
+        start, width = (-1, 0) if index is None else (index, len(rows[index].cells))
+    if not width:
+        return 0.0, 0, 0, 0
+    widths = Counter(len(row.cells) for row in rows[start + 1 :])
+    usual_width, count = widths.most_common(1)[0] if widths else (width, 1)
+    if usual_width not in (width - 1, width, width + 1):
+        return 0.001, 0, 0, width
+    share = round(count / max(widths.total(), 1), 2)
+    leftovers = sum(_has_quotes(cell) for row in rows for cell in row.cells)
+    return max(share, 0.01), int(usual_width == width), -leftovers, width
+
+
+def _has_quotes(cell: str) -> bool:
+    return (len(cell) > 1 and cell[0] in "\"'" and cell[-1] == cell[0]) or '\\"' in cell or "\\'" in cell
+
+
+def _sniff(sample: str, known: Mapping[str, Any]) -> Separators | None:
+    """Returns what DuckDB finds; None where it finds one column, as with a delimiter that it never tries."""
     import duckdb
 
+    if {"delimiter", "quote", "escape"} & known.keys():
+        return None
     with tempfile.TemporaryDirectory(dir=settings().home) as folder, duckdb.connect() as connection:
         path = Path(folder) / "sample.csv"
         path.write_text(sample, encoding="utf-8", newline="")
@@ -180,68 +206,62 @@ def _sniff(sample: str) -> _Separators | None:
             return None
     if num_columns < 2:
         return None
-    return _Separators(
-        delimiter, "'" if quote == "'" else '"', f"DuckDB's CSV sniffer finds {num_columns} columns with it"
-    )
+    reason = f"DuckDB's CSV sniffer finds {num_columns} columns with it"
+    return Separators(delimiter, "'" if quote == "'" else '"', reason=reason)
 
 
-def _count_cells(sample: str) -> _Separators:
+def _count_cells(sample: str, known: Mapping[str, Any]) -> Separators:
     """Returns the delimiter that splits most rows into the same number of cells, and then into most cells."""
-    best_separators, score = _Separators(",", '"', "no delimiter splits the first rows alike"), (0.0, 0)
-    for delimiter in _DELIMITERS:
-        widths = Counter(len(row) for row in _parse(sample, _Separators(delimiter, '"', "")))
+    best, best_score = None, (0.0, 0)
+    for separators in list(_candidates(sample, known))[::-1]:
+        widths = Counter(len(row.cells) for row in parse_rows(sample, separators))
         width, count = widths.most_common(1)[0] if widths else (1, 0)
         share = round(count / max(widths.total(), 1), 1)
-        if width > 1 and (share, width) > score and (delimiter not in " :" or score == (0.0, 0)):
-            score = (share, width)
-            best_separators = _Separators(delimiter, '"', f"it splits {share:.0%} of the first rows into {width} cells")
-    return best_separators
+        is_usual = separators.delimiter not in " :" or best is None
+        if width > 1 and (share, width) > best_score and is_usual:
+            best_score = (share, width)
+            best = separators._replace(reason=f"it splits {share:.0%} of the first rows into {width} cells")
+    requested = Separators(known.get("delimiter", ","), known.get("quote", '"'), known.get("escape", ""))
+    return best or requested._replace(reason="no delimiter splits the first rows alike")
 
 
-def _infer_header(rows: list[list[str]], label: str, columns: Sequence[str] | None) -> tuple[bool, str]:
-    first_row, body = rows[0], rows[1:200]
-    if columns is None and label in first_row:
-        return True, f"the first row contains the name {label}"
-    if columns is None and re.fullmatch(r"column_\d+", label):
-        return False, "--label names a numbered column, so there is no header"
-    if columns is not None and [name.strip() for name in columns] == first_row:
-        return True, "the first row has the names of --columns and is skipped"
-    if any(_NUMBER_OR_DATE.fullmatch(cell) for cell in first_row):
-        return False, "the first row has numbers or dates"
-    cells_below = [[row[index] for row in body if index < len(row)] for index in range(len(first_row))]
-    if any(
-        sum(_NUMBER_OR_DATE.fullmatch(cell) is not None for cell in cells) > len(cells) / 2 for cells in cells_below
-    ):
-        return True, "the first row has names above columns of numbers"
-    is_new = all(cell and cell not in cells for cell, cells in zip(first_row, cells_below, strict=True))
-    if is_new and columns is None:
-        return True, "the first row has texts that occur in no other row"
-    return False, "the first row looks like the other rows"
+def _separator_options(
+    separators: Separators, requested: Mapping[str, Any]
+) -> tuple[dict[str, object], dict[str, str]]:
+    options: dict[str, object] = {"delimiter": separators.delimiter, "strip": True}
+    notes = {"delimiter": "as requested" if "delimiter" in requested else separators.reason}
+    if separators.quote != '"':
+        options["quote"], notes["quote"] = separators.quote, "it is around texts"
+    if separators.escape:
+        options["escape"], notes["escape"] = separators.escape, "it is in front of quotes inside of texts"
+    if separators.skip_space:
+        options["skip_initial_space"] = True
+        notes["skip_initial_space"] = "there are spaces between a delimiter and an opening quote"
+    for name in ("quote", "escape", "skip_initial_space"):
+        if name in requested and name in notes:
+            notes[name] = "as requested"
+    return options, notes
 
 
-def _complete_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Returns a unique name for each column."""
-    unique_names: list[str] = []
-    for number, name in enumerate(names, 1):
-        used_names = unique_names if name else [*unique_names, *names[number:]]
-        unique_names.append(unused_name(name or f"column_{number}", used_names))
-    return tuple(unique_names)
-
-
-def _require_width(location: FileLocation, names: Sequence[str], width: int) -> None:
-    if len(names) != width:
-        raise DataMissing(
-            f"there are {len(names)} names, and the rows have {width} cells",
-            required="a name for each cell, in the order of the cells",
-            where=f"--columns, for {location.path}",
-            remedy="correct --columns, or set --delimiter",
-        )
-
-
-def _not_csv_error(location: FileLocation, problem: str) -> DataMissing:
-    return DataMissing(
-        f"{location.path} cannot be read as CSV: {problem}",
-        required="a text with rows of cells",
-        where=location.path,
-        remedy="choose another file, or set --format",
-    )
+def _preamble_options(
+    sample: str, header: CsvHeader, separators: Separators, num_skipped: int, known: Mapping[str, Any]
+) -> tuple[dict[str, object], dict[str, str]]:
+    """Returns the options that skip the lines in front of the header: as comments where they all are."""
+    lines = sample.splitlines()
+    preamble = [line for line in lines[: header.first_line - 1] if line.strip()]
+    skipped: dict[str, object] = {"skip_lines": num_skipped} if num_skipped else {}
+    if "comment" in known:
+        return {**skipped, "comment": known["comment"]}, {}
+    signs = {line[0] for line in preamble if line[0] in _COMMENT_SIGNS and line[0] != separators.delimiter}
+    if len(signs) == 1 and all(line[0] in signs for line in preamble):
+        (sign,) = signs
+        rows = parse_rows("\n".join(lines[header.first_line :]), separators)
+        is_data = any(row.cells[0].startswith(sign) and len(row.cells) == header.width for row in rows)
+        if not is_data:
+            reason = f"{len(preamble)} line(s) in front of the header begin with it"
+            return {**skipped, "comment": sign}, {"comment": reason}
+    if not preamble:
+        return skipped, {}
+    num_lines = num_skipped + header.first_line - 1
+    first = preamble[0].strip()
+    return {"skip_lines": num_lines}, {"skip_lines": f"the header is in line {num_lines + 1}, behind {first[:60]!r}"}

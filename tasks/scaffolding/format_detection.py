@@ -123,7 +123,7 @@ def _detect_json(path: Path, first_line: bytes) -> str:
         pass
     if first_line.startswith(b"["):
         return "json"
-    raise _detection_error(str(path), "it is one JSON object, and the recipe must name its list of rows (data.records)")
+    raise _detection_error(str(path), "it is one JSON object: name its list of rows by --records, such as a.b")
 
 
 def _detect_in_zip(path: Path) -> str:

@@ -174,7 +174,7 @@ def _reason_against(column: ColumnProfile, data: DataSource) -> str | None:
     if sounds_personal(column.name):
         return "its name suggests personal data: decide whether a model may read it"
     if column.has_decimal_commas:
-        return "its numbers have decimal commas, which are not supported: write them with points at the source"
+        return "most of its texts are numbers with decimal commas, but too many are not"
     if data.kind in ("images", "audio") and column.name in ("path", "sample_rate"):
         return "it describes the file"
     if is_row_number(column):

@@ -33,6 +33,7 @@ from bloomery.tasks.scaffolding.column_profiles import (
     TypedColumnProfiler,
 )
 from bloomery.tasks.scaffolding.date_inference import FormatCounter, InferredFormat, choose_format
+from bloomery.tasks.scaffolding.number_inference import InferredNumbers
 from bloomery.tasks.scaffolding.source_rows import ROWS_FILE, SourceRows, logical_type_of, read_source_rows
 
 _WHOLE_DECIMAL = r"decimal\d+\(\d+, 0\)"  # the type of whole numbers in databases
@@ -68,6 +69,7 @@ class ColumnProfile(Document):
     date_format: str | None = None
     date_notes: tuple[str, ...] = ()
     source_type: str | None = None
+    invalid_examples: tuple[str, ...] = ()
 
     @property
     def num_valid(self) -> int:
@@ -82,9 +84,10 @@ class ColumnProfile(Document):
         return f"{self.source_type} becomes {'seconds' if is_time else 'a number'}"
 
     def describe_invalid(self) -> str:
-        """Returns how many values are not of the column's type."""
+        """Returns how many values are not of the column's type, with examples of texts."""
         verb = "value is" if self.num_invalid == 1 else "values are"
-        return f"{self.num_invalid:,} {verb} not of type {self.logical_type}"
+        examples = f", such as {', '.join(map(repr, self.invalid_examples))}" if self.invalid_examples else ""
+        return f"{self.num_invalid:,} {verb} not of type {self.logical_type}{examples}"
 
     @property
     def is_constant(self) -> bool:
@@ -95,6 +98,7 @@ class SourceProfile(Document):
     """The columns of a source, without those of `left_out`, which have their reasons.
 
     The texts of the columns `normalized` are counted without invisible characters. `first_malformed` describes a line.
+    `numbers` are the options that read numbers.
     """
 
     columns: tuple[ColumnProfile, ...]
@@ -103,6 +107,7 @@ class SourceProfile(Document):
     first_malformed: str = ""
     left_out: dict[str, str] = Field(default_factory=dict)
     normalized: tuple[str, ...] = ()
+    numbers: InferredNumbers = InferredNumbers({}, {})
 
     @property
     def missing(self) -> dict[str, tuple[str, ...]]:
@@ -146,6 +151,7 @@ def profile_source(data: DataSource, scratch: Path, label: str = "", key: str | 
         first_malformed=rows.first_malformed,
         left_out=left_out,
         normalized=tuple(name for name in rows.normalized if name not in left_out),
+        numbers=rows.numbers,
     )
 
 
@@ -253,6 +259,7 @@ def _profile_column(name: str, rows: SourceRows, statistics: ColumnStatistics, p
         missing=statistics.missing,
         date_format=statistics.date_format,
         date_notes=statistics.date_notes,
+        invalid_examples=statistics.invalid_examples,
     )
 
 

@@ -21,8 +21,14 @@ _SPLITS = ("train", "val", "test")
 _MAX_SIDE = 64  # pixels; larger images are resized when they are read
 
 
+_DIALECT_OPTIONS = (
+    *("encoding", "delimiter", "quote", "escape", "header", "columns", "comment", "skip_lines"),
+    *("skip_initial_space", "trailing_delimiter"),
+)
+
+
 class UserOptions(NamedTuple):
-    """What the user has said about the source; None is to be inferred."""
+    """What the user has said about the source, by the names of a recipe's `data`; None is to be inferred."""
 
     format: str | None = None
     delimiter: str | None = None
@@ -30,6 +36,33 @@ class UserOptions(NamedTuple):
     path_pattern: str | None = None
     query: str | None = None
     uri_variable: str | None = None
+    encoding: str | None = None
+    quote: str | None = None
+    escape: str | None = None
+    header: bool | None = None
+    missing: tuple[str, ...] | None = None
+    strip: bool | None = None
+    comment: str | None = None
+    skip_lines: int | None = None
+    skip_initial_space: bool | None = None
+    trailing_delimiter: bool | None = None
+    decimal: str | None = None
+    thousands: str | None = None
+    units: tuple[str, ...] | None = None
+    numbers: tuple[str, ...] | None = None
+    records: str | None = None
+    unit: str | None = None
+    mode: str | None = None
+    size: tuple[int, ...] | None = None
+    sample_rate: int | None = None
+    mono: bool | None = None
+    labels: str | None = None
+    version: int | None = None
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """The options that the user has stated, without the format."""
+        return {name: value for name, value in self._asdict().items() if value is not None and name != "format"}
 
 
 class ReaderOptions(NamedTuple):
@@ -49,19 +82,27 @@ def infer_reader_options(sources: Sequence[str], label: str, user_options: UserO
     """
     splits = _parse_splits(sources)
     paths = [path for _, path in splits]
-    kind = user_options.format or detect_format(paths[0])
-    _require_csv_options(user_options, kind)
+    kind = user_options.format or ("json" if user_options.records is not None else detect_format(paths[0]))
+    stated = user_options.stated
+    in_sources = {
+        name: stated.pop(name) for name in ("records", "labels") if splits[0][0] is not None and name in stated
+    }
     origins: dict[str, Any]
     if splits[0][0] is None:
         origins = {"source": paths[0], **_label_file(paths[0], kind)}
     else:
-        origins = {"sources": [{"source": path, "part": split, **_label_file(path, kind)} for split, path in splits]}
-    options = {**origins, **_format_option(paths[0], kind), **_path_and_query_options(user_options)}
-    notes: dict[str, str] = {}
+        origins = {
+            "sources": [
+                {"source": path, "part": split, **_label_file(path, kind), **in_sources} for split, path in splits
+            ]
+        }
+    options = {**origins, **_format_option(paths[0], kind)}
+    _validate({**options, **stated, **_minimal_options(kind, stated)})
+    notes: dict[str, str] = dict.fromkeys(stated, "as requested")
     array_shape: tuple[int, ...] = ()
     if kind == "csv":
         files = [file for path in paths for file in locations.find_files(DataSource(source=path, format="csv"), path)]
-        dialect = infer_dialect(files, label, user_options.delimiter, user_options.columns)
+        dialect = infer_dialect(files, label, {name: stated[name] for name in _DIALECT_OPTIONS if name in stated})
         options |= dialect.options
         notes |= dialect.notes
     elif kind == "images":
@@ -73,7 +114,20 @@ def infer_reader_options(sources: Sequence[str], label: str, user_options: UserO
         options["unit"] = "file"
     elif kind == "idx":
         array_shape = read_image_shape(paths[0])
-    return ReaderOptions(_validate(options), notes, array_shape)
+    kept = {name: value for name, value in stated.items() if name not in _DIALECT_OPTIONS or kind != "csv"}
+    data = _validate({**options, **kept})
+    if kind == "images" and data.size is not None:
+        array_shape = (1 if data.mode == "L" else 3, *data.size)
+    return ReaderOptions(data, notes, array_shape)
+
+
+def _minimal_options(kind: str, stated: dict[str, Any]) -> dict[str, Any]:
+    """Returns options that a source of this kind requires and that are inferred if the user has not stated them."""
+    if kind == "images" and "mode" not in stated:
+        return {"mode": "L"}
+    return (
+        {"columns": ["column_1"]} if kind == "csv" and stated.get("header") is False and "columns" not in stated else {}
+    )
 
 
 def recipe_options(data: DataSource) -> dict[str, Any]:
@@ -90,7 +144,7 @@ def _validate(options: dict[str, Any]) -> DataSource:
             f"the source cannot be read with these options: {messages}",
             required="a source and options that fit each other",
             where="the command line",
-            remedy="correct --data, --format, --delimiter, --columns or --path-pattern",
+            remedy="correct these options; `bloomery init --help` lists all of them",
         ) from failure
 
 
@@ -122,15 +176,6 @@ def _format_option(path: str, kind: str) -> dict[str, str]:
         if DataSource.model_validate({"source": path, **minimal}).kind == kind:
             return {}
     return {} if kind in ("sql", "sklearn", "delta", "iceberg", "hive") else {"format": kind}
-
-
-def _path_and_query_options(user_options: UserOptions) -> dict[str, str]:
-    options = {
-        "path_pattern": user_options.path_pattern,
-        "query": user_options.query,
-        "uri_variable": user_options.uri_variable,
-    }
-    return {name: value for name, value in options.items() if value is not None}
 
 
 def _infer_image_options(paths: Sequence[str]) -> tuple[dict[str, Any], tuple[int, ...]]:
@@ -170,14 +215,3 @@ def _count_image_sizes(paths: Sequence[str]) -> tuple[set[str], Counter[tuple[in
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
                 continue  # the reader lists files that are no images as malformed
     return modes, sizes
-
-
-def _require_csv_options(user_options: UserOptions, kind: str) -> None:
-    for option, value in (("--columns", user_options.columns), ("--delimiter", user_options.delimiter)):
-        if value is not None and kind != "csv":
-            raise RecipeInvalid(
-                f"{option} has no meaning for a source of format {kind}",
-                required="options that fit the source",
-                where=option,
-                remedy="omit it, or set --format csv",
-            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
@@ -76,10 +77,18 @@ def _data(plan: DraftPlan, names: dict[str, str], data: dict[str, Any], notes: d
         section["normalize"] = inline([names[name] for name in plan.profile.normalized])
         add_comment(section, "normalize", "Some texts here differ from others only in what cannot be seen.", 2)
     if plan.profile.missing:
-        section["missing"] = CommentedMap(
-            (names[name], inline([*texts])) for name, texts in plan.profile.missing.items()
-        )
+        section["missing"] = _missing(plan, names, data.get("missing", ()))
         add_comment(section, "missing", "Texts that mark a missing value, by column.", 2)
+    return section
+
+
+def _missing(plan: DraftPlan, names: dict[str, str], stated: Sequence[str]) -> CommentedMap:
+    """Returns the texts that mark a missing value by column; those that the user has stated, for all columns."""
+    section = CommentedMap()
+    for column in plan.profile.columns:
+        texts = dict.fromkeys([*column.missing, *(text for text in stated if text)])
+        if texts:
+            section[names[column.name]] = inline([*texts])
     return section
 
 

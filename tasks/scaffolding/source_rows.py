@@ -19,7 +19,10 @@ from bloomery.tasks.ingest.readers.base import SOURCE_TYPE, MalformedWriter
 from bloomery.tasks.ingest.stage import read_sources
 from bloomery.tasks.scaffolding.column_names import matching_names
 from bloomery.tasks.scaffolding.column_profiles import MARKERS
+from bloomery.tasks.scaffolding.number_inference import InferredNumbers, rewrite_inferred_numbers, without_notation
 
+_MAX_MALFORMED_SHARE = 0.2
+_READING_OPTIONS = "--delimiter, --quote, --escape, --skip-lines, --trailing-delimiter, --columns or --format"
 ROWS_FILE, MALFORMED_FILE = "profiled.parquet", "malformed.parquet"
 _MAX_NORMALIZED_LENGTH = 200  # characters; longer texts are no categories
 
@@ -34,6 +37,7 @@ class SourceRows(NamedTuple):
     left_out: dict[str, str]
     source_types: dict[str, str]
     normalized: tuple[str, ...]
+    numbers: InferredNumbers
 
 
 def read_source_rows(data: DataSource, scratch: Path, label: str) -> SourceRows:
@@ -45,7 +49,7 @@ def read_source_rows(data: DataSource, scratch: Path, label: str) -> SourceRows:
     """
     path = scratch / ROWS_FILE
     with MalformedWriter(scratch / MALFORMED_FILE) as malformed:
-        rows = drop_columns(read_sources(data, malformed), data)
+        rows = drop_columns(read_sources(without_notation(data), malformed), data)
         source_types = {
             field.name: field.metadata[SOURCE_TYPE].decode()
             for field in rows.schema
@@ -66,16 +70,31 @@ def read_source_rows(data: DataSource, scratch: Path, label: str) -> SourceRows:
             f"there are no rows, and {malformed.num_lines} malformed lines {first_malformed}".strip(),
             required="rows to learn from",
             where=data.description,
-            remedy="choose other data, or set --delimiter, --columns or --format",
+            remedy=f"choose other data, or set {_READING_OPTIONS}",
         )
+    _require_few_malformed(writer.num_rows, malformed.num_lines, first_malformed, data)
+    numbers = rewrite_inferred_numbers(path, data)
     normalized = tuple(
         name for name in rows.schema.names if name in abnormal and (name in labels or _merges_texts(path, name))
     )
     if normalized:
         _normalize_columns(path, normalized)
     return SourceRows(
-        rows.schema, writer.num_rows, malformed.num_lines, first_malformed, left_out, source_types, normalized
+        *(rows.schema, writer.num_rows, malformed.num_lines, first_malformed),
+        *(left_out, source_types, normalized, numbers),
     )
+
+
+def _require_few_malformed(num_rows: int, num_malformed: int, first_malformed: str, data: DataSource) -> None:
+    """Raises DataUnfit where so many lines are malformed that the file is rather written in another way."""
+    num_all = num_rows + num_malformed
+    if num_malformed > _MAX_MALFORMED_SHARE * num_all:
+        raise DataUnfit(
+            f"{num_malformed:,} of {num_all:,} rows are malformed; {first_malformed}",
+            required=f"at most {_MAX_MALFORMED_SHARE:.0%} malformed rows",
+            where=data.description,
+            remedy=f"set {_READING_OPTIONS} if the file is written in another way; else correct it",
+        )
 
 
 def logical_type_of(arrow_type: pa.DataType) -> LogicalType | None:

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from bloomery.data_contracts.errors import RecipeInvalid, StateUnwritable
+from bloomery.data_contracts.errors import BloomeryError, RecipeInvalid, StateUnwritable
 from bloomery.data_contracts.recipe_sections.source_paths import source_scheme
+from bloomery.flows.cli.commands import reading_options
 from bloomery.flows.cli.exit_codes import reporting_errors
 
 if TYPE_CHECKING:
+    from bloomery.data_contracts.recipe_sections.data_source import DataSource
     from bloomery.tasks.scaffolding.draft_planning import ColumnRoles, DraftPlan
+    from bloomery.tasks.scaffolding.number_inference import InferredNumbers
     from bloomery.tasks.scaffolding.reader_options import ReaderOptions, UserOptions
 
 
@@ -40,16 +43,34 @@ def init(
     key: Annotated[
         str | None, typer.Option(help="A column that identifies rows; inferred or added by default.")
     ] = None,
-    format: Annotated[str | None, typer.Option(help="File format; inferred by default.")] = None,
-    delimiter: Annotated[str | None, typer.Option(help="Delimiter of CSV files, such as `;` or `tab`.")] = None,
-    columns: Annotated[str | None, typer.Option(help="Column names for CSV files without a header: a,b,c.")] = None,
-    path_pattern: Annotated[
-        str | None, typer.Option(help="Regular expression; its named groups turn file paths into columns.")
-    ] = None,
-    query: Annotated[str | None, typer.Option(help="For sql:DRIVER, a query with ORDER BY.")] = None,
-    uri_variable: Annotated[
-        str | None, typer.Option(help="For sql:DRIVER, the environment variable with the database URI.")
-    ] = None,
+    format: reading_options.Format = None,
+    delimiter: reading_options.Delimiter = None,
+    columns: reading_options.Columns = None,
+    path_pattern: reading_options.PathPattern = None,
+    query: reading_options.Query = None,
+    uri_variable: reading_options.UriVariable = None,
+    encoding: reading_options.Encoding = None,
+    quote: reading_options.Quote = None,
+    escape: reading_options.Escape = None,
+    header: reading_options.Header = None,
+    missing: reading_options.Missing = None,
+    strip: reading_options.Strip = None,
+    comment: reading_options.Comment = None,
+    skip_lines: reading_options.SkipLines = None,
+    skip_initial_space: reading_options.SkipInitialSpace = None,
+    trailing_delimiter: reading_options.TrailingDelimiter = None,
+    decimal: reading_options.Decimal = None,
+    thousands: reading_options.Thousands = None,
+    units: reading_options.Units = None,
+    numbers: reading_options.Numbers = None,
+    records: reading_options.Records = None,
+    unit: reading_options.Unit = None,
+    mode: reading_options.Mode = None,
+    size: reading_options.Size = None,
+    sample_rate: reading_options.SampleRate = None,
+    mono: reading_options.Mono = None,
+    labels: reading_options.Labels = None,
+    version: reading_options.Version = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write to.")] = Path(),
     force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
@@ -64,11 +85,33 @@ def init(
         require_state_folder()
         options = UserOptions(
             format=format,
-            delimiter="\t" if delimiter in ("tab", "\\t") else delimiter,
-            columns=tuple(name.strip() for name in columns.split(",")) if columns is not None else None,
+            delimiter=reading_options.parse_character(delimiter),
+            columns=reading_options.parse_names(columns),
             path_pattern=path_pattern,
             query=query,
             uri_variable=uri_variable,
+            encoding=encoding,
+            quote=quote,
+            escape=reading_options.parse_character(escape),
+            header=header,
+            missing=("", *missing) if missing else None,
+            strip=strip,
+            comment=comment,
+            skip_lines=skip_lines,
+            skip_initial_space=skip_initial_space,
+            trailing_delimiter=trailing_delimiter,
+            decimal=decimal,
+            thousands=thousands,
+            units=tuple(units) if units else None,
+            numbers=reading_options.parse_names(numbers),
+            records=records,
+            unit=unit,
+            mode=mode,
+            size=reading_options.parse_size(size),
+            sample_rate=sample_rate,
+            mono=mono,
+            labels=labels,
+            version=version,
         )
         draft = write_drafts(name, data, ColumnRoles(label, key), options, output=output, force=force)
         if as_json:
@@ -86,7 +129,7 @@ def write_drafts(
     output: Path = Path(),
     force: bool = False,
 ) -> ProjectDraft:
-    """Writes `NAME.odcs.yaml` and `NAME.yaml` into the folder `output`, once both can be read.
+    """Writes `NAME.odcs.yaml` and `NAME.yaml` into the folder `output`. Drafts that cannot run yet are kept, too.
 
     Raises:
         RecipeInvalid: the name is invalid, or the options do not suit the source.
@@ -94,6 +137,7 @@ def write_drafts(
         DataMissing, DataUnfit: there is no such data, or it does not suit a model.
     """
     from bloomery.tasks.infrastructure.settings import settings
+    from bloomery.tasks.ingest.option_names import drafting
     from bloomery.tasks.scaffolding.column_names import contract_names, rename_reserved_key
     from bloomery.tasks.scaffolding.contract_draft import draft_contract
     from bloomery.tasks.scaffolding.draft_planning import plan_draft
@@ -104,10 +148,11 @@ def write_drafts(
     _require_name(name)
     contract, recipe = output / f"{name}.odcs.yaml", output / f"{name}.yaml"
     _require_absent([contract, recipe], force)
-    reader_options = infer_reader_options(sources, roles.label, options)
-    data = reader_options.data.with_absolute_paths(Path.cwd())
-    with tempfile.TemporaryDirectory(dir=settings().home) as scratch:
+    with drafting(), tempfile.TemporaryDirectory(dir=settings().home) as scratch:
+        reader_options = infer_reader_options(sources, roles.label, options)
+        data = reader_options.data.with_absolute_paths(Path.cwd())
         data_profile = profile_source(data, Path(scratch), roles.label, roles.key)
+        data, reader_options = _add_number_options(data, reader_options, data_profile.numbers)
         names = contract_names([column.name for column in data_profile.columns])
         plan = plan_draft(data_profile, data, Path(scratch), names, roles, reader_options.array_shape)
     names = rename_reserved_key(names, plan.key.name)
@@ -118,6 +163,20 @@ def write_drafts(
     }
     _write(texts, output)
     return ProjectDraft(contract, recipe, reader_options, plan, names)
+
+
+def _add_number_options(
+    data: DataSource, reader_options: ReaderOptions, numbers: InferredNumbers
+) -> tuple[DataSource, ReaderOptions]:
+    """Returns the source with the options that read its numbers, and the reasons for them."""
+    if not numbers.options:
+        return data, reader_options
+    stated = {name for name, note in reader_options.notes.items() if note == "as requested"}
+    notes = {**reader_options.notes, **{name: note for name, note in numbers.notes.items() if name not in stated}}
+    return (
+        data.model_copy(update=numbers.options),
+        reader_options._replace(data=reader_options.data.model_copy(update=numbers.options), notes=notes),
+    )
 
 
 def _require_name(name: str) -> None:
@@ -157,31 +216,52 @@ def _relative_paths(options: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _write(texts: dict[Path, str], folder: Path) -> None:
-    """Writes all files or none: recipe and contract are read before they are moved into place."""
+    """Writes all files or none.
+
+    Raises:
+        StateUnwritable: the folder cannot be written.
+        BloomeryError: contract or recipe cannot be read. Both are kept, to be edited.
+    """
     from bloomery.flows.recipe.recipe import read_recipe
 
+    failure: BloomeryError | None = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".init-") as scratch:
             for path, text in texts.items():
                 (Path(scratch) / path.name).write_text(text, encoding="utf-8")
-            read_recipe(str(Path(scratch) / [*texts][-1].name))
+            try:
+                read_recipe(str(Path(scratch) / [*texts][-1].name))
+            except BloomeryError as error:
+                failure = _to_draft_error(error, [*texts], scratch)
             for path in texts:
                 (Path(scratch) / path.name).replace(path)
-    except OSError as failure:
+    except OSError as error:
         raise StateUnwritable(
-            f"the drafts cannot be written: {failure.strerror or failure}",
+            f"the drafts cannot be written: {error.strerror or error}",
             required="a writable folder",
             where=str(folder.absolute()),
             remedy="give another --output",
-        ) from failure
+        ) from error
+    if failure is not None:
+        raise failure
+
+
+def _to_draft_error(error: BloomeryError, paths: Sequence[Path], scratch: str) -> BloomeryError:
+    """Returns the error of a draft that is kept, with its path in place of that in the folder `scratch`."""
+    return type(error)(
+        f"the draft cannot run yet: {error.found}".replace(scratch, str(paths[0].parent)),
+        required=error.required,
+        where=error.where.replace(scratch, str(paths[0].parent)),
+        remedy=f"{' and '.join(map(str, paths))} are written: edit them, then run `bloomery check {paths[-1]}`",
+    )
 
 
 def list_inferences(draft: ProjectDraft) -> list[tuple[str, str]]:
     """Returns each inferred option and its value, with the reason if there is one."""
     plan, notes = draft.plan, draft.reader_options.notes
     inferences = [
-        (option, f"{value!r}: {notes[option]}")
+        (option, f"{_describe_value(value)}: {notes[option]}")
         for option, value in draft.reader_options.data.model_dump(exclude_none=True).items()
         if option in notes and option != "header"
     ]
@@ -238,6 +318,12 @@ def _conversions(draft: ProjectDraft) -> list[tuple[str, str]]:
         listed = ", ".join(names[name] for name in profile.normalized)
         conversions.append(("normalized", f"{listed}: without white space and characters that cannot be seen"))
     return conversions
+
+
+def _describe_value(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else repr(value)
 
 
 def _columns_of(options: dict[str, Any]) -> list[str]:

@@ -47,7 +47,12 @@ class _OpenFile(NamedTuple):
 
 def _read_schema(location: FileLocation, data: DataSource) -> pa.Schema:
     with location.open_stream() as raw:
-        return pa.schema([(name, pa.string()) for name in _open(raw, location, data).names])
+        names = _open(raw, location, data).names
+    unknown = [name for name in data.numbers or () if name not in names]
+    if unknown:
+        problem = f"numbers: there is no column {', '.join(unknown)}"
+        raise unreadable_error(location.path, problem, f"some of {', '.join(names)}", options=("numbers",))
+    return pa.schema([(name, pa.string()) for name in names])
 
 
 def _open(raw: io.BufferedReader, location: FileLocation, data: DataSource) -> _OpenFile:

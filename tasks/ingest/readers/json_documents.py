@@ -85,11 +85,11 @@ def _read_items(location: FileLocation, records: str | None) -> list[Any]:
         if not isinstance(node, dict) or name not in node:
             keys = f"it has {', '.join(node)}" if isinstance(node, dict) else f"it is {_describe(node)}"
             problem = f"there is no {name!r} of {records!r}; {keys}"
-            raise unreadable_error(location.path, problem, "the list that `records` names")
+            raise unreadable_error(location.path, problem, "the path of a list of rows", options=("records",))
         node = node[name]
     if not isinstance(node, list):
         problem = f"{records or 'the document'} is {_describe(node)}"
-        raise unreadable_error(location.path, problem, "a list of rows; `records` is its path in the document")
+        raise unreadable_error(location.path, problem, "a list of rows in the document", options=("records",))
     return node
 
 

@@ -26,27 +26,32 @@ class NumberNotation(NamedTuple):
 
     @property
     def pattern(self) -> str:
-        """The regular expression of a complete cell. An integer part has no leading zeros, so codes do not match.
+        """The regular expression of a complete cell with a number."""
+        return self.pattern_with("|".join(map(re.escape, self.units)))
 
-        The first group of digits has one to three, the last one three; those between may have two, as in India.
+    def pattern_with(self, units: str) -> str:
+        """The regular expression of a complete cell, with a text before or behind the number that matches `units`.
+
+        An integer part has no leading zeros, so codes do not match. The first group of digits has one to three, the
+        last one three; those between may have two, as in India.
         """
-        unit = f"(?:{'|'.join(map(re.escape, self.units))})" if self.units else ""
-        optional_unit = rf"(?:{unit}{_SPACE}*)?" if unit else ""
-        unit_behind = rf"(?:{_SPACE}*{unit})?" if unit else ""
+        before = rf"(?:(?:{units}){_SPACE}*)?" if units else ""
+        behind = rf"(?:{_SPACE}*(?:{units}))?" if units else ""
         integer = "0|[1-9][0-9]*"
         if self.thousands:
-            separator = f"[{self.thousands_class}]"
+            separator = self.thousands_pattern
             integer = rf"[1-9][0-9]{{0,2}}(?:{separator}[0-9]{{2,3}})*{separator}[0-9]{{3}}|{integer}"
         decimal = re.escape(self.decimal)
         number = rf"(?:(?:{integer})(?:{decimal}[0-9]*)?|{decimal}[0-9]+)(?:[eE][+-]?[0-9]{{1,4}})?"
-        signed = rf"{optional_unit}(?:[+{_MINUS}-]{_SPACE}*)?{optional_unit}{number}{unit_behind}"
-        in_accounts = rf"{optional_unit}\({optional_unit}{number}{unit_behind}\)|{optional_unit}{number}-{unit_behind}"
+        signed = rf"{before}(?:[+{_MINUS}-]{_SPACE}*)?{before}{number}{behind}"
+        in_accounts = rf"{before}\({before}{number}{behind}\){behind}|{before}{number}-{behind}"
         return rf"^{_SPACE}*(?:{signed}|{in_accounts}){_SPACE}*$"
 
     @property
-    def thousands_class(self) -> str:
+    def thousands_pattern(self) -> str:
+        """The regular expression of the separator of groups."""
         characters = next((group for group in (_SPACES, _APOSTROPHES) if self.thousands in group), self.thousands)
-        return "".join(map(re.escape, characters))
+        return f"[{''.join(map(re.escape, characters))}]"
 
 
 def notation_of(data: DataSource) -> NumberNotation | None:
@@ -69,7 +74,7 @@ def rewrite_numbers(texts: pa.Array, notation: NumberNotation) -> pa.Array:
     numbers = pc.replace_substring(numbers, _MINUS, "-")
     numbers = pc.replace_substring_regex(numbers, r"^(?:\((.*)\)|(.*)-)$", r"-\1\2")
     if notation.thousands:
-        numbers = pc.replace_substring_regex(numbers, f"[{notation.thousands_class}]", "")
+        numbers = pc.replace_substring_regex(numbers, notation.thousands_pattern, "")
     if notation.decimal != ".":
         numbers = pc.replace_substring(numbers, notation.decimal, ".")
     return pc.if_else(pc.fill_null(is_number, False), numbers, texts)

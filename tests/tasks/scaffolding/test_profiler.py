@@ -68,7 +68,7 @@ def find_column_profile(profile: SourceProfile, name: str) -> ColumnProfile:
         (["red", "?", "green"], "string", 1),
         (["red", "NA", "-"], "string", 0),
         (["1", "", "2"], "integer", 1),
-        (["+1,5", "2,25"], "string", 0),
+        (["+1,5", "2,25"], "number", 0),
     ],
 )
 def test_texts_get_the_narrowest_type_that_preserves_them(
@@ -92,7 +92,7 @@ def test_few_values_of_another_type_are_invalid_and_many_make_the_column_text(ho
     number_column = find_column_profile(profile_csv(f"a,b\n{lines}", tmp_path), "a")
     assert (number_column.logical_type, number_column.num_invalid) == ("integer", 1)
     assert (number_column.minimum, number_column.maximum, number_column.is_unique) == (0, 1999, False)
-    lines = "".join(f"{cell},1\n" for cell in [*numbers, *["1xx19"] * 9])
+    lines = "".join(f"{cell},1\n" for cell in [*numbers, *["1xx19"] * 19])
     text_column = find_column_profile(profile_csv(f"a,b\n{lines}", tmp_path), "a")
     assert (text_column.logical_type, text_column.num_invalid) == ("string", 0)
 
@@ -105,7 +105,9 @@ def test_a_column_of_integers_with_one_fraction_has_the_type_number(home: Path, 
 
 def test_decimal_commas_are_detected(home: Path, tmp_path: Path) -> None:
     profile = profile_csv("a;b\n" + "1,5;x\n" * 20, tmp_path, delimiter=";")
-    assert find_column_profile(profile, "a").has_decimal_commas
+    assert find_column_profile(profile, "a").minimum == 1.5
+    mixed = profile_csv("a;b\n" + "1,5;x\n" * 95 + "n/k;x\n" * 5, tmp_path, delimiter=";")
+    assert find_column_profile(mixed, "a").has_decimal_commas
     assert not find_column_profile(profile, "b").has_decimal_commas
 
 

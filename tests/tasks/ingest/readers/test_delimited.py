@@ -105,6 +105,7 @@ def test_compressed_and_partitioned_files_are_read_in_the_order_of_their_paths(i
         ("", {}, "it is empty"),
         ("a,,b\n1,2,3\n", {}, "column 2 of its header has no name"),
         ("a,a\n1,2\n", {}, "two columns have the name a"),
+        ("a,b\n1,2\n", {"decimal": ",", "numbers": ["c"]}, "numbers: there is no column c"),
         ("a,b\n1,2\n", {"rename": {"c": "d"}}, "no column c to rename"),
         ("a,b\n1,2\n", {"rename": {"a": "b"}}, "two columns would have the name b"),
         ("a,b\n1,2\n", {"row_id": "a"}, "the source already has a column a"),

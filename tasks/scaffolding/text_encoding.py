@@ -1,0 +1,85 @@
+"""Infers the encoding of text files, and reads the start of one."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Sequence
+
+from bloomery.data_contracts.errors import DataMissing
+from bloomery.tasks.ingest.locations import FileLocation
+
+SAMPLE_BYTES = 65_536
+_CHUNK_BYTES = 1 << 20
+_BYTE_ORDER_MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"} | {
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+_NOT_CP1252 = re.compile(rb"[\x81\x8d\x8f\x90\x9d]")  # bytes that cp1252 leaves undefined
+
+
+def infer_encoding(locations: Sequence[FileLocation]) -> tuple[str, str]:
+    """Returns UTF-8 where all bytes or nearly all lines are UTF-8, else a guess; and the reason."""
+    for location in locations:
+        with location.open_stream() as stream:
+            start = stream.peek(4)[:4]
+            encoding = next((name for mark, name in _BYTE_ORDER_MARKS.items() if start.startswith(mark)), None)
+            if encoding is not None:
+                return encoding, "the file's byte order mark says so"
+            if b"\0" in stream.peek(SAMPLE_BYTES)[:SAMPLE_BYTES]:
+                raise not_csv_error(location, f"it is no text, and begins with the bytes {start.hex(' ')}")
+        if not _is_utf8(location):
+            return _infer_other_encoding(location)
+    return "utf-8", "all bytes are UTF-8"
+
+
+def _is_utf8(location: FileLocation) -> bool:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        with location.open_stream() as stream:
+            while chunk := stream.read(_CHUNK_BYTES):
+                decoder.decode(chunk)
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _infer_other_encoding(location: FileLocation) -> tuple[str, str]:
+    num_valid = num_invalid = 0
+    is_cp1252 = True
+    with location.open_stream() as stream:
+        for line in stream:
+            if line.isascii():
+                continue
+            is_cp1252 = is_cp1252 and _NOT_CP1252.search(line) is None
+            try:
+                line.decode("utf-8")
+                num_valid += 1
+            except UnicodeDecodeError:
+                num_invalid += 1
+    if num_valid >= num_invalid:
+        return "utf-8", f"{num_invalid} lines are not UTF-8 and become malformed lines"
+    encoding = "cp1252" if is_cp1252 else "latin-1"
+    return encoding, f"{num_invalid} lines are not UTF-8; check letters with accents, and change it if they are wrong"
+
+
+def read_sample(location: FileLocation, encoding: str) -> str:
+    """Returns the text of the first 64 kB, up to the end of its last complete line."""
+    with location.open_stream() as stream:
+        start = stream.read(SAMPLE_BYTES)
+        is_complete = not stream.read(1)
+    if not start.strip():
+        raise not_csv_error(location, "it is empty")
+    text = codecs.getincrementaldecoder(encoding)("replace").decode(start, is_complete).removeprefix("\ufeff")
+    end = len(text) if is_complete else max(text.rfind("\n") + 1, 0) or len(text)
+    return text[:end]
+
+
+def not_csv_error(location: FileLocation, problem: str) -> DataMissing:
+    return DataMissing(
+        f"{location.path} cannot be read as CSV: {problem}",
+        required="a text with rows of cells",
+        where=location.path,
+        remedy="choose another file, or set --format",
+    )
