@@ -71,14 +71,14 @@ def infer_dialect(
         encoding, encoding_reason = infer_encoding(locations)
     sample = read_sample(locations[0], encoding)
     num_skipped = int(requested.get("skip_lines", 0))
-    sample = "".join(sample.splitlines(keepends=True)[num_skipped:])
+    sample = "".join(_split_lines(sample)[num_skipped:])
     separator_line = _SEPARATOR_LINE.fullmatch(sample.split("\n", 1)[0])
     known = dict(requested)
     if separator_line is not None and "skip_lines" not in requested:
         known["delimiter"] = requested.get("delimiter", separator_line[1])
         num_skipped, sample = 1, sample.split("\n", 1)[1]
     separators = _infer_separators(sample, label, known)
-    rows = [row for row in parse_rows(sample, separators) if not _is_comment(row, sample, requested)]
+    rows = _drop_comments(parse_rows(sample, separators), sample, requested)
     if not rows:
         raise not_csv_error(locations[0], "it has no rows")
     header = find_header(rows, label, known)
@@ -118,9 +118,16 @@ def _iterate_rows(sample: str, separators: Separators) -> Iterator[Row]:
             first_line = reader.line_num + 1
 
 
-def _is_comment(row: Row, sample: str, requested: Mapping[str, Any]) -> bool:
-    sign = requested.get("comment")
-    return bool(sign) and sample.splitlines()[row.first_line - 1].startswith(str(sign))
+def _split_lines(sample: str) -> list[str]:
+    """Returns the lines as a reader counts them, with their ends."""
+    return list(io.StringIO(sample, newline=""))
+
+
+def _drop_comments(rows: list[Row], sample: str, requested: Mapping[str, Any]) -> list[Row]:
+    if not requested.get("comment"):
+        return rows
+    lines = _split_lines(sample)
+    return [row for row in rows if not lines[row.first_line - 1].startswith(requested["comment"])]
 
 
 def _infer_separators(sample: str, label: str, known: Mapping[str, Any]) -> Separators:
@@ -247,7 +254,7 @@ def _preamble_options(
     sample: str, header: CsvHeader, separators: Separators, num_skipped: int, known: Mapping[str, Any]
 ) -> tuple[dict[str, object], dict[str, str]]:
     """Returns the options that skip the lines in front of the header: as comments where they all are."""
-    lines = sample.splitlines()
+    lines = _split_lines(sample)
     preamble = [line for line in lines[: header.first_line - 1] if line.strip()]
     skipped: dict[str, object] = {"skip_lines": num_skipped} if num_skipped else {}
     if "comment" in known:
@@ -255,7 +262,7 @@ def _preamble_options(
     signs = {line[0] for line in preamble if line[0] in _COMMENT_SIGNS and line[0] != separators.delimiter}
     if len(signs) == 1 and all(line[0] in signs for line in preamble):
         (sign,) = signs
-        rows = parse_rows("\n".join(lines[header.first_line :]), separators)
+        rows = parse_rows("".join(lines[header.first_line :]), separators)
         is_data = any(row.cells[0].startswith(sign) and len(row.cells) == header.width for row in rows)
         if not is_data:
             reason = f"{len(preamble)} line(s) in front of the header begin with it"
