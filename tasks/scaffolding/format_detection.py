@@ -19,6 +19,7 @@ from bloomery.data_contracts.recipe_sections.source_paths import (
     source_scheme,
     suffix_without_compression,
 )
+from bloomery.tasks.scaffolding.json_records import find_records
 
 _START_BYTES = 65_536
 _MAGIC_BYTES = {b"PAR1": "parquet", b"ORC": "orc", b"ARROW1": "arrow"}
@@ -110,18 +111,22 @@ def _detect_in_file(path: Path) -> str:
         raise _detection_error(str(path), f"it is no text, and begins with the bytes {start[:8].hex(' ')}")
     first_line = next((line for line in start.splitlines() if line.strip()), b"").lstrip(b"\xef\xbb\xbf").strip()
     if first_line[:1] in (b"{", b"["):
-        return _detect_json(path, first_line)
+        return _detect_json(path, start)
     return "csv"
 
 
-def _detect_json(path: Path, first_line: bytes) -> str:
-    """Returns `json` for a list of rows, and `jsonl` where the first line is a complete object."""
+def _detect_json(path: Path, start: bytes) -> str:
+    """Returns `json` for a list of rows or an object that holds one, and `jsonl` where each line is an object."""
+    first_line, *other_lines = [line for line in start.removeprefix(b"\xef\xbb\xbf").splitlines() if line.strip()]
     try:
-        if isinstance(json.loads(first_line), dict):
-            return "jsonl"
+        is_object = isinstance(json.loads(first_line), dict)
     except ValueError:
-        pass
-    if first_line.startswith(b"["):
+        is_object = False
+    if first_line.lstrip().startswith(b"["):
+        return "json"
+    if is_object and (other_lines or find_records(str(path)) is None):
+        return "jsonl"
+    if find_records(str(path)) is not None:
         return "json"
     raise _detection_error(str(path), "it is one JSON object: name its list of rows by --records, such as a.b")
 

@@ -16,6 +16,7 @@ from bloomery.tasks.ingest import locations
 from bloomery.tasks.ingest.readers.media import read_media
 from bloomery.tasks.scaffolding.csv_dialect import infer_dialect
 from bloomery.tasks.scaffolding.format_detection import detect_format, find_label_file, read_image_shape
+from bloomery.tasks.scaffolding.json_records import find_records
 
 _SPLITS = ("train", "val", "test")
 _MAX_SIDE = 64  # pixels; larger images are resized when they are read
@@ -105,6 +106,8 @@ def infer_reader_options(sources: Sequence[str], label: str, user_options: UserO
         dialect = infer_dialect(files, label, {name: stated[name] for name in _DIALECT_OPTIONS if name in stated})
         options |= dialect.options
         notes |= dialect.notes
+    elif kind == "json" and not in_sources and "records" not in stated:
+        options, notes = _add_records(options, notes)
     elif kind == "images":
         image_options, array_shape = _infer_image_options(paths)
         options |= image_options
@@ -119,6 +122,20 @@ def infer_reader_options(sources: Sequence[str], label: str, user_options: UserO
     if kind == "images" and data.size is not None:
         array_shape = (1 if data.mode == "L" else 3, *data.size)
     return ReaderOptions(data, notes, array_shape)
+
+
+def _add_records(options: dict[str, Any], notes: dict[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Returns the options with the list of rows of each document, where it is one object."""
+    note = "it is the longest list of rows in the document"
+    if "source" in options:
+        records = find_records(options["source"])
+        return (options, notes) if records is None else ({**options, **records.options}, {**notes, "records": note})
+    sources = []
+    for origin in options["sources"]:
+        records = find_records(origin["source"])
+        sources.append(origin if records is None else {**origin, "records": records.path})
+        options |= {} if records is None or records.columns is None else {"columns": list(records.columns)}
+    return {**options, "sources": sources}, notes
 
 
 def _minimal_options(kind: str, stated: dict[str, Any]) -> dict[str, Any]:

@@ -141,16 +141,26 @@ def test_every_option_to_read_a_file_is_one_of_the_command(
     }.items() >= options.items()
 
 
-def test_the_path_of_rows_in_a_document_is_an_option(home: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("indent", [None, 1])
+def test_rows_inside_of_a_document_are_found(indent: int | None, home: Path, tmp_path: Path) -> None:
     rows = [{"a": number % 7, "label": "yes" if number % 2 else "no"} for number in range(60)]
-    (tmp_path / "rows.json").write_text(json.dumps({"meta": 1, "found": {"rows": rows}}, indent=1))
-    with pytest.raises(DataMissing, match="one JSON object: name its list of rows by --records"):
-        draft_recipe(tmp_path, tmp_path / "rows.json", "label")
+    others = [{"b": 1, "label": "x"}]
+    document = {"meta": 1, "found": {"others": others, "rows": rows}}
+    (tmp_path / "rows.json").write_text(json.dumps(document, indent=indent))
+    recipe = draft_recipe(tmp_path, tmp_path / "rows.json", "label")
+    assert (recipe.data.records, validate_rows(recipe).num_rows) == ("found.rows", 60)
     with pytest.raises(DataMissing, match=r"there is no 'row' of 'found\.row'") as caught:
         draft_recipe(tmp_path, tmp_path / "rows.json", "label", UserOptions(records="found.row"))
     assert "--records" in caught.value.remedy
-    recipe = draft_recipe(tmp_path, tmp_path / "rows.json", "label", UserOptions(records="found.rows"))
-    assert (recipe.data.records, validate_rows(recipe).num_rows) == ("found.rows", 60)
+
+
+def test_arrays_with_names_beside_them_are_rows(home: Path, tmp_path: Path) -> None:
+    rows = [[number % 7, "yes" if number % 2 else "no"] for number in range(60)]
+    document = {"columns": ["a", "label"], "index": list(range(60)), "data": rows}  # as pandas writes it
+    (tmp_path / "rows.json").write_text(json.dumps(document))
+    recipe = draft_recipe(tmp_path, tmp_path / "rows.json", "label")
+    assert (recipe.data.records, recipe.data.columns) == ("data", ("a", "label"))
+    assert validate_rows(recipe).num_rows == 60
 
 
 def test_options_of_another_format_are_refused(home: Path, tmp_path: Path) -> None:

@@ -1,0 +1,63 @@
+"""Finds the list of rows in a JSON document that is one object, such as `{"data": [{…}, {…}]}`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from bloomery.data_contracts.recipe_sections.data_source import DataSource
+from bloomery.tasks.ingest import locations
+
+_MAX_DEPTH = 6
+
+
+class JsonRecords(NamedTuple):
+    """The path of a list of rows, and the names of its columns where the rows are arrays."""
+
+    path: str
+    columns: tuple[str, ...] | None
+    num_rows: int
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of `data` that read these rows."""
+        return {"records": self.path} | ({} if self.columns is None else {"columns": list(self.columns)})
+
+
+def find_records(source: str) -> JsonRecords | None:
+    """Returns the longest list of rows in the document `source`; None if it has none or is no object."""
+    (file, *_) = locations.find_files(DataSource(source=source, format="json"), source)
+    with file.open_stream() as stream:
+        try:
+            document = json.loads(stream.read())
+        except (ValueError, RecursionError):
+            return None
+    records = list(_iterate_records(document, ())) if isinstance(document, dict) else []
+    return max(records, key=lambda found: found.num_rows, default=None)
+
+
+def _iterate_records(node: dict[str, Any], path: tuple[str, ...]) -> Iterator[JsonRecords]:
+    for name, value in node.items():
+        if "." in name or not name:  # a path has points between names
+            continue
+        if isinstance(value, dict) and len(path) < _MAX_DEPTH:
+            yield from _iterate_records(value, (*path, name))
+        if isinstance(value, list) and value:
+            place = ".".join((*path, name))
+            if all(isinstance(item, dict) for item in value):
+                yield JsonRecords(place, None, len(value))
+            columns = _names_beside(node, value)
+            if columns is not None:
+                yield JsonRecords(place, columns, len(value))
+
+
+def _names_beside(node: dict[str, Any], rows: list[Any]) -> tuple[str, ...] | None:
+    """Returns the names that another entry of `node` has for arrays of one length, as pandas writes them."""
+    if not all(isinstance(row, list) for row in rows) or len({len(row) for row in rows}) != 1:
+        return None
+    for names in node.values():
+        is_list = isinstance(names, list) and len(names) == len(rows[0])
+        if is_list and all(isinstance(name, str) and name for name in names) and len(set(names)) == len(names):
+            return tuple(names)
+    return None
