@@ -77,8 +77,8 @@ def find_column(requested: str, names: dict[str, str], option: str) -> str:
         f"there is no column {requested!r}" + (f"; did you mean {suggestion!r}?" if suggestion else ""),
         required=f"one of {', '.join([*names][:_MAX_SHOWN])}{more}",
         where=option,
-        remedy="correct the name; if the header is elsewhere, set --skip-lines, --delimiter or --quote; if there is "
-        "none, --columns; if the name is in the files' paths, --path-pattern",
+        remedy="correct the name; if the header is elsewhere, set --skip-lines, --delimiter or --quote; if its "
+        "letters are wrong, --encoding; without a header, --columns; if it is in the files' paths, --path-pattern",
     )
 
 

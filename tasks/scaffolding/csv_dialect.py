@@ -19,12 +19,21 @@ from typing import Any, NamedTuple
 
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.ingest.locations import FileLocation
-from bloomery.tasks.scaffolding.csv_header import MAX_HEADER_ROW, CsvHeader, find_header, fit_header, locate_label
+from bloomery.tasks.ingest.readers.csv_lexer import Lexer, QuoteRepair
+from bloomery.tasks.scaffolding.csv_header import (
+    MAX_HEADER_ROW,
+    NUMBER_OR_DATE,
+    CsvHeader,
+    find_header,
+    fit_header,
+    locate_label,
+)
 from bloomery.tasks.scaffolding.text_encoding import infer_encoding, not_csv_error, read_sample
 
 _DELIMITERS = (",", ";", "\t", "|", ":", " ", "^", "~", "\x01")
 _MAX_ROWS = 500  # with which a dialect is tried
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*')  # the first line of files for Excel
+_FURTHER_DELIMITER = re.compile(r"[,;\t|]")
 _COMMENT_SIGNS = "#%!;"
 
 
@@ -68,7 +77,7 @@ def infer_dialect(
     if "encoding" in requested:
         encoding, encoding_reason = str(requested["encoding"]), "as requested"
     else:
-        encoding, encoding_reason = infer_encoding(locations)
+        encoding, encoding_reason = infer_encoding(locations, label)
     sample = read_sample(locations[0], encoding)
     num_skipped = int(requested.get("skip_lines", 0))
     sample = "".join(_split_lines(sample)[num_skipped:])
@@ -101,8 +110,9 @@ def parse_rows(sample: str, separators: Separators) -> list[Row]:
 
 
 def _iterate_rows(sample: str, separators: Separators) -> Iterator[Row]:
+    lines = _clean_lines(sample, separators)
     reader = csv.reader(
-        io.StringIO(sample, newline=""),
+        lines,
         delimiter=separators.delimiter,
         quotechar=separators.quote or None,
         quoting=csv.QUOTE_MINIMAL if separators.quote else csv.QUOTE_NONE,
@@ -116,6 +126,18 @@ def _iterate_rows(sample: str, separators: Separators) -> Iterator[Row]:
             if any(stripped) or len(stripped) > 1:
                 yield Row(stripped, first_line, reader.line_num)
             first_line = reader.line_num + 1
+
+
+def _clean_lines(sample: str, separators: Separators) -> list[str]:
+    """Returns the lines as the reader cleans them, with blank ones in place of those whose quote does not close."""
+    lexer = Lexer(separators.delimiter.encode(), separators.quote.encode(), separators.escape.encode())
+    lines = [line.encode() for line in _split_lines(sample)]
+    if separators.skip_space:
+        is_open = False
+        for index, line in enumerate(lines):
+            lines[index], is_open = lexer.strip_initial_spaces(line, is_open)
+    repair = QuoteRepair(lexer, 0, len(sample), lambda line, text: None)
+    return [line.decode() for line in repair.blank_lines(iter(lines), 1)]
 
 
 def _split_lines(sample: str) -> list[str]:
@@ -138,7 +160,8 @@ def _infer_separators(sample: str, label: str, known: Mapping[str, Any]) -> Sepa
         if score[0] and score >= best_score:
             best, best_score = separators, score
     if best is None:
-        return _sniff(sample, known) or _count_cells(sample, known)
+        candidates = [_count_cells(sample, known), *_sniff(sample, known)]
+        return max(reversed(candidates), key=lambda separators: _score_cells(sample, separators))
     requested = "delimiter" in known
     width = best_score[3]
     reason = (
@@ -155,12 +178,13 @@ def _candidates(sample: str, known: Mapping[str, Any]) -> Iterator[Separators]:
     delimiters = [known["delimiter"]] if "delimiter" in known else [sign for sign in _DELIMITERS if sign in sample]
     for delimiter in reversed(delimiters or [","]):
         sign = re.escape(delimiter)
-        has_apostrophes = re.search(rf"(?m)(?:^|{sign})\s*'[^'\n]*'\s*(?:{sign}|$)", sample) is not None
+        has_apostrophes = re.search(rf"(?m)(?:^|{sign})\s*'(?:[^'\n]|'')*'\s*(?:{sign}|$)", sample) is not None
         quotes = [known["quote"]] if "quote" in known else ["'", '"'] if has_apostrophes else ['"']
         for quote in quotes:
             mark = re.escape(quote)
             may_escape = bool(quote) and re.search(rf"\\{mark}", sample) is not None
-            may_skip = bool(quote) and re.search(rf"(?:{sign})[ \t]+{mark}", sample) is not None
+            spaces = r"(?m)[ \t]{2,}|^ " if delimiter == " " else rf"(?:{sign})[ \t]+{mark}"
+            may_skip = bool(quote) and re.search(spaces, sample) is not None
             escapes = [known["escape"]] if "escape" in known else ["\\", ""] if may_escape else [""]
             skips = [True, False] if may_skip else [False]
             skips = [bool(known["skip_initial_space"])] if "skip_initial_space" in known else skips
@@ -197,12 +221,12 @@ def _has_quotes(cell: str) -> bool:
     return (len(cell) > 1 and cell[0] in "\"'" and cell[-1] == cell[0]) or '\\"' in cell or "\\'" in cell
 
 
-def _sniff(sample: str, known: Mapping[str, Any]) -> Separators | None:
-    """Returns what DuckDB finds; None where it finds one column, as with a delimiter that it never tries."""
+def _sniff(sample: str, known: Mapping[str, Any]) -> list[Separators]:
+    """Returns what DuckDB finds; nothing where it finds one column, as with a delimiter that it never tries."""
     import duckdb
 
     if {"delimiter", "quote", "escape"} & known.keys():
-        return None
+        return []
     with tempfile.TemporaryDirectory(dir=settings().home) as folder, duckdb.connect() as connection:
         path = Path(folder) / "sample.csv"
         path.write_text(sample, encoding="utf-8", newline="")
@@ -210,24 +234,32 @@ def _sniff(sample: str, known: Mapping[str, Any]) -> Separators | None:
         try:
             delimiter, quote, num_columns = connection.execute(query, [str(path)]).fetchall()[0]
         except duckdb.Error:
-            return None
+            return []
     if num_columns < 2:
-        return None
+        return []
     reason = f"DuckDB's CSV sniffer finds {num_columns} columns with it"
-    return Separators(delimiter, "'" if quote == "'" else '"', reason=reason)
+    return [Separators(delimiter, "'" if quote == "'" else '"', reason=reason)]
+
+
+def _score_cells(sample: str, separators: Separators) -> tuple[float, float, int]:
+    """Returns the share of rows of the usual width, the share of cells without further delimiters, and the width."""
+    rows = parse_rows(sample, separators)[:_MAX_ROWS]
+    widths = Counter(len(row.cells) for row in rows)
+    width, count = widths.most_common(1)[0] if widths else (1, 0)
+    cells = [cell for row in rows for cell in row.cells]
+    num_clean = sum(not _FURTHER_DELIMITER.search(cell) or NUMBER_OR_DATE.fullmatch(cell) is not None for cell in cells)
+    return round(count / max(widths.total(), 1), 1), round(num_clean / max(len(cells), 1), 1), width
 
 
 def _count_cells(sample: str, known: Mapping[str, Any]) -> Separators:
-    """Returns the delimiter that splits most rows into the same number of cells, and then into most cells."""
-    best, best_score = None, (0.0, 0)
+    """Returns the delimiter that splits most rows into the same number of cells, and then into the cleanest cells."""
+    best, best_score = None, (0.0, 0.0, 0)
     for separators in list(_candidates(sample, known))[::-1]:
-        widths = Counter(len(row.cells) for row in parse_rows(sample, separators))
-        width, count = widths.most_common(1)[0] if widths else (1, 0)
-        share = round(count / max(widths.total(), 1), 1)
+        score = _score_cells(sample, separators)
         is_usual = separators.delimiter not in " :" or best is None
-        if width > 1 and (share, width) > best_score and is_usual:
-            best_score = (share, width)
-            best = separators._replace(reason=f"it splits {share:.0%} of the first rows into {width} cells")
+        if score[2] > 1 and score > best_score and is_usual:
+            best_score = score
+            best = separators._replace(reason=f"it splits {score[0]:.0%} of the first rows into {score[2]} cells")
     requested = Separators(known.get("delimiter", ","), known.get("quote", '"'), known.get("escape", ""))
     return best or requested._replace(reason="no delimiter splits the first rows alike")
 
@@ -243,7 +275,9 @@ def _separator_options(
         options["escape"], notes["escape"] = separators.escape, "it is in front of quotes inside of texts"
     if separators.skip_space:
         options["skip_initial_space"] = True
-        notes["skip_initial_space"] = "there are spaces between a delimiter and an opening quote"
+        is_aligned = separators.delimiter == " "
+        note = "white space aligns the columns" if is_aligned else "there are spaces between a delimiter and a quote"
+        notes["skip_initial_space"] = note
     for name in ("quote", "escape", "skip_initial_space"):
         if name in requested and name in notes:
             notes[name] = "as requested"

@@ -14,7 +14,7 @@ from bloomery.tasks.scaffolding.column_names import unused_name
 if TYPE_CHECKING:
     from bloomery.tasks.scaffolding.csv_dialect import Row
 
-_NUMBER_OR_DATE = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?|\d{4}-\d{2}-\d{2}.*")
+NUMBER_OR_DATE = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?|\d{4}-\d{2}-\d{2}.*")
 MAX_HEADER_ROW = 100  # rows in front of the header
 _USUAL_SHARE = 0.9  # of the rows that show how rows are written
 
@@ -97,12 +97,10 @@ def _infer_header(rows: list[list[str]], label: str, columns: Sequence[str] | No
         return False, "--label names a numbered column, so there is no header"
     if columns is not None and [name.strip() for name in columns] == first_row:
         return True, "the first row has the names of --columns and is skipped"
-    if any(_NUMBER_OR_DATE.fullmatch(cell) for cell in first_row):
+    if any(NUMBER_OR_DATE.fullmatch(cell) for cell in first_row):
         return False, "the first row has numbers or dates"
     cells_below = [[row[index] for row in body if index < len(row)] for index in range(len(first_row))]
-    if any(
-        sum(_NUMBER_OR_DATE.fullmatch(cell) is not None for cell in cells) > len(cells) / 2 for cells in cells_below
-    ):
+    if any(sum(NUMBER_OR_DATE.fullmatch(cell) is not None for cell in cells) > len(cells) / 2 for cells in cells_below):
         return True, "the first row has names above columns of numbers"
     is_new = all(cell and cell not in cells for cell, cells in zip(first_row, cells_below, strict=True))
     if is_new and columns is None:

@@ -27,6 +27,8 @@ _UNIT_OF_NUMBER = (
     rf"^[\s\x{{a0}}]*[(+-]?[\s\x{{a0}}]*(?P<before>{_UNITS})?[\s\x{{a0}}]*[(+\x{{2212}}-]?[0-9.,'\x{{2019}}\x{{a0}}"
     rf"\x{{2009}}\x{{202f}} ]*[0-9][0-9.,]*[)-]?[\s\x{{a0}}]*(?P<behind>{_UNITS})?[\s\x{{a0}}]*\)?$"
 )
+_GROUPED_BY_POINT = r"^[+-]?[1-9][0-9]{0,2}\.[0-9]{3}$"
+_MIN_GROUPED = 10  # texts such as 1.234 in a column
 _MAX_EXAMPLES = 50  # texts of a column
 PLAIN = NumberNotation()
 _CASTABLE = r"^\s*[+-]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,4})?\s*$"
@@ -50,6 +52,7 @@ class _ColumnCounts:
 
     def __init__(self, notations: Sequence[NumberNotation]) -> None:
         self.num_texts = self.num_plain = self.num_points = 0
+        self.num_groups = self.num_small = self.num_large = 0  # such as 1.234, 999 and 1000
         self.num_matches = dict.fromkeys(notations, 0)
         self.units: Counter[str] = Counter()
         self.examples: dict[NumberNotation, dict[str, None]] = {}  # texts that a notation reads, and that are not plain
@@ -65,6 +68,9 @@ class _ColumnCounts:
         is_plain = _matches(texts, _CASTABLE)
         self.num_plain += int(counts[is_plain].sum())
         self.num_points += int(counts[is_plain & _matches(texts, r"\.")].sum())
+        self.num_groups += int(counts[_matches(texts, _GROUPED_BY_POINT)].sum())
+        self.num_small += int(counts[_matches(texts, r"^[+-]?[0-9]{1,3}$")].sum())
+        self.num_large += int(counts[_matches(texts, r"^[+-]?[0-9]{4,}$")].sum())
         for notation in self.num_matches:
             is_number = (
                 is_plain if notation == PLAIN and is_plain.all() else _matches(texts, notation.pattern_with(_UNITS))
@@ -80,8 +86,16 @@ class _ColumnCounts:
                 for unit, count in zip(part.to_pylist(), counts.tolist(), strict=True):
                     self.units.update({unit: count} if unit else {})
 
+    @property
+    def is_grouped_by_points(self) -> bool:
+        """Whether points rather separate thousands: numbers have three digits behind one, or at most three digits."""
+        has_both = self.num_groups >= _MIN_GROUPED and self.num_small > 0
+        return has_both and self.num_groups == self.num_points and not self.num_large
+
     def is_numeric(self, notation: NumberNotation) -> bool:
         """Whether nearly all texts are numbers in `notation`, in one unit."""
+        if notation.decimal == "." and self.is_grouped_by_points:
+            return False
         max_invalid = max_invalid_cells(self.num_texts)
         matches, units = self.num_matches[notation], self.common_units
         num_other = self.units.total() - sum(self.units[unit] for unit in units)

@@ -15,11 +15,15 @@ _BYTE_ORDER_MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+_OTHERS = ("cp1251", "cp1250", "cp1253", "cp1254", "koi8-r", "cp932", "gb18030", "big5", "euc-kr", "cp866")
 _NOT_CP1252 = re.compile(rb"[\x81\x8d\x8f\x90\x9d]")  # bytes that cp1252 leaves undefined
 
 
-def infer_encoding(locations: Sequence[FileLocation]) -> tuple[str, str]:
-    """Returns UTF-8 where all bytes or nearly all lines are UTF-8, else a guess; and the reason."""
+def infer_encoding(locations: Sequence[FileLocation], label: str = "") -> tuple[str, str]:
+    """Returns UTF-8 where all bytes or nearly all lines are UTF-8, else a guess; and the reason.
+
+    In the right encoding the text has the name `label`, if that is not ASCII.
+    """
     for location in locations:
         with location.open_stream() as stream:
             start = stream.peek(4)[:4]
@@ -29,7 +33,11 @@ def infer_encoding(locations: Sequence[FileLocation]) -> tuple[str, str]:
             if b"\0" in stream.peek(SAMPLE_BYTES)[:SAMPLE_BYTES]:
                 raise not_csv_error(location, f"it is no text, and begins with the bytes {start.hex(' ')}")
         if not _is_utf8(location):
-            return _infer_other_encoding(location)
+            encoding, reason = _infer_other_encoding(location)
+            if encoding != "utf-8" and not label.isascii() and label not in read_sample(location, encoding):
+                others = [name for name in _OTHERS if label in read_sample(location, name)]
+                return (others[0], f"the text has {label!r} in it") if others else (encoding, reason)
+            return encoding, reason
     return "utf-8", "all bytes are UTF-8"
 
 

@@ -77,7 +77,13 @@ class Lexer(NamedTuple):
             num_cells, position = num_cells + 1, end + 1
 
     def strip_initial_spaces(self, line: bytes, was_open: bool) -> tuple[bytes, bool]:
-        """Returns `line` without spaces between a delimiter and an opening quote, and whether a quote is open then."""
+        """Returns `line` without spaces between a delimiter and an opening quote, and whether a quote is open then.
+
+        Where a space is the delimiter, any white space separates cells, as in aligned columns.
+        """
+        if self.delimiter == b" ":
+            cells = _aligned_pattern(self).findall(line)
+            return b" ".join(cells) + line[len(line.rstrip(b"\r\n")) :], False
         if not self.quote or (not was_open and self.quote not in line):
             return line, was_open
         spaces = bytes(character for character in b" \t" if character != ord(self.delimiter))
@@ -109,6 +115,13 @@ def _closing_pattern(lexer: Lexer) -> re.Pattern[bytes]:
     quote, escape = re.escape(lexer.quote), re.escape(lexer.escape)
     escaped = rb"|%b." % escape if escape else b""
     return re.compile(rb"(?:[^%b%b]++|%b%b%b)*+%b" % (quote, escape, quote, quote, escaped, quote), re.DOTALL)
+
+
+@lru_cache(maxsize=16)
+def _aligned_pattern(lexer: Lexer) -> re.Pattern[bytes]:
+    """The pattern of a cell between white space: a text in quotes or one without spaces."""
+    quote = re.escape(lexer.quote)
+    return re.compile((rb"%b(?:[^%b]|%b%b)*%b|" % ((quote,) * 5) if quote else b"") + rb"\S+")
 
 
 def split_lines(stream: io.BufferedReader) -> Iterator[bytes]:

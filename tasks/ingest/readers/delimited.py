@@ -21,7 +21,7 @@ from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream, print
 from bloomery.tasks.ingest.readers.csv_faults import Faults
 from bloomery.tasks.ingest.readers.csv_lexer import Lexer, QuoteRepair, split_lines, split_records
 from bloomery.tasks.ingest.readers.number_texts import notation_of, rewrite_columns
-from bloomery.tasks.ingest.readers.text_streams import join_chunks, to_stream, transcode_to_utf8
+from bloomery.tasks.ingest.readers.text_streams import end_lines_with_feeds, join_chunks, to_stream, transcode_to_utf8
 
 MAX_ROW_BYTES = 4 << 20
 _TRAILING = ""  # the name of the empty cell behind a trailing delimiter, which no column has
@@ -56,7 +56,7 @@ def _read_schema(location: FileLocation, data: DataSource) -> pa.Schema:
 
 
 def _open(raw: io.BufferedReader, location: FileLocation, data: DataSource) -> _OpenFile:
-    stream = transcode_to_utf8(raw, data.encoding or "utf-8")
+    stream = end_lines_with_feeds(transcode_to_utf8(raw, data.encoding or "utf-8"))
     line = 1
     for _ in range(data.skip_lines or 0):
         line += bool(_skip_line(stream, location))
@@ -66,6 +66,9 @@ def _open(raw: io.BufferedReader, location: FileLocation, data: DataSource) -> _
         return _OpenFile(stream, list(data.columns), line)
     try:
         number, header = next(split_records(split_lines(stream), make_lexer(data), line))
+        if header.count(b"\n") > 1 and make_lexer(data).count_cells(header) is None:
+            problem = f"a quote opens in line {number}, where the header is required, and does not close"
+            raise unreadable_error(location.path, problem, "names in closed quotes", options=("skip_lines", "quote"))
         names = _parse_header(header, location, data)
     except StopIteration:
         raise unreadable_error(location.path, "it is empty", "a header with the names of the columns") from None
@@ -83,9 +86,6 @@ def _open(raw: io.BufferedReader, location: FileLocation, data: DataSource) -> _
 
 
 def _parse_header(header: bytes, location: FileLocation, data: DataSource) -> list[str]:
-    if header.endswith(b"\r"):
-        problem = "its lines end with carriage returns alone"
-        raise unreadable_error(location.path, problem, "lines that end with a line feed")
     quote = data.quote if data.quote is not None else '"'
     names = next(
         csv.reader(

@@ -27,6 +27,14 @@ def _transcode(raw: io.BufferedReader, encoding: str) -> Iterator[bytes]:
     yield decoder.decode(b"", final=True).encode("utf-8", "surrogatepass")
 
 
+def end_lines_with_feeds(stream: io.BufferedReader) -> io.BufferedReader:
+    """Returns the text with line feeds in place of carriage returns, if its lines end with these alone."""
+    start = stream.peek(BUFFER_BYTES)
+    if b"\r" not in start or b"\n" in start:
+        return stream
+    return to_stream(chunk.replace(b"\r", b"\n") for chunk in iter(lambda: stream.read(BUFFER_BYTES), b""))
+
+
 def join_chunks(pieces: Iterator[bytes]) -> Iterator[bytes]:
     """Yields the same bytes in larger chunks."""
     chunk, size = [], 0

@@ -77,6 +77,11 @@ CASES: dict[str, tuple[str, dict[str, object], dict[str, str | None]]] = {
         {"skip_lines": 1},
         {"a": "0", "b": "x", "y": "no"},
     ),
+    "a title with a stray quote": (
+        '"Report of Q1, 2024\na,b,y\n' + lines("{n},x,{y}"),
+        {"skip_lines": 1},
+        {"a": "0", "b": "x", "y": "no"},
+    ),
     "comments in front and between": (
         "# made by a tool\n# y, a\n\na,y\n" + lines("{n},{y}", 3) + "# pause\n" + lines("{n},{y}"),
         {"comment": "#"},
@@ -119,6 +124,11 @@ CASES: dict[str, tuple[str, dict[str, object], dict[str, str | None]]] = {
         {"note": "Smith, J 0", "a": "0", "y": "no"},
     ),
     "single quotes without commas": ("note,y\n" + lines("'J {n}',{y}"), {"quote": "'"}, {"note": "J 0", "y": "no"}),
+    "doubled single quotes": (
+        "note,y\n" + lines("'it''s, J {n}',{y}"),
+        {"quote": "'"},
+        {"note": "it's, J 0", "y": "no"},
+    ),
     "apostrophes": ("note,y\n" + lines("it's O'{n}',{y}"), {}, {"note": "it's O'0'", "y": "no"}),
     "backslash escapes": (
         "note,a,y\n" + lines(r'"says \"hi, {n}\" to all",{n},{y}'),
@@ -137,6 +147,16 @@ CASES: dict[str, tuple[str, dict[str, object], dict[str, str | None]]] = {
         {"note": "0", "a": "Smith, J 0", "y": "no"},
     ),
     "doubled quotes": ("note,y\n" + lines('"a ""b, {n}""",{y}'), {}, {"note": 'a "b, 0"', "y": "no"}),
+    "carriage returns alone": (
+        "a;y\r" + lines("{n};{y}").replace("\n", "\r"),
+        {"delimiter": ";"},
+        {"a": "0", "y": "no"},
+    ),
+    "aligned columns": (
+        " a   note       y\n" + lines('{n:4d}  "Smith  J" \t{y}  '),
+        {"delimiter": " ", "skip_initial_space": True},
+        {"a": "0", "note": "Smith  J", "y": "no"},
+    ),
     "carriage returns": ("a;y\r\n" + lines("{n};{y}\r"), {"delimiter": ";"}, {"a": "0", "y": "no"}),
     "texts with lines": ("note,y\n" + lines('"one,\ntwo {n}",{y}'), {}, {"note": "one,\ntwo 0", "y": "no"}),
 }
@@ -180,6 +200,18 @@ def test_a_label_that_is_not_there_still_leaves_the_header(home: Path, tmp_path:
     text = "Sales report,,\n,,\na,b,y\n" + lines("{n},x,{y}")
     dialect, rows, _ = read_with_inferred_dialect(text, "yy", tmp_path)
     assert (dialect.names, len(rows)) == (("a", "b", "y"), 40)
+
+
+def test_decimal_commas_without_a_header_are_no_delimiters(home: Path, tmp_path: Path) -> None:
+    dialect, rows, _ = read_with_inferred_dialect(lines("{n},5;-0,2{n};{y}"), "column_3", tmp_path)
+    assert (dialect.options["delimiter"], rows[1]["column_2"]) == (";", "-0,21")
+
+
+def test_the_label_tells_the_encoding(home: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("цена;класс\n" + lines("{n};{y}").replace("yes", "да"), encoding="cp1251")
+    dialect = infer_dialect(locations.find_files(DataSource(source=str(path)), str(path)), "класс")
+    assert (dialect.options["encoding"], dialect.names) == ("cp1251", ("цена", "класс"))
 
 
 def test_columns_that_do_not_fit_name_the_option(home: Path, tmp_path: Path) -> None:

@@ -47,6 +47,12 @@ CASES: dict[str, tuple[dict[str, list[str]], str, dict[str, Any], dict[str, floa
         {"decimal": ",", "thousands": ".", "numbers": ("a", "b")},
         {"a": 1101, "b": 101_007},
     ),
+    "thousands behind points": (
+        {"a": [*column_of("{n}.{t}")[:-3], "7", "85", "999"], "b": column_of("{n}.{t}")},
+        ",",
+        {"decimal": ",", "thousands": ".", "numbers": ("a", "b")},
+        {"a": 7, "b": 101_007},
+    ),
     "the French notation": (
         {"a": column_of("1\u202f{n},{d}")},
         ";",

@@ -104,6 +104,7 @@ def test_compressed_and_partitioned_files_are_read_in_the_order_of_their_paths(i
     [
         ("", {}, "it is empty"),
         ("a,,b\n1,2,3\n", {}, "column 2 of its header has no name"),
+        ('title\n"a,b\n1,2\n', {"skip_lines": 1}, "a quote opens in line 2, where the header is required"),
         ("a,a\n1,2\n", {}, "two columns have the name a"),
         ("a,b\n1,2\n", {"decimal": ",", "numbers": ["c"]}, "numbers: there is no column c"),
         ("a,b\n1,2\n", {"rename": {"c": "d"}}, "no column c to rename"),
@@ -231,6 +232,14 @@ def test_spaces_in_front_of_quotes_are_skipped(ingest_rows, tmp_path: Path) -> N
     result = ingest_rows(source=str(path), skip_initial_space=True)
     assert [row["b"] for row in result.rows] == ["Smith, J", 'say "a, "b"', 'two\n, "lines"', ' five "six"']
     assert result.malformed == []
+
+
+def test_white_space_may_align_cells_and_carriage_returns_end_lines(ingest_rows, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b'  a  b\r 1   "x  y"\r\r22\t z \r3\r')
+    result = ingest_rows(source=str(path), delimiter=" ", skip_initial_space=True)
+    assert [tuple(row.values()) for row in result.rows] == [("1", "x  y"), ("22", "z")]
+    assert result.malformed == [("rows.csv", 5, "3", "1 cell(s), where 2 are required")]
 
 
 def test_numbers_in_another_notation_are_rewritten(ingest_rows, tmp_path: Path) -> None:
