@@ -245,8 +245,8 @@ class _Section:
         last_row, last_cell, num_parsed = max(faults.rows, default=0), max(faults.cells, default=-1), 0
         unclosed = sorted(faults.lines.items(), reverse=True)
         with self._location.open_stream() as raw:
-            file = self._open(raw, None)
-            records = split_records(split_lines(file.stream), make_lexer(self._data), file.line)
+            file, lexer = self._open(raw, None), make_lexer(self._data)
+            records = split_records(split_lines(file.stream), lexer, file.line)
             for number, (line, text) in enumerate(records, 1):
                 while unclosed and unclosed[-1][0] < line:
                     unclosed_line, (unclosed_text, reason) = unclosed.pop()
@@ -259,6 +259,9 @@ class _Section:
                 if row_reason is not None:
                     num_lines = text.rstrip(b"\r\n").count(b"\n") + 1
                     row_reason += f"; quotes make one row of {num_lines:,} lines" if num_lines > 1 else ""
+                    row_reason += (
+                        f"; check its quotes ({lexer.quote.decode()})" if lexer.count_cells(text) is None else ""
+                    )
                     malformed.add(name, line, printable_text(text), row_reason)
                 if number >= last_row and num_parsed > last_cell and not unclosed:
                     return

@@ -179,6 +179,15 @@ def test_a_quote_that_never_closes_in_a_long_file_costs_one_line(ingest_rows, tm
     assert result.record.num_rows == 60_001
 
 
+def test_a_malformed_row_with_odd_quotes_is_named_so(ingest_rows, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text('a,b,c\n1,2,3\n"x","1,"no"\n"3,4,5')
+    assert [row[1:] for row in ingest_rows(source=str(path)).malformed] == [
+        (3, '"x","1,"no"', '2 cell(s), where 3 are required; check its quotes (")'),
+        (4, '"3,4,5', '1 cell(s), where 3 are required; check its quotes (")'),
+    ]
+
+
 def test_many_unclosed_quotes_are_no_quotes(ingest_rows, tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("a,b\n" + '"3,4\n' * 2_000)
