@@ -323,7 +323,7 @@ def _conversions(draft: ProjectDraft) -> list[tuple[str, str]]:
 def _describe_value(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else repr(value)
+    return ", ".join(str(item) or "''" for item in value) if isinstance(value, (list, tuple)) else repr(value)
 
 
 def _columns_of(options: dict[str, Any]) -> list[str]:
