@@ -108,8 +108,8 @@ def test_a_loss_of_many_lines_is_an_error_that_names_the_options(home: Path, tmp
 
 
 OPTIONS = [
-    ("made today\nlabel,x\n;a|b,label\n{rows}", ["--skip-lines", "2"], {"skip_lines": 2}),
-    ("%a,label\n;a|b,label\n{rows}", ["--skip-lines", "1", "--comment", "%"], {"skip_lines": 1, "comment": "%"}),
+    ("made today\nlabel,x\n;a,b,label\n{rows}", ["--skip-lines", "2"], {"skip_lines": 2}),
+    ("%a,label\n;a,b,label\n{rows}", ["--skip-lines", "1", "--comment", "%"], {"skip_lines": 1, "comment": "%"}),
     ("a,b,label\n{rows}", ["--missing", "7", "--missing", "x", "--no-strip"], {"strip": False}),
     (
         "a,b,label\n{rows}",
