@@ -159,7 +159,7 @@ def _infer_numbers(path: Path, data: DataSource) -> InferredNumbers:
 
 
 def _allowed_notations(data: DataSource) -> tuple[NumberNotation, ...]:
-    notations = _NOTATIONS
+    notations: tuple[NumberNotation, ...] = _NOTATIONS
     if data.decimal is not None:
         notations = tuple(notation for notation in notations if notation.decimal == data.decimal)
         notations = notations or (NumberNotation(data.decimal),)
