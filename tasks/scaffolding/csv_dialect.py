@@ -55,14 +55,6 @@ class Separators(NamedTuple):
     reason: str = ""
 
 
-class Row(NamedTuple):
-    """The cells of a row without white space around them, and the numbers of its first and last line, from 1."""
-
-    cells: list[str]
-    first_line: int
-    last_line: int
-
-
 def infer_dialect(
     locations: Sequence[FileLocation], label: str, requested: Mapping[str, Any] | None = None
 ) -> CsvDialect:

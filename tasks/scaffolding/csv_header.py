@@ -5,18 +5,23 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from bloomery.data_contracts.errors import DataMissing
 from bloomery.tasks.ingest.locations import FileLocation
 from bloomery.tasks.scaffolding.column_names import unused_name
 
-if TYPE_CHECKING:
-    from bloomery.tasks.scaffolding.csv_dialect import Row
-
 NUMBER_OR_DATE = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?|\d{4}-\d{2}-\d{2}.*")
 MAX_HEADER_ROW = 100  # rows in front of the header
 _USUAL_SHARE = 0.9  # of the rows that show how rows are written
+
+
+class Row(NamedTuple):
+    """The cells of a row without white space around them, and the numbers of its first and last line, from 1."""
+
+    cells: list[str]
+    first_line: int
+    last_line: int
 
 
 class CsvHeader(NamedTuple):
