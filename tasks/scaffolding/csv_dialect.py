@@ -24,6 +24,7 @@ from bloomery.tasks.scaffolding.csv_header import (
     MAX_HEADER_ROW,
     NUMBER_OR_DATE,
     CsvHeader,
+    Row,
     find_header,
     fit_header,
     locate_label,
