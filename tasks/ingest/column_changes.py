@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
+from bloomery.tasks.ingest.option_names import option_names, place_of_options
 from bloomery.tasks.ingest.readers.base import RowStream
 
 # Characters that cannot be seen, but make one text differ from another: soft hyphen, zero-width space, marks of
@@ -186,6 +187,6 @@ def _recipe_error(problem: str, schema: pa.Schema, option: str) -> RecipeInvalid
     return RecipeInvalid(
         problem,
         required=f"names that fit the source's columns: {', '.join(schema.names)}",
-        where=f"the recipe's data.{option}",
-        remedy="correct the recipe",
+        where=f"{place_of_options()}, {option}",
+        remedy=f"correct {option_names(option)}",
     )

@@ -37,6 +37,7 @@ class UserOptions(NamedTuple):
     path_pattern: str | None = None
     query: str | None = None
     uri_variable: str | None = None
+    drop: tuple[str, ...] | None = None
     encoding: str | None = None
     quote: str | None = None
     escape: str | None = None

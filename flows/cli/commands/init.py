@@ -49,6 +49,7 @@ def init(
     path_pattern: reading_options.PathPattern = None,
     query: reading_options.Query = None,
     uri_variable: reading_options.UriVariable = None,
+    drop: reading_options.Drop = None,
     encoding: reading_options.Encoding = None,
     quote: reading_options.Quote = None,
     escape: reading_options.Escape = None,
@@ -90,6 +91,7 @@ def init(
             path_pattern=path_pattern,
             query=query,
             uri_variable=uri_variable,
+            drop=reading_options.parse_names(drop),
             encoding=encoding,
             quote=quote,
             escape=reading_options.parse_character(escape),
@@ -282,7 +284,7 @@ def list_inferences(draft: ProjectDraft) -> list[tuple[str, str]]:
     else:
         label = f"numbers with a standard deviation of {plan.label.standard_deviation:.3g}, so a regression"
     inferences.append(("label", f"{draft.names[plan.label.name]}: {label}"))
-    inferences += [("leakage", leak.describe(draft.names)) for leak in plan.leaks]
+    inferences += [("leakage", f"{leak.describe(draft.names)}: --drop {','.join(leak.columns)}") for leak in plan.leaks]
     inferences += [("left out", f"{name}: {why}") for name, why in plan.profile.left_out.items()]
     inferences += [
         (f"{source.options['kind']}", ", ".join(draft.names[name] for name in _columns_of(source.options)))

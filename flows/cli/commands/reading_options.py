@@ -16,6 +16,7 @@ Query = Annotated[str | None, typer.Option(help="For sql:DRIVER, a query with OR
 UriVariable = Annotated[
     str | None, typer.Option(help="For sql:DRIVER, the environment variable with the database URI.")
 ]
+Drop = Annotated[str | None, typer.Option(help="Columns to leave out: a,b,c.")]
 Encoding = Annotated[str | None, typer.Option(help="Encoding of text, such as cp1252.")]
 Quote = Annotated[str | None, typer.Option(help="Quote around the cells of CSV files; empty for none.")]
 Escape = Annotated[str | None, typer.Option(help="Escape character of CSV files.")]

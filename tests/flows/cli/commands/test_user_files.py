@@ -123,6 +123,7 @@ OPTIONS = [
     ),
     ("{rows}", ["--no-header", "--label", "column_3"], {"header": False}),
     ("{rows}", ["--columns", "a, b,label"], {"columns": ("a", "b", "label")}),
+    ("a,b,label\n{rows}", ["--drop", "a"], {"drop": ("a",)}),
     ("a,b,label\n{rows}", ["--escape", "\\", "--header", "--decimal", "."], {"escape": "\\"}),
 ]
 
