@@ -284,6 +284,7 @@ class TypedColumnProfiler:
         self._logical_type: LogicalType = logical_type
         self._range, self._lengths, self._values = Range(), Range(), ValueCounter()
         self._num_missing = self._num_invalid = self._num_nan = 0
+        self._examples: list[str] = []
         self._is_finer = False
         self._are_midnights = True
 
@@ -303,6 +304,9 @@ class TypedColumnProfiler:
         if self._logical_type in _ARROW_TYPES:
             uncastable = find_uncastable(present, _ARROW_TYPES[self._logical_type])
             self._num_invalid += uncastable.true_count
+            if self._logical_type in ("integer", "number"):
+                invalid = present.filter(uncastable).slice(0, _MAX_EXAMPLES - len(self._examples))
+                self._examples += map(str, invalid.to_pylist())
             present = present.filter(pc.invert(uncastable))
         if self._logical_type == "integer" and pa.types.is_floating(present.type):
             present = present.cast(pa.int64())
@@ -337,6 +341,7 @@ class TypedColumnProfiler:
             maximum=self._range.maximum,
             min_length=self._lengths.minimum,
             max_length=self._lengths.maximum,
+            invalid_examples=tuple(self._examples),
             missing=(_NAN,) if self._num_nan else (),
             date_format=pattern if self._is_finer or is_date else None,
             date_notes=(note,) if self._is_finer or is_date else (),

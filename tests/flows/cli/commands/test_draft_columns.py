@@ -91,6 +91,11 @@ def test_a_type_is_converted(case: str, home: Path, tmp_path: Path) -> None:
     assert (rows.num_rows, rows.num_quarantined) == (num_rows, NUM - num_rows)
 
 
+def test_a_value_that_goes_to_quarantine_is_named(home: Path, tmp_path: Path) -> None:
+    lines = describe_draft(tmp_path, write_parquet(tmp_path, b=[math.inf, *MEASURES[1:]]))
+    assert lines["quarantined"] == "b: 1 value is not of type number, such as 'inf'"
+
+
 LEFT_OUT: dict[str, tuple[Any, str]] = {
     "nulls": (pa.nulls(NUM), "b: it has no values"),
     "NaN alone": ([math.nan] * NUM, "b: it has no values"),
