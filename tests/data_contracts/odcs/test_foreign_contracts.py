@@ -79,7 +79,7 @@ def test_every_requirement_is_a_rule_or_listed_as_not_checked(orders):
         "size: soda check: engine 'soda' is not supported",
         "size: dbt check: engine 'dbt' is not supported",
         "weight: multipleOf: 0.5 is checked only for columns of whole numbers",
-        "sent_at: format: QQQ yyyy: the format 'QQQ yyyy' has QQQ, which is not supported",
+        "sent_at: format: nnnn dd.MM.yyyy: the format 'nnnn dd.MM.yyyy' has nnnn, which",
         "sent_at: defaultTimezone: Europe/Berlin; times without an offset are read as UTC",
         "paid: anything has no meaning for boolean",
         "email: format: email: it is not checked",
