@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -50,8 +51,10 @@ def test_a_starved_run_with_a_dying_server_releases_its_champion(
     tmp_path: Path, clean_environment: Callable[..., dict[str, str]], create_home: Callable[[Path], Path]
 ) -> None:
     home = create_home(tmp_path / ".bloomery")
+    script = tmp_path / "command.py"  # in a file, since PySpark ends a main module that has none
+    script.write_text(COMMAND)
     run = subprocess.Popen(
-        ["nice", "-n", "5", *code_command(COMMAND, "run", str(QUICK))],
+        ["nice", "-n", "5", sys.executable, "-P", str(script), "run", str(QUICK)],
         env=clean_environment(home),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
