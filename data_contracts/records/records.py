@@ -8,7 +8,9 @@ A `uri` is relative to the state folder, so that the folder can be moved.
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
+from typing import Literal
 
 from bloomery.data_contracts.documents.documents import Document
 from bloomery.data_contracts.odcs.contract import Contract
@@ -184,6 +186,39 @@ class Flips(Document):
     num_gained: int  # fp32 was wrong
 
 
+class Disagreement(Document):
+    """How a candidate's predictions differ from those of fp32 on rows of one split, with or without labels."""
+
+    split: Literal["train", "val", "test", "unlabelled"]
+    num_rows: int
+    num_changed: int | None = None  # rows that get another class; None of a regression
+    rms_change: float | None = None  # of a regression: root mean square of the differences, in the units of the label
+
+    @property
+    def change(self) -> float:
+        """The share of rows that get another class, or `rms_change`."""
+        return (self.num_changed or 0) / self.num_rows if self.rms_change is None else self.rms_change
+
+
+class ClassRecall(Document):
+    """The recall of one class on the test split, and its paired change against fp32 on the rows held out.
+
+    Validation and test rows are compared, since a rare class has few of either.
+    """
+
+    name: str
+    num_rows: int  # of the test split
+    num_right: int
+    num_compared: int  # of the validation and test splits
+    num_lost: int  # of these: fp32 was right, and the candidate is wrong
+    num_gained: int  # of these: the candidate is right, and fp32 was wrong
+
+    @property
+    def recall(self) -> float:
+        """The share of the test rows of this class that are predicted as such; there is at least one."""
+        return self.num_right / self.num_rows
+
+
 class Candidate(Document):
     """One compressed form of the trained network, measured in the form that is served."""
 
@@ -200,13 +235,27 @@ class Candidate(Document):
     integer_share: float  # share of the weights that ONNX Runtime multiplies as integers on this processor
     score: Interval  # on the test split: accuracy, or RMSE in the units of the label
     degradation: Interval  # against fp32 on the same rows: drop of accuracy, or rise of RMSE as a share of fp32's
+    disagreements: tuple[Disagreement, ...] = ()  # with fp32, by split; empty of fp32 itself
+    bound_by_disagreement: float | None = None  # of the degradation; None of fp32 itself
     flips: Flips | None = None  # of a classification
+    recalls: tuple[ClassRecall, ...] = ()  # of a classification: each class with rows that were held out
     latencies: tuple[Latency, ...]  # of single rows first, then of larger batches
     energy: Energy | None = None  # of the budget's batch size, if its objective weighs energy
     parity_error: float  # largest difference from PyTorch's or the imported network's outputs, before quantization
     predictions_uri: str  # Parquet of the test split: key, truth, prediction and, for classes, probabilities
     needs_vnni: bool = False  # measured with exact sums of 8-bit products, which saturate on x86 without VNNI
     is_row_by_row: bool = False  # runs one row at a time, since its outputs would depend on the other rows of a batch
+
+    @property
+    def max_degradation(self) -> float:
+        """The upper 95% limit of the degradation: that of the labelled test rows, or of the disagreement if lower."""
+        bound = self.bound_by_disagreement
+        return self.degradation.high if bound is None else min(self.degradation.high, bound)
+
+    @property
+    def weakest_class(self) -> ClassRecall | None:
+        """The class with the lowest recall on the test split; None of a regression."""
+        return min((recall for recall in self.recalls if recall.num_rows), key=lambda item: item.recall, default=None)
 
     @property
     def latency(self) -> Latency:
@@ -238,8 +287,8 @@ class BudgetViolation(Document):
 
     @property
     def excess(self) -> float:
-        """By how much the limit is exceeded, as a share of the limit."""
-        return self.measured / self.allowed - 1
+        """By how much the limit is exceeded, as a share of the limit; infinite where nothing is allowed."""
+        return self.measured / self.allowed - 1 if self.allowed else math.inf
 
 
 class Verdict(Document):

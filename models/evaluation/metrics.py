@@ -42,14 +42,18 @@ def accuracy_drop(correct_before: np.ndarray, correct_after: np.ndarray) -> Inte
     Source: Tango 1998, "Equivalence test and confidence interval for the difference in proportions for the
     paired-sample design", equations 5 to 9.
     """
-    n = len(correct_before)
     num_lost = int(np.sum(correct_before & ~correct_after))
     num_gained = int(np.sum(~correct_before & correct_after))
-    value = (num_lost - num_gained) / n
+    return drop_of_counts(num_lost, num_gained, len(correct_before))
+
+
+def drop_of_counts(num_lost: int, num_gained: int, num_rows: int) -> Interval:
+    """`accuracy_drop` of rows of which only the first model has `num_lost` right, and only the second `num_gained`."""
+    value = (num_lost - num_gained) / num_rows
     return Interval(
         value=value,
-        low=_tango_limit(num_lost, num_gained, n, value, -1.0),
-        high=_tango_limit(num_lost, num_gained, n, value, 1.0),
+        low=_tango_limit(num_lost, num_gained, num_rows, value, -1.0),
+        high=_tango_limit(num_lost, num_gained, num_rows, value, 1.0),
     )
 
 

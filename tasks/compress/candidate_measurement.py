@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,16 @@ from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.models.evaluation import metrics
 from bloomery.models.features.encoder import read_encoder
 from bloomery.models.profiling.cpu_features import cpu_flags, needs_reduced_range
+from bloomery.tasks.compress.baseline_comparison import (
+    SplitPredictions,
+    bound_degradation,
+    measure_disagreements,
+    measure_recalls,
+    predict_splits,
+    sample_splits,
+)
 from bloomery.tasks.compress.built_candidate import SEED, BuiltCandidate
+from bloomery.tasks.compress.candidate_builder import CandidateSplits
 from bloomery.tasks.evaluation.candidate_table import latency_columns
 from bloomery.tasks.evaluation.scoring import (
     GroundTruth,
@@ -37,9 +46,6 @@ from bloomery.tasks.evaluation.scoring import (
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.orchestration.stage_store import Output
 from bloomery.tasks.tracking import mlflow_runs
-
-if TYPE_CHECKING:
-    from bloomery.models.training.data.batches import Examples
 
 _PACKAGES = ("onnx", "onnxruntime", "torch")  # that bits and latencies depend on
 _NO_DEGRADATION = Interval(value=0.0, low=0.0, high=0.0)  # of the baseline, compared with itself
@@ -59,7 +65,7 @@ class _Predictions(NamedTuple):
 def measure_candidates(
     out: Output,
     built: list[BuiltCandidate],
-    test: Examples,
+    splits: CandidateSplits,
     trained: TrainedNetwork,
     latencies: Mapping[str, tuple[Latency, ...]],
     baseline: str,
@@ -73,8 +79,8 @@ def measure_candidates(
 
     dataset = trained.dataset
     encoder = read_encoder(settings().path(dataset.encoder_uri))
-    truth = build_ground_truth(encoder, dataset, test)
-    x = test.x.numpy()
+    truth = build_ground_truth(encoder, dataset, splits.test)
+    x = splits.test.x.numpy()
     predictions = {
         candidate.spec.name: predictions_from(
             encoder, compute_outputs(create_session(candidate.path), x, is_row_by_row=candidate.is_row_by_row)
@@ -82,11 +88,25 @@ def measure_candidates(
         for candidate in built
     }
     baseline_predictions = point_predictions(dataset.task, predictions[baseline])
+    error = score_rows(dataset.task, truth, predictions[baseline]).value
+    samples = sample_splits(splits, is_private=trained.privacy is not None)
+
+    def compare(candidate: BuiltCandidate) -> SplitPredictions:
+        test = point_predictions(dataset.task, predictions[candidate.spec.name])
+        return predict_splits(candidate, encoder, samples, test)
+
+    before = compare(next(candidate for candidate in built if candidate.spec.name == baseline))
     candidates = []
     for candidate in built:
         name = candidate.spec.name
         candidate_predictions = _Predictions(truth, predictions[name], baseline_predictions)
         record = _measure(out, candidate, dataset, candidate_predictions, latencies[name], is_baseline=name == baseline)
+        after = before if name == baseline else compare(candidate)
+        comparison: dict[str, Any] = {"recalls": measure_recalls(dataset, samples, before, after)}
+        if name != baseline:
+            comparison["disagreements"] = measure_disagreements(before, after)
+            comparison["bound_by_disagreement"] = bound_degradation(before, after, error)
+        record = record.model_copy(update=comparison)
         run_id = _log_candidate(record, candidate, out, trained, candidate_predictions)
         candidates.append(record.model_copy(update={"run_id": run_id}))
     return tuple(candidates)
@@ -236,6 +256,7 @@ def _score_metrics(dataset: Dataset, record: Candidate, predictions: _Prediction
     values: dict[str, float] = {}
     for name, interval in zip(names, (record.score, record.degradation), strict=True):
         values |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+    values |= {f"{compared.split}_disagreement": compared.change for compared in record.disagreements}
     if record.flips is not None:
         values |= {"flips_lost": record.flips.num_lost, "flips_gained": record.flips.num_gained}
     truth = predictions.truth.truth

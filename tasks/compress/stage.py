@@ -57,7 +57,7 @@ def compress(out: Output, trained: TrainedNetwork, compression: Compression) -> 
         built = add_extra_formats(out, built, compression.extra_formats, splits.test.x)
         baseline = next(spec.name for spec in specs if spec.is_baseline)
         latencies = _measure_latencies(built, splits.test, baseline, compression.latency_rounds)
-        candidates = measure_candidates(out, built, splits.test, trained, latencies, baseline)
+        candidates = measure_candidates(out, built, splits, trained, latencies, baseline)
         usage = read_usage()
     mlflow_runs.log_resource_usage(trained.run_id, usage, "compress_")
     return Candidates(

@@ -13,14 +13,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from bloomery.data_contracts.records.records import Flips, Release
+from bloomery.data_contracts.records.records import ClassRecall, Flips, Release
 from bloomery.models.compression.config import CandidateSpec
+from bloomery.models.evaluation.metrics import proportion
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import fit, partial_statistics
 from bloomery.models.profiling.cpu_features import cpu_flags
 from bloomery.models.profiling.latency import summarise
 from bloomery.models.training.data.batches import Examples
-from bloomery.tasks.compress.candidate_measurement import BuiltCandidate, measure_candidates
+from bloomery.tasks.compress.built_candidate import BuiltCandidate
+from bloomery.tasks.compress.candidate_builder import CandidateSplits
+from bloomery.tasks.compress.candidate_measurement import measure_candidates
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.orchestration.stage_store import Output
 from bloomery.tasks.tracking import mlflow_runs
@@ -76,10 +79,22 @@ def test_candidates_are_measured_overall_by_class_and_by_slice(home: Path, relea
         for (name, (spec, shift)), calibration in zip(specs.items(), (None, "c0ffee"), strict=True)
     ]
     test = Examples(torch.from_numpy(X[:, None]), torch.from_numpy(TRUTH), keys)
-    baseline, shifted = measure_candidates(out, built, test, trained, dict.fromkeys(specs, latencies), "fp32")
+    splits = CandidateSplits(train=test, val=test, test=test)
+    baseline, shifted = measure_candidates(out, built, splits, trained, dict.fromkeys(specs, latencies), "fp32")
     assert (baseline.score.value, baseline.degradation.high, baseline.is_row_by_row) == (1.0, 0.0, False)
     assert (shifted.score.value, shifted.degradation.value, shifted.is_row_by_row) == (0.9, pytest.approx(0.1), True)
     assert (baseline.flips, shifted.flips) == (Flips(num_lost=0, num_gained=0), Flips(num_lost=4, num_gained=0))
+    # The candidate predicts 4 of 40 rows of each split as another class, all of them of one class.
+    assert (baseline.disagreements, baseline.max_degradation) == ((), 0.0)
+    assert {compared.split: (compared.num_changed, compared.num_rows) for compared in shifted.disagreements} == {
+        "val": (4, 40),
+        "train": (4, 40),
+        "test": (4, 40),
+    }
+    assert shifted.max_degradation == proportion(12, 120).high < shifted.degradation.high
+    assert shifted.weakest_class == ClassRecall(
+        name="down", num_rows=20, num_right=16, num_compared=40, num_lost=8, num_gained=0
+    )
     assert (baseline.num_nonzero, shifted.num_nonzero) == (2, 3)  # the baseline has a bias of 0
     assert 0 < baseline.zstd_bytes < baseline.size_bytes == out.path("fp32.onnx").stat().st_size
     assert baseline.coded_bytes is not None
@@ -97,6 +112,7 @@ def test_candidates_are_measured_overall_by_class_and_by_slice(home: Path, relea
     assert run.params["seed"] == "0"
     assert run.tags["processor.flags"] == " ".join(cpu_flags())
     metrics = run.metrics
+    assert (metrics["train_disagreement"], metrics["test_disagreement"]) == (0.1, 0.1)
     assert (metrics["flips_lost"], metrics["num_nonzero"], metrics["latency_b32_ratio"]) == (4, 3, 0.75)
     assert (metrics["num_macs"], metrics["integer_share"], metrics["coded_bytes"]) == (2, 0, shifted.coded_bytes)
     assert metrics["accuracy_drop_low"] < metrics["accuracy_drop"] < metrics["accuracy_drop_high"]

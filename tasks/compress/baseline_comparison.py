@@ -1,0 +1,121 @@
+"""Compares the predictions of candidates with those of fp32 on rows of every split.
+
+Shapes: N rows of a split, K classes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+
+from bloomery.data_contracts.records.records import ClassRecall, Dataset, Disagreement
+from bloomery.data_contracts.records.tensor_layout import Task
+from bloomery.models.evaluation.disagreement import ChangedRows, bound_accuracy_drop, bound_error_rise
+from bloomery.models.features.encoder import Encoder
+from bloomery.tasks.compress.built_candidate import BuiltCandidate
+from bloomery.tasks.compress.candidate_builder import CandidateSplits
+from bloomery.tasks.evaluation.scoring import point_predictions
+
+if TYPE_CHECKING:
+    from bloomery.models.training.data.batches import Examples
+
+Split = Literal["train", "val", "test", "unlabelled"]
+_MIN_ROWS = 2_000  # of each split but the test split, which is compared as a whole
+
+
+class SplitPredictions(NamedTuple):
+    """The point predictions (N,) of one model for the compared rows of each split: classes int64, or float64."""
+
+    task: Task
+    values: dict[Split, np.ndarray]
+
+
+def sample_splits(splits: CandidateSplits, *, is_private: bool) -> dict[Split, Examples]:
+    """The rows that are compared: the test split, and an even sample of at least 2,000 rows of each other split.
+
+    More rows than that would cost time and hardly lower the bound. After private training no training row is read.
+    """
+    from bloomery.models.training.data.batches import Examples, even_sample
+
+    def sample(rows: Examples) -> Examples:
+        size = max(_MIN_ROWS, splits.test.num_rows)
+        return Examples(even_sample(rows.x, size), even_sample(rows.y, size), even_sample(rows.key, size))
+
+    samples: dict[Split, Examples] = {"val": sample(splits.val), "test": splits.test}
+    if not is_private:
+        samples["train"] = sample(splits.train)
+    if splits.unlabelled is not None:
+        samples["unlabelled"] = sample(splits.unlabelled)
+    return samples
+
+
+def predict_splits(
+    candidate: BuiltCandidate, encoder: Encoder, samples: dict[Split, Examples], test: np.ndarray
+) -> SplitPredictions:
+    """Runs the candidate's file on the rows of `samples`; `test` are its point predictions for the test split."""
+    from bloomery.models.inference.outputs import compute_outputs, predictions_from
+    from bloomery.models.inference.runtime import create_session
+
+    session, task = create_session(candidate.path), encoder.features.task
+    values: dict[Split, np.ndarray] = {
+        split: point_predictions(
+            task,
+            predictions_from(encoder, compute_outputs(session, rows.x.numpy(), is_row_by_row=candidate.is_row_by_row)),
+        )
+        for split, rows in samples.items()
+        if rows.num_rows and split != "test"
+    }
+    return SplitPredictions(task, {**values, "test": test})
+
+
+def measure_disagreements(before: SplitPredictions, after: SplitPredictions) -> tuple[Disagreement, ...]:
+    """How the predictions of a candidate differ from those of fp32 in each split."""
+    disagreements = []
+    for split, values_N in before.values.items():
+        changes_N = after.values[split] - values_N
+        disagreements.append(
+            Disagreement(split=split, num_rows=len(changes_N), num_changed=int(np.count_nonzero(changes_N)))
+            if before.task == "classification"
+            else Disagreement(split=split, num_rows=len(changes_N), rms_change=float(np.sqrt(np.mean(changes_N**2))))
+        )
+    return tuple(disagreements)
+
+
+def bound_degradation(before: SplitPredictions, after: SplitPredictions, error: float) -> float:
+    """The upper 95% limit of the degradation that the changed predictions allow. `error` is the RMSE of fp32."""
+    changes = {split: after.values[split] - values_N for split, values_N in before.values.items()}
+    training_N = changes.pop("train", np.empty(0))
+    held_out_N = np.concatenate(list(changes.values()))
+    if before.task == "classification":
+        counts = (ChangedRows(int(np.count_nonzero(rows_N)), len(rows_N)) for rows_N in (training_N, held_out_N))
+        return bound_accuracy_drop(*counts)
+    return bound_error_rise(training_N, held_out_N, error)
+
+
+def measure_recalls(
+    dataset: Dataset, samples: dict[Split, Examples], before: SplitPredictions, after: SplitPredictions
+) -> tuple[ClassRecall, ...]:
+    """The recall of each class that has held-out rows, and its paired change against fp32; empty of a regression."""
+    if dataset.task != "classification":
+        return ()
+    held_out: tuple[Split, ...] = tuple(split for split in ("val", "test") if split in before.values)
+    truth_N = np.concatenate([samples[split].y.numpy() for split in held_out])
+    correct_before, correct_after = (
+        np.concatenate([predictions.values[split] for split in held_out]) == truth_N for predictions in (before, after)
+    )
+    is_test = np.concatenate([np.full(samples[split].num_rows, split == "test") for split in held_out])
+
+    def count(name: object, position: int) -> ClassRecall:
+        rows = truth_N == position
+        return ClassRecall(
+            name=str(name),
+            num_rows=int((rows & is_test).sum()),
+            num_right=int((rows & is_test & correct_after).sum()),
+            num_compared=int(rows.sum()),
+            num_lost=int((rows & correct_before & ~correct_after).sum()),
+            num_gained=int((rows & ~correct_before & correct_after).sum()),
+        )
+
+    recalls = (count(name, position) for position, name in enumerate(dataset.classes))
+    return tuple(recall for recall in recalls if recall.num_compared)
