@@ -22,9 +22,11 @@ from rich.table import Table
 from rich.text import Text
 
 from bloomery.data_contracts.records.records import Release
-from bloomery.data_contracts.records.score_format import DEGRADATION_NAMES, SCORE_NAMES, format_score
+from bloomery.data_contracts.records.score_format import DEGRADATION_NAMES, SCORE_NAMES, format_score_value
+from bloomery.tasks.evaluation.candidate_table import explain_baseline, format_weakest_class
 from bloomery.tasks.orchestration import events
 
+_NAME_WIDTH = 12  # of a class in the table of candidates
 _SYMBOLS = {"computed": "[green]✓[/]", "found": "[cyan]=[/]", "ready": "[green]✓[/]"}
 _SYMBOLS |= {"decided": "[yellow]?[/]", "failed": "[red]✗[/]"}
 
@@ -123,11 +125,14 @@ def print_release(console: Console, release: Release, seconds: float, reference:
     console.print(_candidates(release))
     loss = DEGRADATION_NAMES[choice.candidates.trained.dataset.task]
     console.print(
-        f"[dim]{loss}: upper end of the 95% interval of the paired {loss} against fp32; time: relative to fp32[/]"
+        f"[dim]weakest: the class of lowest recall; {loss}: how much worse than fp32 at most, with 95% confidence; "
+        "time: relative to fp32[/]"
     )
+    if (explanation := explain_baseline(choice)) is not None:
+        console.print(escape(explanation))
     for verdict in choice.verdicts:
         if verdict.reasons:
-            state = "" if verdict.passed else "over budget: "
+            state = "" if verdict.passed else "rejected: "
             console.print(f"[dim]{verdict.name} is {state}{escape('; '.join(verdict.reasons))}[/]")
     console.print()
     example = json.loads(release.example)
@@ -189,18 +194,20 @@ def _candidates(release: Release) -> Table:
         padding=(0, 1, 0, 0),
     )
     table.add_column("candidate", overflow="fold")  # in a narrow terminal names wrap and no number is cut off
-    for heading in (f"{SCORE_NAMES[task]} (95%)", DEGRADATION_NAMES[task], "size", "p50", "time", "verdict"):
+    weakest = ["weakest"] if task == "classification" else []
+    for heading in (SCORE_NAMES[task], *weakest, DEGRADATION_NAMES[task], "size", "p50", "time", "verdict"):
         table.add_column(heading, justify="left" if heading == "verdict" else "right", no_wrap=True)
     for candidate in choice.candidates.candidates:
         is_chosen, passed = candidate.name == choice.candidate.name, verdicts[candidate.name].passed
         table.add_row(
             candidate.name,
-            format_score(task, candidate.score),
-            f"≤{candidate.degradation.high * 100:.1f}{'pp' if task == 'classification' else '%'}",
+            format_score_value(task, candidate.score.value),
+            *([escape(format_weakest_class(candidate, width=_NAME_WIDTH))] if weakest else []),
+            f"≤{candidate.max_degradation * 100:.1f}{'pp' if task == 'classification' else '%'}",
             f"{candidate.size_bytes / 1000:.1f} kB",
             f"{candidate.latency.p50_ms * 1000:.0f} µs",
             f"{candidate.latency.ratio.value:.2f}x",
-            "chosen" if is_chosen else "passed" if passed else "over budget",
+            "chosen" if is_chosen else "passed" if passed else "rejected",
             style="bold green" if is_chosen else "" if passed else "dim",
         )
     return table

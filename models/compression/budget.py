@@ -68,10 +68,13 @@ class ObjectiveWeights(Document):
 
 
 def _expand_objective(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
     fields = ObjectiveWeights.model_fields
-    if isinstance(value, str) and value not in fields:
-        raise ValueError("an objective is size, latency, energy, or weights such as {latency: 0.5, size: 0.5}")
-    return {**dict.fromkeys(fields, 0.0), value: 1.0} if isinstance(value, str) else value
+    weights = {"balanced": {"size": 0.5, "latency": 0.5}, **{field: {field: 1.0} for field in fields}}.get(value)
+    if weights is None:
+        raise ValueError("an objective is balanced, size, latency, energy, or weights as in {latency: 0.7, size: 0.3}")
+    return {**dict.fromkeys(fields, 0.0), **weights}
 
 
 class Budget(Document):
@@ -79,18 +82,20 @@ class Budget(Document):
 
     accuracy_drop: Annotated[
         Drop,
-        Field(description="0.005 or 0.5pp: the 95% interval of the paired drop against fp32 must end at or below this"),
+        Field(description="0.005 or 0.5pp: the upper 95% limit of the drop against fp32 must be at or below this"),
     ] = 0.01
     error_rise: Annotated[
         Rise,
-        Field(
-            description="regression, 0.01 or 1%: the 95% interval of the paired rise of RMSE must end at or below this"
-        ),
+        Field(description="regression, 0.01 or 1%: the upper 95% limit of the rise of RMSE must be at or below this"),
     ] = 0.01
     slice_drop: Annotated[Drop | None, Field(description="accuracy_drop for each slice of training.slices")] = None
     slice_rise: Annotated[Rise | None, Field(description="error_rise for each slice of training.slices")] = None
     class_drop: Annotated[
-        Drop | None, Field(description="accuracy_drop for the rows of each class, which is a drop of its recall")
+        Drop | None,
+        Field(
+            description="accuracy_drop for the rows of each class, which is a drop of its recall; "
+            "without it no class may have a demonstrable drop"
+        ),
     ] = None
     size_bytes: Annotated[Count | None, Field(description="size of the ONNX file as shipped")] = None
     latency_ms: Annotated[
@@ -101,10 +106,14 @@ class Budget(Document):
     objective: Annotated[
         ObjectiveWeights,
         BeforeValidator(
-            _expand_objective, json_schema_input_type=Literal["size", "latency", "energy"] | ObjectiveWeights
+            _expand_objective,
+            json_schema_input_type=Literal["balanced", "size", "latency", "energy"] | ObjectiveWeights,
         ),
-        Field(description="minimized among the candidates within the budget; weights combine the ratios to fp32"),
-    ] = ObjectiveWeights(size=1.0)
+        Field(
+            description="minimized among the candidates within the budget; weights combine the ratios to fp32. "
+            "`balanced` weighs size and latency alike"
+        ),
+    ] = ObjectiveWeights(size=0.5, latency=0.5)
 
     @property
     def batch_size(self) -> int:

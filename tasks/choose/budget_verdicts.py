@@ -13,12 +13,13 @@ from bloomery.data_contracts.records.score_format import DEGRADATION_NAMES, SCOR
 from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.models.compression.budget import Budget
 from bloomery.models.compression.pareto_front import dominates
-from bloomery.models.evaluation.metrics import Z_95
+from bloomery.models.evaluation.metrics import Z_95, drop_of_counts
 from bloomery.models.profiling.latency import TIMED_BATCH_SIZES
 from bloomery.tasks.evaluation.scoring import SliceDegradation
 
 Resource = Literal["time", "energy"]
-_OBJECTIVES = {"time": "objective.latency", "energy": "objective.energy"}
+_OBJECTIVES = {"time": "objective.latency", "energy": "objective.energy", "size": "objective.size"}
+_MIN_CLASS_ROWS = 20  # of a class whose recall is compared by itself; rarer classes are compared together
 _MIN_ROWS = 30  # of a slice of a regression: a bootstrap of fewer rows says little
 
 
@@ -49,7 +50,10 @@ def decide_candidate(
     task = candidates.trained.dataset.task
     baseline = find_baseline(candidates)
     violations = {
-        candidate.name: find_violations(candidate, budget, task, (subgroups or {}).get(candidate.name, _NO_SUBGROUPS))
+        candidate.name: [
+            *find_violations(candidate, budget, task, (subgroups or {}).get(candidate.name, _NO_SUBGROUPS)),
+            *_find_size_violations(candidate, baseline, budget),
+        ]
         for candidate in candidates.candidates
     }
     passing = [candidate for candidate in candidates.candidates if not violations[candidate.name]]
@@ -118,6 +122,7 @@ def find_violations(
         *_find_degradation_violations(candidate, overall, getattr(budget, overall), task),
         *_find_subgroup_violations(subgroups.slices, by_slice, getattr(budget, by_slice), task),
         *_find_subgroup_violations(subgroups.classes, "class_drop", budget.class_drop, task),
+        *(_find_recall_violations(candidate) if budget.class_drop is None else ()),
     ]
     if budget.size_bytes is not None and candidate.size_bytes > budget.size_bytes:
         message = f"size {candidate.size_bytes / 1000:.1f} kB, limit {budget.size_bytes / 1000:.1f} kB"
@@ -137,10 +142,40 @@ def find_violations(
     return violations
 
 
+def _find_size_violations(candidate: Candidate, baseline: Candidate, budget: Budget) -> Iterator[BudgetViolation]:
+    """An objective of size and another resource must not choose a candidate that is larger than fp32."""
+    weighs_others = any(True for _ in _resource_ratios(candidate, budget))
+    if budget.objective.size and weighs_others and candidate.size_bytes > baseline.size_bytes:
+        ratio = candidate.size_bytes / baseline.size_bytes
+        yield _violation(_OBJECTIVES["size"], 1.0, ratio, f"larger than fp32: {ratio:.2f}x its size")
+
+
+def _find_recall_violations(candidate: Candidate) -> Iterator[BudgetViolation]:
+    """At most one violation: the class, or the rare classes together, with the largest demonstrable drop of recall."""
+    rare = [recall for recall in candidate.recalls if recall.num_compared < _MIN_CLASS_ROWS]
+    groups = [(f"class {recall.name}", [recall]) for recall in candidate.recalls if recall not in rare]
+    if rare:
+        groups.append((f"the {len(rare)} classes of fewer than {_MIN_CLASS_ROWS} rows", rare))
+    worst: BudgetViolation | None = None
+    for name, recalls in groups:
+        num_rows, num_lost, num_gained = (
+            sum(getattr(recall, field) for recall in recalls) for field in ("num_compared", "num_lost", "num_gained")
+        )
+        drop = drop_of_counts(num_lost, num_gained, num_rows)
+        if drop.low > 0 and (worst is None or drop.value > worst.measured):
+            message = f"recall of {name} drops: of {num_rows} rows {num_lost} are lost and {num_gained} gained"
+            needed = round_up(drop.high, 2)
+            worst = BudgetViolation(
+                limit="class_drop", allowed=0.0, measured=drop.value, needed_limit=needed, message=message
+            )
+    if worst is not None:
+        yield worst
+
+
 def _find_degradation_violations(
     candidate: Candidate, name: str, limit: float, task: Task
 ) -> Iterator[BudgetViolation]:
-    high = candidate.degradation.high
+    high = candidate.max_degradation
     if high > limit:
         message = (
             f"{DEGRADATION_NAMES[task]} up to {format_degradation(task, high)}, limit {format_degradation(task, limit)}"
@@ -265,6 +300,9 @@ def _describe_excess(verdict: Verdict) -> str:
     parts = []
     for violation in verdict.violations:
         share = violation.excess
+        if math.isinf(share):
+            parts.append(violation.message)
+            continue
         factor = (
             f"{violation.measured / violation.allowed:.3g} times" if share >= 1 else f"{max(share, 0.001):.1%} over"
         )
@@ -277,7 +315,7 @@ def _format_recipe_line(violation: BudgetViolation, budget: Budget) -> str:
     """The line of the recipe's budget that would remove the violation."""
     needed = violation.needed_limit
     if violation.limit in _OBJECTIVES.values():
-        return "objective: size"
+        return "objective: latency" if violation.limit == _OBJECTIVES["size"] else "objective: size"
     if violation.limit == "size_bytes":
         return f"size_bytes: {needed:_.0f}"
     if violation.limit == "latency_ms":
@@ -293,7 +331,7 @@ def _format_recipe_line(violation: BudgetViolation, budget: Budget) -> str:
 def _describe_budget(budget: Budget, task: Task) -> str:
     overall, by_slice = _degradation_limits(task)
     highest = format_degradation(task, getattr(budget, overall))
-    limits = [f"a {DEGRADATION_NAMES[task]} of {SCORE_NAMES[task]} of at most {highest} (end of the 95% interval)"]
+    limits = [f"a {DEGRADATION_NAMES[task]} of {SCORE_NAMES[task]} of at most {highest} (upper 95% limit)"]
     for name, subgroup in ((by_slice, "slice"), ("class_drop", "class")):
         if getattr(budget, name) is not None:
             limits.append(f"of at most {format_degradation(task, getattr(budget, name))} in each {subgroup}")
@@ -302,7 +340,12 @@ def _describe_budget(budget: Budget, task: Task) -> str:
     if budget.latency_ms is not None:
         limit = budget.latency_ms
         limits.append(f"at most {limit.value:g} ms at p{limit.percentile}{_format_batch(limit.batch_size)}")
-    for resource, weight in (("time", budget.objective.latency), ("energy", budget.objective.energy)):
+    if budget.class_drop is None and task == "classification":
+        limits.append("no demonstrable drop of recall in any class")
+    weights = budget.objective
+    for resource, weight in (("time", weights.latency), ("energy", weights.energy)):
         if weight > 0:
             limits.append(f"no more {resource} than fp32")
+    if weights.size and weights.latency + weights.energy:
+        limits.append("no larger than fp32")
     return ", ".join(limits)

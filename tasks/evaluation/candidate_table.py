@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -26,7 +27,8 @@ def candidate_rows(choice: Choice) -> list[dict[str, str]]:
             "verdict": verdict_label(verdict, choice.candidate.name),
             "reason": "; ".join(verdict.reasons),
             f"{SCORE_NAMES[task]} (95% interval)": format_score(task, candidate.score),
-            f"{DEGRADATION_NAMES[task]}, at most": format_degradation(task, candidate.degradation.high),
+            **({"weakest class": format_weakest_class(candidate)} if task == "classification" else {}),
+            f"{DEGRADATION_NAMES[task]}, at most": format_degradation(task, candidate.max_degradation),
             "size": f"{candidate.size_bytes:,} bytes",
             "zstd": f"{candidate.zstd_bytes:,} bytes",
             "coded": _format_count(candidate.coded_bytes, " bytes"),
@@ -57,6 +59,8 @@ def candidate_columns(
             degradation: candidate.degradation.value,
             f"{degradation}_low": candidate.degradation.low,
             f"{degradation}_high": candidate.degradation.high,
+            f"max_{degradation}": candidate.max_degradation,
+            **_recall_columns(candidate),
             "flips_lost": None if candidate.flips is None else candidate.flips.num_lost,
             "flips_gained": None if candidate.flips is None else candidate.flips.num_gained,
             "size_bytes": candidate.size_bytes,
@@ -88,7 +92,52 @@ def latency_columns(latencies: Iterable[Latency]) -> dict[str, float]:
 
 def verdict_label(verdict: Verdict, chosen_name: str | None) -> str:
     """Returns the verdict in one or two words; `chosen_name` is the name of the chosen candidate, if there is one."""
-    return "chosen" if verdict.name == chosen_name else "passed" if verdict.passed else "over budget"
+    return "chosen" if verdict.name == chosen_name else "passed" if verdict.passed else "rejected"
+
+
+def format_weakest_class(candidate: Candidate, width: int | None = None) -> str:
+    """Returns the lowest recall of a class and its name, of at most `width` characters, such as `92.1% 8`."""
+    weakest = candidate.weakest_class
+    if weakest is None:
+        return ""
+    name = weakest.name if width is None or len(weakest.name) <= width else f"{weakest.name[: width - 1]}…"
+    return f"{weakest.recall:.1%} {name}"
+
+
+def explain_baseline(choice: Choice) -> str | None:
+    """Returns a sentence that says why the network as trained was chosen; None if a compressed candidate was."""
+    rivals = [verdict for verdict in choice.verdicts if verdict.name != choice.candidates.baseline]
+    if choice.candidate.name != choice.candidates.baseline or not rivals:
+        return None
+    task = choice.candidates.trained.dataset.task
+    kinds = {
+        "accuracy_drop": f"not shown to keep the {SCORE_NAMES[task]}",
+        "error_rise": f"not shown to keep the {SCORE_NAMES[task]}",
+        "class_drop": "worse in a class",
+        "slice_drop": "worse in a slice",
+        "slice_rise": "worse in a slice",
+        "objective.size": "larger",
+        "objective.latency": "not shown to be faster",
+        "objective.energy": "not shown to take less energy",
+        "size_bytes": "above the limit of the size",
+        "latency_ms": "above the limit of the latency",
+    }
+    counts = Counter(
+        kind for verdict in rivals for kind in dict.fromkeys(kinds[item.limit] for item in verdict.violations)
+    )
+    counts["no better by the objective"] = sum(verdict.passed for verdict in rivals)
+    reasons = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+    name = choice.candidates.baseline
+    return f"{name}, the network as trained, stays: of {len(rivals)} compressed candidates {reasons}."
+
+
+def _recall_columns(candidate: Candidate) -> dict[str, Any]:
+    """The weakest class and its recall; None of a regression."""
+    weakest = candidate.weakest_class
+    return {
+        "weakest_class": None if weakest is None else weakest.name,
+        "weakest_recall": None if weakest is None else weakest.recall,
+    }
 
 
 def _sort_by_rank(candidates: Candidates, verdicts: tuple[Verdict, ...]) -> list[tuple[Candidate, Verdict]]:

@@ -187,20 +187,19 @@ def _as_written(spec: CandidateSpec) -> dict[str, Any]:
     return options
 
 
+_BUDGET_COMMENT = (
+    "A compressed candidate must be shown to be no worse than fp32 by more than this, by its held-out labels or by how "
+    "few predictions change in all rows. It must also be smaller and no slower; otherwise fp32 stays."
+)
+
+
 def _budget_and_gates(plan: DraftPlan) -> tuple[CommentedMap, CommentedMap]:
     num_test = max(round(plan.num_usable_rows * _split_shares(plan)[2]), 1)
     if plan.label.standard_deviation is not None:
         return _for_regression(plan.label.standard_deviation, num_test)
     margin = min(max(math.ceil(800 / num_test) / 100, 0.02), 1.0)
-    resolution = 384 / (num_test + 3.84)
-    budget = CommentedMap(accuracy_drop=_short(margin), objective="size")
-    add_comment(
-        budget,
-        "accuracy_drop",
-        f"With about {num_test:,} held-out rows, even a model with the predictions of fp32 is only known to be at most "
-        f"{resolution:.2g} points worse. The margin must be larger than that.",
-        2,
-    )
+    budget = CommentedMap(accuracy_drop=0.01, objective="balanced")
+    add_comment(budget, "accuracy_drop", _BUDGET_COMMENT, 2)
     gates = CommentedMap(min_accuracy=0, champion_drop=_short(margin))
     add_comment(
         gates,
@@ -214,13 +213,8 @@ def _budget_and_gates(plan: DraftPlan) -> tuple[CommentedMap, CommentedMap]:
 
 def _for_regression(standard_deviation: float, num_test: int) -> tuple[CommentedMap, CommentedMap]:
     margin = min(max(math.ceil(200 / math.sqrt(num_test)) / 100, 0.02), 1.0)
-    budget = CommentedMap(error_rise=_short(margin), objective="size")
-    add_comment(
-        budget,
-        "error_rise",
-        f"The RMSE of a candidate may exceed that of fp32 by this share, measured on about {num_test:,} held-out rows.",
-        2,
-    )
+    budget = CommentedMap(error_rise=0.01, objective="balanced")
+    add_comment(budget, "error_rise", _BUDGET_COMMENT, 2)
     gates = CommentedMap(champion_rise=_short(margin))
     add_comment(
         gates,

@@ -56,7 +56,10 @@ def test_a_run_ends_with_a_registered_champion(finished_run: FinishedRun, forked
     assert all(candidate["score"]["value"] > 0.95 for candidate in choice["candidates"]["candidates"])
     sizes = {candidate["name"]: candidate["size_bytes"] for candidate in choice["candidates"]["candidates"]}
     assert sizes["pruned-int8"] < sizes["pruned"] < sizes["int8"] < sizes["fp32"]
-    assert choice["candidate"]["name"] == "pruned-int8"
+    chosen = choice["candidate"]
+    # On a busy machine it may be fp32, since no other is shown to be faster.
+    assert chosen["size_bytes"] <= sizes["fp32"]
+    assert all(latency["ratio"]["high"] <= 1 for latency in chosen["latencies"] if latency["batch_size"] == 1)
     assert release["num_smoke_test_rows"] == 100
     version = json.loads(forked_bloomery(home, "show", "digits@champion", "--json").stdout)
     assert (version["version"], version["aliases"], version["bento"]) == (1, ["champion"], release["bento"]["tag"])
@@ -93,7 +96,7 @@ def second_run(finished_run: FinishedRun, forked_bloomery: Bloomery) -> subproce
 def test_a_run_ends_with_the_table_of_candidates_and_next_commands(
     finished_run: FinishedRun, second_run: subprocess.CompletedProcess[str]
 ) -> None:
-    for words in ("pruned-int8", "chosen", "over budget", finished_run[1]["bento"]["tag"], "bloomery serve digits"):
+    for words in ("pruned-int8", "chosen", "weakest", finished_run[1]["bento"]["tag"], "bloomery serve digits"):
         assert words in second_run.stdout
     assert "version 1 is champion" in second_run.stdout
 
@@ -147,7 +150,7 @@ def test_a_missed_gate_ends_with_4_and_the_champion_stays(
     copy: Path, forked_bloomery: Bloomery, tmp_path: Path
 ) -> None:
     # Another candidate is chosen, so a second version is refused.
-    recipe = write_recipe(tmp_path, budget__size_bytes=None, budget__objective="latency", gates__min_accuracy=0.999)
+    recipe = write_recipe(tmp_path, compression__candidates=[{"name": "fp32"}], gates__min_accuracy=0.999)
     completed = forked_bloomery(copy, "run", recipe)
     assert completed.returncode == 4, completed.stderr
     assert "ReleaseRefused" in completed.stderr

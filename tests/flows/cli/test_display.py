@@ -14,8 +14,10 @@ from bloomery.flows.cli.display import _candidates
 def candidate(name: str) -> Any:
     latency = SimpleNamespace(p50_ms=0.051, ratio=Interval(value=3.16, low=3.16, high=3.17))
     score = Interval(value=0.82, low=0.786, high=0.85)
-    degradation = Interval(value=0.168, low=0.13, high=0.201)
-    return SimpleNamespace(name=name, size_bytes=213_700, score=score, degradation=degradation, latency=latency)
+    weakest = SimpleNamespace(name="undecided voters", recall=0.518)
+    return SimpleNamespace(
+        name=name, size_bytes=213_700, score=score, max_degradation=0.201, latency=latency, weakest_class=weakest
+    )
 
 
 def test_a_long_name_wraps_and_no_number_is_cut_off():
@@ -29,7 +31,8 @@ def test_a_long_name_wraps_and_no_number_is_cut_off():
     console = Console(width=80, record=True)
     console.print(_candidates(cast(Release, release)))
     text = console.export_text()
-    assert "…" not in text
+    assert text.count("51.8% undecided v…") == 2  # only the class is shortened
+    assert text.count("…") == 2
     assert all(len(line) <= 80 for line in text.splitlines())
-    for figure in ("82.0% (78.6–85.0)", "≤20.1pp", "213.7 kB", "51 µs", "3.16x", "over budget"):
-        assert text.count(figure) == (1 if figure == "over budget" else 2)
+    for figure in ("82.00%", "≤20.1pp", "213.7 kB", "51 µs", "3.16x", "rejected"):
+        assert text.count(figure) == (1 if figure == "rejected" else 2)

@@ -94,7 +94,7 @@ def test_a_missing_exporter_ends_with_1_before_anything_starts(
 def test_an_objective_that_cannot_be_measured_here_ends_with_1_before_anything_is_started(
     bloomery: Bloomery, tmp_path: Path
 ) -> None:
-    completed = bloomery(tmp_path / "home", "run", recipe(tmp_path, ("objective: size", "objective: energy")))
+    completed = bloomery(tmp_path / "home", "run", recipe(tmp_path, ("objective: balanced", "objective: energy")))
     require_clear(completed, 1, "energy cannot be measured", "/sys/class/powercap", "weigh latency")
     assert not (tmp_path / "home" / "prefect").exists()
 

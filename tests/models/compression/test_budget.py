@@ -28,7 +28,8 @@ def test_a_number_of_milliseconds_is_the_99th_percentile_for_one_row():
 
 
 def test_a_named_objective_has_all_the_weight():
-    assert Budget().objective == Budget(objective="size").objective == ObjectiveWeights(size=1)
+    assert Budget(objective="size").objective == ObjectiveWeights(size=1)
+    assert Budget().objective == Budget(objective="balanced").objective == ObjectiveWeights(size=0.5, latency=0.5)
     assert Budget(objective="latency").objective == ObjectiveWeights(latency=1)
     assert Budget(objective="energy").objective == ObjectiveWeights(energy=1)
     mixed = Budget(objective={"latency": 0.5, "size": 0.5, "energy": 1})
@@ -74,6 +75,6 @@ def test_the_json_schema_has_all_short_forms():
     assert (text["type"], text["pattern"]) == ("string", r"^[0-9]+(\.[0-9]+)? ?pp$")
     assert {"$ref": "#/$defs/LatencyLimit"} in forms["latency_ms"]
     assert {"type": "number", "exclusiveMinimum": 0} in forms["latency_ms"]
-    assert {"enum": ["size", "latency", "energy"], "type": "string"} in forms["objective"]
+    assert {"enum": ["balanced", "size", "latency", "energy"], "type": "string"} in forms["objective"]
     assert {"$ref": "#/$defs/ObjectiveWeights"} in forms["objective"]
     assert schema["additionalProperties"] is False

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bloomery.data_contracts.errors import NoCandidate
-from bloomery.data_contracts.records.records import Candidate, Candidates, Energy, Interval, Latency, Release, Verdict
+from bloomery.data_contracts.records.records import (
+    Candidates,
+    Interval,
+)
 from bloomery.models.compression.budget import Budget
 from bloomery.models.evaluation.metrics import accuracy_drop
 from bloomery.tasks.choose.budget_verdicts import (
@@ -24,53 +24,7 @@ from bloomery.tasks.choose.budget_verdicts import (
 )
 from bloomery.tasks.evaluation.scoring import SliceDegradation
 from tests.examples import examples
-
-MakeCandidates = Callable[..., Candidates]
-CandidateFields = dict[str, Any]
-
-
-def around(ratio: float, spread: float) -> Interval:
-    return Interval(value=ratio, low=ratio * (1 - spread), high=ratio * (1 + spread))
-
-
-def latency(p99: float, ratio: float, spread: float = 0.0, batch: int = 1) -> Latency:
-    limits = around(ratio, spread)
-    times = dict.fromkeys(("p50_ms", "p90_ms", "p95_ms"), p99 / 2)
-    return Latency(batch_size=batch, num_rounds=9, **times, p99_ms=p99, ratio=limits, tail_ratio=limits)
-
-
-def candidate(
-    name: str,
-    *,
-    size: int = 1000,
-    score: float = 0.9,
-    drop: float = 0.0,
-    p99: float = 0.1,
-    ratio: float = 1.0,
-    spread: float = 0.0,
-    batch_ratio: float = 1.0,
-    energy: float | None = None,
-) -> CandidateFields:
-    """The arguments of `candidate_of` for one candidate."""
-    return {
-        "name": name,
-        "size_bytes": size,
-        "score": Interval(value=score, low=0.8, high=0.95),
-        "degradation": Interval(value=0.0, low=-drop, high=drop),
-        "latencies": (latency(p99, ratio, spread), latency(9 * p99, batch_ratio, batch=32)),
-        "energy": energy and Energy(batch_size=1, num_rounds=9, p50_j=energy / 1e3, ratio=around(energy, spread)),
-    }
-
-
-@pytest.fixture
-def make_candidates(release: Release, candidate_of: Callable[..., Candidate]) -> MakeCandidates:
-    """Makes the record of a compress stage with the given candidates; the first one is the baseline."""
-
-    def make(*candidates: CandidateFields) -> Candidates:
-        records = tuple(candidate_of(**fields) for fields in candidates)
-        return release.bento.choice.candidates.model_copy(update={"candidates": records, "baseline": records[0].name})
-
-    return make
+from tests.tasks.choose.candidates import CandidateFields, MakeCandidates, candidate, latency, verdict_on
 
 
 @pytest.fixture
@@ -85,17 +39,11 @@ def make_regression(make_candidates: MakeCandidates) -> MakeCandidates:
     return make
 
 
-def verdict_on(
-    name: str, candidates: Candidates, budget: Budget, subgroups: dict[str, SubgroupDegradations] | None = None
-) -> Verdict:
-    return next(verdict for verdict in decide_candidate(candidates, budget, subgroups).verdicts if verdict.name == name)
-
-
 def test_the_smallest_candidate_that_passes_is_chosen(make_candidates: MakeCandidates) -> None:
     record = make_candidates(
         candidate("fp32", size=900), candidate("tiny", size=10, drop=0.5), candidate("int8", size=300)
     )
-    best, verdicts = decide_candidate(record, Budget(accuracy_drop=0.01))
+    best, verdicts = decide_candidate(record, Budget(accuracy_drop=0.01, objective="size"))
     assert best is not None
     assert best.name == "int8"
     assert [(verdict.passed, verdict.rank) for verdict in verdicts] == [(True, 2), (False, 3), (True, 1)]
@@ -157,7 +105,7 @@ def test_latency_counts_at_the_batch_size_of_the_budget(make_candidates: MakeCan
         best = decide_candidate(record, Budget(objective="latency", latency_ms={"batch_size": batch, "value": 9})).best
         assert best is not None
         assert best.name == name
-    slow = Budget(latency_ms={"batch_size": 32, "percentile": 50, "value": 0.4})
+    slow = Budget(latency_ms={"batch_size": 32, "percentile": 50, "value": 0.4}, objective="size")
     assert verdict_on("one", record, slow).reasons == ("p50 0.450 ms for 32 rows, limit 0.4 ms",)
 
 
@@ -176,7 +124,7 @@ def test_energy_counts_only_in_objectives_that_weigh_it(make_candidates: MakeCan
     assert verdict_on("neither", record, mixed).reasons == (
         "dominated by frugal: no better in accuracy, size, time or energy",
     )
-    assert verdict_on("frugal", record, Budget()).reasons == (
+    assert verdict_on("frugal", record, Budget(objective="size")).reasons == (
         "dominated by small: no better in accuracy, size or time",
     )
 
@@ -210,7 +158,7 @@ def test_each_rejected_candidate_has_a_reason(make_candidates: MakeCandidates) -
         candidate("better", size=600, score=0.89, ratio=0.8),
         candidate("twin", size=300, score=0.88, ratio=0.9),
     )
-    verdicts = {verdict.name: verdict for verdict in decide_candidate(record, Budget()).verdicts}
+    verdicts = {verdict.name: verdict for verdict in decide_candidate(record, Budget(objective="size")).verdicts}
     assert verdicts["best"].reasons == ()
     assert verdicts["worse"].reasons == ("dominated by best: no better in accuracy, size or time",)
     assert verdicts["better"].reasons == ("within the budget, but larger than best (2.00x)",)
@@ -230,7 +178,7 @@ def test_a_regression_is_limited_by_the_rise_of_its_error(make_regression: MakeC
     record = make_regression(
         candidate("fp32", size=900), candidate("tiny", size=10, drop=0.2), candidate("int8", size=300, score=0.95)
     )
-    best, verdicts = decide_candidate(record, Budget(error_rise=0.1, accuracy_drop=0.9))
+    best, verdicts = decide_candidate(record, Budget(error_rise=0.1, accuracy_drop=0.9, objective="size"))
     assert best is not None
     assert best.name == "int8"
     assert verdicts[1].reasons == ("rise up to 20.00%, limit 10.00%",)
@@ -306,7 +254,7 @@ def test_limits_to_relax_are_written_as_recipe_lines(
     make_candidates: MakeCandidates, make_regression: MakeCandidates
 ) -> None:
     error = refusal(make_regression(candidate("fp32", size=900, drop=0.025)), Budget(size_bytes=10))
-    assert error.required.startswith("a rise of RMSE of at most 1.00% (end of the 95% interval)")
+    assert error.required.startswith("a rise of RMSE of at most 1.00% (upper 95% limit)")
     assert "`error_rise: 2.5%` and `size_bytes: 900`" in error.remedy
     limit = {"batch_size": 32, "percentile": 95, "value": 0.1}
     error = refusal(make_candidates(candidate("fp32")), Budget(latency_ms=limit))

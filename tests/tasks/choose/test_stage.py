@@ -125,7 +125,7 @@ def test_the_choice_is_logged_with_a_ranked_table_and_a_plot_even_if_none_passes
     run_id = next(word for word in caught.value.where.split() if len(word.strip(",")) == 32).strip(",")
     run = mlflow_runs.client().get_run(run_id)
     assert (run.info.status, run.data.tags["chosen"]) == ("FAILED", "none")
-    assert {row["verdict"] for row in table_of(run_id)} == {"over budget"}
+    assert {row["verdict"] for row in table_of(run_id)} == {"rejected"}
     assert mlflow_runs.client().download_artifacts(run_id, candidate_table.PICTURE)
 
     mlflow_runs.client().delete_run(choice.run_id)
