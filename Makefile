@@ -16,7 +16,8 @@ test-all: .venv/.ready ## the same with the nightly tests, which try more cases 
 
 WHICH := -m "not nightly"
 tests: .venv/.ready
-	$(BIN)/python -m pytest $(WHICH) --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	@# Bytecode is written even where the environment forbids it: else each process compiles all modules and tests again.
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest $(WHICH) --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 up: .venv/.ready ## start Prefect, MLflow, a worker and the endpoints, and keep them up
 	@$(BIN)/bloomery up
