@@ -22,7 +22,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.nightly]
 COMMAND = (
     "from bloomery.flows.cli.main import main\n"
     "from bloomery.tasks.infrastructure import restarting_server\n"
-    "restarting_server._UNRESPONSIVE_S, restarting_server._PROBE_INTERVAL_S = 5.0, 1.0\n"
+    "restarting_server._UNRESPONSIVE_S = 5.0\n"
+    "restarting_server._STARTING_S = 20.0\n"
+    "restarting_server._PROBE_INTERVAL_S = 1.0\n"
     "main()\n"
 )
 
