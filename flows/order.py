@@ -52,6 +52,4 @@ def run_stages(stages: Stages, recipe: Recipe, source: LocatedSource, weights: I
     candidates = stages.compress(trained, recipe.compression)
     choice = stages.choose(candidates, recipe.budget)
     bento = stages.package(choice, recipe.name, recipe.document)
-    release = stages.promote(bento, recipe.gates, recipe.promotion_terms)
-    # The bento of a release that was found may be equal and come of other candidates.
-    return release.model_copy(update={"bento": bento}) if release.bento.digest == bento.digest else release
+    return stages.promote(bento, recipe.gates, recipe.promotion_terms)

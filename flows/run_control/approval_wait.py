@@ -53,7 +53,9 @@ def promote_when_approved(bento: Bento, gates: Gates, terms: PromotionTerms) -> 
         request = _request_approval(*inputs)
         if request is not None and request.decision is None:
             _wait_for_decision(request, approval_report.format_comparison(bento, request))
-    return promote.as_task(bento, gates, terms)
+    release = promote.as_task(bento, gates, terms)
+    # The record of a release that is found has an equal bento, which may have been chosen among other candidates.
+    return release.model_copy(update={"bento": bento})
 
 
 @task(name="approval", task_run_name="approval", persist_result=False)

@@ -46,9 +46,23 @@ def home(tmp_path: Path) -> Iterator[Path]:
 
 
 def start(home: Path, command: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
-    """Starts a command as the leader of a process group, as a shell or a CI job does."""
+    """Starts a command as the leader of a process group, as a shell or a CI job does.
+
+    It obeys signals, even if the tests themselves were started in the background or by `nohup`, and ignore some.
+    """
+
+    def obey_signals() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+
     return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=obey_signals,
     )
 
 

@@ -34,7 +34,13 @@ QUICK: dict[str, Any] = {
         "fine_tune": {"epochs": 10, "learning_rate": 0.002},
         "latency_rounds": 20,
     },
-    "budget": {"accuracy_drop": 1.0, "size_bytes": 1_000_000, "latency_ms": 1000, "objective": "size"},
+    "budget": {
+        "accuracy_drop": 1.0,
+        "class_drop": 1.0,
+        "size_bytes": 1_000_000,
+        "latency_ms": 1000,
+        "objective": "size",
+    },
     "gates": {"min_accuracy": 0.5, "champion_drop": 1.0},
 }
 
