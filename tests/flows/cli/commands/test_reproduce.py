@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -238,7 +239,9 @@ def test_show_draws_the_lineage_of_a_bento_without_a_registry(
         "seed",
         "lock",
         "pruned-int8: ",
-        "limit",
         "chosen",
     ):
         assert words in printed, words
+    text = " ".join(re.sub("[│├└─]", " ", printed).split())
+    reason = "slower|larger|dominated|within|drop|recall|not shown"
+    assert re.search(rf" int8: [^)]*\) ({reason})", text), text
