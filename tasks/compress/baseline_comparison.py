@@ -5,7 +5,7 @@ Shapes: N rows of a split, K classes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -24,11 +24,8 @@ Split = Literal["train", "val", "test", "unlabelled"]
 _MIN_ROWS = 2_000  # of each split but the test split, which is compared as a whole
 
 
-class SplitPredictions(NamedTuple):
-    """The point predictions (N,) of one model for the compared rows of each split: classes int64, or float64."""
-
-    task: Task
-    values: dict[Split, np.ndarray]
+# The point predictions (N,) of one model for the compared rows of each split: positions of classes int64, or float64.
+SplitPredictions = dict[Split, np.ndarray]
 
 
 def sample_splits(splits: CandidateSplits, *, is_private: bool) -> dict[Split, Examples]:
@@ -58,7 +55,7 @@ def predict_splits(
     from bloomery.models.inference.runtime import create_session
 
     session, task = create_session(candidate.path), encoder.features.task
-    values: dict[Split, np.ndarray] = {
+    values: SplitPredictions = {
         split: point_predictions(
             task,
             predictions_from(encoder, compute_outputs(session, rows.x.numpy(), is_row_by_row=candidate.is_row_by_row)),
@@ -66,28 +63,29 @@ def predict_splits(
         for split, rows in samples.items()
         if rows.num_rows and split != "test"
     }
-    return SplitPredictions(task, {**values, "test": test})
+    return {**values, "test": test}
 
 
-def measure_disagreements(before: SplitPredictions, after: SplitPredictions) -> tuple[Disagreement, ...]:
+def prediction_changes(before: SplitPredictions, after: SplitPredictions) -> dict[Split, np.ndarray]:
+    """The differences (N,) of a candidate's predictions from those of fp32 in each split; 0 where they are equal."""
+    return {split: after[split] - values_N for split, values_N in before.items()}
+
+
+def measure_disagreements(task: Task, changes: dict[Split, np.ndarray]) -> tuple[Disagreement, ...]:
     """How the predictions of a candidate differ from those of fp32 in each split."""
-    disagreements = []
-    for split, values_N in before.values.items():
-        changes_N = after.values[split] - values_N
-        disagreements.append(
-            Disagreement(split=split, num_rows=len(changes_N), num_changed=int(np.count_nonzero(changes_N)))
-            if before.task == "classification"
-            else Disagreement(split=split, num_rows=len(changes_N), rms_change=float(np.sqrt(np.mean(changes_N**2))))
-        )
-    return tuple(disagreements)
+    return tuple(
+        Disagreement(split=split, num_rows=len(changes_N), num_changed=int(np.count_nonzero(changes_N)))
+        if task == "classification"
+        else Disagreement(split=split, num_rows=len(changes_N), rms_change=float(np.sqrt(np.mean(changes_N**2))))
+        for split, changes_N in changes.items()
+    )
 
 
-def bound_degradation(before: SplitPredictions, after: SplitPredictions, error: float) -> float:
+def bound_degradation(task: Task, changes: dict[Split, np.ndarray], error: float) -> float:
     """The upper 95% limit of the degradation that the changed predictions allow. `error` is the RMSE of fp32."""
-    changes = {split: after.values[split] - values_N for split, values_N in before.values.items()}
-    training_N = changes.pop("train", np.empty(0))
-    held_out_N = np.concatenate(list(changes.values()))
-    if before.task == "classification":
+    training_N = changes.get("train", np.empty(0))
+    held_out_N = np.concatenate([changes_N for split, changes_N in changes.items() if split != "train"])
+    if task == "classification":
         counts = (ChangedRows(int(np.count_nonzero(rows_N)), len(rows_N)) for rows_N in (training_N, held_out_N))
         return bound_accuracy_drop(*counts)
     return bound_error_rise(training_N, held_out_N, error)
@@ -99,10 +97,10 @@ def measure_recalls(
     """The recall of each class that has held-out rows, and its paired change against fp32; empty of a regression."""
     if dataset.task != "classification":
         return ()
-    held_out: tuple[Split, ...] = tuple(split for split in ("val", "test") if split in before.values)
+    held_out: tuple[Split, ...] = tuple(split for split in ("val", "test") if split in before)
     truth_N = np.concatenate([samples[split].y.numpy() for split in held_out])
     correct_before, correct_after = (
-        np.concatenate([predictions.values[split] for split in held_out]) == truth_N for predictions in (before, after)
+        np.concatenate([predictions[split] for split in held_out]) == truth_N for predictions in (before, after)
     )
     is_test = np.concatenate([np.full(samples[split].num_rows, split == "test") for split in held_out])
 

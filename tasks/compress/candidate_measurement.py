@@ -27,6 +27,7 @@ from bloomery.tasks.compress.baseline_comparison import (
     measure_disagreements,
     measure_recalls,
     predict_splits,
+    prediction_changes,
     sample_splits,
 )
 from bloomery.tasks.compress.built_candidate import SEED, BuiltCandidate
@@ -104,8 +105,9 @@ def measure_candidates(
         after = before if name == baseline else compare(candidate)
         comparison: dict[str, Any] = {"recalls": measure_recalls(dataset, samples, before, after)}
         if name != baseline:
-            comparison["disagreements"] = measure_disagreements(before, after)
-            comparison["bound_by_disagreement"] = bound_degradation(before, after, error)
+            changes = prediction_changes(before, after)
+            comparison["disagreements"] = measure_disagreements(dataset.task, changes)
+            comparison["bound_by_disagreement"] = bound_degradation(dataset.task, changes, error)
         record = record.model_copy(update=comparison)
         run_id = _log_candidate(record, candidate, out, trained, candidate_predictions)
         candidates.append(record.model_copy(update={"run_id": run_id}))
