@@ -75,8 +75,8 @@ class TypeOptions(CamelModel):
         """The keys that the standard does not know for the type, and values of another kind than the type has."""
         keys = [*(self.model_extra or {}), *(to_camel(name) for name in self._present_names())]
         if logical_type != "boolean":
-            known_keys = _OPTIONS_OF.get(logical_type or "boolean", tuple(map(to_camel, type(self).model_fields)))
             all_keys = tuple(map(to_camel, type(self).model_fields))
+            known_keys = _OPTIONS_OF.get(logical_type or "boolean", all_keys)
             for key in keys:
                 if key not in all_keys:
                     yield Problem(unknown_key(key, known_keys), key)
