@@ -55,8 +55,7 @@ def check_column(source: Input, column: Column) -> Iterator[str]:
 def check_series(source: SeriesInput, contract: Contract) -> Iterator[str]:
     """Yields problems of the columns that order the rows of a series and group them."""
     roles: list[tuple[str, str, tuple[str, ...]]] = [("time", source.time, ("integer", "date", "timestamp"))]
-    if source.group is not None:
-        roles.append(("group", source.group, ("string", "integer")))
+    roles += [("group", group, ("string", "integer")) for group in source.groups]
     for role, name, types in roles:
         column = contract.column(name)
         if column is None:

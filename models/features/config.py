@@ -57,7 +57,7 @@ class Features(Document):
                 raise ValueError(f"column {column!r} becomes windows, so the split cannot use it as a single value")
         if self.deduplicate and series.time == self.key:
             raise ValueError("`deduplicate` has no effect where the time is the key: no two rows share a time")
-        if series.group == self.key:
+        if self.key in series.groups:
             raise ValueError(f"column {self.key!r} is the key, so every row would be a series of its own")
 
     @property

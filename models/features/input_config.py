@@ -258,7 +258,9 @@ class SeriesInput(Document):
     kind: Literal["series"]
     columns: Columns
     time: Annotated[str, Field(description="the column that orders the rows")]
-    group: Annotated[str | None, Field(description="the column that identifies the series")] = None
+    group: Annotated[
+        str | Columns | None, Field(description="the column that identifies the series, or several columns that do")
+    ] = None
     length: Annotated[int, Field(ge=2, description="rows in a window")]
     spacing: Annotated[
         int | Finite | None,
@@ -274,10 +276,10 @@ class SeriesInput(Document):
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
-        for role, name in (("time", self.time), ("group", self.group)):
+        for role, name in (("time", self.time), *(("group", group) for group in self.groups)):
             if name in self.columns:
                 raise ValueError(f"column {name!r} is the series' {role}, so it cannot be one of its columns")
-        if self.time == self.group:
+        if self.time in self.groups:
             raise ValueError(f"column {self.time!r} cannot be both time and group")
         if self.indicator and self.missing == "refuse":
             raise ValueError("`indicator` needs a `missing` other than refuse")
@@ -286,6 +288,11 @@ class SeriesInput(Document):
     @property
     def input_shape(self) -> tuple[int, ...]:
         return (self.length, len(self.columns) * (2 if self.indicator else 1))
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The columns that identify the series; none if all rows are one series."""
+        return (self.group,) if isinstance(self.group, str) else self.group or ()
 
 
 class SequenceInput(Document):

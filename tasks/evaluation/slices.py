@@ -66,8 +66,9 @@ def bootstrap_order(dataset: Dataset, features: Features, keys: np.ndarray) -> n
     order of their keys.
     """
     series, split = features.series, features.split
+    names: list[str | None]
     if series is not None:
-        names = [series.group, series.time]
+        names = [*series.groups, series.time]
     else:
         names = [split.column if split.by in ("group", "time") else None, split.in_time]
     columns = list(dict.fromkeys(name for name in names if name is not None))

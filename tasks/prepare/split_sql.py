@@ -90,7 +90,7 @@ def _window_query(
     features: Features, series: SeriesInput, contract: Contract, query: str, functions: EngineFunctions
 ) -> str:
     """Returns the query for the rows of `query` that have a complete window, with arrays in the series' columns."""
-    partition = ", ".join((*([quote_name(series.group)] if series.group else []), SPLIT_COLUMN))
+    partition = ", ".join((*map(quote_name, series.groups), SPLIT_COLUMN))
     series_order = f"partition by {partition} order by {quote_name(series.time)}, {quote_name(features.key)}"
     window = f"over ({series_order} rows between {series.length - 1} preceding and current row)"
     steps_window = f"over ({series_order} rows between {series.length - 2} preceding and current row)"
@@ -162,7 +162,7 @@ def _series_columns(features: Features) -> tuple[str, ...]:
     """Returns the columns that give a row's place in its series."""
     if features.series is None:
         return ()
-    return (features.series.time, *([features.series.group] if features.series.group else []))
+    return (features.series.time, *features.series.groups)
 
 
 def _without_duplicates(features: Features, contract: Contract, rows: str) -> str:

@@ -31,7 +31,7 @@ def draft_contract(name: str, plan: DraftPlan, names: dict[str, str], source: st
         name=name,
         version="0.1.0",
         status="draft",
-        description=CommentedMap(purpose=f"Predicts `{names[plan.label.name]}` for each row."),
+        description=CommentedMap(purpose=plan.describe_purpose(names)),
         schema=CommentedSeq([_schema(name, plan, names)]),
     )
     add_comment(
@@ -66,7 +66,10 @@ def _describe_quarantine(plan: DraftPlan) -> str:
     counts = {
         "malformed lines": profile.num_malformed,
         "values of the wrong type": sum(column.num_invalid for column in profile.columns),
-        "rows without a label": label.num_missing,
+        "rows without a label": label.num_missing if plan.series is None else 0,
+        f"rows without {' or '.join(plan.required_columns)}": sum(
+            column.num_missing for column in profile.columns if column.name in plan.required_columns
+        ),
         "rows of classes that are too rare": label.num_rare_rows,
     }
     reasons = ", ".join(f"{num:,} {what}" for what, num in counts.items() if num) or "none"
@@ -93,7 +96,7 @@ def _append_column(columns: CommentedSeq, column: ColumnProfile, plan: DraftPlan
     entry = CommentedMap(name=name, logicalType=logical_type)
     if is_key:
         entry["primaryKey"] = True
-    elif is_label or (not column.num_missing and column.num_valid):
+    elif _is_required(column, plan):
         entry["required"] = True
     if column.source_type is not None and column.source_type.startswith(("duration", "time")):
         entry["customProperties"] = CommentedSeq([inline({"property": "unit", "value": "s"})])
@@ -108,6 +111,12 @@ def _append_column(columns: CommentedSeq, column: ColumnProfile, plan: DraftPlan
     columns.append(entry)
     for text in _column_comments(column, plan, name):
         add_comment(columns, len(columns) - 1, text, _COLUMN_INDENT)
+
+
+def _is_required(column: ColumnProfile, plan: DraftPlan) -> bool:
+    """Whether a row without a value is quarantined. A forecast drops windows without a label instead."""
+    is_label = column.name == plan.label.name and plan.series is None
+    return is_label or column.name in plan.required_columns or (not column.num_missing and column.num_valid > 0)
 
 
 def _column_comments(column: ColumnProfile, plan: DraftPlan, name: str) -> list[str]:

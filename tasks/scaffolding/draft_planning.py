@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 from bloomery.data_contracts.errors import DataUnfit
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
-from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.tasks.scaffolding.column_names import find_column, unused_name
 from bloomery.tasks.scaffolding.input_planning import InputPlan, is_row_number, plan_inputs, split_words
+from bloomery.tasks.scaffolding.label_planning import LabelPlan, plan_label
 from bloomery.tasks.scaffolding.leakage import Leak, find_leaks
-from bloomery.tasks.scaffolding.profiler import (
-    ColumnProfile,
-    SourceProfile,
-    count_distinct_rows,
-    count_values,
-    standard_deviation,
+from bloomery.tasks.scaffolding.profiler import ColumnProfile, SourceProfile, count_distinct_rows
+from bloomery.tasks.scaffolding.series_planning import (
+    SeriesPlan,
+    SeriesRequest,
+    is_bare_series,
+    plan_series,
+    plan_series_inputs,
 )
+from bloomery.tasks.scaffolding.split_planning import SplitPlan, SplitRequest, plan_split
+from bloomery.tasks.scaffolding.task_inference import TaskChoice, TaskRequest, infer_label_task
 
 MIN_ROWS = 30
-_MIN_ROWS_PER_CLASS = 10  # with fewer, the training split might have none
-_MAX_CLASSES = 1_000
-_MAX_RARE_CLASSES = 20  # whole numbers with more values are a quantity, where most values are rare
 _MAX_COMPARED_COLUMNS = 1_000  # in which rows are compared: an engine groups by no more
+_GROUP_REASON = "rows of one value stay in one split, so the model sees other values when it is used"
 _NO_KEY = "no column is unique and named, counted or coded like an identifier"
 _MIN_CODE_LENGTH, _MAX_KEY_LENGTH = 4, 200  # characters of a key
 _KEY_WORDS = frozenset({"id", "key", "uuid", "guid", "no", "nr", "number", "index", "row", "rowid", "path", "filename"})
@@ -34,34 +34,31 @@ _KEY_WORDS = frozenset({"id", "key", "uuid", "guid", "no", "nr", "number", "inde
 
 @dataclass(frozen=True)
 class ColumnRoles:
-    """The columns that the user names: the `label` to predict, and the `key` of a row; None to find or add a key."""
+    """The columns that the user names, and the task; None to find a column, or to add a key.
+
+    `label` is predicted, `key` identifies a row, `time` orders the rows. `groups` name the series of a forecast, or
+    the one column of which rows stay in one split.
+    """
 
     label: str
     key: str | None = None
+    time: str | None = None
+    groups: tuple[str, ...] = ()
+    task: TaskRequest = field(default_factory=TaskRequest)
 
+    def find_columns(self, names: dict[str, str]) -> ColumnRoles:
+        """Returns the roles by the source's names of the columns, of which `names` has the contract's names.
 
-class LabelPlan(NamedTuple):
-    """The label: its classes with their numbers of rows, in order, and how many rows have no class or a rare one.
-
-    A quantity has no classes, but a standard deviation.
-    """
-
-    name: str
-    logical_type: Literal["integer", "string", "number", "boolean"]
-    num_missing: int
-    classes: tuple[tuple[Any, int], ...] = ()
-    rare_classes: tuple[Any, ...] = ()
-    num_rare_rows: int = 0
-    standard_deviation: float | None = None
-
-    @property
-    def task(self) -> Task:
-        return "classification" if self.standard_deviation is None else "regression"
-
-    @property
-    def majority_share(self) -> float:
-        """The share of the largest class."""
-        return max(num for _, num in self.classes) / sum(num for _, num in self.classes)
+        Raises:
+            DataMissing: there is no such column.
+        """
+        return ColumnRoles(
+            find_column(self.label, names, "--label"),
+            None if self.key is None else find_column(self.key, names, "--key"),
+            None if self.time is None else find_column(self.time, names, "--time"),
+            tuple(find_column(group, names, "--group") for group in self.groups),
+            self.task,
+        )
 
 
 class KeyPlan(NamedTuple):
@@ -75,7 +72,8 @@ class KeyPlan(NamedTuple):
 class DraftPlan(NamedTuple):
     """The content of both drafts, by the source's column names. `num_usable_rows` are left to learn from.
 
-    `keep_duplicates` where most rows are copies of others, or have too many columns to be compared.
+    `keep_duplicates` where most rows are copies of others, or have too many columns to be compared. `series` is a
+    forecast. `task_reason` says why the task is what it is.
     """
 
     profile: SourceProfile
@@ -85,12 +83,35 @@ class DraftPlan(NamedTuple):
     num_usable_rows: int
     num_quarantined: int
     keep_duplicates: bool
-    split_column: str | None
+    split: SplitPlan
     leaks: tuple[Leak, ...]
+    task: TaskChoice
+    series: SeriesPlan | None = None
 
     @property
     def quarantined_share(self) -> float:
         return self.num_quarantined / (self.profile.num_rows + self.profile.num_malformed)
+
+    @property
+    def required_columns(self) -> tuple[str, ...]:
+        """The columns without which a row has no split, time or series, beside the key."""
+        return _required_columns(self.split, self.series)
+
+    def describe_purpose(self, names: dict[str, str]) -> str:
+        """Returns what the model predicts, as a sentence with the contract's names of the columns."""
+        label = names[self.label.name]
+        if self.series is None:
+            return f"Predicts `{label}` for each row."
+        return f"Forecasts `{label}` {self.series.horizon} {'row' if self.series.horizon == 1 else 'rows'} ahead."
+
+    def describe_order(self) -> list[tuple[str, str]]:
+        """Returns how rows are split, and how windows of a forecast are made, each with its heading."""
+        has_column = self.split.column is not None and self.split.by != "given"
+        by = f"by {self.split.by}" + (f" {self.split.column}" if has_column else "")
+        lines = [("split", f"{by}: {self.split.reason}"), *(("split", note) for note in self.split.notes)]
+        if self.series is not None:
+            lines += [("series", self.series.reason), *(("series", note) for note in self.series.notes)]
+        return lines
 
 
 def plan_draft(
@@ -105,48 +126,139 @@ def plan_draft(
 
     Args:
         names: the contract's names of the source's columns.
-        roles: the label and the key, by the source's or the contract's names.
+        roles: the columns that the user names, by the source's or the contract's names, and the task.
         shape: the sizes of an array, where the source states them.
 
     Raises:
-        DataMissing: there is no such label or key.
-        DataUnfit: there are too few rows, no classes, a key that is not unique, or nothing to learn from.
+        DataMissing: there is no such column.
+        DataUnfit: there are too few rows, no classes, a key that is not unique, no such split or forecast, or nothing
+            to learn from.
     """
     _require_rows(profile.num_rows, profile, data)
+    roles = roles.find_columns(names)
     split_column = "part" if data.sources is not None else None
-    label_column = find_column(roles.label, names, "--label")
-    label_plan = _plan_label(_column(profile, label_column), profile, scratch, split_column)
-    key_plan = _plan_key(profile, names, roles.key, (label_column, *filter(None, [split_column])))
-    reserved = {label_column: "it is the label"} | ({} if key_plan.is_added else {key_plan.name: "it is the key"})
+    label_column = _column(profile, roles.label)
+    task = infer_label_task(label_column, data.kind, roles.task.task)
+    label_plan = plan_label(label_column, profile, scratch, split_column, task.label_task)
+    key_plan = _plan_key(profile, names, roles.key, (roles.label, *filter(None, [split_column])))
+    reserved = {roles.label: "it is the label"} | ({} if key_plan.is_added else {key_plan.name: "it is the key"})
     if split_column is not None:
         reserved[split_column] = "it names the split"
-    inputs = plan_inputs(profile, data, reserved, max(len(label_plan.classes), 1), shape)
+    if split_column is not None:
+        _require_no_forecast(roles.task)
+        series, split = None, SplitPlan("given", split_column, "the split of each file is given")
+    else:
+        task, series = _plan_series(profile, scratch, roles, task, tuple(reserved))
+        split = _plan_split(profile, scratch, label_plan, roles, tuple(reserved)) if series is None else series.split
+    if series is not None:
+        inputs = plan_series_inputs(profile, series, label_column, reserved)
+    else:
+        unread = {split.column: _GROUP_REASON} if split.by == "group" and split.column is not None else {}
+        inputs = plan_inputs(profile, data, reserved | unread, max(len(label_plan.classes), 1), shape)
+        if unread and not inputs.inputs and not roles.groups and roles.task.split is None:
+            split = SplitPlan("key", None, f"{split.column} is the only column to learn from, so rows are split by key")
+            inputs = plan_inputs(profile, data, reserved, max(len(label_plan.classes), 1), shape)
     if not inputs.inputs:
-        unread = {name: why for name, why in inputs.unused.items() if name not in reserved} | profile.left_out
-        reasons = "; ".join(f"{name}: {why}" for name, why in unread.items())
-        raise DataUnfit(
-            f"no column is left to learn from ({reasons or 'there are only label and key'})",
-            required="at least one column of numbers, categories, dates, text or an array beside the label",
-            where=data.description,
-            remedy="choose data with more columns, or another --label or --delimiter",
-        )
-    num_quarantined = _count_quarantined(profile, label_plan, data)
+        raise _no_input_error(profile, inputs, reserved, data)
+    required = _required_columns(split, series)
+    num_quarantined = _count_quarantined(profile, label_plan, data, required, is_forecast=series is not None)
     num_kept = profile.num_rows + profile.num_malformed - num_quarantined
     _require_rows(num_kept, profile, data, label_plan)
-    compared_columns = [*inputs.columns, label_column]
-    is_wide = len(compared_columns) > _MAX_COMPARED_COLUMNS
-    num_distinct = profile.num_rows if is_wide else count_distinct_rows(scratch, compared_columns)
-    keep_duplicates = is_wide or num_distinct < 0.5 * profile.num_rows
+    num_usable_rows, keep_duplicates = (
+        _count_usable(profile, scratch, num_kept, [*inputs.columns, roles.label])
+        if series is None
+        else (min(series.num_windows, num_kept), True)
+    )
     return DraftPlan(
         profile=profile,
         label=label_plan,
         key=key_plan,
         inputs=inputs,
-        num_usable_rows=num_kept if keep_duplicates else min(num_kept, num_distinct),
+        num_usable_rows=num_usable_rows,
         num_quarantined=num_quarantined,
         keep_duplicates=keep_duplicates,
-        split_column=split_column,
-        leaks=find_leaks(profile, scratch, inputs.columns, label_column, is_regression=label_plan.task == "regression"),
+        split=split,
+        leaks=()
+        if series is not None
+        else find_leaks(profile, scratch, inputs.columns, roles.label, is_regression=label_plan.task == "regression"),
+        task=task,
+        series=series,
+    )
+
+
+def _count_usable(profile: SourceProfile, scratch: Path, num_kept: int, columns: Sequence[str]) -> tuple[int, bool]:
+    """Returns how many rows are left to learn from, and whether copies are among them."""
+    is_wide = len(columns) > _MAX_COMPARED_COLUMNS
+    num_distinct = profile.num_rows if is_wide else count_distinct_rows(scratch, columns)
+    keep_duplicates = is_wide or num_distinct < 0.5 * profile.num_rows
+    return (num_kept if keep_duplicates else min(num_kept, num_distinct)), keep_duplicates
+
+
+def _require_no_forecast(request: TaskRequest) -> None:
+    if request.task == "forecasting":
+        raise DataUnfit(
+            "a forecast cannot keep the given splits: windows would begin anew in each file",
+            required="one --data with the rows of all times",
+            where="--task forecasting",
+            remedy="join the files",
+        )
+
+
+def _plan_series(
+    profile: SourceProfile, scratch: Path, roles: ColumnRoles, task: TaskChoice, reserved: tuple[str, ...]
+) -> tuple[TaskChoice, SeriesPlan | None]:
+    """Returns the task, and the series where a forecast is requested or nothing else is possible."""
+    request = roles.task
+    is_requested = request.task == "forecasting"
+    if not is_requested:
+        is_open = request.task is None and request.split is None and "part" not in reserved
+        if (
+            not is_open
+            or task.label_task != "regression"
+            or not is_bare_series(profile, roles.label, scratch, reserved)
+        ):
+            return task, None
+        reason = f"beside {roles.label} are only its time and the names of series; --task regression for single rows"
+        task = TaskChoice("regression", is_forecast=True, reason=reason)
+    else:
+        task = TaskChoice(task.label_task, is_forecast=True, reason="as requested")
+    columns = SeriesRequest(_column(profile, roles.label), roles.time, roles.groups, request, reserved)
+    try:
+        return task, plan_series(profile, scratch, columns)
+    except DataUnfit:
+        if is_requested:
+            raise
+        return infer_label_task(columns.label), None
+
+
+def _plan_split(
+    profile: SourceProfile, scratch: Path, label: LabelPlan, roles: ColumnRoles, reserved: tuple[str, ...]
+) -> SplitPlan:
+    """Returns the split of rows that are no series."""
+    if len(roles.groups) > 1 or (roles.groups and roles.time is not None):
+        raise DataUnfit(
+            f"the rows cannot be split by {' and '.join([*roles.groups, *filter(None, [roles.time])])} at once",
+            required="one column, or --task forecasting",
+            where="--group",
+            remedy="give one --group or --time",
+        )
+    request = SplitRequest(roles.task.split, roles.time, next(iter(roles.groups), None))
+    return plan_split(profile, scratch, label, request, reserved)
+
+
+def _required_columns(split: SplitPlan, series: SeriesPlan | None) -> tuple[str, ...]:
+    columns = [split.column] if split.by in ("time", "group") and split.column is not None else []
+    return tuple(dict.fromkeys([*columns, *(series.groups if series is not None else ())]))
+
+
+def _no_input_error(profile: SourceProfile, inputs: InputPlan, reserved: dict[str, str], data: DataSource) -> DataUnfit:
+    unread = {name: why for name, why in inputs.unused.items() if name not in reserved} | profile.left_out
+    reasons = "; ".join(f"{name}: {why}" for name, why in unread.items())
+    return DataUnfit(
+        f"no column is left to learn from ({reasons or 'there are only label and key'})",
+        required="at least one column of numbers, categories, dates, text or an array beside the label",
+        where=data.description,
+        remedy="choose data with more columns, or another --label or --delimiter",
     )
 
 
@@ -172,132 +284,21 @@ def _column(profile: SourceProfile, name: str) -> ColumnProfile:
     return next(column for column in profile.columns if column.name == name)
 
 
-def _count_quarantined(profile: SourceProfile, label: LabelPlan, data: DataSource) -> int:
+def _count_quarantined(
+    profile: SourceProfile, label: LabelPlan, data: DataSource, required: Sequence[str], *, is_forecast: bool
+) -> int:
     """Returns the largest possible number of quarantined rows: a row with two faults counts twice."""
     rates = profile.column("sample_rate") if data.kind == "audio" else None
     num_other_rates = sum(num for _, num in (rates.value_counts or ())[1:]) if rates is not None else 0
     num_invalid = sum(column.num_invalid for column in profile.columns)
-    return profile.num_malformed + num_invalid + label.num_missing + label.num_rare_rows + num_other_rates
-
-
-def _plan_label(column: ColumnProfile, profile: SourceProfile, scratch: Path, split_column: str | None) -> LabelPlan:
-    if _is_quantity(column):
-        return _plan_quantity(column, scratch)
-    logical_type = _class_type(column)
-    all_classes = _count_classes(column.value_counts or (), logical_type)
-    train_classes = all_classes
-    if split_column is not None:
-        train_classes = _count_classes(_count_labels(column, "train", profile, scratch).items(), logical_type)
-        _require_known_labels(column, profile, scratch)
-    common_classes = sorted(value for value, num in train_classes.items() if num >= _MIN_ROWS_PER_CLASS)
-    if not 2 <= len(common_classes) <= _MAX_CLASSES:
-        num_common = f"{len(common_classes)} of them in at least {_MIN_ROWS_PER_CLASS} rows"
-        raise _label_error(column, f"it has {len(train_classes)} distinct values, {num_common}")
-    rare_classes = tuple(sorted(value for value in all_classes if value not in common_classes))
-    return LabelPlan(
-        name=column.name,
-        logical_type=logical_type,
-        classes=tuple((value, all_classes[value]) for value in common_classes),
-        rare_classes=rare_classes,
-        num_missing=column.num_missing,
-        num_rare_rows=sum(all_classes[value] for value in rare_classes),
-    )
-
-
-def _is_quantity(column: ColumnProfile) -> bool:
-    """Whether a label is a quantity: fractions, or whole numbers with too many values to be classes."""
-    if column.logical_type not in ("integer", "number"):
-        return False
-    if column.value_counts is None or not all(_is_whole(value) for value, _ in column.value_counts):
-        return True
-    num_common = sum(num >= _MIN_ROWS_PER_CLASS for _, num in column.value_counts)
-    is_mostly_rare = len(column.value_counts) > _MAX_RARE_CLASSES and num_common < len(column.value_counts) / 2
-    return is_mostly_rare or len(column.value_counts) > _MAX_CLASSES
-
-
-def _plan_quantity(column: ColumnProfile, scratch: Path) -> LabelPlan:
-    logical_type: Literal["integer", "number"] = "integer" if column.logical_type == "integer" else "number"
-    deviation = standard_deviation(scratch, column.name)
-    if not deviation > 0:
-        raise _label_error(column, "all its numbers are equal")
-    return LabelPlan(column.name, logical_type, column.num_missing, standard_deviation=deviation)
-
-
-def _count_classes(counts: Iterable[tuple[Any, int]], logical_type: str) -> dict[Any, int]:
-    """Returns the number of rows of each class. A text among numbers belongs to no class."""
-    classes: dict[Any, int] = {}
-    for value, num in counts:
-        label = _as_class(value, logical_type)
-        if label is not None:
-            classes[label] = classes.get(label, 0) + num
-    return classes
-
-
-def _count_labels(column: ColumnProfile, split: str, profile: SourceProfile, scratch: Path) -> dict[Any, int]:
-    counts = count_values(scratch, column.name, split)
-    return {value: num for value, num in counts.items() if value not in column.missing}
-
-
-def _as_class(value: Any, logical_type: str) -> int | str | None:
-    """Returns a value of the label as a class; None for a text among numbers."""
-    if logical_type == "string":
-        return str(value)
-    if logical_type == "boolean":
-        return str(value).lower()
-    try:
-        return int(float(value)) if not isinstance(value, int) else value
-    except ValueError:
-        return None
-
-
-def _class_type(column: ColumnProfile) -> Literal["integer", "string", "boolean"]:
-    values = [value for value, _ in column.value_counts or ()]
-    is_text = all(isinstance(value, str) for value in values)
-    logical_type: Literal["integer", "string", "boolean"]
-    if column.logical_type == "boolean":
-        logical_type = "boolean"
-    elif column.logical_type == "string" or (column.logical_type == "date" and is_text):
-        logical_type = "string"
-    elif column.logical_type in ("integer", "number"):
-        logical_type = "integer"
-    else:
-        raise _label_error(column, f"its values are of type {column.logical_type}")
-    if column.value_counts is None:
-        raise _label_error(column, f"it has at least {column.num_distinct:,} distinct values")
-    return logical_type
-
-
-def _is_whole(value: Any) -> bool:
-    try:
-        return math.isfinite(float(value)) and float(value).is_integer() and abs(float(value)) < 2**53
-    except ValueError:
-        return False
-
-
-def _require_known_labels(column: ColumnProfile, profile: SourceProfile, scratch: Path) -> None:
-    """Raises DataUnfit where another split has rows, but none of a class of the training split."""
-    train_labels = set(_count_labels(column, "train", profile, scratch))
-    for split in ("val", "test"):
-        labels = set(_count_labels(column, split, profile, scratch))
-        if labels and not labels & train_labels:
-            examples = ", ".join(map(str, sorted(labels, key=str)[:5]))
-            raise _label_error(column, f"{split} has none of the labels of train, but {examples}")
-
-
-def _label_error(column: ColumnProfile, problem: str) -> DataUnfit:
-    return DataUnfit(
-        f"column {column.name} cannot be the label: {problem}",
-        required=f"2 to {_MAX_CLASSES} classes as whole numbers, texts or booleans, each in at least "
-        f"{_MIN_ROWS_PER_CLASS} rows; or numbers that differ",
-        where="--label",
-        remedy="choose another column",
-    )
+    num_unplaced = sum(_column(profile, name).num_missing for name in required)
+    num_unlabelled = 0 if is_forecast else label.num_missing
+    return profile.num_malformed + num_invalid + num_unlabelled + label.num_rare_rows + num_other_rates + num_unplaced
 
 
 def _plan_key(profile: SourceProfile, names: dict[str, str], requested: str | None, reserved: Sequence[str]) -> KeyPlan:
     if requested is not None:
-        name = find_column(requested, names, "--key")
-        column = _column(profile, name)
+        name, column = requested, _column(profile, requested)
         if name in reserved or not column.is_unique or column.logical_type not in ("integer", "string"):
             counts = f"{column.num_missing} missing and {column.num_distinct:,} distinct values"
             raise DataUnfit(

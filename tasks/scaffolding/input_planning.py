@@ -36,7 +36,7 @@ _QUANTITY_WORDS = frozenset(
     {"num", "number", "n", "count", "size", "total", "sum", "mean", "avg", "average", "min", "max", "distance", "per"}
     | {"share", "rate", "ratio", "amount", "days", "hours", "to", "since"}
 )
-_CALENDAR_WORDS = frozenset(
+CALENDAR_WORDS = frozenset(
     {"year", "quarter", "month", "week", "day", "weekday", "dow", "dayofweek", "dayofyear", "hour", "minute", "second"}
     | {"mnth", "hr", "yr", "season", "date", "time", "age"}
 )
@@ -76,7 +76,10 @@ class InputPlan(NamedTuple):
 
     @property
     def is_tabular(self) -> bool:
-        return all("columns" in planned_input.options for planned_input in self.inputs)
+        return all(
+            "columns" in planned_input.options and planned_input.options["kind"] != "series"
+            for planned_input in self.inputs
+        )
 
 
 def split_words(name: str) -> list[str]:
@@ -218,14 +221,14 @@ def _is_balanced(column: ColumnProfile, words: Sequence[str]) -> bool:
     """Whether consecutive numbers occur almost equally often, as those of shops do with a row for each day."""
     counts = [num for _, num in column.value_counts or ()]
     is_consecutive = column.maximum is not None and column.maximum - (column.minimum or 0) + 1 == len(counts)
-    if not is_consecutive or not _MIN_ENTITIES <= len(counts) <= _MAX_ENTITIES or _CALENDAR_WORDS & set(words):
+    if not is_consecutive or not _MIN_ENTITIES <= len(counts) <= _MAX_ENTITIES or CALENDAR_WORDS & set(words):
         return False
     return min(counts) >= _MIN_ROWS_PER_BALANCED and max(counts) <= _MAX_IMBALANCE * min(counts)
 
 
 def is_row_number(column: ColumnProfile) -> bool:
     """Whether unique whole numbers count the rows, with few gaps. Years count them too, but mean a time."""
-    if _CALENDAR_WORDS & set(split_words(column.name)):
+    if CALENDAR_WORDS & set(split_words(column.name)):
         return False
     low, high = column.minimum, column.maximum
     is_dense = low is not None and high is not None and high - low < 1.2 * column.num_rows

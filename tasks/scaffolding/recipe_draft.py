@@ -10,11 +10,13 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from bloomery.models.compression.config import CandidateSpec, default_candidates
 from bloomery.tasks.scaffolding.draft_planning import DraftPlan
+from bloomery.tasks.scaffolding.split_planning import usual_shares
 from bloomery.tasks.scaffolding.yaml_writer import add_blank_line, add_comment, dump_yaml, inline
 
 _ROWS_SEEN = 500_000  # rows that a perceptron is shown in all epochs together: a minute or so on two cores
 _PIXELS_SEEN = 100_000_000  # the same for a convolutional network, by pixels
 _TOKENS_SEEN = 8_000_000  # the same for a Transformer, by tokens
+_STEPS_SEEN = 6_000_000  # the same for a recurrent network, by steps of a series
 
 
 def draft_recipe(name: str, plan: DraftPlan, names: dict[str, str], data: dict[str, Any], notes: dict[str, str]) -> str:
@@ -29,7 +31,7 @@ def draft_recipe(name: str, plan: DraftPlan, names: dict[str, str], data: dict[s
     budget, gates = _budget_and_gates(plan)
     document = CommentedMap(
         name=name,
-        description=f"Predicts `{names[plan.label.name]}` for each row.",
+        description=plan.describe_purpose(names),
         data=_data(plan, names, data, notes),
         contract=f"{name}.odcs.yaml",
         features=_features(plan, names),
@@ -46,6 +48,9 @@ def draft_recipe(name: str, plan: DraftPlan, names: dict[str, str], data: dict[s
     )
     for section in ("data", "features", "model", "training", "compression", "budget", "gates"):
         add_blank_line(document, section)
+    if plan.series is not None:
+        for note in plan.series.notes:
+            add_comment(document, "features", f"{note[0].upper()}{note[1:]}.")
     add_comment(document, "model", f"Sized for about {_num_training_rows(plan):,} training rows.")
     return dump_yaml(document)
 
@@ -96,28 +101,28 @@ def _features(plan: DraftPlan, names: dict[str, str]) -> CommentedMap:
     section = CommentedMap(key=names.get(plan.key.name, plan.key.name), label=names[plan.label.name])
     if plan.label.task == "regression":
         section["task"] = "regression"
-        add_comment(section, "task", "The label is a quantity, so the model predicts a number.", 2)
+    add_comment(section, "task" if "task" in section else "label", f"A {plan.task.name}: {plan.task.reason}.", 2)
     section["inputs"] = _inputs(plan, names)
     for leak in plan.leaks:
         add_comment(section, "inputs", f"Leakage: {leak.describe(names)}.", 2)
     section["deduplicate"] = not plan.keep_duplicates
     _comment_unused(section, plan, names)
-    add_comment(
-        section,
-        "deduplicate",
-        "Most rows are copies of others, or have too many columns to be compared: copies stay, even in two splits."
-        if plan.keep_duplicates
-        else "Of rows with equal inputs and label, one stays.",
-        2,
-    )
-    section["split"] = inline(_split(plan))
-    if plan.split_column is None:
-        add_comment(section, "split", "A hash of the key decides the split of a row.", 2)
-        if any(column.logical_type in ("date", "timestamp") for column in plan.profile.columns):
-            add_comment(
-                section, "split", "If the model will predict later rows, split by time instead: by: time, column: …", 2
-            )
+    add_comment(section, "deduplicate", _describe_duplicates(plan), 2)
+    section["split"] = inline(_split(plan, names))
+    add_comment(section, "split", f"{plan.split.reason[0].upper()}{plan.split.reason[1:]}.", 2)
+    for note in plan.split.notes:
+        add_comment(section, "split", f"{note[0].upper()}{note[1:]}.", 2)
     return section
+
+
+def _describe_duplicates(plan: DraftPlan) -> str:
+    if plan.series is not None:
+        return "Equal windows of different times are no copies."
+    if plan.keep_duplicates:
+        return (
+            "Most rows are copies of others, or have too many columns to be compared: copies stay, even in two splits."
+        )
+    return "Of rows with equal inputs and label, one stays."
 
 
 def _inputs(plan: DraftPlan, names: dict[str, str]) -> CommentedSeq:
@@ -126,8 +131,13 @@ def _inputs(plan: DraftPlan, names: dict[str, str]) -> CommentedSeq:
         options = dict(planned_input.options)
         if "column" in options:
             options["column"] = names[options["column"]]
-        if "columns" in options:
-            options["columns"] = [names[name] for name in options["columns"]]
+        for option in ("columns", "group"):
+            if isinstance(options.get(option), list):
+                options[option] = [names[name] for name in options[option]]
+            elif option in options:
+                options[option] = names[options[option]]
+        if "time" in options:
+            options["time"] = names[options["time"]]
         section.append(CommentedMap((option, inline(value)) for option, value in options.items()))
         add_comment(section, len(section) - 1, f"{planned_input.reason[0].upper()}{planned_input.reason[1:]}.", 4)
     return section
@@ -142,14 +152,17 @@ def _comment_unused(section: CommentedMap, plan: DraftPlan, names: dict[str, str
         add_comment(section, "deduplicate", f"- {names[name]}: {reason}", 2)
 
 
-def _split(plan: DraftPlan) -> dict[str, Any]:
-    split: dict[str, Any] = {"by": "given", "column": plan.split_column} if plan.split_column else {"by": "key"}
+def _split(plan: DraftPlan, names: dict[str, str]) -> dict[str, Any]:
+    split: dict[str, Any] = {"by": plan.split.by}
+    if plan.split.column is not None:
+        split["column"] = names.get(plan.split.column, plan.split.column)
     split |= dict(zip(("train", "val", "test"), _split_shares(plan), strict=True))
+    split |= {"salt": plan.split.salt} if plan.split.salt else {}
     return split | ({"duplicates": "allow"} if plan.keep_duplicates else {})
 
 
 def _split_shares(plan: DraftPlan) -> tuple[float, float, float]:
-    return (0.6, 0.2, 0.2) if plan.num_usable_rows < 1_000 else (0.7, 0.1, 0.2)
+    return plan.split.shares or usual_shares(plan.num_usable_rows)
 
 
 def _num_training_rows(plan: DraftPlan) -> int:
@@ -162,7 +175,11 @@ def _network(plan: DraftPlan) -> tuple[CommentedMap, CommentedMap, CommentedMap]
     batch_size = next(
         (size for upper, size in ((500, 16), (2_000, 32), (20_000, 128), (200_000, 256)) if num_rows < upper), 1024
     )
-    if plan.inputs.is_tabular:
+    if plan.series is not None:
+        epochs = min(max(_STEPS_SEEN // (num_rows * plan.series.length), 5), 60)
+        highway = plan.series.length  # a linear map of the window: what a linear autoregression would predict
+        model = CommentedMap(kind="rnn", cell="lstm", hidden=32, highway=highway, dropout=0.1)
+    elif plan.inputs.is_tabular:
         hidden = [32] if num_rows < 1_000 else [64, 32] if num_rows < 10_000 else [128, 64]
         epochs = min(max(_ROWS_SEEN // num_rows, 3), 60)
         model = CommentedMap(kind="mlp", hidden=inline(hidden), dropout=0.3 if len(hidden) > 1 else 0.1)
@@ -173,7 +190,8 @@ def _network(plan: DraftPlan) -> tuple[CommentedMap, CommentedMap, CommentedMap]
         num_pixels = math.prod(options.get("resize", options.get("shape", [40, 60])[-2:]))
         epochs = min(max(_PIXELS_SEEN // (num_rows * num_pixels), 3), 30)
         model = CommentedMap(kind="cnn", channels=inline([16, 32]), hidden=64)
-    training = CommentedMap(epochs=epochs, batch_size=batch_size, seed=0)
+    clipping = {"clip_norm": 1.0} if plan.series is not None else {}
+    training = CommentedMap(epochs=epochs, batch_size=batch_size, **clipping, seed=0)
     fine_tuning = {"epochs": max(epochs // 3, 2), "batch_size": batch_size, "learning_rate": 0.001}
     candidates = CommentedSeq(inline(_as_written(spec)) for spec in default_candidates(model["kind"]))
     return model, training, CommentedMap(candidates=candidates, fine_tune=inline(fine_tuning))

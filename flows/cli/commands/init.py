@@ -13,7 +13,7 @@ import typer
 
 from bloomery.data_contracts.errors import BloomeryError, RecipeInvalid, StateUnwritable
 from bloomery.data_contracts.recipe_sections.source_paths import source_scheme
-from bloomery.flows.cli.commands import reading_options
+from bloomery.flows.cli.commands import reading_options, task_options
 from bloomery.flows.cli.exit_codes import reporting_errors
 
 if TYPE_CHECKING:
@@ -39,10 +39,16 @@ def init(
         list[str],
         typer.Option(help="File, folder, pattern or table; repeat for train=PATH and test=PATH."),
     ],
-    label: Annotated[str, typer.Option(help="The column to predict.")],
+    label: Annotated[list[str], typer.Option(help="The column to predict.")],
     key: Annotated[
         str | None, typer.Option(help="A column that identifies rows; inferred or added by default.")
     ] = None,
+    task: task_options.Task = None,
+    time: task_options.Time = None,
+    group: task_options.Group = None,
+    horizon: task_options.Horizon = None,
+    lags: task_options.Lags = None,
+    split: task_options.Split = None,
     format: reading_options.Format = None,
     delimiter: reading_options.Delimiter = None,
     columns: reading_options.Columns = None,
@@ -82,8 +88,12 @@ def init(
     with reporting_errors(as_json):
         from bloomery.tasks.scaffolding.draft_planning import ColumnRoles
         from bloomery.tasks.scaffolding.reader_options import UserOptions
+        from bloomery.tasks.scaffolding.task_inference import parse_request, require_one_label
 
         require_state_folder()
+        groups = task_options.parse_groups(group)
+        task_request = parse_request(task, horizon, lags, split)
+        roles = ColumnRoles(require_one_label(label), key, time, groups, task_request)
         options = UserOptions(
             format=format,
             delimiter=reading_options.parse_character(delimiter),
@@ -115,7 +125,7 @@ def init(
             labels=labels,
             version=version,
         )
-        draft = write_drafts(name, data, ColumnRoles(label, key), options, output=output, force=force)
+        draft = write_drafts(name, data, roles, options, output=output, force=force)
         if as_json:
             typer.echo(json.dumps(_document(draft)))
         else:
@@ -279,11 +289,13 @@ def list_inferences(draft: ProjectDraft) -> list[tuple[str, str]]:
         inferences.append(("malformed", f"{plan.profile.num_malformed:,} lines; {plan.profile.first_malformed}"))
     added = ", added" if plan.key.is_added else ""
     inferences.append(("key", f"{draft.names.get(plan.key.name, plan.key.name)}{added}: {plan.key.reason}"))
+    inferences.append(("task", f"{plan.task.name}: {plan.task.reason}"))
     if plan.label.standard_deviation is None:
         label = f"{len(plan.label.classes)} classes, the largest with {plan.label.majority_share:.1%} of the rows"
     else:
-        label = f"numbers with a standard deviation of {plan.label.standard_deviation:.3g}, so a regression"
+        label = f"numbers with a standard deviation of {plan.label.standard_deviation:.3g}"
     inferences.append(("label", f"{draft.names[plan.label.name]}: {label}"))
+    inferences += plan.describe_order()
     inferences += [("leakage", f"{leak.describe(draft.names)}: --drop {','.join(leak.columns)}") for leak in plan.leaks]
     inferences += [("left out", f"{name}: {why}") for name, why in plan.profile.left_out.items()]
     inferences += [
@@ -337,6 +349,7 @@ def _document(draft: ProjectDraft) -> dict[str, Any]:
     return {
         "contract": str(draft.contract),
         "recipe": str(draft.recipe),
+        "task": draft.plan.task.name,
         "num_rows": profile.num_rows,
         "num_malformed": profile.num_malformed,
         "num_columns": len(profile.columns),

@@ -60,7 +60,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "forecast": (
         BY_TIME,
         {"label": "dust", "task": "regression", "columns": ["dust", "heat"], "horizon": 2, "missing": "previous"}
-        | {"indicator": True, "spacing": 1800},
+        | {"indicator": True, "spacing": 1800, "group": ["place", "given"]},
     ),
 }
 

@@ -1,0 +1,24 @@
+"""The options of `bloomery init` that say what a model predicts, and how rows are ordered and split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from bloomery.flows.cli.commands.reading_options import parse_names
+
+Task = Annotated[str | None, typer.Option(help="classification, regression or forecasting; inferred by default.")]
+Time = Annotated[str | None, typer.Option(help="The column that orders rows in time: later rows are tested.")]
+Group = Annotated[
+    list[str] | None, typer.Option(help="A column that names entities or series; repeat, or a list: store,item.")
+]
+Horizon = Annotated[int | None, typer.Option(min=1, help="Rows from the last known to the forecast one; default 1.")]
+Lags = Annotated[int | None, typer.Option(min=2, help="The known rows that a forecast reads.")]
+Split = Annotated[str | None, typer.Option(help="How rows are split: key, group or time; inferred by default.")]
+
+
+def parse_groups(groups: Sequence[str] | None) -> tuple[str, ...]:
+    """Returns the names in an option that is repeated or holds lists, each once."""
+    return tuple(dict.fromkeys(name for names in groups or () for name in parse_names(names) or ()))

@@ -1,0 +1,188 @@
+"""Plans the label: its classes, or the spread of a quantity, and how many rows have no usable value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from bloomery.data_contracts.errors import DataUnfit
+from bloomery.data_contracts.records.tensor_layout import Task
+from bloomery.tasks.scaffolding.profiler import ColumnProfile, SourceProfile, count_values, standard_deviation
+from bloomery.tasks.scaffolding.task_inference import is_whole
+
+MIN_ROWS_PER_CLASS = 10  # with fewer, the training split might have none
+_MAX_CLASSES = 1_000
+
+
+class LabelPlan(NamedTuple):
+    """The label: its classes with their numbers of rows, in order, and how many rows have no class or a rare one.
+
+    A quantity has no classes, but a standard deviation.
+    """
+
+    column: ColumnProfile
+    logical_type: Literal["integer", "string", "number", "boolean"]
+    classes: tuple[tuple[Any, int], ...] = ()
+    rare_classes: tuple[Any, ...] = ()
+    num_rare_rows: int = 0
+    standard_deviation: float | None = None
+
+    @property
+    def name(self) -> str:
+        return self.column.name
+
+    @property
+    def num_missing(self) -> int:
+        return self.column.num_missing
+
+    @property
+    def task(self) -> Task:
+        return "classification" if self.standard_deviation is None else "regression"
+
+    @property
+    def majority_share(self) -> float:
+        """The share of the largest class."""
+        return max(num for _, num in self.classes) / sum(num for _, num in self.classes)
+
+    def known_classes(self, values: Iterable[Any]) -> set[Any]:
+        """Returns the classes among the values of the source; rare ones are quarantined, so they do not count."""
+        classes = {value for value, _ in self.classes}
+        return classes & {_as_class(value, self.logical_type) for value in values if value is not None}
+
+
+def plan_label(
+    column: ColumnProfile, profile: SourceProfile, scratch: Path, split_column: str | None, task: Task
+) -> LabelPlan:
+    """Returns the plan for a label of classes or quantities, as the `task` says.
+
+    Raises:
+        DataUnfit: the values do not suit the task.
+    """
+    if task == "regression":
+        return _plan_quantity(column, scratch)
+    logical_type = _class_type(column)
+    all_classes = _count_classes(column.value_counts or (), logical_type)
+    train_classes = all_classes
+    if split_column is not None:
+        train_classes = _count_classes(_count_labels(column, "train", profile, scratch).items(), logical_type)
+        _require_known_labels(column, profile, scratch)
+    common_classes = sorted(value for value, num in train_classes.items() if num >= MIN_ROWS_PER_CLASS)
+    if not 2 <= len(common_classes) <= _MAX_CLASSES:
+        num_common = f"{len(common_classes)} of them in at least {MIN_ROWS_PER_CLASS} rows"
+        raise _label_error(column, f"it has {len(train_classes)} distinct values, {num_common}")
+    rare_classes = tuple(sorted(value for value in all_classes if value not in common_classes))
+    return LabelPlan(
+        column=column,
+        logical_type=logical_type,
+        classes=tuple((value, all_classes[value]) for value in common_classes),
+        rare_classes=rare_classes,
+        num_rare_rows=sum(all_classes[value] for value in rare_classes),
+    )
+
+
+def _plan_quantity(column: ColumnProfile, scratch: Path) -> LabelPlan:
+    if column.logical_type not in ("integer", "number"):
+        raise DataUnfit(
+            f"column {column.name} cannot be a quantity: its type is {column.logical_type}",
+            required="numbers",
+            where="--task regression",
+            remedy="choose another --label, or --task classification",
+        )
+    logical_type: Literal["integer", "number"] = "integer" if column.logical_type == "integer" else "number"
+    deviation = standard_deviation(scratch, column.name)
+    if not deviation > 0:
+        raise _label_error(column, "all its numbers are equal")
+    return LabelPlan(column, logical_type, standard_deviation=deviation)
+
+
+def _count_classes(counts: Iterable[tuple[Any, int]], logical_type: str) -> dict[Any, int]:
+    """Returns the number of rows of each class. A text among numbers belongs to no class."""
+    classes: dict[Any, int] = {}
+    for value, num in counts:
+        label = _as_class(value, logical_type)
+        if label is not None:
+            classes[label] = classes.get(label, 0) + num
+    return classes
+
+
+def _count_labels(column: ColumnProfile, split: str, profile: SourceProfile, scratch: Path) -> dict[Any, int]:
+    counts = count_values(scratch, column.name, split)
+    return {value: num for value, num in counts.items() if value not in column.missing}
+
+
+def _as_class(value: Any, logical_type: str) -> int | str | None:
+    """Returns a value of the label as a class; None for a text among numbers."""
+    if logical_type == "string":
+        return str(value)
+    if logical_type == "boolean":
+        return str(value).lower()
+    try:
+        return int(float(value)) if not isinstance(value, int) else value
+    except ValueError:
+        return None
+
+
+def _class_type(column: ColumnProfile) -> Literal["integer", "string", "boolean"]:
+    values = [value for value, _ in column.value_counts or ()]
+    is_text = all(isinstance(value, str) for value in values)
+    logical_type: Literal["integer", "string", "boolean"]
+    if column.logical_type == "boolean":
+        logical_type = "boolean"
+    elif column.logical_type == "string" or (column.logical_type == "date" and is_text):
+        logical_type = "string"
+    elif column.logical_type in ("integer", "number"):
+        logical_type = "integer"
+        if not all(map(is_whole, values)):
+            raise _label_error(column, "it has fractions, so its numbers are no classes")
+    elif column.logical_type == "array":
+        raise DataUnfit(
+            f"column {column.name} cannot be the label: its values are lists, so a row may have several labels",
+            required="one label in every row",
+            where="--label",
+            remedy="draft one model for each label, from a boolean column that says whether a row has it",
+        )
+    else:
+        raise _label_error(column, f"its values are of type {column.logical_type}")
+    if column.value_counts is None:
+        raise _label_error(column, f"it has at least {column.num_distinct:,} distinct values")
+    return logical_type
+
+
+def _require_known_labels(column: ColumnProfile, profile: SourceProfile, scratch: Path) -> None:
+    """Raises DataUnfit where another split has rows, but none of a class of the training split."""
+    train_labels = set(_count_labels(column, "train", profile, scratch))
+    for split in ("val", "test"):
+        labels = set(_count_labels(column, split, profile, scratch))
+        if labels and not labels & train_labels:
+            examples = ", ".join(map(str, sorted(labels, key=str)[:5]))
+            raise _label_error(column, f"{split} has none of the labels of train, but {examples}")
+
+
+def _label_error(column: ColumnProfile, problem: str) -> DataUnfit:
+    remedy = "choose another column"
+    if column.logical_type in ("integer", "number"):
+        remedy += ", or --task regression"
+    separator = _find_separator([value for value, _ in column.value_counts or ()])
+    if separator is not None:
+        remedy = (
+            f"if {separator!r} separates the labels of a row, draft one model for each label, from a boolean column "
+            "that says whether a row has it; otherwise choose another column"
+        )
+    return DataUnfit(
+        f"column {column.name} cannot be the label: {problem}",
+        required=f"2 to {_MAX_CLASSES} classes as whole numbers, texts or booleans, each in at least "
+        f"{MIN_ROWS_PER_CLASS} rows; or numbers that differ",
+        where="--label",
+        remedy=remedy,
+    )
+
+
+def _find_separator(values: Sequence[Any]) -> str | None:
+    """Returns the sign that separates several labels in one text, if the same labels occur in many of the texts."""
+    for separator in (";", "|", ","):
+        lists = [str(value).split(separator) for value in values]
+        labels = {label.strip() for texts in lists for label in texts}
+        if lists and sum(len(texts) > 1 for texts in lists) > len(lists) / 2 and len(labels) < len(lists) / 2:
+            return separator
+    return None

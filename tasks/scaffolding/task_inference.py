@@ -1,0 +1,162 @@
+"""Infers from the label whether a model predicts classes or a quantity, by its type and values, not by how many rows.
+
+Few rows show few of the values, so the number of distinct values is estimated with those that no row has.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+from bloomery.data_contracts.errors import RecipeInvalid
+from bloomery.tasks.scaffolding.entity_columns import counts_things, names_code
+from bloomery.tasks.scaffolding.input_planning import is_code, split_words
+from bloomery.tasks.scaffolding.profiler import ColumnProfile
+
+DraftTask = Literal["classification", "regression", "forecasting"]
+SplitKind = Literal["key", "group", "time"]
+_MAX_CODES = 20  # distinct whole numbers that are classes unless the name says otherwise
+_MAX_CODES_OF_COUNT = 10  # the same where the name says that something is counted
+_NAMED_BY_FILES = ("images", "audio", "idx", "text")  # kinds of sources whose labels are names of folders and files
+_TYPE_NOUNS = {"string": "a text", "boolean": "a boolean", "integer": "an integer", "number": "a number"}
+
+
+@dataclass(frozen=True)
+class TaskRequest:
+    """What the user requests of a task; None to infer it. `lags` are the rows in a window of a forecast."""
+
+    task: DraftTask | None = None
+    horizon: int | None = None
+    lags: int | None = None
+    split: SplitKind | None = None
+
+
+class TaskChoice(NamedTuple):
+    """What a model predicts: the kind of label, whether it is that of a later row, and the reason as a clause."""
+
+    label_task: Literal["classification", "regression"]
+    is_forecast: bool
+    reason: str
+
+    @property
+    def name(self) -> DraftTask:
+        return "forecasting" if self.is_forecast else self.label_task
+
+
+def parse_request(task: str | None, horizon: int | None, lags: int | None, split: str | None) -> TaskRequest:
+    """Returns the request of a command line.
+
+    Raises:
+        RecipeInvalid: there is no such task or split, or an option belongs to another task.
+    """
+    if task == "multi_label":
+        raise _several_labels_error("--task multi_label")
+    choices = (("--task", task, get_args(DraftTask)), ("--split", split, get_args(SplitKind)))
+    for option, value, allowed in choices:
+        if value is not None and value not in allowed:
+            raise RecipeInvalid(
+                f"{option} is {value!r}",
+                required=f"one of {', '.join(allowed)}",
+                where=option,
+                remedy="correct it, or omit it: then it is inferred from the data",
+            )
+    if task not in (None, "forecasting") and (horizon is not None or lags is not None):
+        raise RecipeInvalid(
+            f"--horizon and --lags belong to a forecast, and the task is {task}",
+            required="--task forecasting",
+            where="--horizon" if horizon is not None else "--lags",
+            remedy="omit them, or request a forecast",
+        )
+    if task == "forecasting" and split not in (None, "time"):
+        raise RecipeInvalid(
+            f"a forecast is split by {split}",
+            required="--split time: later rows must not be known in training",
+            where="--split",
+            remedy="omit --split",
+        )
+    is_forecast = task is None and (horizon is not None or lags is not None)
+    return TaskRequest(  # type: ignore[arg-type]
+        "forecasting" if is_forecast else task, horizon, lags, split
+    )
+
+
+def require_one_label(labels: Sequence[str]) -> str:
+    """Returns the only label.
+
+    Raises:
+        RecipeInvalid: there are several.
+    """
+    if len(labels) > 1:
+        raise _several_labels_error("--label")
+    return labels[0]
+
+
+def _several_labels_error(where: str) -> RecipeInvalid:
+    return RecipeInvalid(
+        "a network of several labels per row cannot be trained",
+        required="one label; its task is classification, regression or forecasting",
+        where=where,
+        remedy="draft one model for each label, such as a boolean column that says whether a row has it",
+    )
+
+
+def infer_label_task(column: ColumnProfile, kind: str = "", requested: DraftTask | None = None) -> TaskChoice:
+    """Returns what the label is. `kind` is the kind of its source; a requested task is not questioned here."""
+    if requested == "classification" or requested == "regression":
+        return TaskChoice(requested, is_forecast=False, reason="as requested")
+    noun = _TYPE_NOUNS.get(column.logical_type, f"of type {column.logical_type}")
+    values = [value for value, _ in column.value_counts or ()]
+    if column.logical_type not in ("integer", "number"):
+        num = f" with {len(values):,} distinct values" if values else ""
+        return TaskChoice("classification", is_forecast=False, reason=f"{column.name} is {noun}{num}")
+    if values and not all(map(is_whole, values)):
+        return TaskChoice("regression", is_forecast=False, reason=f"{column.name} has fractions")
+    num_distinct = f"{column.num_distinct:,}" if values else f"at least {column.num_distinct:,}"
+    noun = "an integer" if values else noun
+    reason = f"{column.name} is {noun} with {num_distinct} distinct values{_describe_range(column)}"
+    if _are_codes(column, kind):
+        return TaskChoice("classification", is_forecast=False, reason=f"{reason}; --task regression for a quantity")
+    remedy = "; --task classification for classes" if values else ""
+    return TaskChoice("regression", is_forecast=False, reason=f"{reason}{remedy}")
+
+
+def _describe_range(column: ColumnProfile) -> str:
+    if column.minimum is None or column.maximum is None:
+        return ""
+    low, high = (f"{limit:,.0f}" if is_whole(limit) else f"{limit:g}" for limit in (column.minimum, column.maximum))
+    return f" from {low} to {high}"
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number that a float holds exactly; false for a text."""
+    try:
+        return math.isfinite(float(value)) and float(value).is_integer() and abs(float(value)) < 2**53
+    except ValueError:
+        return False
+
+
+def _are_codes(column: ColumnProfile, kind: str) -> bool:
+    """Whether whole numbers are codes of classes."""
+    words = split_words(column.name)
+    if column.value_counts is None:
+        return names_code(words)
+    counts = [num for _, num in column.value_counts]
+    if kind in _NAMED_BY_FILES or names_code(words) or is_code(column):
+        return True
+    max_codes = _MAX_CODES_OF_COUNT if counts_things(words) else _MAX_CODES
+    if estimate_num_distinct(counts) > max_codes:
+        return False
+    span = 0 if column.minimum is None or column.maximum is None else column.maximum - column.minimum + 1
+    num_once = sum(num == 1 for num in counts)
+    return span <= max_codes or num_once <= len(counts) / 2
+
+
+def estimate_num_distinct(counts: Sequence[int]) -> float:
+    """Returns a lower bound of the number of distinct values, with those that no row of the sample has.
+
+    Source: Chao, "Nonparametric Estimation of the Number of Classes in a Population", 1984, in the form without bias.
+    """
+    num_once, num_twice = (sum(num == times for num in counts) for times in (1, 2))
+    return len(counts) + num_once * (num_once - 1) / (2 * (num_twice + 1))
