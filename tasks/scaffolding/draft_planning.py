@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from bloomery.tasks.scaffolding.series_planning import (
     plan_series_inputs,
 )
 from bloomery.tasks.scaffolding.split_planning import SplitPlan, SplitRequest, plan_split
-from bloomery.tasks.scaffolding.task_inference import TaskChoice, TaskRequest, infer_label_task
+from bloomery.tasks.scaffolding.task_inference import TaskChoice, TaskRequest, infer_label_task, may_be_forecast
 
 MIN_ROWS = 30
 _MAX_COMPARED_COLUMNS = 1_000  # in which rows are compared: an engine groups by no more
@@ -72,8 +73,8 @@ class KeyPlan(NamedTuple):
 class DraftPlan(NamedTuple):
     """The content of both drafts, by the source's column names. `num_usable_rows` are left to learn from.
 
-    `keep_duplicates` where most rows are copies of others, or have too many columns to be compared. `series` is a
-    forecast. `task_reason` says why the task is what it is.
+    `keep_duplicates` where most rows are copies of others, or have too many columns to be compared. `series` is that
+    of a forecast.
     """
 
     profile: SourceProfile
@@ -137,22 +138,17 @@ def plan_draft(
     _require_rows(profile.num_rows, profile, data)
     roles = roles.find_columns(names)
     split_column = "part" if data.sources is not None else None
-    label_column = _column(profile, roles.label)
-    task = infer_label_task(label_column, data.kind, roles.task.task)
-    label_plan = plan_label(label_column, profile, scratch, split_column, task.label_task)
     key_plan = _plan_key(profile, names, roles.key, (roles.label, *filter(None, [split_column])))
     reserved = {roles.label: "it is the label"} | ({} if key_plan.is_added else {key_plan.name: "it is the key"})
     if split_column is not None:
         reserved[split_column] = "it names the split"
-    if split_column is not None:
-        _require_no_forecast(roles.task)
-        series, split = None, SplitPlan("given", split_column, "the split of each file is given")
-    else:
-        task, series = _plan_series(profile, scratch, roles, task, tuple(reserved))
-        split = _plan_split(profile, scratch, label_plan, roles, tuple(reserved)) if series is None else series.split
+        _require_no_order(roles)
+    task, series = _plan_task(profile, data, scratch, roles, tuple(reserved))
+    label_plan = plan_label(_column(profile, roles.label), profile, scratch, split_column, task.label_task)
     if series is not None:
-        inputs = plan_series_inputs(profile, series, label_column, reserved)
+        split, inputs = series.split, plan_series_inputs(profile, series, label_plan.column, reserved)
     else:
+        split = _plan_split(profile, data, scratch, label_plan, roles, tuple(reserved))
         unread = {split.column: _GROUP_REASON} if split.by == "group" and split.column is not None else {}
         inputs = plan_inputs(profile, data, reserved | unread, max(len(label_plan.classes), 1), shape)
         if unread and not inputs.inputs and not roles.groups and roles.task.split is None:
@@ -160,15 +156,15 @@ def plan_draft(
             inputs = plan_inputs(profile, data, reserved, max(len(label_plan.classes), 1), shape)
     if not inputs.inputs:
         raise _no_input_error(profile, inputs, reserved, data)
-    required = _required_columns(split, series)
-    num_quarantined = _count_quarantined(profile, label_plan, data, required, is_forecast=series is not None)
+    num_quarantined = _count_quarantined(profile, label_plan, data, split, series)
     num_kept = profile.num_rows + profile.num_malformed - num_quarantined
     _require_rows(num_kept, profile, data, label_plan)
-    num_usable_rows, keep_duplicates = (
-        _count_usable(profile, scratch, num_kept, [*inputs.columns, roles.label])
-        if series is None
-        else (min(series.num_windows, num_kept), True)
-    )
+    if series is not None:
+        num_usable_rows, keep_duplicates, leaks = min(series.num_windows, num_kept), True, ()
+    else:
+        num_usable_rows, keep_duplicates = _count_usable(profile, scratch, num_kept, [*inputs.columns, roles.label])
+        is_regression = label_plan.task == "regression"
+        leaks = find_leaks(profile, scratch, inputs.columns, roles.label, is_regression=is_regression)
     return DraftPlan(
         profile=profile,
         label=label_plan,
@@ -178,9 +174,7 @@ def plan_draft(
         num_quarantined=num_quarantined,
         keep_duplicates=keep_duplicates,
         split=split,
-        leaks=()
-        if series is not None
-        else find_leaks(profile, scratch, inputs.columns, roles.label, is_regression=label_plan.task == "regression"),
+        leaks=leaks,
         task=task,
         series=series,
     )
@@ -194,47 +188,47 @@ def _count_usable(profile: SourceProfile, scratch: Path, num_kept: int, columns:
     return (num_kept if keep_duplicates else min(num_kept, num_distinct)), keep_duplicates
 
 
-def _require_no_forecast(request: TaskRequest) -> None:
-    if request.task == "forecasting":
+def _require_no_order(roles: ColumnRoles) -> None:
+    """Raises DataUnfit where the user requests another split than that of the files."""
+    request = roles.task
+    if request.task == "forecasting" or request.split is not None or roles.time is not None or roles.groups:
         raise DataUnfit(
-            "a forecast cannot keep the given splits: windows would begin anew in each file",
-            required="one --data with the rows of all times",
-            where="--task forecasting",
-            remedy="join the files",
+            "the files name the splits, so rows cannot be split in another way, and windows would begin anew in each",
+            required="one --data with all rows",
+            where="--task, --split, --time or --group",
+            remedy="join the files, or omit these options",
         )
 
 
-def _plan_series(
-    profile: SourceProfile, scratch: Path, roles: ColumnRoles, task: TaskChoice, reserved: tuple[str, ...]
+def _plan_task(
+    profile: SourceProfile, data: DataSource, scratch: Path, roles: ColumnRoles, reserved: tuple[str, ...]
 ) -> tuple[TaskChoice, SeriesPlan | None]:
-    """Returns the task, and the series where a forecast is requested or nothing else is possible."""
-    request = roles.task
-    is_requested = request.task == "forecasting"
-    if not is_requested:
-        is_open = request.task is None and request.split is None and "part" not in reserved
-        if (
-            not is_open
-            or task.label_task != "regression"
-            or not is_bare_series(profile, roles.label, scratch, reserved)
-        ):
-            return task, None
-        reason = f"beside {roles.label} are only its time and the names of series; --task regression for single rows"
-        task = TaskChoice("regression", is_forecast=True, reason=reason)
-    else:
-        task = TaskChoice(task.label_task, is_forecast=True, reason="as requested")
-    columns = SeriesRequest(_column(profile, roles.label), roles.time, roles.groups, request, reserved)
-    try:
+    """Returns the task, and the series where a forecast is requested or the label has nothing but its past."""
+    request, label = roles.task, _column(profile, roles.label)
+    task = infer_label_task(label, data.kind, request.task)
+    columns = SeriesRequest(label, roles.time, roles.groups, request, reserved)
+    if task.is_forecast:
         return task, plan_series(profile, scratch, columns)
-    except DataUnfit:
-        if is_requested:
-            raise
-        return infer_label_task(columns.label), None
+    is_open = request.task is None and request.split is None and data.sources is None and may_be_forecast(label)
+    if is_open and is_bare_series(profile, roles.label, scratch, reserved):
+        with contextlib.suppress(DataUnfit):
+            series = plan_series(profile, scratch, columns)
+            reason = f"beside {label.name} are only its time and names of series; --task regression for single rows"
+            return TaskChoice("regression", is_forecast=True, reason=reason), series
+    return task, None
 
 
 def _plan_split(
-    profile: SourceProfile, scratch: Path, label: LabelPlan, roles: ColumnRoles, reserved: tuple[str, ...]
+    profile: SourceProfile,
+    data: DataSource,
+    scratch: Path,
+    label: LabelPlan,
+    roles: ColumnRoles,
+    reserved: tuple[str, ...],
 ) -> SplitPlan:
     """Returns the split of rows that are no series."""
+    if data.sources is not None:
+        return SplitPlan("given", "part", "the split of each file is given")
     if len(roles.groups) > 1 or (roles.groups and roles.time is not None):
         raise DataUnfit(
             f"the rows cannot be split by {' and '.join([*roles.groups, *filter(None, [roles.time])])} at once",
@@ -285,14 +279,14 @@ def _column(profile: SourceProfile, name: str) -> ColumnProfile:
 
 
 def _count_quarantined(
-    profile: SourceProfile, label: LabelPlan, data: DataSource, required: Sequence[str], *, is_forecast: bool
+    profile: SourceProfile, label: LabelPlan, data: DataSource, split: SplitPlan, series: SeriesPlan | None
 ) -> int:
     """Returns the largest possible number of quarantined rows: a row with two faults counts twice."""
     rates = profile.column("sample_rate") if data.kind == "audio" else None
     num_other_rates = sum(num for _, num in (rates.value_counts or ())[1:]) if rates is not None else 0
     num_invalid = sum(column.num_invalid for column in profile.columns)
-    num_unplaced = sum(_column(profile, name).num_missing for name in required)
-    num_unlabelled = 0 if is_forecast else label.num_missing
+    num_unplaced = sum(_column(profile, name).num_missing for name in _required_columns(split, series))
+    num_unlabelled = label.num_missing if series is None else 0
     return profile.num_malformed + num_invalid + num_unlabelled + label.num_rare_rows + num_other_rates + num_unplaced
 
 

@@ -42,7 +42,8 @@ class TimeOrder(NamedTuple):
 class RowTable:
     """Columns of the profiled rows for queries: the texts `c0`, `c1`, … of `columns`, and `moment` if there is a time.
 
-    A moment is a whole number: of microseconds since 1970, or as it is. Rows without a moment are left out.
+    A moment is a whole number: of microseconds since 1970, or as it is. Rows without a moment are left out. Only the
+    last table of a folder can be queried.
     """
 
     def __init__(self, scratch: Path, columns: Sequence[ColumnProfile], time: ColumnProfile | None = None) -> None:

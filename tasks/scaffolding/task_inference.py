@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 from bloomery.data_contracts.errors import RecipeInvalid
+from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.tasks.scaffolding.entity_columns import counts_things, names_code
 from bloomery.tasks.scaffolding.input_planning import is_code, split_words
 from bloomery.tasks.scaffolding.profiler import ColumnProfile
@@ -36,7 +37,7 @@ class TaskRequest:
 class TaskChoice(NamedTuple):
     """What a model predicts: the kind of label, whether it is that of a later row, and the reason as a clause."""
 
-    label_task: Literal["classification", "regression"]
+    label_task: Task
     is_forecast: bool
     reason: str
 
@@ -106,6 +107,9 @@ def infer_label_task(column: ColumnProfile, kind: str = "", requested: DraftTask
     """Returns what the label is. `kind` is the kind of its source; a requested task is not questioned here."""
     if requested == "classification" or requested == "regression":
         return TaskChoice(requested, is_forecast=False, reason="as requested")
+    if requested == "forecasting":
+        label_task: Task = "regression" if may_be_forecast(column) else "classification"
+        return TaskChoice(label_task, is_forecast=True, reason="as requested")
     noun = _TYPE_NOUNS.get(column.logical_type, f"of type {column.logical_type}")
     values = [value for value, _ in column.value_counts or ()]
     if column.logical_type not in ("integer", "number"):
@@ -120,6 +124,12 @@ def infer_label_task(column: ColumnProfile, kind: str = "", requested: DraftTask
         return TaskChoice("classification", is_forecast=False, reason=f"{reason}; --task regression for a quantity")
     remedy = "; --task classification for classes" if values else ""
     return TaskChoice("regression", is_forecast=False, reason=f"{reason}{remedy}")
+
+
+def may_be_forecast(column: ColumnProfile) -> bool:
+    """Whether the values are numbers of which a later one is a quantity, even if there are few of them."""
+    is_number = column.logical_type in ("integer", "number") and column.num_distinct > 2
+    return is_number and not names_code(split_words(column.name))
 
 
 def _describe_range(column: ColumnProfile) -> str:

@@ -82,7 +82,7 @@ def test_sales_by_store_and_item_become_a_forecast(home: Path, tmp_path: Path) -
     assert recipe.features.split.model_dump(include={"by", "column"}) == {"by": "time", "column": "date"}
     assert (series.kind, series.time, set(series.groups)) == ("series", "date", {"store", "item"})
     assert (series.columns, series.length, series.spacing, series.horizon) == (("sales",), 9, 1, 1)
-    assert lines["task"].startswith("forecasting: beside sales are only its time and the names of series")
+    assert lines["task"].startswith("forecasting: beside sales are only its time and names of series")
     assert "6 series by item and store in order of date; the last 9 rows predict sales 1 row later" in lines["series"]
     last = defaultdict(int)
     windows = split_rows(recipe)
@@ -112,7 +112,7 @@ def test_a_forecast_takes_columns_horizon_and_lags(home: Path, tmp_path: Path) -
 
 def test_gaps_and_missing_values_of_a_series_are_drafted(home: Path, tmp_path: Path) -> None:
     days = [FIRST_DAY + dt.timedelta(days=day) for day in range(200)]
-    rows = [{"day": day, "price": day.toordinal() % 37 or None} for day in days if day.weekday() < 5]
+    rows = [{"day": day, "price": day.toordinal() % 11 or None} for day in days if day.weekday() < 5]
     recipe, lines = draft(tmp_path, rows, "price")
     (series,) = recipe.features.inputs
     assert (series.spacing, series.missing, series.groups) == (None, "previous", ())
