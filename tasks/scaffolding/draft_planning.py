@@ -159,8 +159,10 @@ def plan_draft(
     num_quarantined = _count_quarantined(profile, label_plan, data, split, series)
     num_kept = profile.num_rows + profile.num_malformed - num_quarantined
     _require_rows(num_kept, profile, data, label_plan)
+    num_usable_rows, keep_duplicates = num_kept, True
+    leaks: tuple[Leak, ...] = ()
     if series is not None:
-        num_usable_rows, keep_duplicates, leaks = min(series.num_windows, num_kept), True, ()
+        num_usable_rows = min(series.num_windows, num_kept)
     else:
         num_usable_rows, keep_duplicates = _count_usable(profile, scratch, num_kept, [*inputs.columns, roles.label])
         is_regression = label_plan.task == "regression"

@@ -86,7 +86,8 @@ def plan_split(
 
 
 def _infer_split(profile: SourceProfile, scratch: Path, label: LabelPlan, reserved: Sequence[str]) -> SplitPlan:
-    shares, notes = usual_shares(profile.num_rows), []
+    shares = usual_shares(profile.num_rows)
+    notes: list[str] = []
     entities = find_entities(profile, reserved)
     times = [column for column in profile.columns if column.name not in reserved and is_time(column)]
     for entity in (entity for entity in entities if entity.kind != "object"):

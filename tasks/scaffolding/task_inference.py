@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.tensor_layout import Task
@@ -78,9 +78,8 @@ def parse_request(task: str | None, horizon: int | None, lags: int | None, split
             remedy="omit --split",
         )
     is_forecast = task is None and (horizon is not None or lags is not None)
-    return TaskRequest(  # type: ignore[arg-type]
-        "forecasting" if is_forecast else task, horizon, lags, split
-    )
+    draft_task = cast("DraftTask | None", "forecasting" if is_forecast else task)
+    return TaskRequest(draft_task, horizon, lags, cast("SplitKind | None", split))
 
 
 def require_one_label(labels: Sequence[str]) -> str:
