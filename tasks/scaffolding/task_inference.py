@@ -52,6 +52,8 @@ def parse_request(task: str | None, horizon: int | None, lags: int | None, split
     Raises:
         RecipeInvalid: there is no such task or split, or an option belongs to another task.
     """
+    if task is None and (horizon is not None or lags is not None):
+        task = "forecasting"
     if task == "multi_label":
         raise _several_labels_error("--task multi_label")
     choices = (("--task", task, get_args(DraftTask)), ("--split", split, get_args(SplitKind)))
@@ -77,9 +79,7 @@ def parse_request(task: str | None, horizon: int | None, lags: int | None, split
             where="--split",
             remedy="omit --split",
         )
-    is_forecast = task is None and (horizon is not None or lags is not None)
-    draft_task = cast("DraftTask | None", "forecasting" if is_forecast else task)
-    return TaskRequest(draft_task, horizon, lags, cast("SplitKind | None", split))
+    return TaskRequest(cast("DraftTask | None", task), horizon, lags, cast("SplitKind | None", split))
 
 
 def require_one_label(labels: Sequence[str]) -> str:
