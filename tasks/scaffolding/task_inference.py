@@ -13,13 +13,14 @@ from typing import Any, Literal, NamedTuple, cast, get_args
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.tasks.scaffolding.entity_columns import counts_things, names_code
-from bloomery.tasks.scaffolding.input_planning import is_code, split_words
+from bloomery.tasks.scaffolding.input_planning import split_words
 from bloomery.tasks.scaffolding.profiler import ColumnProfile
 
 DraftTask = Literal["classification", "regression", "forecasting"]
 SplitKind = Literal["key", "group", "time"]
 _MAX_CODES = 20  # distinct whole numbers that are classes unless the name says otherwise
 _MAX_CODES_OF_COUNT = 10  # the same where the name says that something is counted
+_MIN_ROWS_PER_BALANCED = 20
 _NAMED_BY_FILES = ("images", "audio", "idx", "text")  # kinds of sources whose labels are names of folders and files
 _TYPE_NOUNS = {"string": "a text", "boolean": "a boolean", "integer": "an integer", "number": "a number"}
 
@@ -152,7 +153,7 @@ def _are_codes(column: ColumnProfile, kind: str) -> bool:
     if column.value_counts is None:
         return names_code(words)
     counts = [num for _, num in column.value_counts]
-    if kind in _NAMED_BY_FILES or names_code(words) or is_code(column):
+    if kind in _NAMED_BY_FILES or names_code(words) or _are_balanced(column, counts):
         return True
     max_codes = _MAX_CODES_OF_COUNT if counts_things(words) else _MAX_CODES
     if estimate_num_distinct(counts) > max_codes:
@@ -160,6 +161,12 @@ def _are_codes(column: ColumnProfile, kind: str) -> bool:
     span = 0 if column.minimum is None or column.maximum is None else column.maximum - column.minimum + 1
     num_once = sum(num == 1 for num in counts)
     return span <= max_codes or num_once <= len(counts) / 2
+
+
+def _are_balanced(column: ColumnProfile, counts: Sequence[int]) -> bool:
+    """Whether the numbers are 0, 1, 2, … or 1, 2, 3, … with equally many rows, as someone has chosen them by class."""
+    is_counted = column.minimum in (0, 1) and column.maximum == column.minimum + len(counts) - 1
+    return is_counted and min(counts) >= _MIN_ROWS_PER_BALANCED and max(counts) - min(counts) <= 1
 
 
 def estimate_num_distinct(counts: Sequence[int]) -> float:
