@@ -229,6 +229,7 @@ def test_numbers_that_name_things_are_categories(home: Path, tmp_path: Path) -> 
         "store": [1 + chance.randrange(45) for _ in range(NUM)],
         "shop_nr": [10 * (1 + chance.randrange(6)) for _ in range(NUM)],
         "panel": [number % 12 for number in range(NUM)],
+        "movie_id": [10**6 + 7 * chance.randrange(90) for _ in range(NUM)],
         "visitor_id": [10**6 + 7 * chance.randrange(90) for _ in range(NUM)],
         "session_id": [10**6 + 7 * (number % 200) for number in range(NUM)],
         "num_stores": [1 + chance.randrange(9) for _ in range(NUM)],
@@ -236,9 +237,11 @@ def test_numbers_that_name_things_are_categories(home: Path, tmp_path: Path) -> 
         "month": [1 + number % 12 for number in range(NUM)],
     }
     path = write_csv(tmp_path, **columns)
-    kinds = input_kinds(draft_recipe(tmp_path, path, "label"))
+    recipe = draft_recipe(tmp_path, path, "label")
+    kinds = input_kinds(recipe)
     numbers = dict.fromkeys(("a", "num_stores", "age", "month"), "number")
-    assert kinds == numbers | dict.fromkeys(("store", "shop_nr", "panel"), "one_hot") | {"visitor_id": "target"}
+    assert kinds == numbers | dict.fromkeys(("store", "shop_nr", "panel"), "one_hot") | {"movie_id": "target"}
+    assert (recipe.features.split.by, recipe.features.split.column) == ("group", "visitor_id")  # so it is no input
     assert "- session_id: it is a code that differs in most rows" in (tmp_path / "mine.yaml").read_text()
     contract = (tmp_path / "mine.odcs.yaml").read_text()
     assert (
