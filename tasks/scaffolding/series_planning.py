@@ -171,10 +171,10 @@ def _choose_groups(
         *itertools.combinations(candidates, 1),
         *itertools.combinations(candidates, 2),
     ]
-    for columns in choices:
-        num_rows, num_repeated = _count_repeated(table, [table.aliases[column.name] for column in columns])
+    for choice in choices:
+        num_rows, num_repeated = _count_repeated(table, [table.aliases[column.name] for column in choice])
         if num_repeated <= _MAX_REPEATED_SHARE * num_rows:
-            return tuple(column.name for column in columns), _describe_repeated(num_repeated)
+            return tuple(column.name for column in choice), _describe_repeated(num_repeated)
     raise _repeated_error(_count_repeated(table, [])[1], time, [column.name for column in candidates])
 
 
