@@ -11,38 +11,19 @@ from pydantic import Field, field_validator, model_validator
 
 from bloomery.data_contracts.documents.documents import Document
 from bloomery.data_contracts.recipe_sections.periods import PERIOD_PLACEHOLDER, fill_period
+from bloomery.data_contracts.recipe_sections.source_options import OF_ONE_SOURCE, OF_TEXT_CELLS, OPTIONS
 from bloomery.data_contracts.recipe_sections.source_paths import absolute_source, format_of_source, path_variable
 from bloomery.data_contracts.records.records import Record
 
-FileFormat = Literal["parquet", "csv", "jsonl", "json", "orc", "arrow", "text", "images", "audio", "idx"]
+# fmt: off
+FileFormat = Literal[
+    "parquet", "csv", "jsonl", "json", "orc", "arrow", "text", "images", "audio", "idx", "xlsx", "sqlite", "arff",
+    "numpy", "huggingface",
+]
+# fmt: on
 SplitName = Literal["train", "val", "test"]
 Name = Annotated[str, Field(min_length=1)]
 Character = Annotated[str, Field(pattern=r"^[\x01-\x09\x0b\x0c\x0e-\x7f]$")]
-
-_OF_COLUMNS = ("drop", "rename", "normalize", "missing", "replace")
-_OF_ROWS = ("row_id", *_OF_COLUMNS)
-_OF_FILES = ("path_pattern", *_OF_ROWS)
-_OPTIONS: dict[str, tuple[str, ...]] = {
-    "parquet": _OF_FILES,
-    "orc": _OF_FILES,
-    "arrow": _OF_FILES,
-    "jsonl": _OF_FILES,
-    "json": ("records", "columns", *_OF_FILES),
-    "csv": (
-        *("encoding", "delimiter", "quote", "escape", "header", "columns", "strip", "comment", "skip_lines"),
-        *("skip_initial_space", "trailing_delimiter", "decimal", "thousands", "units", "numbers"),
-        *_OF_FILES,
-    ),
-    "text": ("encoding", "unit", *_OF_FILES),
-    "images": ("mode", "size", *_OF_FILES),
-    "audio": ("sample_rate", "mono", *_OF_FILES),
-    "idx": ("labels", *_OF_ROWS),
-    "sklearn": _OF_COLUMNS,
-    "delta": ("version", *_OF_ROWS),
-    "iceberg": ("version", *_OF_ROWS),
-    "sql": ("query", "uri_variable", *_OF_ROWS),
-    "hive": _OF_ROWS,
-}
 
 
 class SourceFile(Document):
@@ -53,7 +34,10 @@ class SourceFile(Document):
         Name | None, Field(description="a regular expression: only files, also in a zip, in whose path it is found")
     ] = None
     records: Annotated[Name | None, Field(description="for `json`: the path of the list of rows, such as a.b")] = None
-    labels: Annotated[Name | None, Field(description="for `idx`: the file of the labels")] = None
+    labels: Annotated[Name | None, Field(description="for `idx` and .npy: the file of the labels")] = None
+    arrays: Annotated[
+        dict[Name, Name] | None, Field(description="for .npz: the arrays to read, each by the name of its column")
+    ] = None
     part: Annotated[SplitName | None, Field(description="the value of the column `part` for these rows")] = None
     values: Annotated[
         dict[Name, str] | None, Field(description="text columns to add, with their constant value for these rows")
@@ -90,6 +74,9 @@ class DataSource(Document):
         Name | None, Field(description="for people: origin and licence of the data; shown if the data is missing")
     ] = None
 
+    files: Annotated[
+        Name | None, Field(description="a regular expression: only files, also in a zip, in whose path it is found")
+    ] = None
     path_pattern: Annotated[
         Name | None,
         Field(description="a regular expression found in each file's path; its named groups become columns"),
@@ -97,6 +84,14 @@ class DataSource(Document):
     row_id: Annotated[Name | None, Field(description="a column to add in front: the row's number, from 0")] = None
     drop: Annotated[
         tuple[Name, ...] | None, Field(min_length=1, description="columns to leave out, by name in the source")
+    ] = None
+    flatten: Annotated[
+        dict[Name, tuple[Annotated[int, Field(ge=1)], ...]] | None,
+        Field(
+            min_length=1,
+            description="columns of arrays of arrays, by name in the source, which become one array each; with the "
+            "required lengths of the inner arrays, from the outside in: [3] for steps of 3 values",
+        ),
     ] = None
     rename: Annotated[dict[Name, Name] | None, Field(description="new column names, by name in the source")] = None
     normalize: Annotated[
@@ -159,7 +154,12 @@ class DataSource(Document):
             "number as a whole is rewritten, in any column",
         ),
     ] = None
-    unit: Annotated[Literal["line", "file"] | None, Field(description="what a row of text is")] = None
+    unit: Annotated[
+        Literal["line", "file"] | None,
+        Field(description="what a row of text is; `file` of CSV and .npy: each file is a row with a sequence"),
+    ] = None
+    sheet: Annotated[Name | None, Field(description="of a workbook; left out, it has one sheet with cells")] = None
+    table: Annotated[Name | None, Field(description="of a database; left out, it has one table")] = None
 
     mode: Annotated[Literal["L", "RGB"] | None, Field(description="of images: grey (L) or colour (RGB)")] = None
     size: Annotated[
@@ -168,7 +168,11 @@ class DataSource(Document):
     ] = None
     sample_rate: Annotated[int | None, Field(ge=1, description="required sample rate in Hz")] = None
     mono: Annotated[bool | None, Field(description="whether to average the channels of recordings into one")] = None
-    labels: Annotated[Name | None, Field(description="for `idx`: the file of the labels")] = None
+    labels: Annotated[Name | None, Field(description="for `idx` and .npy: the file of the labels")] = None
+    arrays: Annotated[
+        dict[Name, Name] | None,
+        Field(min_length=1, description="for .npz: the arrays to read, each by the name of its column"),
+    ] = None
 
     version: Annotated[int | None, Field(ge=0, description="of a Delta table, or the id of an Iceberg snapshot")] = None
     query: Annotated[Name | None, Field(description="SQL, with an ORDER BY, since rows have no order of their own")] = (
@@ -185,6 +189,11 @@ class DataSource(Document):
             except LookupError as failure:
                 raise ValueError("Python must know the encoding, such as utf-8, latin-1 or cp1252") from failure
         return encoding
+
+    @field_validator("files")
+    @classmethod
+    def _files_are_a_pattern(cls, pattern: str | None) -> str | None:
+        return pattern if pattern is None else _compile(pattern).pattern
 
     @field_validator("path_pattern")
     @classmethod
@@ -220,28 +229,33 @@ class DataSource(Document):
     def _require_supported_options(self) -> None:
         general = {"source", "sources", "format", "obtain"}
         options = [name for name in type(self).model_fields if name not in general and getattr(self, name) is not None]
-        supported = _OPTIONS[self.kind]
+        supported = OPTIONS[self.kind]
         unsupported = [name for name in options if name not in supported]
         if unsupported:
             supported_text = f"its options are {', '.join(supported)}"
             raise ValueError(
                 f"{', '.join(unsupported)}: no meaning for a source of format {self.kind}; {supported_text}"
             )
-        for option, fitting in (("labels", "labels"), ("records", "records"), ("files", "path_pattern")):
+        for option, fitting in (*((name, name) for name in OF_ONE_SOURCE), ("files", "path_pattern")):
             if fitting not in supported and any(getattr(origin, option) for origin in self.sources or ()):
                 raise ValueError(f"{option}: no meaning for a source of format {self.kind}")
-        if self.records is not None and self.sources is not None:
-            raise ValueError("records: set it for each of the `sources`")
+        for option in (*OF_ONE_SOURCE, "files"):
+            if getattr(self, option) is not None and self.sources is not None:
+                raise ValueError(f"{option}: set it for each of the `sources`")
 
     def _require_consistent_options(self) -> None:
         if self.columns is not None and self.header:
             raise ValueError("columns: the header has the names already; use `rename`, or set `header: false`")
-        if isinstance(self.missing, tuple) and self.kind != "csv":
+        if isinstance(self.missing, tuple) and self.kind not in OF_TEXT_CELLS:
             raise ValueError(
                 f"missing: for a source of format {self.kind}, name the column: `missing: {{column: [text]}}`"
             )
         for name in set(self.drop or ()) & set(self.rename or ()):
             raise ValueError(f"rename: column {name} is left out by `drop`")
+        if self.kind == "numpy" and self.unit != "file" and (self.files or self.path_pattern):
+            raise ValueError("files and path_pattern: set `unit: file`; else there is one file of arrays")
+        if self.kind == "sqlite" and self.table is not None and self.query is not None:
+            raise ValueError("set either `table` or `query`")
         if self.header is False and self.columns is None:
             raise ValueError("columns: without a header, the names of the columns are required")
         for names, what in ((self.columns or (), "columns"), (tuple((self.rename or {}).values()), "rename")):
@@ -268,7 +282,15 @@ class DataSource(Document):
     @property
     def source_files(self) -> tuple[SourceFile, ...]:
         """The sources in reading order."""
-        return self.sources or (SourceFile(source=self.source or "", labels=self.labels, records=self.records),)
+        return self.sources or (
+            SourceFile(
+                source=self.source or "",
+                files=self.files,
+                labels=self.labels,
+                records=self.records,
+                arrays=self.arrays,
+            ),
+        )
 
     @property
     def kind(self) -> str:
@@ -278,11 +300,16 @@ class DataSource(Document):
     @property
     def is_text(self) -> bool:
         """Whether the source has no types, so that every column is text."""
-        return self.kind in ("csv", "text")
+        return self.has_text_cells or self.kind == "text"
+
+    @property
+    def has_text_cells(self) -> bool:
+        """Whether the source is a table of texts, some of which are written numbers."""
+        return self.kind in OF_TEXT_CELLS and self.unit != "file"
 
     @property
     def missing_texts(self) -> tuple[str, ...]:
-        """The texts that mean null in every column of a CSV file."""
+        """The texts that mean null in every column of text cells."""
         return self.missing if isinstance(self.missing, tuple) else ("",)
 
     @property

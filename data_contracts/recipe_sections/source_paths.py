@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 SUFFIXES: dict[str, tuple[str, ...]] = {
     "parquet": (".parquet", ".pq"),
-    "csv": (".csv",),
+    "csv": (".csv", ".tsv"),
     "jsonl": (".jsonl", ".ndjson"),
     "json": (".json",),
     "orc": (".orc",),
@@ -16,11 +16,16 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
     "images": (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"),
     "audio": (".wav",),
     "idx": (".idx", ".idx1", ".idx3"),
+    "xlsx": (".xlsx", ".xlsm"),
+    "sqlite": (".sqlite", ".sqlite3", ".db3"),
+    "arff": (".arff",),
+    "numpy": (".npz", ".npy"),
+    "huggingface": (),  # a folder of Arrow or Parquet files
 }
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}  # the suffix and Arrow's name for it
 TABLES = ("sklearn", "delta", "iceberg", "sql", "hive")  # sources that are not files: `sklearn:NAME` and so on
 REMOTE = ("s3://", "hdfs://")
-_COMPRESSED = ("csv", "jsonl", "json", "text", "idx")
+_COMPRESSED = ("csv", "jsonl", "json", "text", "idx", "arff")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}(?=/|$)")
 
 
@@ -34,6 +39,11 @@ def path_variable(path: str) -> str | None:
     """The environment variable that a path begins with, as in `${DATA}/rows.csv`, or None."""
     match = _VARIABLE.match(path)
     return match[1] if match else None
+
+
+def suffixes_of(kind: str, unit: str | None) -> tuple[str, ...]:
+    """The suffixes of the files of a format in a folder or zip. Files of sequences may end in .txt, too."""
+    return (*SUFFIXES[kind], ".txt") if (kind, unit) == ("csv", "file") else SUFFIXES[kind]
 
 
 def compression_codec(path: str) -> str | None:

@@ -14,6 +14,7 @@ from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.tasks.ingest.option_names import option_names, place_of_options
 from bloomery.tasks.ingest.readers.base import RowStream
+from bloomery.tasks.ingest.readers.sequences.nested_arrays import flat_type, nesting_depth, require_sizes
 
 # Characters that cannot be seen, but make one text differ from another: soft hyphen, zero-width space, marks of
 # direction, byte order mark. Joiners are kept inside a text, since words and emojis need them.
@@ -27,12 +28,12 @@ _ABNORMAL = (
 
 
 def change_columns(rows: RowStream, data: DataSource) -> RowStream:
-    """Returns the rows after `drop`, `row_id`, `rename`, `normalize`, `missing` by column, and `replace`.
+    """Returns the rows after `drop`, `flatten`, `row_id`, `rename`, `normalize`, `missing` by column, and `replace`.
 
     Raises:
         RecipeInvalid: an option names a column that does not exist, or whose type it does not suit.
     """
-    rows = _rename_columns(_add_row_numbers(drop_columns(rows, data), data), data)
+    rows = _rename_columns(_add_row_numbers(_flatten_columns(drop_columns(rows, data), data), data), data)
     rows = _change_values(rows, _normalizers(rows.schema, data))
     rows = _change_values(rows, _missing_markers(rows.schema, data))
     return _change_values(rows, _replacers(rows.schema, data))
@@ -43,7 +44,7 @@ def drop_columns(rows: RowStream, data: DataSource) -> RowStream:
     if not data.drop:
         return rows
     unknown = [name for name in data.drop if name not in rows.schema.names]
-    if unknown:
+    if unknown and not (data.kind == "csv" and data.unit == "file"):  # there, the reader leaves out columns of files
         raise _recipe_error(f"there is no column {', '.join(unknown)} to leave out", rows.schema, "drop")
     return select_columns(rows, [name for name in rows.schema.names if name not in data.drop])
 
@@ -53,6 +54,27 @@ def select_columns(rows: RowStream, names: list[str]) -> RowStream:
     schema = pa.schema([rows.schema.field(name) for name in names])
     batches = (pa.RecordBatch.from_arrays([batch[name] for name in names], schema=schema) for batch in rows.batches)
     return rows._replace(schema=schema, batches=batches)
+
+
+def _flatten_columns(rows: RowStream, data: DataSource) -> RowStream:
+    """Returns the rows with the columns of `flatten` as arrays without inner arrays."""
+    for name, sizes in (data.flatten or {}).items():
+        depth = nesting_depth(rows.schema.field(name).type) if name in rows.schema.names else 0
+        if depth != len(sizes) + 1:
+            problem = f"column {name} has arrays {depth} deep" if depth else f"there is no column {name} of arrays"
+            raise _recipe_error(f"{problem}, and there are {len(sizes)} inner lengths", rows.schema, "flatten")
+    if not data.flatten:
+        return rows
+    schema = pa.schema([field.with_type(_flat_type(field, data)) for field in rows.schema])
+    return _change_values(rows, {name: _flattener(sizes) for name, sizes in data.flatten.items()}, schema)
+
+
+def _flat_type(field: pa.Field, data: DataSource) -> pa.DataType:
+    return flat_type(field.type) if field.name in (data.flatten or {}) else field.type
+
+
+def _flattener(sizes: tuple[int, ...]) -> ColumnChange:
+    return lambda column: require_sizes(column, sizes)
 
 
 def is_abnormal(texts: pa.Array) -> pa.BooleanArray:
@@ -123,8 +145,8 @@ def _rename_columns(rows: RowStream, data: DataSource) -> RowStream:
 ColumnChange = Callable[[pa.Array], pa.Array]
 
 
-def _change_values(rows: RowStream, changes: Mapping[str, ColumnChange]) -> RowStream:
-    """Returns the rows with changed values in the columns of `changes`; types stay."""
+def _change_values(rows: RowStream, changes: Mapping[str, ColumnChange], schema: pa.Schema | None = None) -> RowStream:
+    """Returns the rows with changed values in the columns of `changes`; types stay, unless there is a `schema`."""
     if not changes:
         return rows
 
@@ -134,9 +156,9 @@ def _change_values(rows: RowStream, changes: Mapping[str, ColumnChange]) -> RowS
                 changes[name](column) if name in changes else column
                 for name, column in zip(rows.schema.names, batch.columns, strict=True)
             ]
-            yield pa.RecordBatch.from_arrays(columns, schema=rows.schema)
+            yield pa.RecordBatch.from_arrays(columns, schema=schema or rows.schema)
 
-    return rows._replace(batches=batches())
+    return rows._replace(schema=schema or rows.schema, batches=batches())
 
 
 def _normalizers(schema: pa.Schema, data: DataSource) -> dict[str, ColumnChange]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -21,27 +22,86 @@ from bloomery.data_contracts.recipe_sections.source_paths import (
     compression_codec,
     source_scheme,
     suffix_without_compression,
+    suffixes_of,
 )
+from bloomery.tasks.ingest.option_names import option_names
+from bloomery.tasks.ingest.zip_members import ZIP_ERRORS, ZipMember, zip_error
 
 BUFFER_BYTES = 1 << 20
+_ENCRYPTED = 1  # the bit of a zip's flags
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
 
 class FileLocation(NamedTuple):
-    """One file. `relative` is its path inside the recipe's folder, or its name where the recipe names the file."""
+    """One file. `relative` is its path inside the recipe's folder, or its name where the recipe names the file.
+
+    In the zip at `path`, that is `archive`, `relative` is the name of the file.
+    """
 
     filesystem: pafs.FileSystem
     path: str
     relative: str
+    archive: zipfile.ZipFile | None = None
 
     def open_file(self) -> pa.NativeFile:
         """Opens the stored bytes for reading at any position."""
+        if self.archive is not None:
+            return pa.PythonFile(self._open_member(self.archive), mode="r")
         return self.filesystem.open_input_file(self.path)
 
     def open_stream(self) -> io.BufferedReader:
         """Opens the file for reading from its start, decompressed if its suffix names a compression."""
-        compression = compression_codec(self.path)
+        compression = compression_codec(self.relative)
+        if self.archive is not None:
+            member = self._open_member(self.archive)
+            if compression is None:
+                return member
+            return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(member, mode="r"), compression))
         return io.BufferedReader(self.filesystem.open_input_stream(self.path, compression=compression), BUFFER_BYTES)
+
+    def _open_member(self, archive: zipfile.ZipFile) -> io.BufferedReader:
+        return io.BufferedReader(ZipMember(archive, self.relative, self.path), BUFFER_BYTES)
+
+
+def find_row_files(data: DataSource, origin: SourceFile) -> list[FileLocation]:
+    """Returns the files of `origin` that its pattern `files` selects; of a zip, the files in it.
+
+    Of these, only those with a suffix of the format count, unless `files` selects them or there is one file.
+
+    Raises:
+        DataMissing: there is no such file, or a zip is damaged.
+    """
+    locations: list[FileLocation] = []
+    for location in find_files(data, origin.source):
+        is_zip = PurePosixPath(location.path).suffix.lower() == ".zip"
+        locations += _list_members(location, data, origin) if is_zip else [location]
+    selected = [location for location in locations if is_selected(origin, location.relative)]
+    if not selected:
+        raise DataMissing(
+            f"no file has {origin.files!r} in its path",
+            required="a path that `files` matches",
+            where=origin.source,
+            remedy=f"correct {option_names('files')}; the files are {', '.join(item.relative for item in locations)}",
+        )
+    return selected
+
+
+def _list_members(location: FileLocation, data: DataSource, origin: SourceFile) -> list[FileLocation]:
+    try:
+        archive = zipfile.ZipFile(location.open_file())
+        members = [info for info in archive.infolist() if not info.is_dir() and not is_hidden(info.filename)]
+    except ZIP_ERRORS as failure:
+        raise zip_error(location.path, str(failure)) from failure
+    if any(member.flag_bits & _ENCRYPTED for member in members):
+        raise zip_error(location.path, "it has a password")
+    names = sorted(member.filename for member in members)
+    suffixes = suffixes_of(data.kind, data.unit)
+    of_format = [name for name in names if suffix_without_compression(name) in suffixes]
+    if origin.files is None and len(names) != 1:
+        if not of_format:
+            raise zip_error(location.path, f"none of its files is {data.kind}: {', '.join(names) or 'it is empty'}")
+        names = of_format
+    return [location._replace(relative=name, archive=archive) for name in names]
 
 
 def find_files(data: DataSource, source: str) -> list[FileLocation]:
@@ -59,9 +119,8 @@ def find_files(data: DataSource, source: str) -> list[FileLocation]:
         if info.type == pafs.FileType.File:
             return [FileLocation(filesystem, path, PurePosixPath(path).name)]
         if info.type == pafs.FileType.Directory:
-            locations = _list_files(
-                filesystem, path, lambda name: suffix_without_compression(name) in SUFFIXES[data.kind]
-            )
+            suffixes = suffixes_of(data.kind, data.unit)
+            locations = _list_files(filesystem, path, lambda name: suffix_without_compression(name) in suffixes)
         else:
             root, pattern = _split_pattern(path)
             locations = _list_files(filesystem, root, re.compile(_to_regex(pattern)).fullmatch) if pattern else []

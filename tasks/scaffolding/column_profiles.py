@@ -377,10 +377,11 @@ class ArrayColumnProfiler:
         return []
 
     def statistics(self, *, is_label: bool, date_format: FormatCounter | None) -> ColumnStatistics:
+        num_empty = self._lengths.pop(0, 0) if len(self._lengths) > 1 else 0  # a sequence has at least one step
         return ColumnStatistics(
             logical_type="array",
             num_missing=self._num_missing,
-            num_invalid=self._num_invalid,
+            num_invalid=self._num_invalid + num_empty,
             value_counts=None,
             may_be_unique=False,
             element_type=self._element_type,

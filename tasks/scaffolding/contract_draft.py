@@ -172,6 +172,10 @@ def _add_limits(entry: CommentedMap, column: ColumnProfile, *, is_key: bool) -> 
         return
     if column.logical_type != "string" or not column.num_valid:
         return
+    if column.declared_values and not is_key:
+        _add_valid_values(entry, list(column.declared_values))
+        add_comment(entry, "quality", "The source declares these values, and others are rejected.", _ENTRY_INDENT)
+        return
     values = column.value_counts
     is_listed = values is not None and len(values) <= _MAX_LISTED_VALUES
     if values is not None and is_listed and not is_key and len(values) * _MIN_ROWS_PER_VALUE <= column.num_valid:
@@ -200,7 +204,12 @@ def _add_range(entry: CommentedMap, observed: Limits) -> None:
 
 
 def _add_array(entry: CommentedMap, column: ColumnProfile) -> None:
-    entry["logicalTypeOptions"] = inline({"minItems": column.min_length or 0, "maxItems": column.max_length or 0})
+    shortest, longest = column.min_length or 0, column.max_length or 0
+    if shortest == longest:
+        entry["logicalTypeOptions"] = inline({"minItems": shortest, "maxItems": longest})
+    else:
+        entry["logicalTypeOptions"] = inline({"minItems": min(shortest, 1), "maxItems": 2 * longest})
+        add_end_comment(entry, "logicalTypeOptions", "twice the longest observed array")
     items = CommentedMap(logicalType=column.element_type)
     if column.physical_type is not None:
         items["physicalType"] = column.physical_type

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 import zipfile
 from pathlib import Path
@@ -19,10 +20,17 @@ from bloomery.data_contracts.recipe_sections.source_paths import (
     source_scheme,
     suffix_without_compression,
 )
+from bloomery.tasks.ingest.locations import is_hidden
 from bloomery.tasks.scaffolding.json_records import find_records
 
 _START_BYTES = 65_536
-_MAGIC_BYTES = {b"PAR1": "parquet", b"ORC": "orc", b"ARROW1": "arrow"}
+_MAGIC_BYTES = {b"PAR1": "parquet", b"ORC": "orc", b"ARROW1": "arrow"} | {
+    b"SQLite format 3\0": "sqlite",
+    b"\x93NUMPY": "numpy",
+}
+_OLE_MAGIC = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
+_ARFF_START = re.compile(rb"(?i)(\xef\xbb\xbf)?(\s*(%[^\n]*)?\n)*\s*@relation\b")
+_BESIDE_DATA = ("xlsx", "sqlite", "text")  # formats of files that may lie beside the data in a folder or zip
 _BYTE_ORDER_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\xef\xbb\xbf")
 
 
@@ -84,6 +92,8 @@ def _detect_in_folder(folder: Path) -> str:
         if path.is_file() and not any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
     ]
     formats = sorted({kind for path in files if (kind := _detect_by_suffix(path.name)) is not None})
+    if len(formats) > 1:
+        formats = [kind for kind in formats if kind not in ("xlsx", "sqlite")] or formats
     if len(formats) == 1:
         return formats[0]
     if formats:
@@ -103,12 +113,21 @@ def _detect_in_file(path: Path) -> str:
     by_magic_bytes = next((kind for magic, kind in _MAGIC_BYTES.items() if start.startswith(magic)), None)
     if by_magic_bytes is not None:
         return by_magic_bytes
-    if start.startswith(b"PK\x03\x04"):
+    if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return _detect_in_zip(path)
+    if start.startswith(_OLE_MAGIC):
+        raise DataMissing(
+            f"{path} has a password, or is a workbook of Excel 97 to 2003 (.xls)",
+            required="a workbook (.xlsx) without a password",
+            where="--data",
+            remedy="open it in Excel or LibreOffice, and save it as .xlsx without a password",
+        )
     if start[:2] == b"\0\0" and read_image_shape(str(path)):
         return "idx"
     if b"\0" in start and not start.startswith(_BYTE_ORDER_MARKS):
         raise _detection_error(str(path), f"it is no text, and begins with the bytes {start[:8].hex(' ')}")
+    if _ARFF_START.match(start):
+        return "arff"
     first_line = next((line for line in start.splitlines() if line.strip()), b"").lstrip(b"\xef\xbb\xbf").strip()
     if first_line[:1] in (b"{", b"["):
         return _detect_json(path, start)
@@ -132,15 +151,35 @@ def _detect_json(path: Path, start: bytes) -> str:
 
 
 def _detect_in_zip(path: Path) -> str:
+    """Returns the format of the files in a zip; a text such as a licence may lie beside them."""
     try:
         with zipfile.ZipFile(path) as archive:
-            formats = {_detect_by_suffix(name) for name in archive.namelist()}
+            names = [name for name in archive.namelist() if not name.endswith("/") and not is_hidden(name)]
     except zipfile.BadZipFile as failure:
         raise _detection_error(str(path), f"it is no complete zip: {failure}") from failure
-    media = sorted(formats & {"images", "audio"}, key=str)
-    if len(media) != 1:
-        raise _detection_error(str(path), "it is a zip with neither recordings only nor images only")
-    return str(media[0])
+    if "[Content_Types].xml" in archive.namelist() and "xl/workbook.xml" in names:
+        return "xlsx"
+    if names and all(name.endswith(".npy") for name in names):
+        return "numpy"
+    if {"xl/workbook.bin", "content.xml"} & set(names):
+        raise DataMissing(
+            f"{path} is a document of an office program, but no .xlsx",
+            required="a workbook (.xlsx)",
+            where="--data",
+            remedy="open it in that program, and save it as .xlsx",
+        )
+    kinds = {kind for name in names if (kind := _detect_by_suffix(name)) is not None}
+    formats = sorted(kinds - set(_BESIDE_DATA) or kinds)
+    if len(formats) != 1:
+        listed = ", ".join(names[:20]) or "no files"
+        problem = f"the zip has files of {', '.join(formats) or 'no known format'}: {listed}"
+        raise DataMissing(
+            f"the format of {path} cannot be detected: {problem}",
+            required=f"files of one of the formats {', '.join(SUFFIXES)}",
+            where="--data",
+            remedy="set --format, and select files by a regular expression in --files",
+        )
+    return formats[0]
 
 
 def _read_start(path: Path) -> bytes:

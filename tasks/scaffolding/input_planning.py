@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.tasks.scaffolding.profiler import ColumnProfile, SourceProfile
+from bloomery.tasks.scaffolding.sequence_planning import image_shape, plan_steps, sequence_options
 
 _MAX_ONE_HOT = 50  # categories that get a place each
 _MIN_VALUES = 20  # a column with fewer could have none in the training split
@@ -296,9 +297,15 @@ def _plan_array(
     if data.kind == "audio":
         return _plan_audio(column, profile)
     size = column.min_length or 0
-    if size != column.max_length or not size:
-        return f"its arrays have {size} to {column.max_length} values, and a model reads arrays of one length"
-    if math.prod(shape) == size and len(shape) in (2, 3):
+    inner_sizes = (data.flatten or {}).get(column.name, ())
+    if not column.max_length:
+        return "its arrays have no values"
+    steps = plan_steps(size, column.max_length, inner_sizes)
+    if steps is not None:
+        return PlannedInput(sequence_options(column.name, steps), f"a sequence: {steps.reason}")
+    if inner_sizes:
+        full_shape, reason = image_shape(size, inner_sizes), "as the arrays are nested"
+    elif math.prod(shape) == size and len(shape) in (2, 3):
         full_shape, reason = ([1, *shape] if len(shape) == 2 else [*shape]), "as the source states"
     elif (side := _square_side(size)) is not None:
         full_shape, reason = [1, side, side], f"guessed, since {size} values form a square"

@@ -114,8 +114,11 @@ class _ColumnCounts:
 
 
 def without_notation(data: DataSource) -> DataSource:
-    """Returns the data source that reads numbers as they are written, unless it names the columns to rewrite."""
-    if data.numbers is not None:
+    """Returns the data source that reads numbers as they are written, unless it names the columns to rewrite.
+
+    Files of sequences are read as numbers from the start.
+    """
+    if data.numbers is not None or not data.has_text_cells:
         return data
     return data.model_copy(update={"decimal": None, "thousands": None, "units": None})
 
@@ -125,7 +128,7 @@ def rewrite_inferred_numbers(path: Path, data: DataSource) -> InferredNumbers:
 
     What `data` says about the notation is kept. There are no options where all numbers are plain.
     """
-    if data.kind != "csv" or data.numbers is not None:
+    if not data.has_text_cells or data.numbers is not None:
         return InferredNumbers({}, {})
     inferred = _infer_numbers(path, data)
     if inferred.options:

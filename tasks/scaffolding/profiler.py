@@ -34,6 +34,7 @@ from bloomery.tasks.scaffolding.column_profiles import (
 )
 from bloomery.tasks.scaffolding.date_inference import FormatCounter, InferredFormat, choose_format
 from bloomery.tasks.scaffolding.number_inference import InferredNumbers
+from bloomery.tasks.scaffolding.sequence_planning import describe_uneven_arrays
 from bloomery.tasks.scaffolding.source_rows import ROWS_FILE, SourceRows, logical_type_of, read_source_rows
 
 _WHOLE_DECIMAL = r"decimal\d+\(\d+, 0\)"  # the type of whole numbers in databases
@@ -69,6 +70,7 @@ class ColumnProfile(Document):
     date_format: str | None = None
     date_notes: tuple[str, ...] = ()
     source_type: str | None = None
+    declared_values: tuple[str, ...] = ()
     invalid_examples: tuple[str, ...] = ()
 
     @property
@@ -98,7 +100,7 @@ class SourceProfile(Document):
     """The columns of a source, without those of `left_out`, which have their reasons.
 
     The texts of the columns `normalized` are counted without invisible characters. `first_malformed` describes a line.
-    `numbers` are the options that read numbers.
+    `numbers` are the options that read numbers, and `flatten` the inner lengths of arrays of arrays.
     """
 
     columns: tuple[ColumnProfile, ...]
@@ -108,6 +110,17 @@ class SourceProfile(Document):
     left_out: dict[str, str] = Field(default_factory=dict)
     normalized: tuple[str, ...] = ()
     numbers: InferredNumbers = InferredNumbers({}, {})
+    flatten: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+
+    @property
+    def reading_options(self) -> InferredNumbers:
+        """The options that read numbers and arrays of arrays, and the reasons for them."""
+        if not self.flatten:
+            return self.numbers
+        note = "arrays of arrays become one array, whose inner ones have these lengths"
+        return InferredNumbers(
+            {**self.numbers.options, "flatten": self.flatten}, {**self.numbers.notes, "flatten": note}
+        )
 
     @property
     def missing(self) -> dict[str, tuple[str, ...]]:
@@ -140,6 +153,7 @@ def profile_source(data: DataSource, scratch: Path, label: str = "", key: str | 
     for name, profiler in profilers.items():
         statistics = profiler.statistics(is_label=name in labels, date_format=formats.get(name))
         reason = None if name in (*labels, *keys) else _reason_to_leave_out(statistics, rows.num_rows)
+        reason = reason or describe_uneven_arrays(rows.inner_sizes.get(name, ()))
         if reason is not None:
             left_out[name] = reason
         else:
@@ -152,6 +166,11 @@ def profile_source(data: DataSource, scratch: Path, label: str = "", key: str | 
         left_out=left_out,
         normalized=tuple(name for name in rows.normalized if name not in left_out),
         numbers=rows.numbers,
+        flatten={
+            name: tuple(sizes.most_common(1)[0][0] for sizes in depths)
+            for name, depths in rows.inner_sizes.items()
+            if name not in left_out
+        },
     )
 
 
@@ -245,6 +264,7 @@ def _profile_column(name: str, rows: SourceRows, statistics: ColumnStatistics, p
         physical_type=statistics.physical_type,
         num_rows=rows.num_rows,
         source_type=rows.source_types.get(name),
+        declared_values=rows.declared_values.get(name, ()),
         num_missing=statistics.num_missing,
         num_invalid=statistics.num_invalid,
         minimum=statistics.minimum,

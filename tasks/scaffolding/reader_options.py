@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,10 +14,22 @@ from pydantic import ValidationError
 from bloomery.data_contracts.errors import DataMissing, RecipeInvalid
 from bloomery.data_contracts.recipe_sections.data_source import DataSource, SourceFile
 from bloomery.tasks.ingest import locations
+from bloomery.tasks.ingest.locations import FileLocation
 from bloomery.tasks.ingest.readers.media import read_media
+from bloomery.tasks.scaffolding.application_options import (
+    APPLICATIONS,
+    find_label_array,
+    infer_application_options,
+)
 from bloomery.tasks.scaffolding.csv_dialect import infer_dialect
 from bloomery.tasks.scaffolding.format_detection import detect_format, find_label_file, read_image_shape
 from bloomery.tasks.scaffolding.json_records import find_records
+from bloomery.tasks.scaffolding.sequence_options import (
+    are_sequence_files,
+    find_labelled_file,
+    holds_sequences,
+    infer_sequence_options,
+)
 
 _SPLITS = ("train", "val", "test")
 _MAX_SIDE = 64  # pixels; larger images are resized when they are read
@@ -60,6 +73,10 @@ class UserOptions(NamedTuple):
     mono: bool | None = None
     labels: str | None = None
     version: int | None = None
+    files: str | None = None
+    sheet: str | None = None
+    table: str | None = None
+    arrays: dict[str, str] | None = None
 
     @property
     def stated(self) -> dict[str, Any]:
@@ -86,8 +103,12 @@ def infer_reader_options(sources: Sequence[str], label: str, user_options: UserO
     paths = [path for _, path in splits]
     kind = user_options.format or ("json" if user_options.records is not None else detect_format(paths[0]))
     stated = user_options.stated
+    if kind == "text" and user_options == UserOptions() and holds_sequences(paths[0], label):
+        kind, stated = "csv", {"unit": "file"}
     in_sources = {
-        name: stated.pop(name) for name in ("records", "labels") if splits[0][0] is not None and name in stated
+        name: stated.pop(name)
+        for name in ("records", "labels", "arrays", "files")
+        if splits[0][0] is not None and name in stated
     }
     origins: dict[str, Any]
     if splits[0][0] is None:
@@ -103,12 +124,18 @@ def infer_reader_options(sources: Sequence[str], label: str, user_options: UserO
     notes: dict[str, str] = dict.fromkeys(stated, "as requested")
     array_shape: tuple[int, ...] = ()
     if kind == "csv":
-        files = [file for path in paths for file in locations.find_files(DataSource(source=path, format="csv"), path)]
-        dialect = infer_dialect(files, label, {name: stated[name] for name in _DIALECT_OPTIONS if name in stated})
-        options |= dialect.options
-        notes |= dialect.notes
+        csv_options, csv_notes = _infer_csv_options(paths, label, stated, user_options.files)
+        options |= csv_options
+        notes |= {name: note for name, note in csv_notes.items() if name not in stated or note != "as requested"}
     elif kind == "json" and not in_sources and "records" not in stated:
         options, notes = _add_records(options, notes)
+    elif kind in APPLICATIONS:
+        application = infer_application_options(kind, paths, label, {**stated, **in_sources})
+        options |= application.options
+        notes |= {name: note for name, note in application.notes.items() if name not in stated}
+        array_shape = application.array_shape
+        if application.origins:
+            options = {"sources": list(application.origins), **_without_source(options)}
     elif kind == "images":
         image_options, array_shape = _infer_image_options(paths)
         options |= image_options
@@ -137,6 +164,38 @@ def _add_records(options: dict[str, Any], notes: dict[str, str]) -> tuple[dict[s
         sources.append(origin if records is None else {**origin, "records": records.path})
         options |= {} if records is None or records.columns is None else {"columns": list(records.columns)}
     return {**options, "sources": sources}, notes
+
+
+def _infer_csv_options(
+    paths: Sequence[str], label: str, stated: dict[str, Any], pattern: str | None
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Returns the dialect of CSV files; where each holds a sequence, also the options that read it as a row."""
+    files = [file for path in paths for file in _find_csv_files(path, pattern, stated.get("unit"))]
+    options: dict[str, Any] = {}
+    notes: dict[str, str] = {}
+    if pattern is None and len(paths) == 1 and len(files) > 1 and stated.get("unit") != "file":
+        labelled = find_labelled_file(files, label)
+        if labelled is not None:
+            files = [labelled]
+            options["files"] = f"^{re.escape(labelled.relative)}$"
+            notes["files"] = f"it is the only file with {label}"
+    known = {name: stated[name] for name in _DIALECT_OPTIONS if name in stated}
+    may_be_sequences = "unit" not in stated and "path_pattern" not in stated
+    if stated.get("unit") == "file" or (may_be_sequences and are_sequence_files(files, label)):
+        return infer_sequence_options(files, {**known, "drop": stated.get("drop", ())})
+    if "path_pattern" in stated and len(files) > 1:
+        notes["path_pattern"] = "as requested; each line of a file is a row, unless --unit is file"
+    dialect = infer_dialect(files, label, known)
+    return {**options, **dialect.options}, {**notes, **dialect.notes}
+
+
+def _find_csv_files(path: str, pattern: str | None, unit: str | None) -> list[FileLocation]:
+    data = DataSource.model_validate({"source": path, "format": "csv", "unit": unit})
+    return locations.find_row_files(data, SourceFile(source=path, files=pattern))
+
+
+def _without_source(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name != "source"}
 
 
 def _minimal_options(kind: str, stated: dict[str, Any]) -> dict[str, Any]:
@@ -183,7 +242,8 @@ def _parse_splits(sources: Sequence[str]) -> list[tuple[str | None, str]]:
 
 
 def _label_file(path: str, kind: str) -> dict[str, str]:
-    label_file = find_label_file(path) if kind == "idx" else None
+    finders = {"idx": find_label_file, "numpy": find_label_array}
+    label_file = finders[kind](path) if kind in finders else None
     return {"labels": label_file} if label_file else {}
 
 

@@ -15,6 +15,7 @@ from bloomery.tasks.scaffolding.yaml_writer import add_blank_line, add_comment, 
 
 _ROWS_SEEN = 500_000  # rows that a perceptron is shown in all epochs together: a minute or so on two cores
 _PIXELS_SEEN = 100_000_000  # the same for a convolutional network, by pixels
+_STEPS_SEEN = 4_000_000  # the same for a recurrent network, by the steps of sequences
 _TOKENS_SEEN = 8_000_000  # the same for a Transformer, by tokens
 _STEPS_SEEN = 6_000_000  # the same for a recurrent network, by steps of a series
 
@@ -186,6 +187,9 @@ def _network(plan: DraftPlan) -> tuple[CommentedMap, CommentedMap, CommentedMap]
     elif (options := plan.inputs.inputs[0].options)["kind"] == "text":
         epochs = min(max(_TOKENS_SEEN // (num_rows * options["length"]), 3), 20)
         model = CommentedMap(kind="transformer", width=128, num_layers=2, num_heads=4)
+    elif options["kind"] == "sequence":
+        epochs = min(max(_STEPS_SEEN // (num_rows * options["length"]), 5), 60)
+        model = CommentedMap(kind="rnn", cell="lstm", hidden=64, bidirectional=True, pooling="mean")
     else:
         num_pixels = math.prod(options.get("resize", options.get("shape", [40, 60])[-2:]))
         epochs = min(max(_PIXELS_SEEN // (num_rows * num_pixels), 3), 30)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +17,8 @@ from bloomery.data_contracts.odcs.base import LogicalType
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.tasks.infrastructure.parquet import RowWriter, read_batches, row_group_size_of
 from bloomery.tasks.ingest.column_changes import drop_columns, is_abnormal, normalize_texts, select_columns
-from bloomery.tasks.ingest.readers.base import SOURCE_TYPE, MalformedWriter
+from bloomery.tasks.ingest.readers.base import DECLARED_VALUES, SOURCE_TYPE, MalformedWriter, RowStream
+from bloomery.tasks.ingest.readers.sequences.nested_arrays import flat_type, flatten_arrays, nesting_depth
 from bloomery.tasks.ingest.stage import read_sources
 from bloomery.tasks.scaffolding.column_names import matching_names
 from bloomery.tasks.scaffolding.column_profiles import MARKERS
@@ -28,7 +31,11 @@ _MAX_NORMALIZED_LENGTH = 200  # characters; longer texts are no categories
 
 
 class SourceRows(NamedTuple):
-    """The rows in the scratch file. `left_out` has the reason by column, `source_types` the types before conversion."""
+    """The rows in the scratch file. `left_out` has the reason by column, `source_types` the types before conversion.
+
+    `inner_sizes` has the columns of arrays of arrays, with how many inner arrays of each depth have which length.
+    `declared_values` are the texts that the source says a column may have.
+    """
 
     schema: pa.Schema
     num_rows: int
@@ -38,6 +45,8 @@ class SourceRows(NamedTuple):
     source_types: dict[str, str]
     normalized: tuple[str, ...]
     numbers: InferredNumbers
+    inner_sizes: dict[str, tuple[Counter[int], ...]]
+    declared_values: dict[str, tuple[str, ...]]
 
 
 def read_source_rows(data: DataSource, scratch: Path, label: str) -> SourceRows:
@@ -55,10 +64,16 @@ def read_source_rows(data: DataSource, scratch: Path, label: str) -> SourceRows:
             for field in rows.schema
             if SOURCE_TYPE in (field.metadata or {})
         }
-        left_out = {field.name: reason for field in rows.schema if (reason := _unsupported_type(field.type))}
+        declared_values = {
+            field.name: tuple(json.loads(field.metadata[DECLARED_VALUES]))
+            for field in rows.schema
+            if DECLARED_VALUES in (field.metadata or {})
+        }
+        left_out = {field.name: reason for field in rows.schema if (reason := _unsupported_type(flat_type(field.type)))}
         labels = matching_names(label, rows.schema.names)
         _require_supported_label(left_out, labels, data)
         rows = select_columns(rows, [name for name in rows.schema.names if name not in left_out])
+        rows, inner_sizes = _flatten_columns(rows)
         abnormal: set[str] = set()
         with RowWriter(path, rows.schema, rows.row_group_size) as writer:
             for batch in rows.batches:
@@ -81,8 +96,29 @@ def read_source_rows(data: DataSource, scratch: Path, label: str) -> SourceRows:
         _normalize_columns(path, normalized)
     return SourceRows(
         *(rows.schema, writer.num_rows, malformed.num_lines, first_malformed),
-        *(left_out, source_types, normalized, numbers),
+        *(left_out, source_types, normalized, numbers, inner_sizes, declared_values),
     )
+
+
+def _flatten_columns(rows: RowStream) -> tuple[RowStream, dict[str, tuple[Counter[int], ...]]]:
+    """Returns the rows without arrays of arrays, and the lengths of the inner ones, complete when all rows are read."""
+    depths = {field.name: nesting_depth(field.type) for field in rows.schema}
+    sizes = {name: tuple(Counter[int]() for _ in range(1, depth)) for name, depth in depths.items() if depth > 1}
+    if not sizes:
+        return rows, sizes
+    schema = pa.schema([field.with_type(flat_type(field.type)) for field in rows.schema])
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for batch in rows.batches:
+            arrays = []
+            for name, column in zip(schema.names, batch.columns, strict=True):
+                flat = flatten_arrays(column)
+                for total, counts in zip(sizes.get(name, ()), flat.sizes, strict=True):
+                    total.update(counts)
+                arrays.append(flat.values)
+            yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+    return rows._replace(schema=schema, batches=batches()), sizes
 
 
 def _require_few_malformed(num_rows: int, num_malformed: int, first_malformed: str, data: DataSource) -> None:

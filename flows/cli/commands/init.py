@@ -78,6 +78,10 @@ def init(
     mono: reading_options.Mono = None,
     labels: reading_options.Labels = None,
     version: reading_options.Version = None,
+    files: reading_options.Files = None,
+    sheet: reading_options.Sheet = None,
+    table: reading_options.Table = None,
+    arrays: reading_options.Arrays = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write to.")] = Path(),
     force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
@@ -124,6 +128,10 @@ def init(
             mono=mono,
             labels=labels,
             version=version,
+            files=files,
+            sheet=sheet,
+            table=table,
+            arrays=reading_options.parse_arrays(arrays),
         )
         draft = write_drafts(name, data, roles, options, output=output, force=force)
         if as_json:
@@ -164,7 +172,7 @@ def write_drafts(
         reader_options = infer_reader_options(sources, roles.label, options)
         data = reader_options.data.with_absolute_paths(Path.cwd())
         data_profile = profile_source(data, Path(scratch), roles.label, roles.key)
-        data, reader_options = _add_number_options(data, reader_options, data_profile.numbers)
+        data, reader_options = _add_inferred_options(data, reader_options, data_profile.reading_options)
         names = contract_names([column.name for column in data_profile.columns])
         plan = plan_draft(data_profile, data, Path(scratch), names, roles, reader_options.array_shape)
     names = rename_reserved_key(names, plan.key.name)
@@ -177,10 +185,10 @@ def write_drafts(
     return ProjectDraft(contract, recipe, reader_options, plan, names)
 
 
-def _add_number_options(
+def _add_inferred_options(
     data: DataSource, reader_options: ReaderOptions, numbers: InferredNumbers
 ) -> tuple[DataSource, ReaderOptions]:
-    """Returns the source with the options that read its numbers, and the reasons for them."""
+    """Returns the source with the options that read its numbers and arrays, and the reasons for them."""
     if not numbers.options:
         return data, reader_options
     stated = {name for name, note in reader_options.notes.items() if note == "as requested"}

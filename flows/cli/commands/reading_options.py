@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -38,7 +39,11 @@ Thousands = Annotated[str | None, typer.Option(help="Separator between the thous
 Units = Annotated[list[str] | None, typer.Option(help="A text around numbers to omit, such as `$`; repeatable.")]
 Numbers = Annotated[str | None, typer.Option(help="Columns with such numbers: a,b,c; inferred by default.")]
 Records = Annotated[str | None, typer.Option(help="For JSON, the path of the list of rows: a.b.")]
-Unit = Annotated[str | None, typer.Option(help="For text files, what a row is: line or file.")]
+Unit = Annotated[str | None, typer.Option(help="What a row is: a line, or a file (text, CSV).")]
+Files = Annotated[str | None, typer.Option(help="Regular expression; only files with it in their path are read.")]
+Sheet = Annotated[str | None, typer.Option(help="The sheet of an Excel workbook.")]
+Table = Annotated[str | None, typer.Option(help="The table of an SQLite file.")]
+Arrays = Annotated[list[str] | None, typer.Option(help="For .npz, an array and its column: image=x_train; repeatable.")]
 Mode = Annotated[str | None, typer.Option(help="For images, L (grey) or RGB.")]
 Size = Annotated[str | None, typer.Option(help="For images, height and width to resize to: 32,32.")]
 SampleRate = Annotated[int | None, typer.Option(min=1, help="For audio, the required sample rate in Hz.")]
@@ -55,6 +60,20 @@ def parse_character(text: str | None) -> str | None:
 def parse_names(text: str | None) -> tuple[str, ...] | None:
     """Returns the names in a list with commas."""
     return None if text is None else tuple(name.strip() for name in text.split(","))
+
+
+def parse_arrays(texts: Sequence[str] | None) -> dict[str, str] | None:
+    """Returns the arrays by column. An array without a column's name keeps its own.
+
+    Raises:
+        typer.BadParameter: a name is missing.
+    """
+    if not texts:
+        return None
+    pairs = [(column, array) if sign else (column, column) for column, sign, array in (t.partition("=") for t in texts)]
+    if not all(column and array for column, array in pairs):
+        raise typer.BadParameter("must be COLUMN=ARRAY, such as image=x_train", param_hint="--arrays")
+    return dict(pairs)
 
 
 def parse_size(text: str | None) -> tuple[int, ...] | None:

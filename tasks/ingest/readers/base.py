@@ -20,6 +20,7 @@ MALFORMED_SCHEMA = pa.schema(
 )
 MAX_TEXT_LENGTH = 1_000
 SOURCE_TYPE = b"source_type"  # of a field's metadata
+DECLARED_VALUES = b"declared_values"  # of a field's metadata: the texts that a column may have, as JSON
 _INT64_DIGITS = 18  # int64 holds every number of so many
 _UNITS_PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 _BUFFERED_LINES = 4_096

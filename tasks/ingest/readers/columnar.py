@@ -26,26 +26,30 @@ def read(data: DataSource, origin: SourceFile, malformed: MalformedWriter) -> Ro
 
 def _read_schema(location: FileLocation, data: DataSource) -> pa.Schema:
     with location.open_file() as file:
-        if data.kind == "parquet":
-            schema = pq.read_schema(file)
-        elif data.kind == "orc":
-            from pyarrow import orc
-
-            schema = orc.ORCFile(file).schema
-        else:
-            schema = _open_arrow(file).schema
-    return canonical_schema(schema)
+        return canonical_schema(read_raw_schema(file, data.kind))
 
 
 def _read_batches(
     location: FileLocation, data: DataSource, schema: pa.Schema, malformed: MalformedWriter
 ) -> Iterator[pa.RecordBatch]:
     with location.open_file() as file:
-        for batch in _read_raw_batches(file, data.kind):
+        for batch in read_raw_batches(file, data.kind):
             yield conform_batch(batch, schema)
 
 
-def _read_raw_batches(file: pa.NativeFile, kind: str) -> Iterator[pa.RecordBatch]:
+def read_raw_schema(file: pa.NativeFile, kind: str) -> pa.Schema:
+    """Returns the schema of a file of format `kind` as it is stored, with its metadata."""
+    if kind == "parquet":
+        return pq.read_schema(file)
+    if kind == "orc":
+        from pyarrow import orc
+
+        return orc.ORCFile(file).schema
+    return _open_arrow(file).schema
+
+
+def read_raw_batches(file: pa.NativeFile, kind: str) -> Iterator[pa.RecordBatch]:
+    """Yields the rows of a file of format `kind` in its own types."""
     if kind == "parquet":
         yield from pq.ParquetFile(file, pre_buffer=False).iter_batches(_BATCH_ROWS)
     elif kind == "orc":

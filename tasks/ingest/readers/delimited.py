@@ -34,7 +34,7 @@ def read(data: DataSource, origin: SourceFile, malformed: MalformedWriter) -> Ro
     Raises:
         DataMissing: a file has no header or another one, or does not have the recipe's encoding or dialect.
     """
-    return files.read_files(data, origin, malformed, _read_schema, _read_batches)
+    return files.read_files(data, origin, malformed, read_schema, read_batches)
 
 
 class _OpenFile(NamedTuple):
@@ -45,7 +45,8 @@ class _OpenFile(NamedTuple):
     line: int
 
 
-def _read_schema(location: FileLocation, data: DataSource) -> pa.Schema:
+def read_schema(location: FileLocation, data: DataSource) -> pa.Schema:
+    """Returns the columns of a file, which are all strings."""
     with location.open_stream() as raw:
         names = _open(raw, location, data).names
     unknown = [name for name in data.numbers or () if name not in names]
@@ -128,9 +129,10 @@ def _clean_lines(stream: io.BufferedReader, data: DataSource) -> Iterator[bytes]
         yield b"".join(lines)
 
 
-def _read_batches(
+def read_batches(
     location: FileLocation, data: DataSource, schema: pa.Schema, malformed: MalformedWriter
 ) -> Iterator[pa.RecordBatch]:
+    """Yields the rows of a file."""
     section: _Section | None = _Section(location, data, schema)
     while section is not None:
         yield from section.read_batches()

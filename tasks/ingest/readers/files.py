@@ -10,6 +10,7 @@ from bloomery.data_contracts.errors import DataMissing
 from bloomery.data_contracts.recipe_sections.data_source import DataSource, SourceFile
 from bloomery.tasks.ingest import locations
 from bloomery.tasks.ingest.locations import FileLocation
+from bloomery.tasks.ingest.option_names import option_names
 from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream, unreadable_error
 
 SchemaReader = Callable[[FileLocation, DataSource], pa.Schema]
@@ -33,11 +34,7 @@ def read_files(
     Raises:
         DataMissing: there is no file, a file cannot be read, or the files do not fit each other.
     """
-    files = [file for file in locations.find_files(data, origin.source) if locations.is_selected(origin, file.relative)]
-    if not files:
-        raise unreadable_error(
-            origin.source, f"no file has {origin.files!r} in its path", "a path that `files` matches"
-        )
+    files = locations.find_row_files(data, origin)
     schemas = [_read_schema(file, data, read_schema) for file in files]
     file_schema = _unify_schemas(files, schemas, may_lack_columns)
     path_values = [_read_path_values(data, file) for file in files]
@@ -84,7 +81,7 @@ def _unify_schemas(files: Sequence[FileLocation], schemas: Sequence[pa.Schema], 
                 f"{file.relative} has the columns {', '.join(schema.names)}",
                 required=f"those of the first file, {files[0].relative}: {', '.join(first.names)}",
                 where=file.path,
-                remedy="choose files with the same columns, or read them in two recipes",
+                remedy=f"choose files with the same columns by {option_names('files')}, or read them in two recipes",
             )
     try:
         return pa.unify_schemas([pa.schema(list(schema)) for schema in schemas], promote_options="permissive")

@@ -21,7 +21,9 @@ from bloomery.tasks.ingest.readers import (
     sql,
     text,
 )
+from bloomery.tasks.ingest.readers.application_files import arff, numpy_arrays, sqlite, xlsx
 from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream
+from bloomery.tasks.ingest.readers.sequences import sequence_files
 
 
 class Reader(NamedTuple):
@@ -31,17 +33,31 @@ class Reader(NamedTuple):
     read: Callable[[DataSource, SourceFile, MalformedWriter], RowStream]
 
 
+def _read_csv(data: DataSource, origin: SourceFile, malformed: MalformedWriter) -> RowStream:
+    read = sequence_files.read if data.unit == "file" else delimited.read
+    return read(data, origin, malformed)
+
+
+def _read_numpy(data: DataSource, origin: SourceFile, malformed: MalformedWriter) -> RowStream:
+    read = sequence_files.read if data.unit == "file" else numpy_arrays.read
+    return read(data, origin, malformed)
+
+
 READERS: dict[str, Reader] = {
     "parquet": Reader(locations.identify_files, columnar.read),
     "orc": Reader(locations.identify_files, columnar.read),
     "arrow": Reader(locations.identify_files, columnar.read),
-    "csv": Reader(locations.identify_files, delimited.read),
+    "csv": Reader(locations.identify_files, _read_csv),
     "jsonl": Reader(locations.identify_files, jsonlines.read),
     "json": Reader(json_documents.identify, json_documents.read),
     "text": Reader(locations.identify_files, text.read),
     "images": Reader(locations.identify_files, images.read),
     "audio": Reader(locations.identify_files, audio.read),
     "idx": Reader(idx.identify, idx.read),
+    "xlsx": Reader(locations.identify_files, xlsx.read),
+    "sqlite": Reader(locations.identify_files, sqlite.read),
+    "arff": Reader(locations.identify_files, arff.read),
+    "numpy": Reader(numpy_arrays.identify, _read_numpy),
     "sklearn": Reader(sklearn_datasets.identify, sklearn_datasets.read),
     "delta": Reader(lakehouse.identify_delta, lakehouse.read_delta),
     "iceberg": Reader(lakehouse.identify_iceberg, lakehouse.read_iceberg),

@@ -1,0 +1,1 @@
+"""Rows with arrays of arrays: a file for each sequence, and values that are nested."""

@@ -1,0 +1,70 @@
+"""Arrays of arrays, such as the steps of a sequence with several values each, as one array of numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+class FlatArrays(NamedTuple):
+    """Arrays without inner arrays, and how many inner ones of each depth had which length, from the outside in."""
+
+    values: pa.Array
+    sizes: tuple[Counter[int], ...]
+
+
+def nesting_depth(arrow_type: pa.DataType) -> int:
+    """Returns how many arrays are inside each other: 1 for an array of numbers."""
+    depth = 0
+    while pa.types.is_list(arrow_type) or pa.types.is_large_list(arrow_type) or pa.types.is_fixed_size_list(arrow_type):
+        arrow_type, depth = arrow_type.value_type, depth + 1
+    return depth
+
+
+def flat_type(arrow_type: pa.DataType) -> pa.DataType:
+    """Returns the type of the arrays without inner arrays."""
+    while nesting_depth(arrow_type) > 1:
+        arrow_type = pa.list_(arrow_type.value_type.value_type)
+    return arrow_type
+
+
+def flatten_arrays(values: pa.Array) -> FlatArrays:
+    """Returns each array with the elements of its inner arrays, in their order. An inner null makes the array null."""
+    sizes = []
+    while nesting_depth(values.type) > 1:
+        inner = values.flatten()
+        sizes.append(Counter(pc.list_value_length(inner).drop_null().to_pylist()))
+        values = _flatten_once(values, inner)
+    return FlatArrays(values, tuple(sizes))
+
+
+def require_sizes(values: pa.Array, required: tuple[int, ...]) -> pa.Array:
+    """Returns the flat arrays, with null in place of each that has an inner array of another length."""
+    is_valid = np.ones(len(values), bool)
+    inner, rows = values, np.arange(len(values))
+    for size in required:
+        parents = pc.list_parent_indices(inner).to_numpy()
+        rows, inner = rows[parents], inner.flatten()
+        lengths = pc.fill_null(pc.list_value_length(inner), -1).to_numpy(zero_copy_only=False)
+        is_valid[rows[lengths != size]] = False
+    flat = flatten_arrays(values).values
+    return flat if is_valid.all() else pc.if_else(pa.array(is_valid), flat, pa.scalar(None, flat.type))
+
+
+def _flatten_once(values: pa.Array, inner: pa.Array) -> pa.Array:
+    """Returns arrays of the elements of the inner arrays."""
+    lengths = pc.fill_null(pc.list_value_length(inner), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    parents = pc.list_parent_indices(values).to_numpy()
+    sums = np.bincount(parents, lengths, len(values)).astype(np.int64)
+    has_null = np.zeros(len(values), bool)
+    has_null[parents[inner.is_null().to_numpy(zero_copy_only=False)]] = True
+    is_null = values.is_null().to_numpy(zero_copy_only=False) | has_null
+    offsets = np.concatenate([[0], np.cumsum(sums)]).astype(np.int32)
+    elements = inner.flatten()
+    if inner.type.value_type != elements.type:
+        elements = elements.cast(inner.type.value_type)
+    return pa.ListArray.from_arrays(pa.array(offsets), elements, mask=pa.array(is_null))

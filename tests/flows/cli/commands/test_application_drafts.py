@@ -1,0 +1,212 @@
+"""Drafts from files of particular applications: workbooks, databases, arrays, zips and sequences."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import random
+import sqlite3
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import openpyxl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bloomery.data_contracts.errors import DataMissing
+from bloomery.flows.recipe.recipe import Recipe
+from bloomery.tasks.scaffolding.reader_options import UserOptions
+from tests.flows.cli.commands.drafts import draft_recipe, input_kinds, validate_rows
+
+NUM_ROWS = 200
+
+
+def read_options(recipe: Recipe) -> dict[str, object]:
+    """Returns the options of a recipe that read the source, without the source itself."""
+    return recipe.data.model_dump(exclude_none=True, exclude={"source", "row_id"})
+
+
+def write_workbook(path: Path, *, num_sheets: int = 2) -> None:
+    chance = random.Random(0)
+    workbook = openpyxl.Workbook()
+    sheet = workbook.active
+    sheet.title = "Sales"
+    sheet["B2"] = "Sales of 2024"
+    sheet.append([])
+    sheet.append([None, "id", "price", "day", "share", "region", None, "bought"])
+    for number in range(NUM_ROWS):
+        price = "on request" if number == 7 else number / 4
+        share = "#N/A" if number % 9 == 0 else number / 7
+        day = dt.date(2024, 1, 1) + dt.timedelta(number)
+        region = chance.choice(["NA", "EU "])
+        sheet.append([None, number + 1_000, price, day, share, region, None, chance.choice(["yes", "no"])])
+    for index in range(1, num_sheets):
+        workbook.create_sheet(f"Notes {index}")["A1"] = "as of today"
+    workbook.save(path)
+
+
+def test_the_table_of_a_workbook_is_found(home: Path, tmp_path: Path) -> None:
+    write_workbook(tmp_path / "rows.xlsx")
+    recipe = draft_recipe(tmp_path, tmp_path / "rows.xlsx", "bought")
+    assert recipe.data.sheet == "Sales"
+    assert input_kinds(recipe) == {"price": "number", "day": "date", "share": "number", "region": "one_hot"}
+    assert recipe.features.key == "id"
+    rows = validate_rows(recipe)
+    assert (rows.num_rows, rows.num_quarantined) == (NUM_ROWS - 1, 1)
+    with pytest.raises(DataMissing, match=r"it has the sheets 'Sales', 'Notes 1'(.|\n)*name one by --sheet"):
+        draft_recipe(tmp_path, tmp_path / "rows.xlsx", "sold")
+
+
+def test_the_content_of_a_workbook_decides_not_its_suffix(home: Path, tmp_path: Path) -> None:
+    write_workbook(tmp_path / "rows.download", num_sheets=1)
+    recipe = draft_recipe(tmp_path, tmp_path / "rows.download", "bought")
+    assert (recipe.data.kind, recipe.data.sheet) == ("xlsx", None)
+    (tmp_path / "rows.xls").write_bytes(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(500))
+    with pytest.raises(DataMissing, match=r"save it as \.xlsx without a password"):
+        draft_recipe(tmp_path, tmp_path / "rows.xls", "bought")
+
+
+def test_the_table_of_a_database_with_the_label_is_found(home: Path, tmp_path: Path) -> None:
+    connection = sqlite3.connect(tmp_path / "rows.db")
+    connection.execute("create table people (id integer primary key, age text, flag boolean, photo blob, bought text)")
+    rows = [(n, "abc" if n == 5 else str(n % 80), n % 2, b"x", "yn"[n % 3 == 0]) for n in range(NUM_ROWS)]
+    connection.executemany("insert into people values (?, ?, ?, ?, ?)", rows)
+    connection.execute("create table places (name)")
+    connection.commit()
+    connection.close()
+    recipe = draft_recipe(tmp_path, tmp_path / "rows.db", "bought")
+    assert read_options(recipe) == {"format": "sqlite", "strip": True, "table": "people", "drop": ("photo",)}
+    assert input_kinds(recipe) == {"age": "number", "flag": "boolean"}
+    assert validate_rows(recipe).num_quarantined == 1
+
+
+def test_declared_values_of_an_arff_file_become_those_of_the_contract(home: Path, tmp_path: Path) -> None:
+    header = "@relation r\n@attribute size real\n@attribute shape {round,square,'very long'}\n@attribute class {a,b}\n"
+    lines = [f"{n / 3},{'?' if n % 9 == 0 else 'round'},{'ab'[n % 2]}\n" for n in range(NUM_ROWS)]
+    (tmp_path / "rows.arff.txt").write_text("% about the rows\n" + header + "@data\n" + "".join(lines))
+    recipe = draft_recipe(tmp_path, tmp_path / "rows.arff.txt", "class")
+    assert recipe.data.kind == "arff"
+    assert "validValues: [round, square, very long]" in (tmp_path / "mine.odcs.yaml").read_text()
+    assert validate_rows(recipe).num_rows == NUM_ROWS
+
+
+def test_arrays_of_two_splits_become_two_sources(home: Path, tmp_path: Path) -> None:
+    chance = np.random.default_rng(0)
+    arrays = {
+        f"{kind}_{split}": chance.integers(0, 255, (60, 8, 8), np.uint8) for kind in "x" for split in ("train", "test")
+    }
+    np.savez(tmp_path / "mnist.npz", **arrays, y_train=np.arange(60) % 3, y_test=np.arange(60) % 3)
+    recipe = draft_recipe(tmp_path, tmp_path / "mnist.npz", "label")
+    assert [(origin.arrays, origin.part) for origin in recipe.data.source_files] == [
+        ({"x": "x_train", "label": "y_train"}, "train"),
+        ({"x": "x_test", "label": "y_test"}, "test"),
+    ]
+    assert recipe.features.inputs[0].model_dump()["shape"] == (1, 8, 8)
+    assert validate_rows(recipe).num_rows == 120
+
+
+def test_names_of_columns_may_be_an_array(home: Path, tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(90, 3))
+    np.savez(tmp_path / "rows.npz", data=rows, target=np.arange(90) % 2, feature_names=np.array(["a", "b", "c"]))
+    recipe = draft_recipe(tmp_path, tmp_path / "rows.npz", "target")
+    assert input_kinds(recipe) == {"a": "number", "b": "number", "c": "number"}
+    np.save(tmp_path / "x_all.npy", rows)
+    np.save(tmp_path / "y_all.npy", np.arange(90) % 2)
+    recipe = draft_recipe(tmp_path, tmp_path / "x_all.npy", "label")
+    assert Path(recipe.data.labels or "").name == "y_all.npy"
+    np.save(tmp_path / "objects.npy", np.array([{}], object), allow_pickle=True)
+    with pytest.raises(DataMissing, match="pickled Python objects, which may run code"):
+        draft_recipe(tmp_path, tmp_path / "objects.npy", "label")
+
+
+def write_zip(path: Path, files: dict[str, str]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    return path
+
+
+def test_the_file_of_a_zip_with_the_label_is_found(home: Path, tmp_path: Path) -> None:
+    rows = "a;b;label\n" + "".join(f"{n / 4};{n % 5};{n % 2}\n" for n in range(NUM_ROWS))
+    source = write_zip(tmp_path / "rows.zip", {"train.csv": rows, "test.csv": "a;b\n1;2\n", "readme.txt": "rows"})
+    recipe = draft_recipe(tmp_path, source, "label")
+    assert (recipe.data.format, recipe.data.files, recipe.data.delimiter) == ("csv", r"^train\.csv$", ";")
+    assert validate_rows(recipe).num_rows == NUM_ROWS
+    source = write_zip(tmp_path / "two.zip", {"a.csv": "a;b\n1;2\n", "b.parquet": "x"})
+    with pytest.raises(DataMissing, match=r"files of csv, parquet: a\.csv, b\.parquet(.|\n)*--format(.|\n)*--files"):
+        draft_recipe(tmp_path, source, "label")
+    assert draft_recipe(tmp_path, tmp_path / "rows.zip", "label", UserOptions(files="train")).data.files == "train"
+
+
+def test_arrays_of_several_lengths_become_sequences(home: Path, tmp_path: Path) -> None:
+    chance = random.Random(0)
+    lengths = [chance.randint(3, 30) for _ in range(NUM_ROWS)]
+    lengths[5] = 0
+    values = [[chance.random() for _ in range(length)] for length in lengths]
+    label = ["a", "b"] * (NUM_ROWS // 2)
+    pq.write_table(pa.table({"values": values, "label": label}), tmp_path / "rows.parquet")
+    recipe = draft_recipe(tmp_path, tmp_path / "rows.parquet", "label")
+    sequence = recipe.features.inputs[0].model_dump()
+    assert (sequence["kind"], sequence["column"], sequence["length"]) == ("sequence", "values", max(lengths))
+    assert recipe.model.kind == "rnn"
+    assert validate_rows(recipe).num_quarantined == 1  # that without a step
+
+
+def test_arrays_of_arrays_become_sequences_or_images(home: Path, tmp_path: Path) -> None:
+    lines = [json.dumps({"points": [[n, -n]] * (n % 7 + 1), "label": n % 2}) for n in range(NUM_ROWS)]
+    lines[3] = json.dumps({"points": [[1, 2], [3]], "label": 1})
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    recipe = draft_recipe(tmp_path, tmp_path / "rows.jsonl", "label")
+    assert recipe.data.flatten == {"points": (2,)}
+    sequence = recipe.features.inputs[0].model_dump()
+    assert (sequence["length"], sequence["width"]) == (7, 2)
+    assert validate_rows(recipe).num_quarantined == 1
+    images = pa.table({"pixels": [[[n] * 8] * 8 for n in range(60)], "label": [0, 1] * 30})
+    pq.write_table(images, tmp_path / "rows.parquet")
+    recipe = draft_recipe(tmp_path, tmp_path / "rows.parquet", "label")
+    assert recipe.features.inputs[0].model_dump()["shape"] == (1, 8, 8)
+    uneven = pa.table(
+        {"steps": [[[1.0] * (n % 3 + 1)] for n in range(60)], "a": [n % 7 / 3 for n in range(60)], "label": [0, 1] * 30}
+    )
+    pq.write_table(uneven, tmp_path / "rows.parquet")
+    recipe = draft_recipe(tmp_path, tmp_path / "rows.parquet", "label")
+    assert recipe.data.drop == ("steps",)
+    assert "inner arrays of 1 to 3 values, where one length is required" in (tmp_path / "mine.yaml").read_text()
+
+
+@pytest.mark.parametrize("is_zip", [False, True])
+def test_a_folder_of_files_is_a_row_for_each_file(home: Path, tmp_path: Path, is_zip: bool) -> None:
+    files = {
+        f"{gesture}/{number}.csv": "time;x;y\n" + "".join(f"12:{n:02};{n},5;{number}\n" for n in range(number + 4))
+        for gesture in ("left", "right")
+        for number in range(25)
+    }
+    for name, text in files.items():
+        (tmp_path / "rows" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "rows" / name).write_text(text)
+    source = write_zip(tmp_path / "rows.zip", files) if is_zip else tmp_path / "rows"
+    recipe = draft_recipe(tmp_path, source, "label")
+    options = read_options(recipe)
+    expected = {"format": "csv", "unit": "file", "drop": ("time",), "decimal": ",", "flatten": {"values": (2,)}}
+    assert {name: options[name] for name in expected} == expected
+    sequence = recipe.features.inputs[0].model_dump()
+    assert (recipe.features.key, sequence["length"], sequence["width"]) == ("path", 28, 2)
+    assert validate_rows(recipe).num_rows == 50
+
+
+def test_texts_of_numbers_and_arrays_are_sequences_too(home: Path, tmp_path: Path) -> None:
+    chance = np.random.default_rng(0)
+    for name in ("run", "walk"):
+        for number in range(20):
+            steps = chance.normal(size=(number + 5, 3))
+            (tmp_path / "texts" / name).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "arrays" / name).mkdir(parents=True, exist_ok=True)
+            np.savetxt(tmp_path / "texts" / name / f"{number}.txt", steps)
+            np.save(tmp_path / "arrays" / name / f"{number}.npy", steps)
+    for folder in ("texts", "arrays"):
+        recipe = draft_recipe(tmp_path, tmp_path / folder, "label")
+        sequence = recipe.features.inputs[0].model_dump()
+        assert (recipe.data.unit, sequence["length"], sequence["width"]) == ("file", 24, 3)
+        assert validate_rows(recipe).num_rows == 40
