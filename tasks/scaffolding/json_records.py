@@ -8,32 +8,42 @@ from typing import Any, NamedTuple
 
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.tasks.ingest import locations
+from bloomery.tasks.ingest.readers.json_documents import rows_of_columns
 
 _MAX_DEPTH = 6
 
 
 class JsonRecords(NamedTuple):
-    """The path of a list of rows, and the names of its columns where the rows are arrays."""
+    """The path of a list of rows, and the names of its columns where the rows are arrays.
 
-    path: str
+    `path` is None where the document is an object of columns.
+    """
+
+    path: str | None
     columns: tuple[str, ...] | None
     num_rows: int
 
     @property
     def options(self) -> dict[str, Any]:
         """The options of `data` that read these rows."""
-        return {"records": self.path} | ({} if self.columns is None else {"columns": list(self.columns)})
+        records = {} if self.path is None else {"records": self.path}
+        return records | ({} if self.columns is None else {"columns": list(self.columns)})
 
 
 def find_records(source: str) -> JsonRecords | None:
-    """Returns the longest list of rows in the document `source`; None if it has none or is no object."""
+    """Returns the longest list of rows in the document `source`, or else its longest object of columns.
+
+    It is None if there is none. A document that is a list of rows has none, since it needs no path.
+    """
     (file, *_) = locations.find_files(DataSource(source=source, format="json"), source)
     with file.open_stream() as stream:
         try:
             document = json.loads(stream.read())
         except (ValueError, RecursionError):
             return None
-    records = list(_iterate_records(document, ())) if isinstance(document, dict) else []
+    if not isinstance(document, dict):
+        return None
+    records = list(_iterate_records(document, ())) or list(_iterate_columns(document, ()))
     return max(records, key=lambda found: found.num_rows, default=None)
 
 
@@ -50,6 +60,16 @@ def _iterate_records(node: dict[str, Any], path: tuple[str, ...]) -> Iterator[Js
             columns = _names_beside(node, value)
             if columns is not None:
                 yield JsonRecords(place, columns, len(value))
+
+
+def _iterate_columns(node: dict[str, Any], path: tuple[str, ...]) -> Iterator[JsonRecords]:
+    rows = rows_of_columns(node)
+    if rows is not None:
+        yield JsonRecords(".".join(path) or None, None, len(rows))
+        return
+    for name, value in node.items():
+        if isinstance(value, dict) and name and "." not in name and len(path) < _MAX_DEPTH:
+            yield from _iterate_columns(value, (*path, name))
 
 
 def _names_beside(node: dict[str, Any], rows: list[Any]) -> tuple[str, ...] | None:

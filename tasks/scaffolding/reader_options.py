@@ -157,11 +157,14 @@ def _add_records(options: dict[str, Any], notes: dict[str, str]) -> tuple[dict[s
     note = "it is the longest list of rows in the document"
     if "source" in options:
         records = find_records(options["source"])
-        return (options, notes) if records is None else ({**options, **records.options}, {**notes, "records": note})
+        if records is None:
+            return options, notes
+        return {**options, **records.options}, notes | ({} if records.path is None else {"records": note})
     sources = []
     for origin in options["sources"]:
         records = find_records(origin["source"])
-        sources.append(origin if records is None else {**origin, "records": records.path})
+        path = {} if records is None or records.path is None else {"records": records.path}
+        sources.append({**origin, **path})
         options |= {} if records is None or records.columns is None else {"columns": list(records.columns)}
     return {**options, "sources": sources}, notes
 

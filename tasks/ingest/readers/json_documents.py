@@ -1,10 +1,10 @@
-"""A JSON document with lists of rows (RFC 8259, in UTF-8). It is read as a whole, so it must fit into memory."""
+"""A JSON document with lists of rows or columns (RFC 8259, in UTF-8). As a whole, it must fit into memory."""
 
 from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,8 @@ class _Fault(str):
 
 def read(data: DataSource, origin: SourceFile, malformed: MalformedWriter) -> RowStream:
     """Returns the rows of the list at `records`, or of the document itself: objects, or arrays for `columns`.
+
+    An object of columns is read, too: lists of one length, or objects with the same keys, as pandas writes them.
 
     Malformed items are set aside like malformed JSON lines, but without a line number.
 
@@ -87,10 +89,28 @@ def _read_items(location: FileLocation, records: str | None) -> list[Any]:
             problem = f"there is no {name!r} of {records!r}; {keys}"
             raise unreadable_error(location.path, problem, "the path of a list of rows", options=("records",))
         node = node[name]
+    if isinstance(node, dict):
+        node = rows_of_columns(node) or node
     if not isinstance(node, list):
         problem = f"{records or 'the document'} is {_describe(node)}"
         raise unreadable_error(location.path, problem, "a list of rows in the document", options=("records",))
     return node
+
+
+def rows_of_columns(node: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """Returns the rows of an object of at least two columns; None if it is none, such as an object of lists of rows."""
+    columns = list(node.values())
+    if len(columns) < 2 or not columns[0] or any(isinstance(cell, dict) for cell in _cells(columns[0])):
+        return None
+    if all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns):
+        return [dict(zip(node, cells, strict=True)) for cells in zip(*columns, strict=True)]
+    if all(isinstance(column, dict) and column.keys() == columns[0].keys() for column in columns):
+        return [{name: column[key] for name, column in node.items()} for key in columns[0]]
+    return None
+
+
+def _cells(column: Any) -> Iterable[Any]:
+    return column.values() if isinstance(column, dict) else column if isinstance(column, list) else ()
 
 
 def _describe(value: object) -> str:

@@ -210,3 +210,13 @@ def test_texts_of_numbers_and_arrays_are_sequences_too(home: Path, tmp_path: Pat
         sequence = recipe.features.inputs[0].model_dump()
         assert (recipe.data.unit, sequence["length"], sequence["width"]) == ("file", 24, 3)
         assert validate_rows(recipe).num_rows == 40
+
+
+def test_columns_in_a_json_document_are_found(home: Path, tmp_path: Path) -> None:
+    columns = {"a": [n / 3 for n in range(90)], "label": [n % 2 for n in range(90)]}
+    by_key = {name: {str(n): value for n, value in enumerate(values)} for name, values in columns.items()}
+    for document, records in ((columns, None), (by_key, None), ({"ok": True, "data": columns}, "data")):
+        (tmp_path / "rows.json").write_text(json.dumps(document))
+        recipe = draft_recipe(tmp_path, tmp_path / "rows.json", "label")
+        assert (recipe.data.kind, recipe.data.records) == ("json", records)
+        assert input_kinds(recipe) == {"a": "number"}

@@ -16,7 +16,7 @@ from bloomery.data_contracts.errors import DataMissing
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.tasks.ingest.readers import json_documents
 from bloomery.tasks.ingest.readers.base import MalformedWriter
-from bloomery.tasks.ingest.stage import locate_source
+from bloomery.tasks.ingest.stage import ingest, locate_source
 from tests.examples import examples
 
 
@@ -127,3 +127,22 @@ def test_rows_written_by_a_json_writer_are_read_back(tmp_path: Path, rows: list[
         rows_read = [row for batch in result.batches for row in batch.to_pylist()]
     assert malformed.num_lines == 0
     assert rows_read == [{name: row.get(name) for name in result.schema.names} for row in rows]
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"a": [1, 2], "b": ["x", None]},
+        {"a": {"0": 1, "7": 2}, "b": {"0": "x", "7": None}},
+        {"in": {"a": [1, 2], "b": ["x", None]}},
+    ],
+)
+def test_an_object_of_columns_is_a_table(ingest_rows, tmp_path: Path, document: Any) -> None:
+    options = {"records": "in"} if "in" in document else {}
+    result = ingest_rows(source=write(tmp_path, document), **options)
+    assert result.rows == [{"a": 1, "b": "x"}, {"a": 2, "b": None}]
+
+
+def test_columns_of_several_lengths_are_no_table(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataMissing, match="the document is object"):
+        ingest(locate_source(DataSource(source=write(tmp_path, {"a": [1, 2], "b": [1]}))))
