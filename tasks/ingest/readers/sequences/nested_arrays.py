@@ -18,25 +18,45 @@ class FlatArrays(NamedTuple):
 
 
 def nesting_depth(arrow_type: pa.DataType) -> int:
-    """Returns how many arrays are inside each other: 1 for an array of numbers."""
+    """Returns how many arrays are inside each other: 1 for an array of numbers. Objects of numbers count as arrays."""
     depth = 0
-    while pa.types.is_list(arrow_type) or pa.types.is_large_list(arrow_type) or pa.types.is_fixed_size_list(arrow_type):
+    while _is_array(arrow_type):
         arrow_type, depth = arrow_type.value_type, depth + 1
-    return depth
+    return depth + (depth > 0 and _is_step(arrow_type))
+
+
+def _is_array(arrow_type: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_list(arrow_type) or pa.types.is_large_list(arrow_type) or pa.types.is_fixed_size_list(arrow_type)
+    )
+
+
+def _is_step(arrow_type: pa.DataType) -> bool:
+    """Whether values are objects of numbers."""
+    return pa.types.is_struct(arrow_type) and all(
+        pa.types.is_integer(field.type) or pa.types.is_floating(field.type) for field in arrow_type
+    )
 
 
 def flat_type(arrow_type: pa.DataType) -> pa.DataType:
     """Returns the type of the arrays without inner arrays."""
     while nesting_depth(arrow_type) > 1:
-        arrow_type = pa.list_(arrow_type.value_type.value_type)
+        inner = arrow_type.value_type
+        arrow_type = pa.list_(_step_type(inner) if _is_step(inner) else inner.value_type)
     return arrow_type
+
+
+def _step_type(arrow_type: pa.DataType) -> pa.DataType:
+    """Returns the type of all values of an object of numbers."""
+    is_whole = all(pa.types.is_integer(field.type) for field in arrow_type)
+    return pa.int64() if is_whole else pa.float64()
 
 
 def flatten_arrays(values: pa.Array) -> FlatArrays:
     """Returns each array with the elements of its inner arrays, in their order. An inner null makes the array null."""
     sizes = []
     while nesting_depth(values.type) > 1:
-        inner = values.flatten()
+        inner = _inner_arrays(values)
         sizes.append(Counter(pc.list_value_length(inner).drop_null().to_pylist()))
         values = _flatten_once(values, inner)
     return FlatArrays(values, tuple(sizes))
@@ -48,11 +68,23 @@ def require_sizes(values: pa.Array, required: tuple[int, ...]) -> pa.Array:
     inner, rows = values, np.arange(len(values))
     for size in required:
         parents = pc.list_parent_indices(inner).to_numpy()
-        rows, inner = rows[parents], inner.flatten()
+        rows, inner = rows[parents], _inner_arrays(inner)
         lengths = pc.fill_null(pc.list_value_length(inner), -1).to_numpy(zero_copy_only=False)
         is_valid[rows[lengths != size]] = False
     flat = flatten_arrays(values).values
     return flat if is_valid.all() else pc.if_else(pa.array(is_valid), flat, pa.scalar(None, flat.type))
+
+
+def _inner_arrays(values: pa.Array) -> pa.Array:
+    """Returns the arrays in arrays, one after the other; for objects, arrays of their values."""
+    inner = values.flatten()
+    if not pa.types.is_struct(inner.type):
+        return inner
+    step_type, width = _step_type(inner.type), inner.type.num_fields
+    columns = [column.cast(step_type) for column in inner.flatten()]
+    order = np.arange(width * len(inner)).reshape(width, len(inner)).T.reshape(-1)
+    offsets = pa.array(np.arange(len(inner) + 1, dtype=np.int32) * np.int32(width))
+    return pa.ListArray.from_arrays(offsets, pa.concat_arrays(columns).take(pa.array(order)), mask=inner.is_null())
 
 
 def _flatten_once(values: pa.Array, inner: pa.Array) -> pa.Array:

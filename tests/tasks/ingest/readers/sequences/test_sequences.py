@@ -38,6 +38,15 @@ def test_deeper_arrays_are_joined(ingest_rows, tmp_path: Path) -> None:
     assert result.rows == [{"z": [1, 2], "y": 1}, {"z": [3, 4, 5, 6], "y": 2}, {"z": None, "y": 3}]
 
 
+def test_objects_of_numbers_are_steps(ingest_rows, tmp_path: Path) -> None:
+    steps = [[{"x": 1, "y": 2.5}, {"x": 3, "y": None}], [], None, [{"x": 4, "y": 5.0}, None]]
+    pq.write_table(pa.table({"steps": steps}), tmp_path / "rows.parquet")
+    result = ingest_rows(source=str(tmp_path / "rows.parquet"), flatten={"steps": [2]})
+    assert result.table["steps"].to_pylist() == [[1.0, 2.5, 3.0, None], [], None, None]
+    whole = pa.array([[{"a": 1, "b": 2}]]).slice(0)
+    assert flatten_arrays(whole).values.type == pa.list_(pa.int64())
+
+
 @pytest.mark.parametrize(
     ("flatten", "message"),
     [({"x": [2, 2]}, "arrays 2 deep, and there are 2 inner lengths"), ({"z": [2]}, "there is no column z of arrays")],
