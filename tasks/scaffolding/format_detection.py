@@ -21,6 +21,7 @@ from bloomery.data_contracts.recipe_sections.source_paths import (
     suffix_without_compression,
 )
 from bloomery.tasks.ingest.locations import is_hidden
+from bloomery.tasks.ingest.zip_members import ZIP_ERRORS
 from bloomery.tasks.scaffolding.json_records import find_records
 
 _START_BYTES = 65_536
@@ -124,6 +125,11 @@ def _detect_in_file(path: Path) -> str:
         )
     if start[:2] == b"\0\0" and read_image_shape(str(path)):
         return "idx"
+    return _detect_in_text(path, start)
+
+
+def _detect_in_text(path: Path, start: bytes) -> str:
+    """Returns the format of the text that begins with `start`, in the file or the zip `path`."""
     if b"\0" in start and not start.startswith(_BYTE_ORDER_MARKS):
         raise _detection_error(str(path), f"it is no text, and begins with the bytes {start[:8].hex(' ')}")
     if _ARFF_START.match(start):
@@ -155,8 +161,9 @@ def _detect_in_zip(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if not name.endswith("/") and not is_hidden(name)]
-    except zipfile.BadZipFile as failure:
-        raise _detection_error(str(path), f"it is no complete zip: {failure}") from failure
+            start = archive.open(names[0]).read(_START_BYTES) if len(names) == 1 else b""
+    except ZIP_ERRORS as failure:
+        raise _detection_error(str(path), f"it is no complete zip without a password: {failure}") from failure
     if "[Content_Types].xml" in archive.namelist() and "xl/workbook.xml" in names:
         return "xlsx"
     if names and all(name.endswith(".npy") for name in names):
@@ -170,6 +177,8 @@ def _detect_in_zip(path: Path) -> str:
         )
     kinds = {kind for name in names if (kind := _detect_by_suffix(name)) is not None}
     formats = sorted(kinds - set(_BESIDE_DATA) or kinds)
+    if start and not kinds - {"text", "json"}:
+        return _detect_in_text(path, start)
     if len(formats) != 1:
         listed = ", ".join(names[:20]) or "no files"
         problem = f"the zip has files of {', '.join(formats) or 'no known format'}: {listed}"

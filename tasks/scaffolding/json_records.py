@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from bloomery.data_contracts.recipe_sections.data_source import DataSource
+from bloomery.data_contracts.recipe_sections.data_source import DataSource, SourceFile
 from bloomery.tasks.ingest import locations
 from bloomery.tasks.ingest.readers.json_documents import rows_of_columns
 
@@ -35,7 +35,7 @@ def find_records(source: str) -> JsonRecords | None:
 
     It is None if there is none. A document that is a list of rows has none, since it needs no path.
     """
-    (file, *_) = locations.find_files(DataSource(source=source, format="json"), source)
+    (file, *_) = locations.find_row_files(DataSource(source=source, format="json"), SourceFile(source=source))
     with file.open_stream() as stream:
         try:
             document = json.loads(stream.read())

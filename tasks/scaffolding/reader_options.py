@@ -103,8 +103,9 @@ def infer_reader_options(sources: Sequence[str], label: str, user_options: UserO
     paths = [path for _, path in splits]
     kind = user_options.format or ("json" if user_options.records is not None else detect_format(paths[0]))
     stated = user_options.stated
-    if kind == "text" and user_options == UserOptions() and holds_sequences(paths[0], label):
-        kind, stated = "csv", {"unit": "file"}
+    is_open = user_options.format is None and user_options.unit is None
+    if kind == "text" and is_open and holds_sequences(paths[0], label):
+        kind, stated = "csv", {**stated, "unit": "file"}
     in_sources = {
         name: stated.pop(name)
         for name in ("records", "labels", "arrays", "files")

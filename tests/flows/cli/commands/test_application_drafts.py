@@ -220,3 +220,17 @@ def test_columns_in_a_json_document_are_found(home: Path, tmp_path: Path) -> Non
         recipe = draft_recipe(tmp_path, tmp_path / "rows.json", "label")
         assert (recipe.data.kind, recipe.data.records) == ("json", records)
         assert input_kinds(recipe) == {"a": "number"}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("adult.data", "csv"), ("table.txt", "csv"), ("rows.json", "json"), ("rows.arff", "arff")]
+)
+def test_the_content_of_a_single_file_in_a_zip_decides(name: str, kind: str, home: Path, tmp_path: Path) -> None:
+    rows = [(n / 3, n % 2) for n in range(90)]
+    text = "a,label\n" + "".join(f"{a},{label}\n" for a, label in rows)
+    if kind == "json":
+        text = json.dumps({"data": [{"a": a, "label": label} for a, label in rows]})
+    if kind == "arff":
+        text = f"@relation r\n@attribute a real\n@attribute label {{0,1}}\n@data\n{text.split(maxsplit=1)[1]}"
+    recipe = draft_recipe(tmp_path, write_zip(tmp_path / "rows.zip", {name: text}), "label")
+    assert (recipe.data.kind, input_kinds(recipe)) == (kind, {"a": "number"})
