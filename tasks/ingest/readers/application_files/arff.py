@@ -193,9 +193,7 @@ def _parse_line(line: bytes, parse: Callable[[str], list[str | None]]) -> list[s
         return parse(text) if text and not text.startswith("%") else None
     except UnicodeDecodeError:
         return "bytes that are not of the file's encoding"
-    except arff.BadNominalValue as failure:
-        return re.sub(r", at line -?\d+\.?$", "", str(failure))
     except arff.BadDataFormat:
         return "another number of values than attributes"
     except (arff.ArffException, csv.Error, _FaultyValue) as failure:
-        return re.sub(r",? ?at line -?\d+\.?$", "", str(failure))
+        return str(failure).partition(", at line")[0]

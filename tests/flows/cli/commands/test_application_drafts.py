@@ -88,7 +88,7 @@ def test_declared_values_of_an_arff_file_become_those_of_the_contract(home: Path
     (tmp_path / "rows.arff.txt").write_text("% about the rows\n" + header + "@data\n" + "".join(lines))
     recipe = draft_recipe(tmp_path, tmp_path / "rows.arff.txt", "class")
     assert recipe.data.kind == "arff"
-    assert "validValues: [round, square, very long]" in (tmp_path / "mine.odcs.yaml").read_text()
+    assert 'validValues: [round, square, "very long"]' in (tmp_path / "mine.odcs.yaml").read_text()
     assert validate_rows(recipe).num_rows == NUM_ROWS
 
 

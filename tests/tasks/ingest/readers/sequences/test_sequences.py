@@ -88,7 +88,7 @@ def test_each_file_is_a_row_with_its_folder_as_label(ingest_rows, tmp_path: Path
     assert [(path, reason) for path, _, _, reason in result.malformed] == [
         ("b/2.csv", "the columns time, x, where time, x, y are required"),
         ("b/3.csv", "column x: 'abc' is no number"),
-        ("b/4.csv", "line 3: 4 cells, where 3 are required"),
+        ("b/4.csv", "line 3: 4 cell(s), where 3 are required"),
         ("b/5.csv", "no line below the header"),
         ("b/6.csv", result.malformed[-1][3]),
     ]
