@@ -49,7 +49,7 @@ def infer_application_options(
     if kind == "numpy":
         return _infer_arrays(paths, label, stated)
     origin = SourceFile(source=paths[0], files=stated.get("files"))
-    files = locations.find_row_files(DataSource(source=paths[0], format=kind), origin)
+    files = locations.find_row_files(DataSource.model_validate({"source": paths[0], "format": kind}), origin)
     if kind == "xlsx":
         return _infer_sheet(files[0], label, stated)
     if kind == "sqlite":

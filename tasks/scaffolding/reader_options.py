@@ -106,7 +106,7 @@ def infer_reader_options(sources: Sequence[str], label: str, user_options: UserO
     is_open = user_options.format is None and user_options.unit is None
     if kind == "text" and is_open and holds_sequences(paths[0], label):
         kind, stated = "csv", {**stated, "unit": "file"}
-    in_sources = {
+    in_sources: dict[str, Any] = {
         name: stated.pop(name)
         for name in ("records", "labels", "arrays", "files")
         if splits[0][0] is not None and name in stated

@@ -95,8 +95,16 @@ def read_source_rows(data: DataSource, scratch: Path, label: str) -> SourceRows:
     if normalized:
         _normalize_columns(path, normalized)
     return SourceRows(
-        *(rows.schema, writer.num_rows, malformed.num_lines, first_malformed),
-        *(left_out, source_types, normalized, numbers, inner_sizes, declared_values),
+        schema=rows.schema,
+        num_rows=writer.num_rows,
+        num_malformed=malformed.num_lines,
+        first_malformed=first_malformed,
+        left_out=left_out,
+        source_types=source_types,
+        normalized=normalized,
+        numbers=numbers,
+        inner_sizes=inner_sizes,
+        declared_values=declared_values,
     )
 
 

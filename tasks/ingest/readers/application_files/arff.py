@@ -155,7 +155,7 @@ def _make_parser(header: _Header) -> Callable[[str], list[str | None]]:
 
     def conversor(declared: AttributeType) -> Callable[[str], str | None]:
         if isinstance(declared, list):
-            return arff.NominalConversor(declared)  # type: ignore[no-any-return]
+            return arff.NominalConversor(declared)
         return _check_number if declared in _NUMERIC else _check_text
 
     conversors = [conversor(declared) for declared in header.attributes.values()]
