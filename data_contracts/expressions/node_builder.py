@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from bloomery.data_contracts.expressions.nodes import MAX_DIGITS, Node, ValueKind, like_to_regex, num_digits
+from bloomery.data_contracts.expressions.sql import quote_name
 
 KIND_NAMES: dict[ValueKind, str] = {
     "integer": "a whole number",
@@ -37,6 +38,9 @@ def build_node(tree: Any, schema: pa.Schema) -> Node:
     if name not in _BUILDERS:
         function = tree.name if name == "Anonymous" else tree.key
         raise ValueError(f"{_sql(tree)} uses {function.upper()}, which is not supported; supported are {_SUPPORTED}")
+    if name == "Column" and tree.table:
+        name_in_quotes = quote_name(".".join(part.name for part in tree.parts))
+        raise ValueError(f"{_sql(tree)} names a table; a column with points in its name is written as {name_in_quotes}")
     builder, supported = _BUILDERS[name]
     extra = [key for key, value in tree.args.items() if value and key not in supported]
     if extra:
@@ -54,7 +58,7 @@ def _column(tree: Any, schema: pa.Schema) -> Node:
     if name not in schema.names:
         equal = [column for column in schema.names if column.lower() == name.lower()]
         similar = equal or difflib.get_close_matches(name, schema.names, n=1)
-        hint = f"did you mean {similar[0]}?" if similar else f"there are {', '.join(schema.names)}"
+        hint = f"did you mean {_as_written(similar[0])}?" if similar else f"there are {', '.join(schema.names)}"
         raise ValueError(f"there is no column {name}; {hint}")
     arrow_type = schema.field(name).type
     kind = _kind_of(arrow_type)
@@ -64,6 +68,11 @@ def _column(tree: Any, schema: pa.Schema) -> Node:
     is_signed = pa.types.is_signed_integer(arrow_type)
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if is_signed else (0, 2**bits - 1)
     return Node("column", kind, value=name, low=low, high=high)
+
+
+def _as_written(name: str) -> str:
+    """The name as it is written in a condition: in quotes, unless it is plain."""
+    return name if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) else quote_name(name)
 
 
 def _kind_of(arrow_type: pa.DataType) -> ValueKind:

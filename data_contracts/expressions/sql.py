@@ -5,6 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 
+def quote_name(name: str) -> str:
+    """`name` as an identifier of SQL, whatever its characters."""
+    return '"' + name.replace('"', '""') + '"'
+
+
 def parse_sql(text: str) -> Any:
     """The syntax tree of one SQL expression or query.
 

@@ -70,13 +70,46 @@ def require_scalar_query(query: str, columns: Sequence[str]) -> None:
             raise ValueError(f"the query reads {source.sql()}; it can only read {TABLE_PLACEHOLDER}")
         if source.name.lower() not in {_TABLE, *cte_names}:
             raise ValueError(f"the query reads {source.name}; it can only read {TABLE_PLACEHOLDER}")
-    known_names = {name.lower() for name in columns} | _aliases(tree)
+    aliases = _aliases(tree)
+    known_names = {name.lower() for name in columns} | aliases
     for column in tree.find_all(exp.Column):
         if not isinstance(column.this, exp.Star) and column.name.lower() not in known_names:
             raise ValueError(f"the query reads {column.name}, which is not a column; there are {', '.join(columns)}")
         matches = [name for name in columns if name.lower() == column.name.lower()]
-        if len(matches) > 1:
+        if len(matches) > 1 and (column.name not in matches or column.name.lower() in aliases):
             raise ValueError(f"the query reads {column.name}, which in DuckDB may be {' or '.join(matches)}")
+
+
+def query_names(columns: Sequence[str]) -> dict[str, str]:
+    """By column, the name under which a query finds it in DuckDB, which does not distinguish names by case.
+
+    Columns that differ from others in case alone have another name there, which `adapt_names` writes into queries.
+    """
+    used_names = {name.lower() for name in columns}
+    names: dict[str, str] = {}
+    for position, column in enumerate(columns):
+        name = column
+        if sum(column.lower() == other_name.lower() for other_name in columns) > 1:
+            name = f"{column} ({position})"
+            while name.lower() in used_names:
+                name = f"{name}'"
+            used_names.add(name.lower())
+        names[column] = name
+    return names
+
+
+def adapt_names(query: str, columns: Sequence[str]) -> str:
+    """`query` with the columns under their `query_names`."""
+    from sqlglot import exp
+
+    renamed = {column: name for column, name in query_names(columns).items() if column != name}
+    if not renamed:
+        return query
+    tree = parse_sql(query.replace(TABLE_PLACEHOLDER, _TABLE))
+    for node in tree.find_all(exp.Column):
+        if node.name in renamed:
+            node.set("this", exp.to_identifier(renamed[node.name], quoted=True))
+    return str(tree.sql(dialect="duckdb")).replace(_TABLE, TABLE_PLACEHOLDER)
 
 
 def _aliases(tree: Any) -> set[str]:

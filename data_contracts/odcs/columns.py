@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 
 from bloomery.data_contracts.documents.documents import Location
 from bloomery.data_contracts.expressions.parser import referenced_columns
+from bloomery.data_contracts.expressions.sql import quote_name
 from bloomery.data_contracts.expressions.table_queries import normalize_placeholder
 from bloomery.data_contracts.odcs.base import LogicalType, Problem, Unsupported, find_ineffective_custom_properties
 from bloomery.data_contracts.odcs.consistency import (
@@ -22,8 +23,6 @@ from bloomery.data_contracts.odcs.properties import SchemaProperty
 from bloomery.data_contracts.odcs.quality import Distribution, LengthLimits, Quality, RowCondition, ValueLimits
 from bloomery.data_contracts.odcs.rules import Rule
 from bloomery.data_contracts.odcs.typed_elements import ArrayItem, TypedElement, resolve_type
-
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class Column(TypedElement):
@@ -39,8 +38,8 @@ class Column(TypedElement):
         Raises:
             Unsupported: values of its type cannot be read.
         """
-        if _NAME.fullmatch(source.name) is None:
-            raise Unsupported("its name is not made of letters, digits and underscores; rename the column")
+        if not source.name:
+            raise Unsupported("its name is empty; rename the column")
         values = {**resolve_type(source, has_arrow_types=has_arrow_types), "items": None}
         if values["logical_type"] == "array":
             if source.items is None:
@@ -149,7 +148,7 @@ class Column(TypedElement):
                 rules.append((outcome, ("quality", position)))
         if self.items is not None:
             if self.items.required:
-                rules.append((Rule(target=f"{self.name}[]", kind="required"), ("items",)))
+                rules.append((Rule(target=f"{self.name}[]", kind="required", is_of_items=True), ("items",)))
             rules.extend((rule, ("items", "logicalTypeOptions")) for rule in limit_rules(f"{self.name}[]", self.items))
         return rules
 
@@ -173,7 +172,8 @@ def _rule_of(column: Column, check: Quality) -> Rule:
         case "missingValues" if arguments is not None and arguments.missing_values is not None:
             return _presence(column, arguments.missing_values, fields)
         case "sql":
-            query = re.sub(r"\$?\{(?:property|column)\}", f'"{column.name}"', check.query or "")
+            name = quote_name(column.name)
+            query = re.sub(r"\$?\{(?:property|column)\}", lambda _: name, check.query or "")
             return Rule(kind="query", expression=normalize_placeholder(query), **check.number_limits(), **fields)
     match implementation:
         case RowCondition():
@@ -204,7 +204,7 @@ def _presence(column: Column, missing: tuple[Any, ...], fields: dict[str, Any]) 
     values = [value for value in missing if value is not None]
     if not values:
         return Rule(kind="required", **fields)
-    name = f'"{column.name}"'
+    name = quote_name(column.name)
     absent = f"{name} NOT IN ({', '.join(_literal(value, column.logical_type) for value in values)})"
     present = f"{name} IS NOT NULL AND {absent}" if None in missing else absent
     return Rule(kind="expression", expression=present, columns=(column.name,), **fields)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from datetime import date, datetime
 from typing import Any
 
+from bloomery.data_contracts.expressions.sql import quote_name
 from bloomery.data_contracts.odcs.consistency import INEXACT, require_regular_expression
 from bloomery.data_contracts.odcs.physical_types import FORMATS, PHYSICAL_TYPES
 from bloomery.data_contracts.odcs.rules import Rule
@@ -21,20 +22,20 @@ from bloomery.data_contracts.odcs.typed_elements import (
 
 def limit_rules(target: str, item: TypedElement) -> list[Rule]:
     """The rules of the options that are limits of one number, text or array."""
-    options = item.logical_type_options
+    options, fields = item.logical_type_options, {"target": target, "is_of_items": isinstance(item, ArrayItem)}
     rules = []
     if item.logical_type in ("integer", "number"):
         low, high, strict_low, strict_high = numeric_limits(item)
         if low is not None or high is not None:
             limits: dict[str, Any] = {"low": low, "high": high, "strict_low": strict_low, "strict_high": strict_high}
-            rules.append(Rule(target=target, kind="between", **limits))
+            rules.append(Rule(kind="between", **fields, **limits))
     if item.logical_type == "string":
         if options.min_length is not None or options.max_length is not None:
-            rules.append(Rule(target=target, kind="length", low=options.min_length, high=options.max_length))
+            rules.append(Rule(kind="length", **fields, low=options.min_length, high=options.max_length))
         if options.pattern is not None and _pattern_failure(options.pattern) is None:
-            rules.append(Rule(target=target, kind="pattern", pattern=options.pattern))
+            rules.append(Rule(kind="pattern", **fields, pattern=options.pattern))
     if item.logical_type == "array" and (options.min_items is not None or options.max_items is not None):
-        rules.append(Rule(target=target, kind="num_items", low=options.min_items, high=options.max_items))
+        rules.append(Rule(kind="num_items", **fields, low=options.min_items, high=options.max_items))
     return rules
 
 
@@ -48,7 +49,7 @@ def _pattern_failure(pattern: str) -> str | None:
 
 def option_conditions(item: TypedElement) -> Iterator[tuple[str | None, str]]:
     """For each option that a condition in SQL expresses, the condition or None, and why it cannot be checked."""
-    options, column = item.logical_type_options, f'"{item.name}"'
+    options, column = item.logical_type_options, quote_name(item.name or "")
     if item.logical_type in ("date", "timestamp"):
         for (bound, is_strict), sign in ((options.low_bound(), ">"), (options.high_bound(), "<")):
             if bound is None:

@@ -53,10 +53,11 @@ class Rule(Document):
     divergence: Divergence | None = None  # distribution: the measure that `high` limits
     severity: Severity = "error"
     tolerance: float | None = None
+    is_of_items: bool = False  # about the elements of an array column; the name of a column, too, may end with []
 
     @property
     def column(self) -> str:
-        return self.target.removesuffix("[]")
+        return self.target.removesuffix("[]") if self.is_of_items else self.target
 
     def allows(self, number: Bound) -> bool:
         """Whether `number` lies within the limits."""

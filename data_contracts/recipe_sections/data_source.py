@@ -83,7 +83,7 @@ class DataSource(Document):
     ] = None
     row_id: Annotated[Name | None, Field(description="a column to add in front: the row's number, from 0")] = None
     drop: Annotated[
-        tuple[Name, ...] | None, Field(min_length=1, description="columns to leave out, by name in the source")
+        tuple[str, ...] | None, Field(min_length=1, description="columns to leave out, by name in the source")
     ] = None
     flatten: Annotated[
         dict[Name, tuple[Annotated[int, Field(ge=1)], ...]] | None,
@@ -93,7 +93,7 @@ class DataSource(Document):
             "required lengths of the inner arrays, from the outside in: [3] for steps of 3 values",
         ),
     ] = None
-    rename: Annotated[dict[Name, Name] | None, Field(description="new column names, by name in the source")] = None
+    rename: Annotated[dict[str, Name] | None, Field(description="new column names, by name in the source")] = None
     normalize: Annotated[
         tuple[Name, ...] | None,
         Field(

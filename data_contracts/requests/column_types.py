@@ -40,11 +40,11 @@ def object_type(name: str, fields: dict[str, Any]) -> Any:
 
 def column_type(column: Column, rules: Sequence[Rule]) -> Any:
     """The type of a column. Of `rules` those about this column apply."""
-    column_rules = [rule for rule in rules if rule.target == column.name]
+    column_rules = [rule for rule in rules if rule.target == column.name and not rule.is_of_items]
     if column.items is None:
         kind = _with_limits(_scalar_type(column, column_rules), column, column_rules)
     else:
-        item_rules = [rule for rule in rules if rule.target == f"{column.name}[]"]
+        item_rules = [rule for rule in rules if rule.column == column.name and rule.is_of_items]
         items: Any = _with_limits(_scalar_type(column.items, item_rules), column.items, item_rules)
         kind = _with_limits(list[items] if column.items.required else list[items | None], column, column_rules)
     return kind if column.is_required else NotRequired[Annotated[kind | None, Field(default=None)]]

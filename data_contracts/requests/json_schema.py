@@ -30,11 +30,11 @@ def row_json_schema(columns: Sequence[Column], rules: Sequence[Rule], title: str
 
 
 def _column(column: Column, rules: Sequence[Rule]) -> dict[str, Any]:
-    column_rules = [rule for rule in rules if rule.target == column.name]
+    column_rules = [rule for rule in rules if rule.target == column.name and not rule.is_of_items]
     if column.items is None:
         schema = _value(column, column_rules)
     else:
-        item_rules = [rule for rule in rules if rule.target == f"{column.name}[]"]
+        item_rules = [rule for rule in rules if rule.column == column.name and rule.is_of_items]
         items = _value(column.items, item_rules)
         schema = {"type": "array", "items": items if column.items.required else _or_null(items)}
         for rule in column_rules:

@@ -12,7 +12,7 @@ from great_expectations.expectations.expectation import BatchExpectation  # noqa
 from great_expectations.validator.metric_configuration import MetricConfiguration  # noqa: TID253
 from great_expectations.validator.validator import ValidationDependencies  # noqa: TID253
 
-ROW = "row in the source"  # no column of a contract has this name
+ROW = "row in the source"
 _METRICS = ("unexpected_count", "unexpected_values", "unexpected_index_list", "filtered_row_count", "observed")
 
 

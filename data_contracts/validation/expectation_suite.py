@@ -136,6 +136,7 @@ def _metric(name: str, count: RuleCount, num_rows: int) -> Any:
             return [escape(example.value) for example in count.examples]
         case [_, "unexpected_index_list"]:
             target = count.rule.target or "the table"
+            target += " (column)" if target == ROW else ""
             return [{ROW: example.row, target: escape(example.value)} for example in count.examples]
         case [_, "unexpected_index_query"]:
             return None

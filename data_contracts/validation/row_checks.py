@@ -126,7 +126,8 @@ def _type_rule(field: pa.Field) -> Rule | None:
     if not (is_number or pa.types.is_temporal(kind) or pa.types.is_boolean(kind)):
         return None
     low, high = value_range(kind) if is_number else (None, None)
-    return Rule(target=f"{field.name}[]" if is_array else field.name, kind="fits", low=low, high=high)
+    target = f"{field.name}[]" if is_array else field.name
+    return Rule(target=target, is_of_items=is_array, kind="fits", low=low, high=high)
 
 
 def parse_conditions(rules: tuple[Rule, ...], schema: pa.Schema) -> dict[str, parser.Condition]:
@@ -145,7 +146,7 @@ def find_violations(rule: Rule, batch: CastBatch, conditions: dict[str, parser.C
     """
     if rule.kind == "expression":
         return parser.find_violations(conditions[rule.expression or ""], batch.rows)
-    if rule.target.endswith("[]"):
+    if rule.is_of_items:
         elements = _elements(batch, rule.column)
         return _rows_with(elements, _breaking_elements(rule, batch, elements), batch.rows.num_rows)
     if rule.kind == "fits":
@@ -172,7 +173,7 @@ def describe_values(rule: Rule, batch: CastBatch, rows: np.ndarray) -> pa.String
             pc.binary_join_element_wise(name, _text(batch.rows.column(name).take(positions)), " ") for name in names
         ]
         return _shorten(pc.binary_join_element_wise(*parts, ", "))
-    if rule.target.endswith("[]"):
+    if rule.is_of_items:
         return _shorten(_first_elements(rule, batch, positions))
     values = batch.raw.column(rule.target).take(positions)
     if rule.kind == "num_items":

@@ -19,7 +19,6 @@ from bloomery.models.features.config import Features
 from bloomery.models.networks.config import Imported, Model
 from bloomery.models.training.config import Training
 
-_RESERVED_NAMES = frozenset({"x", "y", "truth", "prediction", "probabilities", "_part", "_partition", "_label"})
 _LABEL_TYPES = {"classification": ("integer", "string", "boolean"), "regression": ("integer", "number")}
 
 
@@ -52,9 +51,6 @@ def _check_features(features: Features, contract: Contract) -> Iterator[str]:
             yield f"features.{role}: {_no_column(contract, name)}"
     yield from _check_key(contract.column(features.key), contract.table.key)
     yield from _check_label(features, contract.column(features.label))
-    for name in dict.fromkeys((features.key, features.label, *features.split.columns)):
-        if name in _RESERVED_NAMES:
-            yield f"features: {name!r} is a reserved column of prepared rows; rename the data column (data.rename)"
     for source in features.inputs:
         for name in source.columns:
             column = contract.column(name)

@@ -12,7 +12,7 @@ from bloomery.models.features.input_config import Input, SeriesInput, ShapedInpu
 from bloomery.models.features.splits import Split
 
 Classes = tuple[int | str, ...]  # the labels, in order
-_LABEL = "_label"
+_LABEL = "_label"  # with more underscores where a column has that name
 
 
 class Features(Document):
@@ -73,7 +73,13 @@ class Features(Document):
     @property
     def label_column(self) -> str:
         """The column of the split rows that holds the label; not the label's own if that may hold windows."""
-        return _LABEL if self.is_forecast else self.label
+        if self.series is None or not self.is_forecast:
+            return self.label
+        columns = {self.key, self.label, *self.series.columns, self.series.time, self.series.group, *self.split.columns}
+        name = _LABEL
+        while name in columns:
+            name = f"_{name}"
+        return name
 
     @property
     def window_lengths(self) -> dict[str, int]:

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from bloomery.data_contracts.documents.documents import Document
+from bloomery.data_contracts.records.key_column import key_column
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.features import labels
 from bloomery.models.features.config import Classes, Features
@@ -260,7 +261,7 @@ def encode_rows(encoder: Encoder, rows: Rows, *, is_training: bool = False) -> p
     lists = pa.ListArray.from_arrays(offsets, pa.array(x_BF.reshape(-1), pa.float32()))
     return pa.RecordBatch.from_arrays(
         [combine_chunks(rows[key]), encode_labels(encoder, rows[label]), lists],
-        names=[key, ENCODED_LABEL, ENCODED_INPUT],
+        names=[key_column(key), ENCODED_LABEL, ENCODED_INPUT],
     )
 
 
@@ -271,22 +272,20 @@ def encode_batches(
     return (encode_rows(encoder, batch, is_training=is_training) for batch in batches)
 
 
-def encode_splits(encoder: Encoder, split_column: str, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """`encode_rows` over batches in which `split_column` names each row's split; the column is appended."""
-    for batch in batches:
-        splits = batch[split_column]
-        changes = np.flatnonzero(pc.not_equal(splits[1:], splits[:-1]).to_numpy(zero_copy_only=False)) + 1
-        edges = [0, *changes.tolist(), batch.num_rows]
-        for start, stop in itertools.pairwise(edges):
-            rows = batch.slice(start, stop - start)
-            is_training = bool(rows.num_rows) and rows[split_column][0].as_py() == "train"
-            yield encode_rows(encoder, rows, is_training=is_training).append_column(split_column, rows[split_column])
+def cut_at_splits(rows: pa.RecordBatch, splits: pa.Array) -> Iterator[tuple[str, pa.RecordBatch]]:
+    """Yields the name of a split with neighbouring rows of it; `splits` holds the name of each row's split."""
+    if not rows.num_rows:
+        return
+    changes = np.flatnonzero(pc.not_equal(splits[1:], splits[:-1]).to_numpy(zero_copy_only=False)) + 1
+    for start, stop in itertools.pairwise([0, *changes.tolist(), rows.num_rows]):
+        yield splits[start].as_py(), rows.slice(start, stop - start)
 
 
 def encoded_schema(encoder: Encoder, key: pa.DataType) -> pa.Schema:
     """The schema of encoded rows with a key of type `key`."""
     label = pa.int64() if encoder.units is None else pa.float32()
-    return pa.schema([(encoder.features.key, key), (ENCODED_LABEL, label), (ENCODED_INPUT, pa.list_(pa.float32()))])
+    key_name = key_column(encoder.features.key)
+    return pa.schema([(key_name, key), (ENCODED_LABEL, label), (ENCODED_INPUT, pa.list_(pa.float32()))])
 
 
 def encode_labels(encoder: Encoder, values: pa.Array | pa.ChunkedArray) -> pa.Array:

@@ -1,40 +1,61 @@
-"""Writes encoded rows inside Spark's workers, so that they are not sent back through Spark."""
+"""Summarizes and writes rows inside Spark's workers, so that they are not sent back through Spark."""
 
 from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bloomery.models.features.encoder import Encoder, encode_splits
+from bloomery.models.features.config import Features
+from bloomery.models.features.encoder import Encoder, cut_at_splits, encode_rows, partial_statistics
 
 NUM_ROWS = "num_rows"
 
 
+class RowColumns(NamedTuple):
+    """The columns of a batch in Spark: those of the data under the keys of `names`, and two of its own.
+
+    `split` holds the name of a row's split, `partition` the number of its partition.
+    """
+
+    names: Mapping[str, str]
+    split: str
+    partition: str
+
+    def select_data(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Returns the columns of the data, under their own names."""
+        rows = batch.drop_columns([self.split, self.partition])
+        return rows.rename_columns([self.names[alias] for alias in rows.schema.names])
+
+
+def partition_statistics(
+    features: Features, columns: RowColumns, batches: Iterable[pa.RecordBatch]
+) -> Iterator[pa.RecordBatch]:
+    """`partial_statistics` of the batches of one partition."""
+    return partial_statistics(features, map(columns.select_data, batches))
+
+
 def write_partition(
-    encoder: Encoder | None, split_column: str, partition: str, folder: Path, batches: Iterable[pa.RecordBatch]
+    encoder: Encoder | None, columns: RowColumns, folder: Path, batches: Iterable[pa.RecordBatch]
 ) -> Iterator[pa.RecordBatch]:
     """Writes one partition to `folder/SPLIT/NUMBER.parquet` and yields its number of rows.
 
-    Rows are sorted by `split_column`; the column `partition` holds the partition's number. Without an encoder, rows
-    are written unchanged and belong to one split. Files are complete or absent, even if two attempts run at once.
+    Rows are sorted by split. Without an encoder they are written unchanged. Files are complete or absent, even if two
+    attempts run at once.
     """
     writers: dict[str, pq.ParquetWriter] = {}
     targets: dict[str, tuple[Path, Path]] = {}
     num_rows = 0
     for batch in batches:
-        raw_batches = [batch.drop_columns([partition])]
-        for encoded in raw_batches if encoder is None else encode_splits(encoder, split_column, [batch]):
-            if not encoded.num_rows:
-                continue
-            name = encoded[split_column][0].as_py()
-            rows = encoded.drop_columns([split_column])
+        for name, raw_rows in cut_at_splits(columns.select_data(batch), batch[columns.split]):
+            rows = raw_rows if encoder is None else encode_rows(encoder, raw_rows, is_training=name == "train")
             if name not in writers:
-                final = folder / name / f"{batch[partition][0].as_py():06d}.parquet"
+                final = folder / name / f"{batch[columns.partition][0].as_py():06d}.parquet"
                 final.parent.mkdir(parents=True, exist_ok=True)
                 temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex}")
                 targets[name] = (temporary, final)

@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bloomery.data_contracts.documents.digests import digest_of_document
+from bloomery.data_contracts.records.key_column import key_column
 from bloomery.data_contracts.records.records import Candidates, Choice
 from bloomery.models.compression.budget import Budget
 from bloomery.models.features.encoder import read_encoder
@@ -121,7 +122,7 @@ def _subgroup_degradations(candidates: Candidates, budget: Budget) -> dict[str, 
         candidate.name: pq.read_table(settings().path(candidate.predictions_uri)) for candidate in candidates.candidates
     }
     baseline = tables[candidates.baseline]
-    keys = baseline[dataset.key].combine_chunks()
+    keys = baseline[key_column(dataset.key)].combine_chunks()
     if dataset.task == "classification":
         order = np.arange(len(keys))
     else:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bloomery.data_contracts.documents.digests import digest_of_file
+from bloomery.data_contracts.records.key_column import key_column
 from bloomery.data_contracts.records.records import Candidate, Dataset, Flips, Interval, Latency, TrainedNetwork
 from bloomery.data_contracts.records.score_format import DEGRADATION_NAMES
 from bloomery.data_contracts.records.tensor_layout import Task
@@ -173,7 +174,7 @@ def _count_flips(truth: GroundTruth, before: np.ndarray, after: np.ndarray) -> F
 
 def _write_predictions(path: Path, dataset: Dataset, truth: GroundTruth, predictions: np.ndarray) -> None:
     """Writes key, truth and prediction of each test row; `promote` compares the bento's predictions with these."""
-    columns: dict[str, Any] = {dataset.key: pa.array(truth.key)}
+    columns: dict[str, Any] = {key_column(dataset.key): pa.array(truth.key)}
     if dataset.task == "classification":
         classes = np.array(dataset.classes, dtype=object)
         columns["truth"] = pa.array(classes[truth.truth].tolist())

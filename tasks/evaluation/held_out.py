@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from bloomery.data_contracts.records.key_column import key_column
 from bloomery.data_contracts.records.records import Choice
 from bloomery.tasks.infrastructure.parquet import read_batches
 from bloomery.tasks.infrastructure.settings import settings
@@ -25,7 +26,7 @@ def read_measured_predictions(choice: Choice) -> pa.Table:
 def read_held_out_rows(choice: Choice) -> pa.Table:
     """Reads the raw rows of the test split, in the order of the measured predictions."""
     dataset = choice.candidates.trained.dataset
-    keys = read_measured_predictions(choice)[dataset.key]
+    keys = read_measured_predictions(choice)[key_column(dataset.key)]
     names = list(dict.fromkeys([dataset.key, *dataset.inputs]))
     rows = pa.Table.from_batches(list(read_batches(settings().path(dataset.test_rows_uri), names)))
     return rows.take(pc.index_in(keys.cast(rows.schema.field(dataset.key).type), rows[dataset.key]))

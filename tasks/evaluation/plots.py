@@ -59,8 +59,8 @@ def plot_confusion_matrix(counts: np.ndarray, classes: Sequence[object], path: P
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     names = [str(name) for name in classes]
     axes.set(xlabel="prediction", ylabel="truth")
-    axes.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 3 else 0)
-    axes.set_yticks(range(len(names)), names)
+    axes.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 3 else 0, parse_math=False)
+    axes.set_yticks(range(len(names)), names, parse_math=False)
     for row, column in zip(*np.nonzero(counts), strict=True):
         color = "white" if shares[row, column] > 0.5 else "black"
         axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=color, fontsize=8)
@@ -114,7 +114,7 @@ def plot_images(x_NCHW: np.ndarray, captions: Sequence[str], path: Path) -> None
         axes.set_axis_off()
     for axes, x_CHW, caption in zip(grid, x_NCHW, captions, strict=False):
         _draw_image(axes, x_CHW)
-        axes.set_title(caption, fontsize=8)
+        axes.set_title(caption, fontsize=8, parse_math=False)
     figure.savefig(path, dpi=120)
 
 

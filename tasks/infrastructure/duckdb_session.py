@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
+import pyarrow.parquet as pq
 
 from bloomery.tasks.infrastructure.settings import settings
-from bloomery.tasks.infrastructure.sql_text import quote_text
+from bloomery.tasks.infrastructure.sql_text import column_alias, quote_text
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -43,6 +44,15 @@ def open_session() -> Iterator[DuckDBPyConnection]:
             yield connection
         finally:
             connection.close()
+
+
+def create_row_view(engine: DuckDBPyConnection, view: str, path: Path) -> None:
+    """Creates a view of a Parquet file, with its columns under their aliases.
+
+    DuckDB does not distinguish names by case: under their own names `a` and `A` would be one column.
+    """
+    aliases = ", ".join(map(column_alias, pq.read_schema(path).names))
+    engine.execute(f"create view {view}({aliases}) as select * from read_parquet({parquet_path_sql(path)})")
 
 
 def parquet_path_sql(path: Path) -> str:

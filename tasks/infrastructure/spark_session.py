@@ -144,6 +144,7 @@ def _settings(master: str, scratch: Path) -> dict[str, str]:
         "spark.sql.adaptive.enabled": "true",
         "spark.sql.ansi.enabled": "true",
         "spark.sql.ansi.doubleQuotedIdentifiers": "true",  # one SQL for Spark and DuckDB
+        "spark.sql.caseSensitive": "true",  # a file may have the columns `a` and `A`
         "spark.sql.session.timeZone": "UTC",
         "spark.sql.warehouse.dir": str(scratch / "warehouse"),
         "spark.sql.execution.arrow.maxRecordsPerBatch": "65536",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterator
 
 import pyarrow as pa
@@ -19,7 +20,7 @@ from bloomery.tasks.ingest.readers.registry import READERS
 from bloomery.tasks.orchestration.stage import stage
 from bloomery.tasks.orchestration.stage_store import Output
 
-_SPLIT_COLUMN = "part"
+_SPLIT_COLUMN = "part"  # with a number behind it where the sources have a column of that name
 
 
 @stage()
@@ -82,17 +83,14 @@ def locate_source(data: DataSource, personal: Collection[str] = ()) -> LocatedSo
 
 
 def read_sources(data: DataSource, malformed: MalformedWriter) -> RowStream:
-    """Returns the rows of all sources, one after the other; of several, with their `values` and the column `part`."""
+    """Returns the rows of all sources, one after the other; of several, with their `values` and then their `part`."""
     reader = READERS[data.kind]
     if data.sources is None:
         return reader.read(data, data.source_files[0], malformed)
     streams = [reader.read(data, origin, malformed) for origin in data.source_files]
     schema = _unify_schemas(data, [stream.schema for stream in streams])
     names = list(data.source_files[0].values or ())
-    constants = [
-        {**{name: (origin.values or {})[name] for name in names}, _SPLIT_COLUMN: origin.part}
-        for origin in data.source_files
-    ]
+    constants = [[*((origin.values or {})[name] for name in names), origin.part] for origin in data.source_files]
 
     def batches() -> Iterator[pa.RecordBatch]:
         for stream, values in zip(streams, constants, strict=True):
@@ -103,14 +101,14 @@ def read_sources(data: DataSource, malformed: MalformedWriter) -> RowStream:
                     else pa.nulls(batch.num_rows, field.type)
                     for field in list(schema)[: -len(values)]
                 ]
-                texts = [pa.repeat(pa.scalar(text, pa.string()), batch.num_rows) for text in values.values()]
+                texts = [pa.repeat(pa.scalar(text, pa.string()), batch.num_rows) for text in values]
                 yield pa.RecordBatch.from_arrays([*arrays, *texts], schema=schema)
 
     return RowStream(schema, batches(), min(stream.row_group_size for stream in streams))
 
 
 def _unify_schemas(data: DataSource, schemas: list[pa.Schema]) -> pa.Schema:
-    """Returns one schema for all sources, with their `values` and the column `part` at its end."""
+    """Returns one schema for all sources, with their `values` and the column of their `part` at its end."""
     for schema, origin in zip(schemas, data.source_files, strict=True):
         if data.kind not in ("json", "jsonl") and set(schema.names) != set(schemas[0].names):
             raise DataMissing(
@@ -128,7 +126,9 @@ def _unify_schemas(data: DataSource, schemas: list[pa.Schema]) -> pa.Schema:
             where=data.description,
             remedy="write the sources with equal types",
         ) from failure
-    for name in (*(data.source_files[0].values or ()), _SPLIT_COLUMN):
+    for name in data.source_files[0].values or ():
         require_unused(name, unified, "sources")
         unified = unified.append(pa.field(name, pa.string()))
-    return unified
+    names = (f"{_SPLIT_COLUMN}_{number}" if number > 1 else _SPLIT_COLUMN for number in itertools.count(1))
+    split_column = next(name for name in names if name not in unified.names)
+    return unified.append(pa.field(split_column, pa.string()))

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from bloomery.data_contracts.records.key_column import key_column
 from bloomery.data_contracts.records.records import Choice, Interval
 from bloomery.models.evaluation import metrics
 from bloomery.models.evaluation.calibration import CalibrationBins, calibration_bins, expected_calibration_error
@@ -55,7 +56,7 @@ def compute_card_metrics(choice: Choice) -> CardMetrics:
     """Computes the metrics from the predictions that `compress` has stored, without running the model."""
     dataset = choice.candidates.trained.dataset
     table = read_measured_predictions(choice)
-    keys = table[dataset.key].combine_chunks()
+    keys = table[key_column(dataset.key)].combine_chunks()
     bins: CalibrationBins | None = None
     classes: tuple[ClassResult, ...] = ()
     if dataset.task == "classification":

@@ -62,7 +62,8 @@ def filter_valid_labels(contract: Contract, column: str, labels: pa.Table) -> tu
     batch = cast_batch(raw, pa.schema([schema.field(column)]), contract.date_formats)
     is_invalid = np.zeros(labels.num_rows, dtype=bool)
     for rule in row_rules(contract):
-        if rule.target == column and rule.severity == "error" and rule.kind != "expression":
+        is_about_values = rule.target == column and not rule.is_of_items and rule.kind != "expression"
+        if is_about_values and rule.severity == "error":
             is_invalid |= find_violations(rule, batch, {}).to_numpy(zero_copy_only=False)
     cast_labels = labels.set_column(labels.column_names.index("label"), "label", batch.rows.column(column))
     return cast_labels.filter(pa.array(~is_invalid)), int(is_invalid.sum())

@@ -50,7 +50,7 @@ def _plot_bars(axes: Axes, drifts: Sequence[Drift], limit: float) -> None:
         [drift.noise_psi for drift in drifts], positions, marker="|", color="black", zorder=3, label="by chance"
     )
     axes.axvline(limit, color=_RED, ls="--", lw=1, label="limit")
-    axes.set_yticks(positions, [drift.name for drift in drifts])
+    axes.set_yticks(positions, [drift.name for drift in drifts], parse_math=False)
     axes.set(xlabel="population stability index", xlim=(0, max(limit * 1.5, *(drift.psi * 1.05 for drift in drifts))))
     axes.legend(frameon=False, loc="lower right")
 
@@ -60,9 +60,9 @@ def _plot_shares(axes: Axes, drift: Drift) -> None:
     positions = np.arange(len(names))
     axes.bar(positions - 0.2, reference, width=0.4, color=_GREY, label="reference")
     axes.bar(positions + 0.2, current, width=0.4, color=_RED if drift.is_drifted else _BLUE, label="current")
-    axes.set_xticks(positions, names, rotation=60, fontsize=6, ha="right", rotation_mode="anchor")
+    axes.set_xticks(positions, names, rotation=60, fontsize=6, ha="right", rotation_mode="anchor", parse_math=False)
     measure = "" if drift.measure == "value" else f" ({drift.measure})"
-    axes.set_title(f"{drift.name}{measure}: PSI {drift.psi:.2f}", fontsize=8)
+    axes.set_title(f"{drift.name}{measure}: PSI {drift.psi:.2f}", fontsize=8, parse_math=False)
     axes.tick_params(axis="y", labelsize=6)
     axes.legend(frameon=False, fontsize=6)
 

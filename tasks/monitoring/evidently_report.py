@@ -95,7 +95,8 @@ def _write_page(report: MonitoringReport, limit: float, path: Path) -> None:
     from evidently import DataDefinition, Dataset, Report
     from evidently.presets import DataDriftPreset
 
-    drifts = {drift.name.strip("()"): drift for drift in report.drifts}
+    columns = {drift.name for drift in report.drifts}
+    drifts = {drift.name if (name := drift.name.strip("()")) in columns else name: drift for drift in report.drifts}
     reference = _make_frame(
         {name: sample_values(drift.reference, drift.reference.all_shares, _NUM_ROWS) for name, drift in drifts.items()}
     )

@@ -46,7 +46,7 @@ from bloomery.tasks.registry.model_registry import BENTO
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
-PREDICTION, CONFIDENCE = "(prediction)", "(confidence)"  # a contract has no column with such a name
+_PREDICTION, _CONFIDENCE = "prediction", "confidence"
 _MAX_RULES = 20
 
 
@@ -77,7 +77,6 @@ def monitor_window(version: ModelVersion, monitor: Monitor, since: datetime, unt
     """
     tag = version.tags[BENTO]
     reference = read_reference(tag)
-    profiles = _profiles_by_name(reference)
     folder = settings().home / "predictions" / version.name
     if not folder.is_dir():
         raise DataMissing(
@@ -90,12 +89,12 @@ def monitor_window(version: ModelVersion, monitor: Monitor, since: datetime, unt
     window = _Window(folder, tag, since, until)
     notes: list[str] = []
     labels = locate_labels(version.name, monitor.labels)
-    stats = _summarize_window(window, profiles, keep_predictions=labels is not None)
+    stats = _summarize_window(window, reference, keep_predictions=labels is not None)
     drifts: tuple[Drift, ...] = ()
     if stats.num_rows < monitor.min_rows:
         notes.append(f"{stats.num_rows:,} rows are too few to measure drift; {monitor.min_rows:,} are needed")
     else:
-        drifts = _measure_drifts(profiles, stats.counts, monitor)
+        drifts = _measure_drifts(reference, stats.counts, monitor)
     if reference.split == "test":
         notes.append("training was private, so the reference profile is of held-out rows")
     labelled_score = _score_labelled(tag, labels, monitor, reference, stats, notes)
@@ -132,8 +131,17 @@ def read_reference(tag: str) -> VersionReference:
 
 
 def _profiles_by_name(reference: VersionReference) -> dict[str, ReferenceProfile]:
-    profiles = {**reference.columns, PREDICTION: reference.predictions}
-    return profiles if reference.confidence is None else {**profiles, CONFIDENCE: reference.confidence}
+    """Returns the profiles of the columns, of the predictions and of their confidence, whose names are in brackets."""
+    profiles = {**reference.columns, _bracket(_PREDICTION, reference): reference.predictions}
+    if reference.confidence is not None:
+        profiles[_bracket(_CONFIDENCE, reference)] = reference.confidence
+    return profiles
+
+
+def _bracket(name: str, reference: VersionReference) -> str:
+    """Returns the name in brackets, in as many as distinguish it from the columns."""
+    name = f"({name})"
+    return _bracket(name, reference) if name in reference.columns else name
 
 
 def _require_profiled(columns: Sequence[str] | None, reference: VersionReference, tag: str) -> None:
@@ -148,15 +156,17 @@ def _require_profiled(columns: Sequence[str] | None, reference: VersionReference
         )
 
 
-def _summarize_window(
-    window: _Window, profiles: dict[str, ReferenceProfile], *, keep_predictions: bool
-) -> _WindowStats:
+def _summarize_window(window: _Window, reference: VersionReference, *, keep_predictions: bool) -> _WindowStats:
+    profiles = _profiles_by_name(reference)
     counts = {name: _empty_counts(_cells_of(profile)) for name, profile in profiles.items()}
     seconds, predictions, num_rows = [np.empty(0)], [], 0
     for rows in _read_rows(window):
         num_rows += rows.num_rows
         for name, profile in profiles.items():
-            values = _extract_values(rows, name, profile.measure)
+            if name in reference.columns:
+                values = _extract_column(rows, name, profile.measure)
+            else:
+                values = _extract_predictions(rows, name.strip("()"))
             if values is not None:
                 counts[name] += count_into_bins(_cells_of(profile), values)
         seconds.append(rows.filter(pc.equal(rows["row"], 0))["seconds"].to_numpy())
@@ -184,12 +194,14 @@ def _read_rows(window: _Window) -> Iterator[pa.Table]:
             yield rows.combine_chunks()
 
 
-def _extract_values(rows: pa.Table, name: str, measure: Measure) -> pa.Array | None:
-    """Returns the measured values of a column or of the predictions; None if the rows have no such column."""
-    if name == PREDICTION:
-        return pc.struct_field(rows["prediction"], 0).combine_chunks()
-    if name == CONFIDENCE:
+def _extract_predictions(rows: pa.Table, what: str) -> pa.Array:
+    if what == _CONFIDENCE:
         return pa.array(confidence(pc.struct_field(rows["prediction"], "probabilities")))
+    return pc.struct_field(rows["prediction"], 0).combine_chunks()
+
+
+def _extract_column(rows: pa.Table, name: str, measure: Measure) -> pa.Array | None:
+    """Returns the measured values of a column; None if the rows have no such column."""
     struct_type = rows.schema.field("columns").type
     if struct_type.get_field_index(name) < 0:
         return None
@@ -204,13 +216,12 @@ def _empty_counts(cells: Bins) -> Histogram:
     return Histogram(edges=cells.edges, values=cells.values, counts=(0,) * cells.num_bins)
 
 
-def _measure_drifts(
-    profiles: dict[str, ReferenceProfile], counts: dict[str, Histogram], monitor: Monitor
-) -> tuple[Drift, ...]:
+def _measure_drifts(reference: VersionReference, counts: dict[str, Histogram], monitor: Monitor) -> tuple[Drift, ...]:
     """Returns all drifts, the largest PSI first.
 
     Distributions that raise no alert count in the correction as well, because a person looks at all of them.
     """
+    profiles = _profiles_by_name(reference)
     names = [name for name in profiles if counts[name].num_rows]
     divergences = {
         name: measure_divergence(profiles[name].shares, profiles[name].num_rows, counts[name]) for name in names
@@ -218,7 +229,7 @@ def _measure_drifts(
     corrected_p_values = dict(zip(names, holm_correction([divergences[name].p_value for name in names]), strict=True))
     drifts = []
     for name, divergence in divergences.items():
-        can_alert = monitor.columns is None or name in (*monitor.columns, PREDICTION, CONFIDENCE)
+        can_alert = monitor.columns is None or name in monitor.columns or name not in reference.columns
         is_large = (
             divergence.psi - divergence.noise_psi >= monitor.psi and corrected_p_values[name] < monitor.significance
         )

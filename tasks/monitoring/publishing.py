@@ -71,10 +71,10 @@ def log_evidently_report(report: MonitoringReport, monitor: Monitor, run_id: str
 def _metrics(report: MonitoringReport) -> Iterator[tuple[str, float]]:
     yield "num_rows", float(report.num_rows)
     yield "num_alerts", float(len(report.alerts))
+    names = mlflow_runs.metric_names([drift.name for drift in report.drifts])
     for drift in report.drifts:
-        name = drift.name.strip("()")  # MLflow allows no brackets
-        yield f"psi/{name}", drift.psi
-        yield f"p_value/{name}", drift.corrected_p_value
+        yield f"psi/{names[drift.name]}", drift.psi
+        yield f"p_value/{names[drift.name]}", drift.corrected_p_value
     requests = report.requests
     for name, value in (("p50_ms", requests.p50_ms), ("p99_ms", requests.p99_ms)):
         if value is not None:
@@ -212,15 +212,20 @@ def render_markdown(report: MonitoringReport, plot: str | None) -> str:
     if report.drifts:
         lines += ["| distribution | rows | PSI | PSI by chance | test | corrected p-value | |", "| --- " * 7 + "|"]
         lines += [
-            f"| {drift.name} | {drift.num_rows:,} | {drift.psi:.4f} | {drift.noise_psi:.4f} | {drift.test} | "
+            f"| {_to_cell(drift.name)} | {drift.num_rows:,} | {drift.psi:.4f} | {drift.noise_psi:.4f} | {drift.test} | "
             f"{drift.corrected_p_value:.2g} | {_drift_verdict(drift.is_drifted, drift.can_alert)} |"
             for drift in report.drifts[:_MAX_TABLE_ROWS]
         ]
         lines.append("")
     if report.requests.violations:
         lines += ["| violated rule | rows |", "| --- | --- |"]
-        lines += [f"| {rule.replace('|', '&#124;')} | {count} |" for rule, count in report.requests.violations]
+        lines += [f"| {_to_cell(rule)} | {count} |" for rule, count in report.requests.violations]
     return "\n".join(lines) + "\n"
+
+
+def _to_cell(text: str) -> str:
+    """Returns the text as the cell of a Markdown table."""
+    return " ".join(text.split()).replace("|", "&#124;")
 
 
 def _drift_verdict(is_drifted: bool, can_alert: bool) -> str:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from bloomery.data_contracts.monitoring import Measure, ReferenceProfile, VersionReference
 from bloomery.data_contracts.odcs.columns import Column
 from bloomery.data_contracts.odcs.distributions import Bins, count_into_bins, reference_column
+from bloomery.data_contracts.records.key_column import key_column
 from bloomery.data_contracts.records.records import Choice, Dataset
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import read_encoder
@@ -24,7 +25,7 @@ from bloomery.tasks.evaluation.held_out import read_measured_predictions
 from bloomery.tasks.infrastructure import duckdb_session
 from bloomery.tasks.infrastructure.parquet import read_batches
 from bloomery.tasks.infrastructure.settings import settings
-from bloomery.tasks.infrastructure.sql_text import quote_name
+from bloomery.tasks.infrastructure.sql_text import column_alias
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -120,14 +121,15 @@ def _profiled_columns(dataset: Dataset, features: Features) -> Iterator[_Profile
 
 
 def _read_rows(dataset: Dataset, split: str, names: Sequence[str]) -> pa.RecordBatchReader:
-    """Reads the columns `names` of a split's raw rows, with the mean of each array instead of the array."""
-    keys = pq.read_table(settings().path(getattr(dataset, split).uri), columns=[dataset.key])[dataset.key]
+    """Reads the columns `names` of a split's raw rows, under their aliases; of an array, the mean of its elements."""
+    key = key_column(dataset.key)
+    keys = pq.read_table(settings().path(getattr(dataset, split).uri), columns=[key])[key]
 
     def read_split() -> Iterator[pa.RecordBatch]:
         for batch in read_batches(settings().path(dataset.valid_rows.uri), list(dict.fromkeys([dataset.key, *names]))):
             rows = batch.filter(pc.is_in(batch[dataset.key], keys.cast(batch[dataset.key].type)))
             arrays = [_means(rows[name]) if pa.types.is_list(rows[name].type) else rows[name] for name in names]
-            yield pa.RecordBatch.from_arrays(arrays, names=list(names))
+            yield pa.RecordBatch.from_arrays(arrays, names=list(map(column_alias, names)))
 
     batches = read_split()
     first = next(batches)
@@ -136,7 +138,7 @@ def _read_rows(dataset: Dataset, split: str, names: Sequence[str]) -> pa.RecordB
 
 def _profile_column(engine: DuckDBPyConnection, item: _ProfiledColumn, num_bins: int) -> ReferenceProfile | None:
     """Returns the profile of a column; None for a column without values."""
-    name, measure = quote_name(item.column.name), item.measure
+    name, measure = column_alias(item.column.name), item.measure
     ((num_rows, num_values),) = engine.execute(f"select count({name}), count(distinct {name}) from rows").fetchall()
     if not num_rows:
         return None

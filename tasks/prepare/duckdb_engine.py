@@ -16,11 +16,12 @@ from bloomery.models.features.encoder import Encoder, encode_batches, partial_st
 from bloomery.tasks.infrastructure import duckdb_session
 from bloomery.tasks.infrastructure.parquet import ROW_GROUP_SIZE
 from bloomery.tasks.infrastructure.settings import settings
-from bloomery.tasks.infrastructure.sql_text import quote_name, quote_text
+from bloomery.tasks.infrastructure.sql_text import column_alias, quote_text
 from bloomery.tasks.prepare.split_sql import (
     SPLIT_COLUMN,
     EngineFunctions,
     count_dropped_rows,
+    names_by_alias,
     require_no_leakage,
     split_query,
 )
@@ -40,6 +41,7 @@ class DuckdbSplits:
         self._path = path
         self._features = features
         self._ranges = ranges
+        self._names = names_by_alias(features)
         self.num_dropped = num_dropped
 
     def training_statistics(self) -> Iterator[str]:
@@ -63,7 +65,8 @@ class DuckdbSplits:
                 num_rows = file.metadata.row_group(group).num_rows
                 lower, upper = max(start - group_start, 0), min(stop - group_start, num_rows)
                 if lower < upper:
-                    table = file.read_row_group(group).replace_schema_metadata(None)
+                    table = file.read_row_group(group).replace_schema_metadata(None).drop_columns([SPLIT_COLUMN])
+                    table = table.rename_columns([self._names[alias] for alias in table.column_names])
                     yield from table.slice(lower, upper - lower).combine_chunks().to_batches()
                 group_start += num_rows
 
@@ -81,12 +84,11 @@ def split_with_duckdb(valid_rows: ValidRows, features: Features, scratch: Path) 
         def run_query(query: str) -> Sequence[Sequence[Any]]:
             return engine.sql(query).fetchall()
 
-        source = duckdb_session.parquet_path_sql(settings().path(valid_rows.uri))
-        engine.execute(f"create view checked as select * from read_parquet({source})")
+        duckdb_session.create_row_view(engine, "checked", settings().path(valid_rows.uri))
         split = split_query(features, valid_rows.contract, "checked", run_query, DUCKDB_FUNCTIONS)
         options = f"format parquet, compression snappy, row_group_size {_row_group_size(features)}"
         engine.execute(
-            f"copy (select * from ({split}) order by {SPLIT_COLUMN}, {quote_name(features.key)}) "
+            f"copy (select * from ({split}) order by {SPLIT_COLUMN}, {column_alias(features.key)}) "
             f"to {quote_text(str(path))} ({options})"
         )
         split_path = duckdb_session.parquet_path_sql(path)

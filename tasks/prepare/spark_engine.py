@@ -15,19 +15,20 @@ from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.recipe_sections.engine import SparkConfig
 from bloomery.data_contracts.records.records import ValidRows
 from bloomery.models.features.config import Features
-from bloomery.models.features.encoder import STATISTICS, Encoder, partial_statistics
-from bloomery.models.features.partition_writer import NUM_ROWS, write_partition
+from bloomery.models.features.encoder import STATISTICS, Encoder
+from bloomery.models.features.partition_writer import NUM_ROWS, RowColumns, partition_statistics, write_partition
 from bloomery.models.features.splits import hash_threshold
 from bloomery.tasks.infrastructure import spark_session
 from bloomery.tasks.infrastructure.parquet import read_batches
 from bloomery.tasks.infrastructure.personal_data import protected_schema
 from bloomery.tasks.infrastructure.settings import settings
-from bloomery.tasks.infrastructure.sql_text import quote_name, quote_text
+from bloomery.tasks.infrastructure.sql_text import column_alias, quote_text
 from bloomery.tasks.prepare.split_sql import (
     SPLIT_COLUMN,
     EngineFunctions,
     RunQuery,
     count_dropped_rows,
+    names_by_alias,
     require_no_leakage,
     split_query,
 )
@@ -55,20 +56,21 @@ class SparkSplits:
     def __init__(self, rows: DataFrame, features: Features, scratch: Path, num_dropped: int) -> None:
         self._rows = rows
         self._features = features
+        self._columns = RowColumns(names_by_alias(features), SPLIT_COLUMN, _PARTITION)
         self._scratch = scratch
         self._folder = scratch / "encoded"
         self.num_dropped = num_dropped
 
     def training_statistics(self) -> Iterator[str]:
         """Yields the statistics of the training split, for `fit`."""
-        train = self._rows.where(f"{SPLIT_COLUMN} = 'train'").drop(SPLIT_COLUMN, _PARTITION)
-        statistics = train.mapInArrow(partial(partial_statistics, self._features), f"{STATISTICS} string").collect()
-        return (row[STATISTICS] for row in statistics)
+        train = self._rows.where(f"{SPLIT_COLUMN} = 'train'")
+        summarize = partial(partition_statistics, self._features, self._columns)
+        return (row[STATISTICS] for row in train.mapInArrow(summarize, f"{STATISTICS} string").collect())
 
     def encode_split(self, split: str, encoder: Encoder) -> Iterator[pa.RecordBatch]:
         """Yields the encoded rows of one split, sorted by key."""
         if not self._folder.exists():
-            write = partial(write_partition, encoder, SPLIT_COLUMN, _PARTITION, self._folder)
+            write = partial(write_partition, encoder, self._columns, self._folder)
             self._rows.mapInArrow(write, f"{NUM_ROWS} bigint").collect()
         for path in sorted((self._folder / split).glob("[0-9]*.parquet")):
             yield from read_batches(path)
@@ -77,10 +79,8 @@ class SparkSplits:
         """Yields the columns `names` of one split without encoding, sorted by key."""
         folder = self._scratch / "raw"
         rows = self._rows.where(f"{SPLIT_COLUMN} = {quote_text(split)}")
-        rows = rows.select(*map(quote_for_spark, (*names, SPLIT_COLUMN, _PARTITION)))
-        rows.mapInArrow(
-            partial(write_partition, None, SPLIT_COLUMN, _PARTITION, folder), f"{NUM_ROWS} bigint"
-        ).collect()
+        rows = rows.select(*map(column_alias, names), SPLIT_COLUMN, _PARTITION)
+        rows.mapInArrow(partial(write_partition, None, self._columns, folder), f"{NUM_ROWS} bigint").collect()
         for path in sorted((folder / split).glob("[0-9]*.parquet")):
             yield from read_batches(path)
 
@@ -106,14 +106,14 @@ def split_with_spark(
 
     path = settings().path(valid_rows.uri)
     source = engine.read.schema(StructType.fromJson(_schema(valid_rows.contract))).parquet(str(path))
-    source.createOrReplaceTempView("checked")
+    source.toDF(*map(column_alias, source.columns)).createOrReplaceTempView("checked")
     num_partitions = min(max(2, -(-path.stat().st_size // _BYTES_PER_PARTITION)), _MAX_PARTITIONS)
     bounds = _bounds(features.key, valid_rows.num_rows, num_partitions, run_query)
     rows = (
         engine.sql(split_query(features, valid_rows.contract, "checked", run_query, SPARK_FUNCTIONS))
         .withColumn(_PARTITION, f.expr(_partition(features.key, bounds)))
         .repartitionById(num_partitions, f.col(_PARTITION))
-        .sortWithinPartitions(SPLIT_COLUMN, f.col(quote_for_spark(features.key)))
+        .sortWithinPartitions(SPLIT_COLUMN, f.col(column_alias(features.key)))
         .persist(StorageLevel.DISK_ONLY)
     )
     try:
@@ -134,22 +134,17 @@ def _schema(contract: Contract) -> dict[str, Any]:
     return {**schema, "fields": [{**field, "type": "string"} if field["name"] in texts else field for field in fields]}
 
 
-def quote_for_spark(name: str) -> str:
-    """Returns a column's name as an identifier for Spark's own functions."""
-    return "`" + name.replace("`", "``") + "`"
-
-
 def _bounds(key: str, num_rows: int, num_partitions: int, run_query: RunQuery) -> list[Any]:
     """Returns keys that divide all keys into ranges of about equal size. They decide only how the work is distributed.
 
     They are sampled from the keys, since Spark's own sampling would compute all previous steps again.
     """
     share = min(_KEYS_PER_PARTITION * num_partitions / max(num_rows, 1), 1.0)
-    text = f"cast({quote_name(key)} as string)"
+    alias = column_alias(key)
     keys = sorted(
         row[0]
         for row in run_query(
-            f"select {quote_name(key)} from checked where md5({text}) <= {quote_text(hash_threshold(share))}"
+            f"select {alias} from checked where md5(cast({alias} as string)) <= {quote_text(hash_threshold(share))}"
         )
     )
     indices = {len(keys) * position // num_partitions for position in range(1, num_partitions)}
@@ -159,5 +154,5 @@ def _bounds(key: str, num_rows: int, num_partitions: int, run_query: RunQuery) -
 def _partition(key: str, bounds: list[Any]) -> str:
     """Returns the number of a key's partition as an expression."""
     limits = [quote_text(bound) if isinstance(bound, str) else str(bound) for bound in bounds]
-    cases = " ".join(f"when {quote_name(key)} < {limit} then {number}" for number, limit in enumerate(limits))
+    cases = " ".join(f"when {column_alias(key)} < {limit} then {number}" for number, limit in enumerate(limits))
     return f"case {cases} else {len(limits)} end" if cases else "0"

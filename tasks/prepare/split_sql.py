@@ -1,6 +1,7 @@
 """Assigns each row to a split, in SQL for both DuckDB and Spark, and checks that no split leaks into another.
 
 For a series each row also gets its window, which lies inside the row's split, and for a forecast a later row's label.
+Tables of rows, given and returned, have the columns of the data under their aliases (`column_alias`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.models.features.config import Features
 from bloomery.models.features.input_config import SeriesInput
 from bloomery.models.features.splits import SPLITS, UNLABELLED, Split, hash_threshold
-from bloomery.tasks.infrastructure.sql_text import quote_name, quote_text
+from bloomery.tasks.infrastructure.sql_text import column_alias, quote_text
 
 SPLIT_COLUMN = "_part"
 # Rows without a label are of the training split, so they must not share with other splits what it must not.
@@ -37,6 +38,11 @@ def columns_read(features: Features) -> tuple[str, ...]:
     )
 
 
+def names_by_alias(features: Features) -> dict[str, str]:
+    """Returns the names of the split rows' columns, by alias; the split's own column is not among them."""
+    return {column_alias(name): name for name in (*columns_read(features), features.label_column)}
+
+
 def split_query(
     features: Features, contract: Contract, rows: str, run_query: RunQuery, functions: EngineFunctions
 ) -> str:
@@ -54,7 +60,7 @@ def split_query(
         rows = _without_duplicates(features, contract, rows)
     if split.by == "given":
         _require_split_names(split, rows, run_query)
-    names = ", ".join(map(quote_name, columns_read(features)))
+    names = ", ".join(map(column_alias, columns_read(features)))
     split_expression = _split_expression(features, contract, rows, run_query, functions)
     query = f"select {names}, {split_expression} as {SPLIT_COLUMN} from {rows}"
     if features.unlabelled == "teach":
@@ -66,11 +72,11 @@ def _with_unlabelled(features: Features, names: str, split_expression: str, rows
     """Returns the query for the rows of the table `rows`: `split_expression` gives the split of a row with a label."""
     split = features.split
     # A hash of the key would assign unlabelled rows to all splits, where only train has a use for them.
-    is_of_train = {"key": "true", "given": f"{quote_name(split.column or '')} = 'train'"}.get(
+    is_of_train = {"key": "true", "given": f"{column_alias(split.column or '')} = 'train'"}.get(
         split.by, f"{split_expression} = 'train'"
     )
     unlabelled_expression = f"case when {is_of_train} then {quote_text(UNLABELLED)} end"
-    is_unlabelled = f"{quote_name(features.label)} is null"
+    is_unlabelled = f"{column_alias(features.label)} is null"
     expression = f"case when {is_unlabelled} then {unlabelled_expression} else {split_expression} end"
     query = f"select {names}, {expression} as {SPLIT_COLUMN} from {rows}"
     return f"select * from ({query}) split_rows where {SPLIT_COLUMN} is not null"
@@ -90,8 +96,8 @@ def _window_query(
     features: Features, series: SeriesInput, contract: Contract, query: str, functions: EngineFunctions
 ) -> str:
     """Returns the query for the rows of `query` that have a complete window, with arrays in the series' columns."""
-    partition = ", ".join((*map(quote_name, series.groups), SPLIT_COLUMN))
-    series_order = f"partition by {partition} order by {quote_name(series.time)}, {quote_name(features.key)}"
+    partition = ", ".join((*map(column_alias, series.groups), SPLIT_COLUMN))
+    series_order = f"partition by {partition} order by {column_alias(series.time)}, {column_alias(features.key)}"
     window = f"over ({series_order} rows between {series.length - 1} preceding and current row)"
     steps_window = f"over ({series_order} rows between {series.length - 2} preceding and current row)"
     names = _split_row_columns(features)
@@ -106,15 +112,15 @@ def _window_query(
         query = f"select *, case when {step} then 0 else 1 end as _gap from ({query}) split_rows"
         computed_columns.append(f"sum(_gap) {steps_window} as _num_gaps")
         conditions.append("_num_gaps = 0")
-    plain_columns = [quote_name(name) for name in names if name not in (*series.columns, features.label_column)]
-    plain_columns += [] if features.is_forecast else [quote_name(features.label)]
+    plain_columns = [column_alias(name) for name in names if name not in (*series.columns, features.label_column)]
+    plain_columns += [] if features.is_forecast else [column_alias(features.label)]
     arrays = [
-        f"{functions.collect.format(value=quote_name(name), window=window)} as {quote_name(name)}"
+        f"{functions.collect.format(value=column_alias(name), window=window)} as {column_alias(name)}"
         for name in series.columns
     ]
     selected = ", ".join((*plain_columns, *arrays, SPLIT_COLUMN, *computed_columns))
     window_query = f"select {selected} from ({query}) split_rows"
-    columns, condition = ", ".join(map(quote_name, names)), " and ".join(conditions)
+    columns, condition = ", ".join(map(column_alias, names)), " and ".join(conditions)
     return f"select {columns}, {SPLIT_COLUMN} from ({window_query}) windows where {condition}"
 
 
@@ -136,13 +142,13 @@ def _forecast_columns(
     """Yields the columns for the label of the row to forecast, and for whether that row and its label exist."""
     if not features.is_forecast:
         return
-    label = f"lead({quote_name(features.label)}, {series.horizon}) over ({series_order})"
+    label = f"lead({column_alias(features.label)}, {series.horizon}) over ({series_order})"
     has_label = f"{label} is not null"
     if series.spacing is not None:
         moment, unit = _moment(series.time, contract, functions)
         time_ahead = f"lead({moment}, {series.horizon}) over ({series_order}) - {moment}"
         has_label = f"{has_label} and {time_ahead} = {round(series.horizon * series.spacing * unit)}"
-    yield f"{label} as {quote_name(features.label_column)}"
+    yield f"{label} as {column_alias(features.label_column)}"
     yield f"case when {has_label} then 1 else 0 end as _is_reached"
 
 
@@ -150,7 +156,7 @@ def _moment(time: str, contract: Contract, functions: EngineFunctions) -> tuple[
     """Returns a column of times as an integer expression that cannot overflow, and its units per unit of `spacing`."""
     column = contract.column(time)
     kind = None if column is None else column.logical_type
-    number, unit = quote_name(time), 1
+    number, unit = column_alias(time), 1
     if kind == "timestamp":
         number, unit = f"{functions.microseconds}({number})", 1_000_000
     if kind == "date":
@@ -171,17 +177,18 @@ def _without_duplicates(features: Features, contract: Contract, rows: str) -> st
     In a series, copies also have equal time and group.
     """
     content = list(dict.fromkeys((*_content(features, features.label), *_series_columns(features))))
-    key = quote_name(features.key)
+    key = column_alias(features.key)
     if set(columns_read(features)) == {features.key, *content}:
         # Grouped without a join, which would move all rows again. Minus zero and zero are one group, and an engine
         # keeps either of them: adding zero turns minus zero into zero.
         number_columns = {column.name for column in contract.columns if column.logical_type == "number"}
-        expressions = [f"{quote_name(name)} + 0.0" if name in number_columns else quote_name(name) for name in content]
+        aliases = {name: column_alias(name) for name in content}
+        expressions = [f"{alias} + 0.0" if name in number_columns else alias for name, alias in aliases.items()]
         select_list = ", ".join(
-            f"{expression} as {quote_name(name)}" for expression, name in zip(expressions, content, strict=True)
+            f"{expression} as {alias}" for expression, alias in zip(expressions, aliases.values(), strict=True)
         )
         return f"(select min({key}) as {key}, {select_list} from {rows} group by {', '.join(expressions)}) firsts"
-    column_list = ", ".join(map(quote_name, content))
+    column_list = ", ".join(map(column_alias, content))
     firsts = f"(select min({key}) as {key} from {rows} group by {column_list}) firsts"
     return f"(select * from {rows} semi join {firsts} using ({key})) distinct_rows"
 
@@ -245,9 +252,9 @@ def _split_expression(
     if split.by == "time":
         return _time_split_expression(split, rows, run_query)
     column = split.column if split.by == "group" and split.column else features.key
-    key_hash = f"md5({quote_text(split.salt + ':')} || cast({quote_name(column)} as string))"
+    key_hash = f"md5({quote_text(split.salt + ':')} || cast({column_alias(column)} as string))"
     if split.by == "given":
-        split_column = quote_name(split.column or "")
+        split_column = column_alias(split.column or "")
         has_val = run_query(f"select count(*) from {rows} where {split_column} = 'val'")[0][0] > 0
         if not has_val and features.series is not None:
             raise DataUnfit(
@@ -266,7 +273,7 @@ def _split_expression(
 
 def _time_split_expression(split: Split, rows: str, run_query: RunQuery) -> str:
     """Returns the split by time. Rows of one moment stay together, in the split of the first of them."""
-    column = quote_name(split.column or "")
+    column = column_alias(split.column or "")
     num_rows = run_query(f"select count(*) from {rows}")[0][0]
     first_val, first_test = (
         f"(select {column} from {rows} order by 1 limit 1 offset {int(share * num_rows)})"
@@ -276,7 +283,7 @@ def _time_split_expression(split: Split, rows: str, run_query: RunQuery) -> str:
 
 
 def _require_split_names(split: Split, rows: str, run_query: RunQuery) -> None:
-    split_column = quote_name(split.column or "")
+    split_column = column_alias(split.column or "")
     valid_names = ", ".join(map(quote_text, SPLITS))
     condition = f"{split_column} is null or {split_column} not in ({valid_names})"
     invalid_values = run_query(f"select distinct cast({split_column} as string) from {rows} where {condition}")
@@ -292,8 +299,8 @@ def _require_split_names(split: Split, rows: str, run_query: RunQuery) -> None:
 def _require_disjoint_splits(
     names: list[str], what: str, features: Features, rows: str, run_query: RunQuery, remedy: str
 ) -> None:
-    column_list = ", ".join(map(quote_name, names))
-    key = quote_name(features.key)
+    column_list = ", ".join(map(column_alias, names))
+    key = column_alias(features.key)
     shared_rows = run_query(
         "select count(*), min(first_key), max(last_key) "
         f"from (select min({key}) as first_key, max({key}) as last_key from {rows} "
@@ -310,7 +317,7 @@ def _require_disjoint_splits(
 
 
 def _require_order(column: str, rows: str, run_query: RunQuery) -> None:
-    moment = quote_name(column)
+    moment = column_alias(column)
     ends = run_query(f"select {SPLIT_COLUMN}, min({moment}), max({moment}) from {rows} group by 1")
     first = {split: earliest for split, earliest, _ in ends}
     last = {split: latest for split, _, latest in ends}

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from bloomery.data_contracts.errors import ReleaseRefused
+from bloomery.data_contracts.records.key_column import key_column
 from bloomery.data_contracts.records.records import Bento, Interval
 from bloomery.data_contracts.records.score_format import (
     DEGRADATION_NAMES,
@@ -111,7 +112,7 @@ def _measure_degradation(bento: Bento, champion_predictions: np.ndarray) -> Inte
         truth, predictions = (np.array(table[name].to_pylist(), dtype=object) for name in ("truth", "prediction"))
         return accuracy_drop(champion_predictions == truth, predictions == truth)
     features = read_encoder(settings().path(dataset.encoder_uri)).features
-    order = bootstrap_order(dataset, features, table[dataset.key].combine_chunks())
+    order = bootstrap_order(dataset, features, table[key_column(dataset.key)].combine_chunks())
     truth, predictions = (table[name].to_numpy() for name in ("truth", "prediction"))
     return rmse_rise(truth[order], champion_predictions[order], predictions[order])
 

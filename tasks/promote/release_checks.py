@@ -11,6 +11,7 @@ import numpy as np
 
 from bloomery.data_contracts.errors import ReleaseRefused
 from bloomery.data_contracts.recipe_sections.approval import PromotionTerms
+from bloomery.data_contracts.records.key_column import key_column
 from bloomery.data_contracts.records.lineage import describe_lineage
 from bloomery.data_contracts.records.records import Bento, Interval
 from bloomery.data_contracts.records.score_format import format_score_value
@@ -174,11 +175,12 @@ def _run_smoke_test(bento: Bento, num_rows: int) -> tuple[int, dict[str, Any]]:
         single = [parse_predictions(post_rows(client, [row]), bento.tag)[0] for row in rows[:10]]
         batched = parse_predictions(post_rows(client, rows), bento.tag)
     limit = TOLERANCE * score_unit(read_encoder(settings().path(dataset.encoder_uri)))
-    truths = read_measured_predictions(bento.choice).select([dataset.key, "truth"]).slice(0, num_rows).to_pylist()
+    key = key_column(dataset.key)
+    truths = read_measured_predictions(bento.choice).select([key, "truth"]).slice(0, num_rows).to_pylist()
     for position, prediction in [*enumerate(single), *enumerate(batched)]:
-        description = f"the row with {dataset.key} {truths[position][dataset.key]}"
+        description = f"the row with {dataset.key} {truths[position][key]}"
         require_same_prediction(prediction, examples[position]["prediction"], limit, description, bento.tag)
     first = single[0]
     if "label" in first:
         first = {"label": first["label"], "probability": max(first["probabilities"].values())}
-    return len(rows), {"key": truths[0][dataset.key], "truth": truths[0]["truth"], **first}
+    return len(rows), {"key": truths[0][key], "truth": truths[0]["truth"], **first}

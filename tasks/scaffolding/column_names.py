@@ -1,64 +1,39 @@
-"""Column names as a contract takes them: letters, digits and underscores, and no two that an engine confuses."""
+"""The names of a source's columns, which are those of the contract, and how a user names a column."""
 
 from __future__ import annotations
 
+import csv
 import difflib
-import re
-import unicodedata
+import io
 from collections.abc import Sequence
 
 from bloomery.data_contracts.errors import DataMissing
 
-_RESERVED = ("_part",)  # a column of `prepare`
-_RESERVED_FOR_KEYS = (
-    "x",
-    "y",
-    "truth",
-    "prediction",
-    "probabilities",
-)  # columns beside the key in rows and predictions
 _MAX_SHOWN = 30
 
 
 def contract_names(names: Sequence[str]) -> dict[str, str]:
-    """Returns a valid name for each column, unique in any letter case. Valid names stay as they are."""
-    new_names: dict[str, str] = {}
-    used = set(_RESERVED)
+    """Returns the contract's name for each column: that of the source, or another one in place of an empty name."""
     positions = {name: position for position, name in enumerate(names, 1)}
-    is_valid = {name: re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) is not None for name in names}
-    for name in sorted(names, key=lambda name: not is_valid[name]):  # valid names choose first
-        stem = name if is_valid[name] else _to_ascii(name) or f"column_{positions[name]}"
-        candidate, number = stem, 2
-        while candidate.lower() in used:
-            candidate, number = f"{stem}_{number}", number + 1
-        used.add(candidate.lower())
-        new_names[name] = candidate
-    return {name: new_names[name] for name in names}
-
-
-def rename_reserved_key(names: dict[str, str], key: str) -> dict[str, str]:
-    """Returns the names, with another name for the key if a stage writes a column of that name next to the key."""
-    if names.get(key, "").lower() not in _RESERVED_FOR_KEYS:
-        return names
-    return {**names, key: unused_name(f"key_{names[key]}", [*names.values()])}
+    return {name: name or unused_name(f"column_{positions[name]}", names) for name in names}
 
 
 def unused_name(preferred: str, names: Sequence[str]) -> str:
     """Returns `preferred`, with a number behind it if a column has that name already."""
-    used_names = {name.lower() for name in names}
     number, name = 2, preferred
-    while name.lower() in used_names:
+    while name in names:
         name, number = f"{preferred}_{number}", number + 1
     return name
 
 
 def matching_names(requested: str, names: Sequence[str]) -> list[str]:
-    """Returns the columns of a source that `requested` names, by their name in the source or in the contract."""
+    """Returns the columns of a source that `requested` names: the one of that name, or those with spaces around it."""
     return _matching_names(requested, contract_names(names))
 
 
 def _matching_names(requested: str, names: dict[str, str]) -> list[str]:
-    return [name for name, contract_name in names.items() if requested in (name, name.strip(), contract_name)]
+    exact = [name for name, contract_name in names.items() if requested in (name, contract_name)]
+    return exact or [name for name in names if requested.strip() == name.strip()]
 
 
 def find_column(requested: str, names: dict[str, str], option: str) -> str:
@@ -82,8 +57,8 @@ def find_column(requested: str, names: dict[str, str], option: str) -> str:
     )
 
 
-def _to_ascii(name: str) -> str:
-    """Returns the letters and digits of a name, without accents."""
-    letters = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
-    stem = re.sub(r"\W+", "_", letters, flags=re.ASCII).strip("_")
-    return f"column_{stem}" if stem[:1].isdigit() else stem
+def format_names(names: Sequence[str]) -> str:
+    """Returns the names as an option takes them: with commas between them, in quotes where a name needs them."""
+    text = io.StringIO()
+    csv.writer(text).writerow(names)
+    return text.getvalue().removesuffix("\r\n")

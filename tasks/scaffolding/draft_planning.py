@@ -137,7 +137,7 @@ def plan_draft(
     """
     _require_rows(profile.num_rows, profile, data)
     roles = roles.find_columns(names)
-    split_column = "part" if data.sources is not None else None
+    split_column = profile.columns[-1].name if data.sources is not None else None
     key_plan = _plan_key(profile, names, roles.key, (roles.label, *filter(None, [split_column])))
     reserved = {roles.label: "it is the label"} | ({} if key_plan.is_added else {key_plan.name: "it is the key"})
     if split_column is not None:

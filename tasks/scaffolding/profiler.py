@@ -216,9 +216,12 @@ def standard_deviation(scratch: Path, column: str) -> float:
 
 
 def count_values(scratch: Path, column: str, split: str) -> dict[Any, int]:
-    """Returns how many rows of a split have each value of `column`, of the profiled rows in `scratch`."""
+    """Returns how many rows of a split have each value of `column`, of the profiled rows in `scratch`.
+
+    The last column names the split.
+    """
     aliases = _aliases(scratch / ROWS_FILE)
-    alias, condition = aliases[column], f"{aliases['part']} = {quote_text(split)}"
+    alias, condition = aliases[column], f"{[*aliases.values()][-1]} = {quote_text(split)}"
     query = f"select {alias}, count(*) from rows where {condition} and {alias} is not null group by 1"
     return {row[0]: int(row[1]) for row in _query_rows(scratch / ROWS_FILE, query)}
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import os
+import re
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from bloomery.data_contracts.records.records import ResourceUsage
 
 STAGE_KEY = "bloomery.stage_key"
+_MAX_METRIC_LENGTH = 200  # of a column's name; a prefix may stand in front of it
 
 
 @functools.cache
@@ -114,6 +117,21 @@ def adopt_runs(experiment_name: str, stage_key: str, run_id: str, *, tag: str) -
         client().set_tag(run.info.run_id, "mlflow.parentRunId", run_id)
         if run.info.status == "RUNNING":
             client().set_terminated(run.info.run_id, "KILLED")
+
+
+def metric_names(names: Collection[str]) -> dict[str, str]:
+    """Returns a different name for each of `names` that MLflow takes for a metric, or for its last part.
+
+    It takes letters, digits, underscores, dashes, points, colons and spaces, at most 250 of them.
+    """
+    allowed: dict[str, str] = {}
+    for name in sorted(names):
+        stem = re.sub(r"[^\w.\- :]", "_", name.strip("()"))[:_MAX_METRIC_LENGTH]
+        stem = stem if stem.strip(".") else "_"
+        numbered = (stem if number == 1 else f"{stem}_{number}" for number in itertools.count(1))
+        used_names = set(allowed.values())
+        allowed[name] = next(candidate for candidate in numbered if candidate not in used_names)
+    return allowed
 
 
 def log_metrics(run_id: str, values: Mapping[str, float], step: int = 0) -> None:

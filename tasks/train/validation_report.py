@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
+from bloomery.data_contracts.records.key_column import key_column
 from bloomery.data_contracts.records.records import Dataset
 from bloomery.models.evaluation import metrics
 from bloomery.models.evaluation.calibration import calibration_bins, expected_calibration_error
@@ -113,7 +114,7 @@ def _find_worst_rows(truth: GroundTruth, predictions: np.ndarray) -> np.ndarray:
 def _make_worst_table(
     positions: np.ndarray, truth: GroundTruth, predictions: np.ndarray, dataset: Dataset
 ) -> dict[str, list[Any]]:
-    table = {dataset.key: [str(key) for key in truth.key[positions].tolist()]}
+    table = {key_column(dataset.key): [str(key) for key in truth.key[positions].tolist()]}
     if predictions.ndim == 1:
         return table | {"truth": truth.truth[positions].tolist(), "prediction": predictions[positions].tolist()}
     predicted = predictions[positions].argmax(axis=1)

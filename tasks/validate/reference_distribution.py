@@ -12,9 +12,8 @@ from bloomery.data_contracts.errors import DataMissing
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.odcs.distributions import Bins, Reference, count_into_bins, reference_column
 from bloomery.tasks.infrastructure import duckdb_session
-from bloomery.tasks.infrastructure.duckdb_session import parquet_path_sql
 from bloomery.tasks.infrastructure.parquet import read_batches
-from bloomery.tasks.infrastructure.sql_text import quote_name
+from bloomery.tasks.infrastructure.sql_text import column_alias
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -36,7 +35,7 @@ def measure_reference(path: Path, contract: Contract, columns: Sequence[str] = (
     names = columns or [column.name for column in contract.columns]
     distributions = {}
     with duckdb_session.open_session() as engine:
-        engine.execute(f"create view rows as select * from read_parquet({parquet_path_sql(path)})")
+        duckdb_session.create_row_view(engine, "rows", path)
         for name in names:
             bins = _make_bins(engine, contract, name)
             if bins is not None:
@@ -58,10 +57,9 @@ def _make_bins(engine: DuckDBPyConnection, contract: Contract, name: str) -> Bin
     is_key = column is not None and (column.primary_key or column.unique)
     if column is None or column.personal is not None or is_key or column.logical_type not in _BINNED_TYPES:
         return None
-    present = f"from rows where {quote_name(name)} is not null"
-    values = engine.execute(
-        f"select distinct {quote_name(name)} {present} order by 1 limit {_MAX_VALUES + 1}"
-    ).fetchall()
+    alias = column_alias(name)
+    present = f"from rows where {alias} is not null"
+    values = engine.execute(f"select distinct {alias} {present} order by 1 limit {_MAX_VALUES + 1}").fetchall()
     if not values:
         return None
     if len(values) <= _MAX_VALUES and column.logical_type != "number":
@@ -69,5 +67,5 @@ def _make_bins(engine: DuckDBPyConnection, contract: Contract, name: str) -> Bin
     if column.logical_type not in ("integer", "number"):
         return None
     shares = ", ".join(str(index / _NUM_BINS) for index in range(1, _NUM_BINS))
-    edges = engine.execute(f"select quantile_disc({quote_name(name)}, [{shares}]) {present}").fetchall()[0][0]
+    edges = engine.execute(f"select quantile_disc({alias}, [{shares}]) {present}").fetchall()[0][0]
     return Bins(edges=tuple(sorted({float(edge) for edge in edges})))

@@ -102,7 +102,7 @@ class _ViolationCounter:
 
     def _count_unchecked(self, batch: CastBatch) -> int:
         """Returns the number of nulls, to which only conditions and the rule that forbids them apply."""
-        if self.rule.kind == "expression" or (self.rule.kind == "required" and self.rule.target == self.rule.column):
+        if self.rule.kind == "expression" or (self.rule.kind == "required" and not self.rule.is_of_items):
             return 0
         return batch.raw.column(self.rule.column).null_count
 

@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bloomery.data_contracts.errors import ContractBroken
-from bloomery.data_contracts.expressions.sql import parse_sql
-from bloomery.data_contracts.expressions.table_queries import TABLE_PLACEHOLDER
+from bloomery.data_contracts.expressions.sql import parse_sql, quote_name
+from bloomery.data_contracts.expressions.table_queries import TABLE_PLACEHOLDER, adapt_names, query_names
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.odcs.distributions import compute_divergence, count_into_bins
 from bloomery.data_contracts.odcs.rules import Rule
@@ -25,7 +25,7 @@ from bloomery.data_contracts.validation.expectation_suite import RuleCount
 from bloomery.tasks.infrastructure import duckdb_session
 from bloomery.tasks.infrastructure.duckdb_session import parquet_path_sql
 from bloomery.tasks.infrastructure.parquet import read_batches
-from bloomery.tasks.infrastructure.sql_text import quote_name
+from bloomery.tasks.infrastructure.sql_text import column_alias
 from bloomery.tasks.validate.row_mask import RowMask
 
 if TYPE_CHECKING:
@@ -44,9 +44,9 @@ class TableCheck(NamedTuple):
 
 
 class _Table(NamedTuple):
-    """The file in DuckDB: the view `rows` has its columns by name, the view `cells` as c0, c1, … with `position`.
+    """The file in DuckDB: the view `cells` has its columns under their aliases, and `position`.
 
-    DuckDB does not distinguish names by case, so the columns of `cells` have numbers.
+    The view `rows` has them under the names that the contract's queries use (`query_names`).
     """
 
     engine: DuckDBPyConnection
@@ -54,27 +54,24 @@ class _Table(NamedTuple):
     contract: Contract
     num_rows: int
 
-    def cell(self, column: str) -> str:
-        names = [contract_column.name for contract_column in self.contract.columns]
-        return f"c{names.index(column)}"
-
 
 def check_table_rules(path: Path, contract: Contract, where: str) -> Iterator[TableCheck]:
     """Yields the check of each rule about more than one row, other than their number, on the Parquet file.
 
     Raises:
-        ContractBroken: a query fails, or a column has a name that DuckDB reserves.
+        ContractBroken: a query fails.
     """
     rules = [rule for rule in contract.rules() if rule.kind in _CHECKS]
     if not rules:
         return
-    _require_free_names(contract, where)
     with duckdb_session.open_session() as engine:
         table = _Table(engine, path, contract, pq.read_metadata(path).num_rows)
-        file, cells = parquet_path_sql(path), ", ".join(f"c{position}" for position in range(len(contract.columns)))
-        engine.execute(f"create view {quote_name('rows')} as select * from read_parquet({file})")
+        names = pq.read_schema(path).names
+        file, cells = parquet_path_sql(path), ", ".join(map(column_alias, names))
+        columns = ", ".join(map(quote_name, query_names(names).values()))
+        engine.execute(f"create view {quote_name('rows')}({columns}) as select * from read_parquet({file})")
         engine.execute(
-            f"create view cells({cells}, position) as select * from read_parquet({file}, {_POSITION} = true)"
+            f"create view cells as select {cells}, {_POSITION} as position from read_parquet({file}) as file({cells})"
         )
         for rule in rules:
             yield _CHECKS[rule.kind](table, rule, where)
@@ -90,20 +87,9 @@ def latest_moment(path: Path, column: str) -> datetime | None:
     return datetime(newest.year, newest.month, newest.day, tzinfo=UTC)
 
 
-def _require_free_names(contract: Contract, where: str) -> None:
-    reserved_names = [column.name for column in contract.columns if column.name.lower() == _POSITION]
-    if reserved_names:
-        raise ContractBroken(
-            f"a column has the name {reserved_names[0]}, which DuckDB reserves for the position of a row",
-            required="another name, since the contract has rules about the table",
-            where=where,
-            remedy="rename the column with `rename` in the recipe's data, and in the contract",
-        )
-
-
 def _check_unique(table: _Table, rule: Rule, where: str) -> TableCheck:
     """Finds all rows that share their values with another row. Rows with a null in one of the columns do not count."""
-    cells = [table.cell(name) for name in rule.columns or (rule.target,)]
+    cells = [column_alias(name) for name in rule.columns or (rule.target,)]
     names = ", ".join(cells)
     present = " and ".join(f"{cell} is not null" for cell in cells)
     duplicates = f"select {names} from cells where {present} group by {names} having count(*) > 1"
@@ -112,8 +98,8 @@ def _check_unique(table: _Table, rule: Rule, where: str) -> TableCheck:
 
 def _check_determined(table: _Table, rule: Rule, where: str) -> TableCheck:
     """Finds rows without the most frequent target for their determining values; on a tie, all rows of these values."""
-    keys, target = ", ".join(map(table.cell, rule.columns)), table.cell(rule.target)
-    present = " and ".join(f"{table.cell(name)} is not null" for name in (*rule.columns, rule.target))
+    keys, target = ", ".join(map(column_alias, rule.columns)), column_alias(rule.target)
+    present = " and ".join(f"{column_alias(name)} is not null" for name in (*rule.columns, rule.target))
     return _check_rows(
         table,
         rule,
@@ -146,7 +132,8 @@ def _check_query(table: _Table, rule: Rule, where: str) -> TableCheck:
     is_personal = _reads_personal(rule, table.contract)
     try:
         table.engine.execute("set threads = 1")
-        result = table.engine.execute((rule.expression or "").replace(TABLE_PLACEHOLDER, quote_name("rows"))).fetchall()
+        query = adapt_names(rule.expression or "", [column.name for column in table.contract.columns])
+        result = table.engine.execute(query.replace(TABLE_PLACEHOLDER, quote_name("rows"))).fetchall()
         number = float(result[0][0]) if result and result[0][0] is not None else None
     except (duckdb.DataError, duckdb.ProgrammingError, duckdb.NotSupportedError, ValueError, TypeError) as failure:
         # An engine's message about a conversion may contain the value.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bloomery.flows.cli.commands.reading_options import parse_names
 from bloomery.flows.cli.exit_codes import command_session, reporting_errors
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def reference(
         spec = read_recipe(recipe)
         source = locate_source(spec.data, spec.contract.personal_columns)
         valid_rows = validate(ingest(source), spec.contract)
-        names = [name.strip() for name in columns.split(",") if name.strip()]
+        names = [name for name in parse_names(columns) or () if name]
         distributions = reference_of(settings().path(valid_rows.uri), spec.contract, names)
         write_output(output, distributions.model_dump_json(by_alias=True, exclude_defaults=True, indent=1) + "\n")
         document = {"reference": str(output), "columns": list(distributions.columns)}

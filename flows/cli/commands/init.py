@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -158,7 +159,7 @@ def write_drafts(
     """
     from bloomery.tasks.infrastructure.settings import settings
     from bloomery.tasks.ingest.option_names import drafting
-    from bloomery.tasks.scaffolding.column_names import contract_names, rename_reserved_key
+    from bloomery.tasks.scaffolding.column_names import contract_names
     from bloomery.tasks.scaffolding.contract_draft import draft_contract
     from bloomery.tasks.scaffolding.draft_planning import plan_draft
     from bloomery.tasks.scaffolding.profiler import profile_source
@@ -175,7 +176,6 @@ def write_drafts(
         data, reader_options = _add_inferred_options(data, reader_options, data_profile.reading_options)
         names = contract_names([column.name for column in data_profile.columns])
         plan = plan_draft(data_profile, data, Path(scratch), names, roles, reader_options.array_shape)
-    names = rename_reserved_key(names, plan.key.name)
     source_options = _relative_paths(recipe_options(data), output.resolve())
     texts = {
         contract: draft_contract(name, plan, names, ", ".join(sources)),
@@ -279,6 +279,8 @@ def _to_draft_error(error: BloomeryError, paths: Sequence[Path], scratch: str) -
 
 def list_inferences(draft: ProjectDraft) -> list[tuple[str, str]]:
     """Returns each inferred option and its value, with the reason if there is one."""
+    from bloomery.tasks.scaffolding.column_names import format_names
+
     plan, notes = draft.plan, draft.reader_options.notes
     inferences = [
         (option, f"{_describe_value(value)}: {notes[option]}")
@@ -304,7 +306,10 @@ def list_inferences(draft: ProjectDraft) -> list[tuple[str, str]]:
         label = f"numbers with a standard deviation of {plan.label.standard_deviation:.3g}"
     inferences.append(("label", f"{draft.names[plan.label.name]}: {label}"))
     inferences += plan.describe_order()
-    inferences += [("leakage", f"{leak.describe(draft.names)}: --drop {','.join(leak.columns)}") for leak in plan.leaks]
+    inferences += [
+        ("leakage", f"{leak.describe(draft.names)}: --drop {shlex.quote(format_names(leak.columns))}")
+        for leak in plan.leaks
+    ]
     inferences += [("left out", f"{name}: {why}") for name, why in plan.profile.left_out.items()]
     inferences += [
         (f"{source.options['kind']}", ", ".join(draft.names[name] for name in _columns_of(source.options)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -58,8 +59,10 @@ def parse_character(text: str | None) -> str | None:
 
 
 def parse_names(text: str | None) -> tuple[str, ...] | None:
-    """Returns the names in a list with commas."""
-    return None if text is None else tuple(name.strip() for name in text.split(","))
+    """Returns the names in a list with commas; a name with a comma is in double quotes."""
+    if text is None:
+        return None
+    return tuple(name.strip() for name in next(csv.reader([text], skipinitialspace=True), [""]))
 
 
 def parse_arrays(texts: Sequence[str] | None) -> dict[str, str] | None:

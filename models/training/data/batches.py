@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
+from bloomery.data_contracts.records.key_column import key_column
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.features.encoder import ENCODED_INPUT, ENCODED_LABEL
 from bloomery.models.training.data.streaming import ExampleStream, Window, open_stream
@@ -93,6 +94,7 @@ def sample_examples(path: Path, key: str, layout: Layout, num_rows: int) -> Exam
 
 def read_examples(path: Path, key: str, layout: Layout, step: int = 1) -> Examples:
     """Reads all rows of an encoded Parquet file, or every `step`-th, in order. One row group is in memory twice."""
+    key = key_column(key)
     with pq.ParquetFile(path, pre_buffer=False) as file:
         num_rows = -(-file.metadata.num_rows // step)
         x = np.empty((num_rows, layout.num_values), np.float32)

@@ -14,6 +14,8 @@ from pydantic import ValidationError
 from bloomery.data_contracts.errors import ContractInvalid, DataMissing
 from bloomery.data_contracts.odcs.contract import Contract, read_contract
 from bloomery.data_contracts.odcs.rules import Rule
+from bloomery.data_contracts.requests.json_rows import JsonRowParser
+from bloomery.data_contracts.requests.problems import RowsRefused
 from tests.examples import examples
 
 NUMBER = {"name": "v", "logicalType": "integer", "required": True}
@@ -69,7 +71,8 @@ def test_every_kind_of_rule_has_a_sentence(rule, sentence):
 
 
 def test_a_rule_about_elements_belongs_to_their_column():
-    assert Rule(target="image[]", kind="required").column == "image"
+    assert Rule(target="image[]", kind="required", is_of_items=True).column == "image"
+    assert Rule(target="image[]", kind="required").column == "image[]"
     assert Rule(target="image", kind="required").column == "image"
 
 
@@ -218,13 +221,49 @@ def test_a_repeated_column_is_refused(contract_of):
         contract_of(NUMBER, NUMBER)
 
 
-@pytest.mark.parametrize("name", ["", "two words", "dotted.name", "1st", "v[]", "naïve"])
-def test_a_column_name_that_is_not_an_identifier_is_not_read(contract_of, name):
-    contract = contract_of(NUMBER, {**NUMBER, "name": name})
+def test_a_column_with_an_empty_name_is_not_read(contract_of):
+    contract = contract_of(NUMBER, {**NUMBER, "name": ""})
     assert [column.name for column in contract.columns] == ["v"]
     (item,) = contract.unchecked
-    assert item.where == name
-    assert "its name is not made of letters, digits and underscores" in item.sentence
+    assert (item.where, "its name is empty" in item.sentence) == ("", True)
+
+
+ODD_NAMES = [
+    "two words",
+    "dotted.name",
+    "1st",
+    "v[]",
+    "naïve",
+    "V",
+    'a"b',
+    "{property}",
+    "\\1",
+    " ",
+    "😀",
+    "a`b",
+    "%",
+    "$x$",
+]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_column_may_have_any_name(contract_of, name):
+    """The column of integers `v` and an array `v` beside it show that no rule is taken for that of another column."""
+    odd = {
+        "name": name,
+        "logicalType": "integer",
+        "required": True,
+        "logicalTypeOptions": {"minimum": 1, "multipleOf": 2},
+        "quality": [{"metric": "missingValues", "arguments": {"missingValues": [None, 4]}, "mustBe": 0}],
+    }
+    array = {"name": "v", "logicalType": "array", "items": {"logicalType": "integer", "required": False}}
+    contract = contract_of(array, odd)
+    parser = JsonRowParser(contract, ["v", name])
+    assert parser.parse_table([{"v": [None, 0], name: 2}])[name].to_pylist() == [2]
+    for value in (0, 3, 4, None):
+        with pytest.raises(RowsRefused) as caught:
+            parser.parse_table([{"v": [], name: value}])
+        assert {problem["column"] for problem in caught.value.problems} == {name}
 
 
 def test_the_tables_of_a_contract_have_different_names(digits_contract):

@@ -26,11 +26,11 @@ from bloomery.models.features.encoder import (
     ENCODED_LABEL,
     STATISTICS,
     Encoder,
+    cut_at_splits,
     encode,
     encode_batches,
     encode_labels,
     encode_rows,
-    encode_splits,
     encoded_schema,
     fit,
     partial_statistics,
@@ -283,15 +283,15 @@ def test_splits_in_one_batch_are_encoded_separately():
     rows = [{**FULL, "label": "xy"[position % 2], "word": "abc"[position % 3]} for position in range(12)]
     table = table_of(rows)
     encoder = fit_encoder(table)
-    batches = table.append_column("part", pa.array(["train"] * 5 + ["val"] * 3 + ["train"] * 4)).to_batches()
-    encoded = pa.Table.from_batches(encode_splits(encoder, "part", batches))
-    expected_schema = encoded_schema(encoder, pa.int64())
-    assert encoded.select(expected_schema.names).schema == expected_schema
-    for start, stop, is_training in ((0, 5, True), (5, 8, False), (8, 12, True)):
-        expected = encode_rows(encoder, table.slice(start, stop - start), is_training=is_training)
-        assert encoded.slice(start, stop - start).select(expected_schema.names).to_pylist() == expected.to_pylist()
-    empty = batches[0].slice(0, 0)
-    assert pa.Table.from_batches(encode_splits(encoder, "part", [empty])).num_rows == 0
+    (batch,) = table.to_batches()
+    parts = list(cut_at_splits(batch, pa.array(["train"] * 5 + ["val"] * 3 + ["train"] * 4)))
+    assert [(name, rows.num_rows) for name, rows in parts] == [("train", 5), ("val", 3), ("train", 4)]
+    for (name, rows), start in zip(parts, (0, 5, 8), strict=True):
+        encoded = encode_rows(encoder, rows, is_training=name == "train")
+        assert encoded.schema == encoded_schema(encoder, pa.int64())
+        expected = encode_rows(encoder, table.slice(start, rows.num_rows), is_training=name == "train")
+        assert encoded.to_pylist() == expected.to_pylist()
+    assert list(cut_at_splits(batch.slice(0, 0), pa.array([], pa.string()))) == []
 
 
 def test_flat_inputs_are_concatenated_in_the_order_of_the_recipe():

@@ -26,6 +26,7 @@ from bloomery.tasks.monitoring.drift_plot import plot_drift
 from bloomery.tasks.monitoring.evidently_report import is_installed, sample_values, write_report
 from bloomery.tasks.monitoring.monitor import monitor_window
 from bloomery.tasks.monitoring.reference_profile import summarize_values
+from bloomery.tasks.tracking.mlflow_runs import metric_names
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -135,6 +136,23 @@ def test_a_drifted_column_raises_an_alert_and_the_others_do_not(packaged: Any, l
 def test_drifted_predictions_raise_an_alert_whatever_columns_are_monitored(packaged: Any, log: Any) -> None:
     log(RNG.normal(40, 10, 600), share_old=0.95)
     assert drifted_names(run_monitor(MONITOR.model_copy(update={"columns": ("town",)}))) == ["(prediction)"]
+
+
+def test_columns_may_have_the_names_of_what_is_measured_beside_them(packaged: Any, log: Any, tmp_path: Path) -> None:
+    names = ["(prediction)", "prediction"]
+    reference = packaged.model_copy(update={"columns": dict(zip(names, packaged.columns.values(), strict=True))})
+    folder = Path(os.environ["BENTOML_HOME"]) / "bentos" / "people" / "one" / "src" / "artifacts"
+    (folder / "reference.json").write_text(reference.model_dump_json(by_alias=True, exclude_defaults=True))
+    (path,) = log(RNG.normal(55, 10, 600)).iterdir()
+    table = pq.read_table(path)
+    columns = pa.StructArray.from_arrays(table["columns"].combine_chunks().flatten(), names=names)
+    pq.write_table(table.set_column(table.column_names.index("columns"), "columns", columns), path)
+    report = run_monitor()
+    assert drifted_names(report) == ["(prediction)"]
+    drifts = [drift.name for drift in report.drifts]
+    assert sorted(drifts) == ["((prediction))", "(confidence)", "(prediction)", "prediction"]
+    assert len(set(metric_names(drifts).values())) == 4
+    plot_drift(report, 0.2, tmp_path / "drift.png")
 
 
 def test_drift_is_not_measured_on_few_rows(packaged: Any, log: Any) -> None:

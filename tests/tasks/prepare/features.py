@@ -9,15 +9,15 @@ from bloomery.models.features.config import Features
 
 LOCAL, SPARK = Engine(kind="local"), Engine(kind="spark")
 SPLIT_NAMES = ("train", "val", "test")
+INPUTS: list[dict[str, Any]] = [  # of the table `people`
+    {"kind": "number", "columns": ["height"], "missing": "median", "clip": {"high_quantile": 0.99}},
+    {"kind": "category", "columns": ["city"]},
+]
 
 
 def make_features(split: dict[str, Any], **options: Any) -> Features:
     """Features of the table `people`."""
-    inputs = [
-        {"kind": "number", "columns": ["height"], "missing": "median", "clip": {"high_quantile": 0.99}},
-        {"kind": "category", "columns": ["city"]},
-    ]
-    defaults = {"key": "key", "label": "label", "inputs": inputs, "deduplicate": True, "split": split}
+    defaults = {"key": "key", "label": "label", "inputs": INPUTS, "deduplicate": True, "split": split}
     return Features.model_validate({**defaults, **options})
 
 

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bloomery.data_contracts.odcs.contract import Contract
+from bloomery.tasks.infrastructure.sql_text import column_alias
 from bloomery.tasks.prepare.duckdb_engine import DUCKDB_FUNCTIONS
 from bloomery.tasks.prepare.split_sql import split_query
 from tests.examples import examples
@@ -102,10 +103,11 @@ def test_windows_agree_with_a_python_loop(cells, kind, length, step, in_groups, 
         {"by": "given", "column": "given"}, length=length, spacing=spacing, group="place" if in_groups else None
     )
     with duckdb.connect(config={"threads": 2}) as engine:
-        engine.register("arrow", pa.Table.from_pylist(order.sample(rows, len(rows))))
+        table = pa.Table.from_pylist(order.sample(rows, len(rows)))
+        engine.register("arrow", table.rename_columns(list(map(column_alias, table.column_names))))
         engine.execute("create table checked as select * from arrow")
         query = split_query(features, make_contract(kind), "checked", query_function(engine), DUCKDB_FUNCTIONS)
-        result = engine.sql(f"select key, heat, wind, _part from ({query})").fetchall()
+        result = engine.sql(f"select data_key, data_heat, data_wind, _part from ({query})").fetchall()
     expected = expected_windows(rows, length, step, in_groups=in_groups)
     assert {key: [heat, wind] for key, heat, wind, _ in result} == expected
     assert all(split_name == rows[key]["given"] for key, _, _, split_name in result)
@@ -162,10 +164,12 @@ def test_forecasts_agree_with_a_python_loop(cells, dust, kind, step, horizon, in
         group="place" if in_groups else None,
     )
     with duckdb.connect(config={"threads": 2}) as engine:
-        engine.register("arrow", pa.Table.from_pylist(order.sample(rows, len(rows)), schema=make_schema(rows, kind)))
+        table = pa.Table.from_pylist(order.sample(rows, len(rows)), schema=make_schema(rows, kind))
+        engine.register("arrow", table.rename_columns(list(map(column_alias, table.column_names))))
         engine.execute("create table checked as select * from arrow")
         query = split_query(features, make_contract(kind), "checked", query_function(engine), DUCKDB_FUNCTIONS)
-        result = engine.sql(f"select key, heat, dust, {features.label_column} from ({query})").fetchall()
+        columns = ", ".join(map(column_alias, ("key", "heat", "dust", features.label_column)))
+        result = engine.sql(f"select {columns} from ({query})").fetchall()
     pasts = expected_windows([{**row, "wind": row["dust"]} for row in rows], 2, step, in_groups=in_groups)
     labels = expected_labels(rows, step, horizon, in_groups=in_groups)
     assert {key: ([heat, dust], label) for key, heat, dust, label in result} == {

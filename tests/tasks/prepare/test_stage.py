@@ -15,15 +15,17 @@ from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.errors import DataUnfit
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.data_contracts.recipe_sections.engine import Engine, SparkConfig
+from bloomery.data_contracts.records.key_column import key_column
 from bloomery.data_contracts.records.lineage import describe_lineage
 from bloomery.data_contracts.records.records import Dataset
 from bloomery.flows.recipe.recipe import CONTRACTS, read_contract, read_recipe
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import ENCODED_INPUT, ENCODED_LABEL, decode, encode, read_encoder
+from bloomery.models.training.data.batches import read_examples
 from bloomery.tasks.ingest.stage import ingest, locate_source
 from bloomery.tasks.prepare.stage import needs_spark, prepare
 from bloomery.tasks.validate.stage import validate
-from tests.tasks.prepare.features import LOCAL, SPARK, SPLIT_NAMES, make_features
+from tests.tasks.prepare.features import INPUTS, LOCAL, SPARK, SPLIT_NAMES, make_features
 
 SPLITS: dict[str, dict[str, Any]] = {
     "key": {"salt": "s"},
@@ -85,6 +87,41 @@ def test_given_splits_are_kept_and_val_is_taken_from_train(home: Path, people: p
     assert {given_splits[key] for key in keys["test"]} == {"test"}
     assert {given_splits[key] for key in keys["train"] + keys["val"]} == {"train"}
     assert 0.06 < len(keys["val"]) / len(keys["train"] + keys["val"]) < 0.14
+
+
+ODD_NAMES = {
+    "key": "y",
+    "height": "a",
+    "city": "A",
+    "label": "x",
+    "family": "_part",
+    "seen": "statistics",
+    "given": 'Ä.b "`c;',
+}
+
+
+def rename_people(people: pa.Table) -> tuple[pa.Table, Features]:
+    """Returns the people under names that stages and engines use, and their features."""
+    inputs = [{**source, "columns": [ODD_NAMES[name] for name in source["columns"]]} for source in INPUTS]
+    inputs.append({"kind": "number", "columns": ["_part"]})
+    split = {"by": "given", "column": ODD_NAMES["given"]}
+    return people.rename_columns(ODD_NAMES), make_features(split, key="y", label="x", inputs=inputs)
+
+
+def test_columns_may_have_the_names_that_stages_and_engines_use(
+    home: Path, people: pa.Table, checked_rows_of: Any
+) -> None:
+    features = make_features(SPLITS["given"], inputs=[*INPUTS, {"kind": "number", "columns": ["family"]}])
+    expected = prepare.task.fn(checked_rows_of(people), features, LOCAL)
+    renamed_people, renamed_features = rename_people(people)
+    dataset = prepare.task.fn(checked_rows_of(renamed_people), renamed_features, LOCAL)
+    for name in SPLIT_NAMES:
+        rows, expected_rows = (pq.read_table(home / getattr(part, name).uri) for part in (dataset, expected))
+        assert rows.column_names == [key_column("y"), ENCODED_LABEL, ENCODED_INPUT]
+        assert rows.rename_columns(expected_rows.column_names) == expected_rows
+    assert read_examples(home / dataset.val.uri, dataset.key, dataset.layout).key.tolist() == sorted(
+        read_keys(home, expected)["val"]
+    )
 
 
 def drop_labels(people: pa.Table) -> pa.Table:
@@ -250,6 +287,18 @@ def test_spark_writes_the_same_bytes_as_duckdb(
 ) -> None:
     monkeypatch.setattr("bloomery.tasks.prepare.spark_engine._BYTES_PER_PARTITION", 10_000)  # several partitions
     checked, features = checked_rows_of(people), make_features(SPLITS[split])
+    with_spark = file_digests(home, prepare.task.fn(checked, features, SPARK))
+    (home / "stages").rename(home / "by-spark")  # else the stored result would be found
+    assert with_spark == file_digests(home, prepare.task.fn(checked, features, LOCAL))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("shared_spark")
+def test_spark_writes_the_same_bytes_as_duckdb_whatever_the_names(
+    home: Path, people: pa.Table, checked_rows_of: Any
+) -> None:
+    renamed_people, features = rename_people(people)
+    checked = checked_rows_of(renamed_people)
     with_spark = file_digests(home, prepare.task.fn(checked, features, SPARK))
     (home / "stages").rename(home / "by-spark")  # else the stored result would be found
     assert with_spark == file_digests(home, prepare.task.fn(checked, features, LOCAL))

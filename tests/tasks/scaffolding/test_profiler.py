@@ -15,8 +15,9 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from bloomery.data_contracts.errors import DataMissing, DataUnfit
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
+from bloomery.flows.cli.commands.reading_options import parse_names
 from bloomery.tasks.ingest import locations
-from bloomery.tasks.scaffolding.column_names import contract_names, find_column
+from bloomery.tasks.scaffolding.column_names import contract_names, find_column, format_names
 from bloomery.tasks.scaffolding.column_profiles import TextColumnProfiler, TypedColumnProfiler
 from bloomery.tasks.scaffolding.csv_dialect import infer_dialect
 from bloomery.tasks.scaffolding.date_inference import FormatCounter
@@ -274,19 +275,34 @@ def test_an_unknown_format_is_reported(content: bytes, tmp_path: Path) -> None:
         detect_format(str(tmp_path / "rows"))
 
 
-@given(st.lists(st.text(min_size=1), unique=True, max_size=8))
-def test_every_name_becomes_a_unique_identifier(names: list[str]) -> None:
+@given(st.lists(st.text(), unique=True, max_size=8))
+def test_only_an_empty_name_is_replaced(names: list[str]) -> None:
     new_names = contract_names(names)
     assert [*new_names] == names
-    assert all(name.isidentifier() and name.isascii() for name in new_names.values())
-    assert len({name.lower() for name in new_names.values()}) == len(names)
+    assert all(new_name == name for name, new_name in new_names.items() if name)
+    assert all(new_names.values())
+    assert len(set(new_names.values())) == len(names)
 
 
 def test_a_similar_name_is_suggested() -> None:
-    names = contract_names(["hours per week", "Income"])
-    assert find_column("hours_per_week", names, "--label") == "hours per week"
+    names = contract_names(["hours per week", "Income", " spaced "])
+    assert find_column("hours per week", names, "--label") == "hours per week"
+    assert find_column("spaced", names, "--label") == " spaced "
+    with pytest.raises(DataMissing, match=r"did you mean 'hours per week'\?"):
+        find_column("hours_per_week", names, "--label")
     with pytest.raises(DataMissing, match=r"did you mean 'Income'\?"):
         find_column("incme", names, "--label")
+
+
+@pytest.mark.parametrize("names", [["class", "Class"], ["Class", "class"], [" class", "class", "Class"]])
+def test_the_column_of_exactly_that_name_is_found(names: list[str]) -> None:
+    assert find_column("class", contract_names(names), "--label") == "class"
+    assert find_column("Class", contract_names(names), "--label") == "Class"
+
+
+@given(st.lists(st.text().map(str.strip).filter(bool), min_size=1, max_size=5))
+def test_names_are_read_back_from_an_option(names: list[str]) -> None:
+    assert parse_names(format_names(names)) == tuple(names)
 
 
 @pytest.mark.parametrize(

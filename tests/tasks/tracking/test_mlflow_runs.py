@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from mlflow.entities import Dataset
 from mlflow.exceptions import MlflowException
+from mlflow.utils.validation import _validate_metric_name
 
 from bloomery.tasks.tracking import mlflow_runs
 
@@ -31,6 +34,17 @@ def test_processes_that_start_at_once_create_one_database(home: Path) -> None:
     outputs = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert len({stdout.rpartition("EXPERIMENT")[2].strip() for stdout, _ in outputs}) == 1
+
+
+@given(st.lists(st.text(), unique=True, max_size=6))
+@example(["a/b", "a_b", "..", "%", "(prediction)", "prediction", "x" * 300])
+def test_every_name_of_a_column_becomes_a_metric(names: list[str]) -> None:
+    allowed = mlflow_runs.metric_names(names)
+    assert allowed.keys() == {*names}
+    assert len(set(allowed.values())) == len(names)
+    for name in allowed.values():
+        _validate_metric_name(f"p_value/{name}")
+    assert mlflow_runs.metric_names(["hours per week", "a.b"]) == {"hours per week": "hours per week", "a.b": "a.b"}
 
 
 def test_a_data_set_that_another_run_inserts_at_the_same_time_is_logged(

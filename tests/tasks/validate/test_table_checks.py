@@ -159,12 +159,38 @@ def test_names_that_sql_reserves_or_confuses_are_ordinary_columns(contract_of, c
     assert [broken_rows(check, 2) for check in (capital, small, pair, last)] == [[], [0, 1], [0, 1], []]
 
 
-def test_the_column_name_that_duckdb_reserves_is_refused(contract_of, check_table):
-    contract = contract_of(column("File_Row_Number", "integer", unique=True))
-    with pytest.raises(ContractBroken, match="File_Row_Number") as caught:
-        check_table(contract, File_Row_Number=[1])
-    assert "rename" in caught.value.remedy
+def test_the_column_name_that_duckdb_reserves_is_an_ordinary_column(contract_of, check_table):
+    names = ["File_Row_Number", "file_row_number"]
+    contract = contract_of(*(column(name, "integer", unique=True) for name in names))
+    first, second = check_table(contract, File_Row_Number=[1, 1, 2], file_row_number=[3, 4, 4])
+    assert (broken_rows(first, 3), broken_rows(second, 3)) == ([0, 1], [1, 2])
     assert check_table(contract_of(column("file_row_number", "integer", required=True)), file_row_number=[1]) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "observed"),
+    [
+        ("SELECT max(a) FROM {object}", "2"),
+        ('SELECT max("A") - max(a) FROM {object}', "6"),
+        ("SELECT max(B) + max(A) FROM {object}", "13"),  # B is the only column of this name, in whatever case
+        ('SELECT max("sepal.length") FROM {object}', "7"),
+        ("SELECT max(x) FROM (SELECT A AS x FROM {object} WHERE a > 1)", "3"),
+        ("SELECT max(A) FROM (SELECT * FROM {object})", "8"),
+    ],
+)
+def test_a_query_tells_apart_columns_that_differ_in_case(contract_of, check_table, text, observed):
+    names = ("a", "A", "b", "sepal.length", "A (1)")
+    contract = contract_of(*(column(name, "integer") for name in names), quality=[query(text, mustBeGreaterThan=0)])
+    columns = {"a": [1, 2], "A": [8, 3], "b": [5, 5], "sepal.length": [7, 0], "A (1)": [0, 0]}
+    assert single_count(check_table(contract, **columns)).observed == observed
+
+
+def test_a_query_whose_column_may_be_one_of_two_is_listed(contract_of):
+    for text in ('SELECT max("AB") FROM {object}', "SELECT max(ab) FROM (SELECT v AS ab FROM {object})"):
+        names = ("v", "ab", "Ab")
+        contract = contract_of(*(column(name, "integer") for name in names), quality=[query(text, mustBe=1)])
+        (item,) = [item for item in contract.unchecked if item.sentence.startswith("sql")]
+        assert "may be ab or Ab" in item.sentence
 
 
 def test_arrays_can_be_part_of_a_key(contract_of, check_table):

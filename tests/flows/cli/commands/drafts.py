@@ -64,4 +64,14 @@ def write_shop(path: Path) -> None:
                 file.write("a;broken;line\r\n")
 
 
+def rename_columns(path: Path, names: dict[str, str], key: str) -> None:
+    """Renames columns of a CSV file, and puts a column that numbers the rows in front."""
+    with path.open(newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file, delimiter=";")
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, delimiter=";")
+        writer.writerow([key, *(names.get(name, name) for name in header)])
+        writer.writerows([number, *row] for number, row in enumerate(rows))
+
+
 HALVES = "".join(f"{number % 7},{number % 5},{number % 2}\n" for number in range(100))

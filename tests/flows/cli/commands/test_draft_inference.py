@@ -1,5 +1,6 @@
 """What `bloomery init` infers from data: inputs, key, split, task, network and reader options."""
 
+import csv
 import random
 import struct
 import zipfile
@@ -22,23 +23,18 @@ def test_every_type_becomes_an_input_that_fits_it(home: Path, tmp_path: Path) ->
     write_shop(tmp_path / "shop.csv")
     recipe = draft_recipe(tmp_path, tmp_path / "shop.csv", "bought")
     assert input_kinds(recipe) == {
-        "hours_per_week": "number",
-        "a_b": "number",
-        "column_1st": "one_hot",
-        "column_4": "one_hot",
+        "hours per week": "number",
+        "a.b": "number",
+        "1st": "one_hot",
+        "класс": "one_hot",
         "when": "date",
         "day": "date",
         "ok": "boolean",
         "zip": "target",
     }
-    assert recipe.data.missing == {"hours_per_week": ("?",)}
+    assert recipe.data.missing == {"hours per week": ("?",)}
     assert recipe.data.drop == ("empty",)
-    assert recipe.data.rename == {
-        "hours per week": "hours_per_week",
-        "a.b": "a_b",
-        "1st": "column_1st",
-        "класс": "column_4",
-    }
+    assert recipe.data.rename is None
     assert recipe.contract.status == "draft"
     rows = validate_rows(recipe)
     assert (rows.num_rows, rows.num_quarantined) == (900, 1)
@@ -68,10 +64,10 @@ def test_a_key_column_is_detected_or_else_rows_are_numbered(home: Path, tmp_path
     with_key = table.append_column("Customer ID", pa.array([f"c{number}" for number in range(60)]))
     pq.write_table(with_key, tmp_path / "with.parquet")
     keyed = draft_recipe(tmp_path, tmp_path / "with.parquet", "label")
-    assert (keyed.data.row_id, keyed.features.key) == (None, "Customer_ID")
+    assert (keyed.data.row_id, keyed.features.key) == (None, "Customer ID")
     with_reserved_key = table.append_column("y", pa.array([f"c{number}" for number in range(60)]))
     pq.write_table(with_reserved_key, tmp_path / "odd.parquet")
-    assert draft_recipe(tmp_path, tmp_path / "odd.parquet", "label", key="y").features.key == "key_y"
+    assert draft_recipe(tmp_path, tmp_path / "odd.parquet", "label", key="y").features.key == "y"
     with pytest.raises(DataUnfit, match="column a cannot be the key"):
         draft_recipe(tmp_path, tmp_path / "with.parquet", "label", key="a")
 
@@ -88,6 +84,65 @@ def test_given_splits_are_kept(home: Path, tmp_path: Path) -> None:
     assert validate_rows(recipe).num_rows == 120
     with pytest.raises(RecipeInvalid, match="the sources are"):
         write_drafts("mine", [sources[0]], ColumnRoles("label"), UserOptions(), output=tmp_path, force=True)
+
+
+def test_a_given_split_beside_a_column_of_its_name_is_kept(home: Path, tmp_path: Path) -> None:
+    for part, num in (("train", 80), ("test", 40)):
+        lines = "".join(f"{number % 9},{number % 4},{number % 2}\n" for number in range(num))
+        (tmp_path / f"{part}.csv").write_text(f"part,part_3,label\n{lines}")
+    sources = [f"{part}={tmp_path / part}.csv" for part in ("train", "test")]
+    draft = write_drafts("mine", sources, ColumnRoles("label"), UserOptions(), output=tmp_path)
+    recipe = read_recipe(str(draft.recipe))
+    assert recipe.features.split.column == "part_2"
+    assert input_kinds(recipe).keys() == {"part", "part_3"}
+    assert validate_rows(recipe).num_rows == 120
+
+
+CASES = Path(__file__).parents[5] / "shared" / "cases"
+
+
+def test_columns_that_differ_in_case_are_told_apart(home: Path, tmp_path: Path) -> None:
+    """The label `A` varies more than the column `a`, and is not a sum of it."""
+    chance = random.Random(0)
+    rows = [(chance.gauss(0, 2), chance.gauss(0, 9), chance.gauss(0, 1)) for _ in range(400)]
+    (tmp_path / "rows.csv").write_text("a,A,b\n" + "".join(f"{a:.4f},{b:.4f},{c:.4f}\n" for a, b, c in rows))
+    for label, deviation in (("a", np.std([row[0] for row in rows])), ("A", np.std([row[1] for row in rows]))):
+        draft = write_drafts(
+            "mine", [str(tmp_path / "rows.csv")], ColumnRoles(label), UserOptions(), output=tmp_path, force=True
+        )
+        assert draft.plan.label.standard_deviation == pytest.approx(deviation, rel=0.001)
+        recipe = read_recipe(str(draft.recipe))
+        assert (recipe.data.rename, recipe.features.label) == (None, label)
+        assert input_kinds(recipe).keys() == {"a", "A", "b"} - {label}
+        limits = {column.name: column.logical_type_options.maximum or 0 for column in recipe.contract.columns}
+        assert limits["A"] > 2 * limits["a"]
+        assert validate_rows(recipe).num_rows == 400
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="the cases are not in this checkout")
+@pytest.mark.parametrize(
+    ("files", "label", "inputs"),
+    [
+        (("cc_train", "cc_test"), "Class", None),
+        (("casenames",), "A", {"a", "b"}),
+        (("lab_y",), "y", None),
+        (("dots",), "bought", None),
+    ],
+)
+def test_cases_keep_the_names_of_their_columns(
+    files: tuple[str, ...], label: str, inputs: set[str] | None, home: Path, tmp_path: Path
+) -> None:
+    parts = [""] if len(files) == 1 else ["train=", "test="]
+    sources = [f"{part}{CASES / file}.csv" for part, file in zip(parts, files, strict=True)]
+    draft = write_drafts("mine", sources, ColumnRoles(label), UserOptions(), output=tmp_path)
+    recipe = read_recipe(str(draft.recipe))
+    with (CASES / f"{files[0]}.csv").open(newline="", encoding="utf-8") as file:
+        names = next(csv.reader(file))
+    assert recipe.data.rename is None
+    assert {*names} <= {column.name for column in recipe.contract.columns}
+    assert recipe.features.label == label
+    assert inputs is None or input_kinds(recipe).keys() == inputs
+    assert validate_rows(recipe).num_rows > 0
 
 
 def test_test_labels_missing_from_train_are_reported(home: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from bloomery.flows.recipe.recipe import read_recipe
 from bloomery.tasks.scaffolding.draft_planning import ColumnRoles
 from bloomery.tasks.scaffolding.reader_options import UserOptions
 from tests.examples import examples
-from tests.flows.cli.commands.drafts import HALVES, draft_recipe, validate_rows, write_shop
+from tests.flows.cli.commands.drafts import HALVES, draft_recipe, rename_columns, validate_rows, write_shop
 
 ADULT = (
     "age,workclass,fnlwgt,education,education-num,marital-status,occupation,relationship,race,sex,capital-gain,"
@@ -151,18 +151,26 @@ Bloomery = Callable[..., Any]
 
 @pytest.mark.slow
 def test_a_csv_file_becomes_a_released_model_without_edits(tmp_path: Path, forked_bloomery: Bloomery) -> None:
+    """Names are those of stages' own columns, differ in case alone, and have points, spaces and Cyrillic letters."""
     write_shop(tmp_path / "shop.csv")
+    rename_columns(tmp_path / "shop.csv", {"ok": "Day", "zip": "_part", "bought": "y"}, key="x")
     draft = forked_bloomery(
-        *(tmp_path / "home", "init", "shop", "--data", str(tmp_path / "shop.csv"), "--label", "bought"),
+        *(tmp_path / "home", "init", "shop", "--data", str(tmp_path / "shop.csv"), "--label", "y"),
         *("--output", str(tmp_path), "--json"),
     )
     assert draft.returncode == 0, draft.stdout + draft.stderr
     assert json.loads(draft.stdout)["num_malformed"] == 1
+    assert {"name": "key", "value": "x: it numbers the rows"} in json.loads(draft.stdout)["inferred"]
     completed = forked_bloomery(tmp_path / "home", "run", str(tmp_path / "shop.yaml"), "--json")
     assert completed.returncode == 0, completed.stdout + completed.stderr
     release = json.loads(completed.stdout)
     assert release["bento"]["choice"]["candidate"]["score"]["value"] > 0.85
-    assert release["bento"]["choice"]["candidates"]["trained"]["dataset"]["valid_rows"]["num_quarantined"] == 1
+    dataset = release["bento"]["choice"]["candidates"]["trained"]["dataset"]
+    assert dataset["valid_rows"]["num_quarantined"] == 1
+    names = {"hours per week", "a.b", "1st", "класс", "when", "day", "Day", "_part"}
+    assert ({*dataset["inputs"]}, dataset["key"], dataset["label"]) == (names, "x", "y")
+    (request,) = tmp_path.glob("home/bentoml/bentos/shop/*/src/artifacts/examples.json")
+    assert json.loads(request.read_text())[0]["row"].keys() == names  # `promote` has served these rows
 
 
 @pytest.mark.slow
