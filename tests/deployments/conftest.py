@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def packaged(tmp_path_factory: pytest.TempPathFactory, contract_of: Callable[...
     """Makes the `artifacts` folder of a version that adds `shift` to the second of two logits.
 
     `refuse_unknown` rejects towns that training did not have. With `weighs_all` every column has a weight, not only the
-    age. A regression's label is the value that is otherwise the first logit.
+    age. A regression's label is the value that is otherwise the first logit. `names` renames columns.
     """
 
     def make(
@@ -70,19 +70,26 @@ def packaged(tmp_path_factory: pytest.TempPathFactory, contract_of: Callable[...
         refuse_unknown: bool = False,
         weighs_all: bool = False,
         is_regression: bool = False,
+        names: Mapping[str, str] | None = None,
     ) -> Path:
+        def named(name: str) -> str:
+            return (names or {}).get(name, name)
+
         folder = tmp_path_factory.mktemp("artifacts")
         label = {"name": "label", "logicalType": "number" if is_regression else "string", "required": True}
-        contract = contract_of(*COLUMNS[:-1], label)
-        towns: dict[str, Any] = {"kind": "category", "columns": ["town"]}
+        contract = contract_of(*({**column, "name": named(column["name"])} for column in (*COLUMNS[:-1], label)))
+        towns: dict[str, Any] = {"kind": "category", "columns": [named("town")]}
         if refuse_unknown:
             towns["unknown"] = "refuse"
         features = Features.model_validate(
             {
-                "key": "id",
-                "label": "label",
+                "key": named("id"),
+                "label": named("label"),
                 "task": "regression" if is_regression else "classification",
-                "inputs": [{"kind": "number", "columns": ["age", "height"], "missing": "mean"}, towns],
+                "inputs": [
+                    {"kind": "number", "columns": [named("age"), named("height")], "missing": "mean"},
+                    towns,
+                ],
             }
         )
         training_rows = pa.table(
@@ -94,6 +101,7 @@ def packaged(tmp_path_factory: pytest.TempPathFactory, contract_of: Callable[...
                 "label": [1.0, 2.0, 4.0, 5.0] if is_regression else ["young", "young", "old", "old"],
             }
         )
+        training_rows = training_rows.rename_columns([named(name) for name in training_rows.column_names])
         encoder = fit(
             features, next(iter(partial_statistics(features, training_rows.to_batches())))[STATISTICS].to_pylist()
         )
@@ -109,13 +117,15 @@ def packaged(tmp_path_factory: pytest.TempPathFactory, contract_of: Callable[...
         (folder / "encoder.json").write_text(encoder.model_dump_json())
         (folder / "contract.json").write_text(contract.model_dump_json(by_alias=True, exclude_defaults=True))
         (folder / "examples.json").write_text("[]")
-        (folder / "background.json").write_text(json.dumps(ROWS))
-        names = ("model.onnx", "encoder.json", "contract.json", "examples.json", "background.json")
+        (folder / "background.json").write_text(
+            json.dumps([{named(name): value for name, value in row.items()} for row in ROWS])
+        )
+        files = ("model.onnx", "encoder.json", "contract.json", "examples.json", "background.json")
         manifest = {
             "tag": tag,
-            "files": {name: digest_of_file(folder / name) for name in names},
+            "files": {name: digest_of_file(folder / name) for name in files},
             "model": "model.onnx",
-            "columns": ["age", "height", "town"],
+            "columns": [named(name) for name in ("age", "height", "town")],
             "candidate": "fp32",
             "is_row_by_row": False,
             "test_score": {"name": "accuracy", "value": 0.9, "low": 0.8, "high": 0.95},
