@@ -153,6 +153,11 @@ class Column(TypedElement):
         return rules
 
 
+def can_be_encrypted(name: str) -> bool:
+    """Whether Parquet can encrypt a column of this name: Arrow separates names by these characters."""
+    return name == name.strip() and not re.search("[,:;]", name)
+
+
 def _rule_of(column: Column, check: Quality) -> Rule:
     """The rule of a column's quality check, which can be checked."""
     fields: dict[str, Any] = {"target": column.name, "severity": check.rule_severity}

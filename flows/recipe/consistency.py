@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from bloomery.data_contracts.odcs.columns import can_be_encrypted
 from bloomery.data_contracts.odcs.contract import Column, Contract
 from bloomery.flows.recipe.feature_checks import check_column, check_series
 from bloomery.flows.recipe.training_checks import (
@@ -49,6 +50,12 @@ def _check_features(features: Features, contract: Contract) -> Iterator[str]:
     for role, name in (("key", features.key), ("label", features.label)):
         if contract.column(name) is None:
             yield f"features.{role}: {_no_column(contract, name)}"
+    for name in sorted(contract.personal_columns):
+        if not can_be_encrypted(name):
+            yield (
+                f"data.rename: column {name!r} is personal, and Parquet cannot encrypt a column with a comma, a colon, "
+                "a semicolon or a space at the end in its name; rename it in data and contract"
+            )
     yield from _check_key(contract.column(features.key), contract.table.key)
     yield from _check_label(features, contract.column(features.label))
     for source in features.inputs:

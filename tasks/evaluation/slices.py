@@ -74,5 +74,6 @@ def bootstrap_order(dataset: Dataset, features: Features, keys: np.ndarray) -> n
     columns = list(dict.fromkeys(name for name in names if name is not None))
     if not columns:
         return np.arange(len(keys))
-    rows = read_slice_values(dataset, keys, columns)
-    return np.asarray(pc.sort_indices(rows, [(name, "ascending") for name in columns]).to_numpy())
+    positions = [str(position) for position in range(len(columns))]  # Arrow parses a name that begins with a point
+    rows = read_slice_values(dataset, keys, columns).rename_columns(positions)
+    return np.asarray(pc.sort_indices(rows, [(position, "ascending") for position in positions]).to_numpy())

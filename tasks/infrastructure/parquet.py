@@ -98,4 +98,5 @@ def read_batches(path: Path, columns: list[str] | None = None) -> Iterator[pa.Re
     # Arrow's read-ahead would hold the whole file in memory.
     with pq.ParquetFile(path, pre_buffer=False, decryption_properties=personal_data.decryption_properties()) as file:
         for batch in file.iter_batches(row_group_size_of(path), columns=columns):
-            yield batch.replace_schema_metadata(None)
+            rows = batch.replace_schema_metadata(None)
+            yield rows if columns is None else rows.select(columns)  # an array may have the path that a name looks like

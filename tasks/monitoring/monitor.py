@@ -202,10 +202,10 @@ def _extract_predictions(rows: pa.Table, what: str) -> pa.Array:
 
 def _extract_column(rows: pa.Table, name: str, measure: Measure) -> pa.Array | None:
     """Returns the measured values of a column; None if the rows have no such column."""
-    struct_type = rows.schema.field("columns").type
-    if struct_type.get_field_index(name) < 0:
+    position = rows.schema.field("columns").type.get_field_index(name)
+    if position < 0:
         return None
-    return summarize_values(pc.struct_field(rows["columns"], name).combine_chunks(), measure)
+    return summarize_values(pc.struct_field(rows["columns"], [position]).combine_chunks(), measure)
 
 
 def _cells_of(profile: ReferenceProfile) -> Bins:

@@ -72,7 +72,12 @@ def _data(plan: DraftPlan, names: dict[str, str], data: dict[str, Any], notes: d
     new_names = {name: contract_name for name, contract_name in names.items() if name != contract_name}
     if new_names:
         section["rename"] = CommentedMap(new_names)
-        add_comment(section, "rename", "A column needs a name.", 2)
+        add_comment(
+            section,
+            "rename",
+            "A column needs a name. Parquet cannot encrypt a personal one with , : ; in it or spaces around it.",
+            2,
+        )
     if plan.profile.normalized:
         section["normalize"] = inline([names[name] for name in plan.profile.normalized])
         add_comment(section, "normalize", "Some texts here differ from others only in what cannot be seen.", 2)

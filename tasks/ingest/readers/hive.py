@@ -90,6 +90,7 @@ def hive_session() -> SparkSession:
         SparkConfig(
             settings={
                 "spark.sql.catalogImplementation": "hive",
+                "spark.sql.caseSensitive": "false",  # as Hive itself is
                 "spark.hadoop.javax.jdo.option.ConnectionURL": database,
                 "spark.driver.extraJavaOptions": derby,
             }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.flows.recipe.consistency import find_inconsistencies
 from bloomery.models.compression.config import Compression
 from bloomery.models.features.config import Features
@@ -13,6 +14,7 @@ from tests.flows.recipe.recipe_problems import (
     BY_TIME,
     CNN,
     COLOURED,
+    COLUMNS,
     CONTRACT,
     GPT,
     IMPORTED,
@@ -124,6 +126,17 @@ def test_a_split_needs_columns_that_every_row_has(split, sentence):
 def test_personal_columns_are_neither_key_nor_label():
     assert "column 'email' is not stored in plain form (drop)" in find_problems(NUMBER, key="email")[-1]
     assert "column 'email' is marked personal" in find_problems(NUMBER, label="email")[0]
+
+
+def test_a_personal_column_needs_a_name_that_can_be_encrypted():
+    column = {**next(column for column in COLUMNS if column["name"] == "email"), "name": "email, private"}
+    document = CONTRACT.document()
+    document["schema"][0]["properties"].append(column)
+    features = Features.model_validate({"key": "id", "label": "kind", "inputs": [NUMBER]})
+    model = TypeAdapter(Model).validate_python(MLP)
+    (problem,) = find_inconsistencies(features, model, Contract.model_validate(document))
+    assert "column 'email, private' is personal" in problem
+    assert "rename it" in problem
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from bloomery.data_contracts.errors import ContractBroken, SecretMissing
+from bloomery.data_contracts.odcs.columns import can_be_encrypted
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.data_contracts.recipe_sections.engine import Engine
 from bloomery.data_contracts.records.records import ValidRows
 from bloomery.models.features.config import Features
 from bloomery.tasks.infrastructure import personal_data
-from bloomery.tasks.infrastructure.parquet import read_batches
+from bloomery.tasks.infrastructure.parquet import RowWriter, read_batches
 from bloomery.tasks.ingest.stage import ingest, locate_source
 from bloomery.tasks.prepare.stage import prepare
 from bloomery.tasks.validate.stage import validate
@@ -91,6 +92,28 @@ def test_each_personal_column_is_protected_as_the_contract_says(home: Path, sour
         pq.read_table(path)
     decrypted = pa.Table.from_batches(read_batches(path))
     assert decrypted["phone"].to_pylist() == make_rows()["phone"].to_pylist()
+
+
+@pytest.mark.usefixtures("_key")
+@pytest.mark.parametrize(
+    "name", ["e.mail", "E-Mail (privat)", "адрес 😀", '"q"', "a/b", "street, town", "a:b", "a;b", " a"]
+)
+def test_a_column_is_encrypted_under_any_name_that_arrow_takes(name: str, tmp_path: Path) -> None:
+    rows = pa.table({name: ["secret"], "size": [1]})
+    path = tmp_path / "rows.parquet"
+    if not can_be_encrypted(name):
+        with pytest.raises(OSError, match="column"):
+            write_encrypted(path, rows, name)
+        return
+    write_encrypted(path, rows, name)
+    assert b"secret" not in path.read_bytes()
+    assert pa.Table.from_batches(read_batches(path)) == rows
+
+
+def write_encrypted(path: Path, rows: pa.Table, name: str) -> None:
+    with RowWriter(path, rows.schema, encrypted=[name]) as writer:
+        for batch in rows.to_batches():
+            writer.write(batch)
 
 
 @pytest.mark.usefixtures("_key")
