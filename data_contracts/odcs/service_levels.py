@@ -70,8 +70,10 @@ class ServiceLevel(CamelModel):
             return
         limitations = list(self._find_limitations())
         yield from (f"service level {title}: {limitation}" for limitation in limitations)
-        for element in () if limitations else self.elements:
-            name = element.removeprefix(f"{table}.")
+        stated = (self.element or self.column or "").strip()
+        elements = (stated,) if stated in types else self.elements  # the name of a column may have a comma or a point
+        for element in () if limitations else elements:
+            name = element if element in types else element.removeprefix(f"{table}.")
             if name not in types:
                 known_names = f"there is no column {element}; there are {', '.join(types)}"
                 yield f"service level {title}: {known_names}"

@@ -23,6 +23,13 @@ def test_freshness_is_a_rule(entry, seconds):
     assert (rule.target, rule.kind, rule.high) == ("pickup", "fresh", seconds)
 
 
+@pytest.mark.parametrize("name", ["seen, last", "trips.pickup", "last.seen"])
+def test_the_column_of_a_freshness_may_have_any_name(contract_of, name):
+    level = {"property": "freshness", "value": 4, "unit": "d", "element": name}
+    contract = contract_of({"name": name, "logicalType": "timestamp"}, slaProperties=[level])
+    assert (contract.rules()[-1].target, contract.rules()[-1].kind) == (name, "fresh")
+
+
 def test_other_service_levels_are_not_rules():
     levels = [{"property": "retention", "value": 3, "unit": "y"}, {"property": "endOfLife", "value": "2042-05-12"}]
     contract = Contract.model_validate({**DOCUMENT, "slaProperties": levels})
