@@ -22,7 +22,8 @@ from bloomery.data_contracts.odcs.typed_elements import (
 
 def limit_rules(target: str, item: TypedElement) -> list[Rule]:
     """The rules of the options that are limits of one number, text or array."""
-    options, fields = item.logical_type_options, {"target": target, "is_of_items": isinstance(item, ArrayItem)}
+    options = item.logical_type_options
+    fields: dict[str, Any] = {"target": target, "is_of_items": isinstance(item, ArrayItem)}
     rules = []
     if item.logical_type in ("integer", "number"):
         low, high, strict_low, strict_high = numeric_limits(item)
