@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-_ADDED_COLUMNS = frozenset({"x", "y", "truth", "prediction", "probabilities"})  # of encoded rows and of predictions
+# Of encoded rows, of predictions, and of the worst of them.
+_ADDED_COLUMNS = frozenset(
+    {"x", "y", "truth", "prediction", "probabilities", "probability of the truth", "probability of the prediction"}
+)
 
 
 def key_column(key: str) -> str:

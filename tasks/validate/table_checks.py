@@ -46,7 +46,7 @@ class TableCheck(NamedTuple):
 class _Table(NamedTuple):
     """The file in DuckDB: the view `cells` has its columns under their aliases, and `position`.
 
-    The view `rows` has them under the names that the contract's queries use (`query_names`).
+    A check of a query adds the view `rows`, with the columns under the names that queries use (`query_names`).
     """
 
     engine: DuckDBPyConnection
@@ -66,12 +66,10 @@ def check_table_rules(path: Path, contract: Contract, where: str) -> Iterator[Ta
         return
     with duckdb_session.open_session() as engine:
         table = _Table(engine, path, contract, pq.read_metadata(path).num_rows)
-        names = pq.read_schema(path).names
-        file, cells = parquet_path_sql(path), ", ".join(map(column_alias, names))
-        columns = ", ".join(map(quote_name, query_names(names).values()))
-        engine.execute(f"create view {quote_name('rows')}({columns}) as select * from read_parquet({file})")
+        cells = ", ".join(map(column_alias, pq.read_schema(path).names))
         engine.execute(
-            f"create view cells as select {cells}, {_POSITION} as position from read_parquet({file}) as file({cells})"
+            f"create view cells as select {cells}, {_POSITION} as position "
+            f"from read_parquet({parquet_path_sql(path)}) as file({cells})"
         )
         for rule in rules:
             yield _CHECKS[rule.kind](table, rule, where)
@@ -130,10 +128,13 @@ def _check_query(table: _Table, rule: Rule, where: str) -> TableCheck:
     import duckdb
 
     is_personal = _reads_personal(rule, table.contract)
+    names = [column.name for column in table.contract.columns]
+    columns, file = ", ".join(map(quote_name, query_names(names).values())), parquet_path_sql(table.path)
+    query = adapt_names(rule.expression or "", names)
     try:
         table.engine.execute("set threads = 1")
-        query = adapt_names(rule.expression or "", [column.name for column in table.contract.columns])
-        result = table.engine.execute(query.replace(TABLE_PLACEHOLDER, quote_name("rows"))).fetchall()
+        table.engine.execute(f"create or replace view rows({columns}) as select * from read_parquet({file})")
+        result = table.engine.execute(query.replace(TABLE_PLACEHOLDER, "rows")).fetchall()
         number = float(result[0][0]) if result and result[0][0] is not None else None
     except (duckdb.DataError, duckdb.ProgrammingError, duckdb.NotSupportedError, ValueError, TypeError) as failure:
         # An engine's message about a conversion may contain the value.
