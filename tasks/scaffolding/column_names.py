@@ -5,23 +5,16 @@ from __future__ import annotations
 import csv
 import difflib
 import io
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from bloomery.data_contracts.errors import DataMissing
 
 _MAX_SHOWN = 30
 
 
-def contract_names(names: Sequence[str], is_unfit: Callable[[str], bool] = lambda name: False) -> dict[str, str]:
-    """Returns the contract's name for each column: that of the source, unless it is empty or `is_unfit`."""
-    new_names: dict[str, str] = {}
-    for position, name in enumerate(names, 1):
-        new_names[name] = name
-        if not name or is_unfit(name):
-            stem = re.sub("[,:;]", "_", name).strip() or f"column_{position}"
-            new_names[name] = unused_name(stem, [*names, *new_names.values()])
-    return new_names
+def contract_names(names: Sequence[str]) -> dict[str, str]:
+    """Returns the contract's name for each column: that of the source, or another one in place of an empty name."""
+    return {name: name or unused_name(f"column_{number}", names) for number, name in enumerate(names, 1)}
 
 
 def unused_name(preferred: str, names: Sequence[str]) -> str:

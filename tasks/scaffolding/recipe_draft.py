@@ -75,7 +75,7 @@ def _data(plan: DraftPlan, names: dict[str, str], data: dict[str, Any], notes: d
         add_comment(
             section,
             "rename",
-            "A column needs a name. Parquet cannot encrypt a personal one with , : ; in it or spaces around it.",
+            "A column needs a name.",
             2,
         )
     if plan.profile.normalized:

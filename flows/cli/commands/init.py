@@ -157,13 +157,11 @@ def write_drafts(
         StateUnwritable: a file exists already, or cannot be written.
         DataMissing, DataUnfit: there is no such data, or it does not suit a model.
     """
-    from bloomery.data_contracts.odcs.columns import can_be_encrypted
     from bloomery.tasks.infrastructure.settings import settings
     from bloomery.tasks.ingest.option_names import drafting
     from bloomery.tasks.scaffolding.column_names import contract_names
     from bloomery.tasks.scaffolding.contract_draft import draft_contract
     from bloomery.tasks.scaffolding.draft_planning import plan_draft
-    from bloomery.tasks.scaffolding.input_planning import sounds_personal
     from bloomery.tasks.scaffolding.profiler import profile_source
     from bloomery.tasks.scaffolding.reader_options import infer_reader_options, recipe_options
     from bloomery.tasks.scaffolding.recipe_draft import draft_recipe
