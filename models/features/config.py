@@ -75,7 +75,8 @@ class Features(Document):
         """The column of the split rows that holds the label; not the label's own if that may hold windows."""
         if self.series is None or not self.is_forecast:
             return self.label
-        columns = {self.key, self.label, *self.series.columns, self.series.time, self.series.group, *self.split.columns}
+        series = (*self.series.columns, self.series.time, *self.series.groups)
+        columns = {self.key, self.label, *series, *self.split.columns}
         name = _LABEL
         while name in columns:
             name = f"_{name}"

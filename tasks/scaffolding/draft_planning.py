@@ -230,7 +230,7 @@ def _plan_split(
 ) -> SplitPlan:
     """Returns the split of rows that are no series."""
     if data.sources is not None:
-        return SplitPlan("given", "part", "the split of each file is given")
+        return SplitPlan("given", profile.columns[-1].name, "the split of each file is given")
     if len(roles.groups) > 1 or (roles.groups and roles.time is not None):
         raise DataUnfit(
             f"the rows cannot be split by {' and '.join([*roles.groups, *filter(None, [roles.time])])} at once",
