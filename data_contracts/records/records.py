@@ -116,16 +116,32 @@ class ResourceUsage(Document):
 class TrainedNetwork(Record):
     """A trained network. `digest` is that of its weights."""
 
-    uri: str  # the weights as safetensors; of an imported network its ONNX file
+    uri: str  # the weights as safetensors; of an imported network and of one with boosted trees the ONNX file
     network_uri: str  # the network's configuration, as JSON
     run_id: str
     num_parameters: int
     epochs: int
+    num_rounds: int | None = None  # of boosting, where the network has boosted trees
     val_score: float  # accuracy, or RMSE in the units of the label
     slice_columns: tuple[str, ...] = ()  # columns whose values have metrics of their own
     processor: str  # the threads and instruction set that the bits of the weights depend on
     import_error: float | None = None  # of an imported network: largest difference from the original file's outputs
+    trees_error: float | None = None  # of boosted trees: largest difference from the outputs of scikit-learn
     initial_weights: InitialWeights | None = None  # that training started from
+
+    @property
+    def file_error(self) -> float | None:
+        """The largest difference of the ONNX file's outputs from its origin's; None of a network in PyTorch."""
+        return self.trees_error if self.import_error is None else self.import_error
+
+    @property
+    def origin(self) -> str:
+        """What led to the weights."""
+        if self.import_error is not None:
+            return "imported as trained"
+        rounds = () if self.num_rounds is None else (f"{self.num_rounds} rounds of boosting",)
+        epochs = (f"{self.epochs} epochs",) if self.epochs or not rounds else ()
+        return f"after {' and '.join((*rounds, *epochs))}"
 
     def identity(self) -> dict[str, str]:
         """The digests of weights and data set.

@@ -8,6 +8,7 @@ from bloomery.data_contracts.odcs.columns import can_be_encrypted
 from bloomery.data_contracts.odcs.contract import Column, Contract
 from bloomery.flows.recipe.feature_checks import check_column, check_series
 from bloomery.flows.recipe.training_checks import (
+    check_boosted_trees,
     check_compression,
     check_imported_network,
     check_network,
@@ -17,7 +18,7 @@ from bloomery.flows.recipe.training_checks import (
 )
 from bloomery.models.compression.config import Compression
 from bloomery.models.features.config import Features
-from bloomery.models.networks.config import Imported, Model
+from bloomery.models.networks.config import BoostedTrees, Imported, Model
 from bloomery.models.training.config import Training
 
 _LABEL_TYPES = {"classification": ("integer", "string", "boolean"), "regression": ("integer", "number")}
@@ -37,6 +38,8 @@ def find_inconsistencies(
         yield from check_slices(training, contract)
         if isinstance(model, Imported):
             yield from check_imported_network(training)
+        elif isinstance(model, BoostedTrees):
+            yield from check_boosted_trees(features, training)
         else:
             yield from check_training(features, model, training)
             yield from check_privacy(model, training, compression or Compression())

@@ -6,15 +6,17 @@ from collections.abc import Iterator
 
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.models.compression.config import (
+    NOT_COMPRESSIBLE,
     PRUNABLE,
     CandidateSpec,
     Compression,
+    find_compression_obstacle,
     find_distillation_obstacle,
     find_pruning_obstacle,
 )
 from bloomery.models.features.config import Features
 from bloomery.models.features.input_config import CategoryInput, ImageInput
-from bloomery.models.networks.config import Mlp, Model
+from bloomery.models.networks.config import Mlp, Model, TabM, TabularEnsemble
 from bloomery.models.training.config import Training
 
 # The form of encoded rows by kind of input, and the forms that each kind of network reads. Kinds that are not listed
@@ -27,6 +29,9 @@ _READABLE_FORMS = {
     "resnet": (_IMAGE, _AUDIO),
     "mlp": (_TABLE, _SEQUENCE),
     "ft_transformer": (_TABLE,),
+    "boosted_trees": (_TABLE,),
+    "tabm": (_TABLE,),
+    "tabular_ensemble": (_TABLE,),
     "rnn": (_SEQUENCE, _TEXT, _AUDIO, _IMAGE),
     "transformer": (_SEQUENCE, _TEXT, _AUDIO, _IMAGE),
     "gpt": (_TEXT,),
@@ -51,7 +56,9 @@ _AUGMENTATIONS = {
 }
 # Options of `training` that apply to an imported network: they affect its evaluation.
 _EVALUATION_OPTIONS = ("seed", "num_threads", "slices", "explain")
-_NO_STUDENTS = ("auto", "imported")
+# The same for boosted trees, whose other options are those of `model`.
+_TREE_OPTIONS = (*_EVALUATION_OPTIONS, "class_weights", "search", "score", "baselines")
+_NO_STUDENTS = ("auto", "imported", "boosted_trees", "tabm", "tabular_ensemble")
 
 
 def check_network(features: Features, model: Model) -> Iterator[str]:
@@ -98,6 +105,27 @@ def check_imported_network(training: Training) -> Iterator[str]:
         yield "training.explain.method: an imported network has no gradients; leave the method out"
 
 
+def check_boosted_trees(features: Features, training: Training) -> Iterator[str]:
+    """Yields training options that have no effect, because boosted trees are not trained by gradient descent."""
+    for name, field in Training.model_fields.items():
+        is_set = getattr(training, name) != field.get_default(call_default_factory=True)
+        if name not in _TREE_OPTIONS and is_set:
+            yield (
+                f"training.{name}: boosted trees are not trained by gradient descent; leave it out, and set "
+                "`max_rounds`, `patience` or `learning_rate` of the section `model`"
+            )
+    if training.class_weights != "none" and features.task == "regression":
+        yield "training.class_weights: a regression has no classes"
+    if training.explain is not None and training.explain.method == "integrated_gradients":
+        yield "training.explain.method: boosted trees have no gradients; leave the method out"
+    search = training.search
+    if search is not None and search.epochs is not None:
+        yield "training.search.epochs: boosted trees have rounds instead of epochs; leave it out"
+    for path in () if search is None else search.space:
+        if path.startswith("training.") and path != "training.class_weights":
+            yield f"training.search.space: {path} has no effect on boosted trees; leave it out"
+
+
 def check_training(features: Features, model: Model, training: Training) -> Iterator[str]:
     """Yields training options that do not suit the labels, the rows or the network."""
     if training.epochs == 0:
@@ -109,6 +137,8 @@ def check_training(features: Features, model: Model, training: Training) -> Iter
                 yield f"training.{name}: a regression has no classes"
     elif training.loss != "squared":
         yield f"training.loss: {training.loss} is for a regression, but the labels are classes"
+    if isinstance(model, TabM | TabularEnsemble):
+        yield from _check_tabular_ensemble(model, training)
     form = _row_form(features)
     for name, forms in _AUGMENTATIONS.items():
         if getattr(training.augment, name) and form not in forms:
@@ -116,6 +146,16 @@ def check_training(features: Features, model: Model, training: Training) -> Iter
     has_indices = any(isinstance(source, CategoryInput) and source.encoding == "index" for source in features.inputs)
     if training.augment.mixup and has_indices:
         yield "training.augment.mixup: category indices (`encoding: index`) cannot be interpolated"
+
+
+def _check_tabular_ensemble(model: TabM | TabularEnsemble, training: Training) -> Iterator[str]:
+    network = model if isinstance(model, TabM) else model.network
+    if network.edges is not None:
+        yield "model: `edges` are quantiles of the training rows, which the training computes; leave them out"
+    if training.devices * training.nodes > 1:
+        yield f"training.devices: a network of kind {model.kind} is trained in one process; leave it out"
+    if isinstance(model, TabularEnsemble) and training.start_from is not None:
+        yield "training.start_from: boosted trees have no weights to start from; leave it out"
 
 
 def check_privacy(model: Model, training: Training, compression: Compression) -> Iterator[str]:
@@ -131,6 +171,8 @@ def check_privacy(model: Model, training: Training, compression: Compression) ->
             f"training.privacy: a {model.kind} normalises over the rows of a batch, so gradients of single rows do not "
             f"exist; {remedy}"
         )
+    if isinstance(model, TabM | TabularEnsemble):
+        yield f"training.privacy: the layers and trees of {model.kind} have no per-row gradients; use an mlp"
     if isinstance(model, Mlp) and model.periodic is not None:
         yield "training.privacy: the frequencies of `periodic` have no per-row gradients; leave it out"
     for name in _NOT_PRIVATE:
@@ -149,6 +191,11 @@ def check_privacy(model: Model, training: Training, compression: Compression) ->
 
 
 def check_compression(features: Features, model: Model, compression: Compression) -> Iterator[str]:
+    if compression.search is not None and model.kind in NOT_COMPRESSIBLE:
+        yield (
+            f"compression.search: {model.kind} consists of trees, which have no weights to prune or quantize; leave "
+            "`search` out"
+        )
     if compression.search is not None and model.kind == "imported":
         yield (
             "compression.search: an imported network cannot be pruned; name candidates with a `student` that "
@@ -157,9 +204,10 @@ def check_compression(features: Features, model: Model, compression: Compression
     yield from _check_distillation(model, compression)
     candidates = compression.candidates or ()
     has_float_student = any(candidate.student and candidate.is_float for candidate in candidates)
-    if compression.extra_formats and model.kind == "imported" and not has_float_student:
+    if compression.extra_formats and model.kind in ("imported", *NOT_COMPRESSIBLE) and not has_float_student:
+        noun = "an imported network" if model.kind == "imported" else model.kind
         yield (
-            "compression.extra_formats: an imported network is not a PyTorch network, so it has no other formats; "
+            f"compression.extra_formats: {noun} is not a PyTorch network, so it has no other formats; "
             "leave `extra_formats` out, or name a float candidate with a `student` that replaces it"
         )
     for candidate in candidates:
@@ -167,6 +215,13 @@ def check_compression(features: Features, model: Model, compression: Compression
 
 
 def _check_candidate(features: Features, model: Model, candidate: CandidateSpec) -> Iterator[str]:
+    obstacle = find_compression_obstacle(model.kind, candidate)
+    if obstacle is not None:
+        yield (
+            f"compression.candidates: {candidate.name} cannot be built: {obstacle}; leave the candidate out, or let a "
+            "`student` replace the trees"
+        )
+        return
     network = model if candidate.student is None else candidate.student.model
     reason = (
         None if candidate.prune is None or model.kind == "auto" else find_pruning_obstacle(network, candidate.prune)

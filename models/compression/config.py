@@ -33,6 +33,7 @@ _ATTENTION_TARGETS = {
     **dict.fromkeys(("cnn", "lenet", "resnet"), "image positions"),
     **dict.fromkeys(("transformer", "gpt", "ft_transformer"), "steps or columns"),
 }
+NOT_COMPRESSIBLE = ("boosted_trees", "tabular_ensemble")  # trees have no weights, channels or layers
 PRUNABLE = ("cnn", "lenet", "resnet", "mlp", "ft_transformer", "rnn", "transformer", "gpt")
 
 
@@ -289,6 +290,15 @@ class CandidateSpec(Document):
         return self.quantization_aware or any(step is not None for step in steps)
 
 
+def find_compression_obstacle(kind: str, spec: CandidateSpec) -> str | None:
+    """The reason why a trained network of this kind cannot become this candidate, or None if it can."""
+    if kind not in NOT_COMPRESSIBLE or spec.student is not None or (spec.is_float and not spec.changes_network):
+        return None
+    steps = ("prune", "factorize", "sparsify", "num_clusters", "quantize", "weight_only")
+    step = next(name for name in steps if getattr(spec, name) is not None)
+    return f"{kind} consists of trees, which have no weights for `{step}`"
+
+
 def default_candidates(
     kind: str,
     mode: QuantizationMode | None = None,
@@ -303,6 +313,8 @@ def default_candidates(
         weight_only: stores weights in 8 bits, for networks without 8-bit kernels (GRU and Elman layers).
         amx: the processor has AMX (cpu_features.py).
     """
+    if kind in NOT_COMPRESSIBLE:
+        return (CandidateSpec(name="fp32"),)
     # Recurrent cells and attention have no 8-bit kernels for static ranges.
     mode = mode or ("static" if kind in ("cnn", "lenet", "resnet", "mlp") else "dynamic")
     quantized = {"quantize": mode, "amx": amx and mode == "static"}

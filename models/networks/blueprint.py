@@ -12,6 +12,7 @@ from bloomery.data_contracts.documents.documents import Document
 from bloomery.data_contracts.records.tensor_layout import Layout, Task
 from bloomery.models.networks.config import (
     Auto,
+    BoostedTrees,
     Cnn,
     Custom,
     FtTransformer,
@@ -23,6 +24,8 @@ from bloomery.models.networks.config import (
     Model,
     ResNet,
     Rnn,
+    TabM,
+    TabularEnsemble,
     Transformer,
 )
 
@@ -48,6 +51,7 @@ def build_network(blueprint: Blueprint) -> nn.Module:
         mlp,
         resnet,
         rnn,
+        tabm,
         transformer,
     )
 
@@ -63,6 +67,8 @@ def build_network(blueprint: Blueprint) -> nn.Module:
             return mlp.build(config, layout, num_outputs)
         case FtTransformer():
             return ft_transformer.build(config, layout, num_outputs)
+        case TabM():
+            return tabm.build(config, layout, num_outputs)
         case Rnn():
             return rnn.build(config, layout, num_outputs)
         case Transformer():
@@ -73,7 +79,7 @@ def build_network(blueprint: Blueprint) -> nn.Module:
             return custom.build(config, layout, num_outputs)
         case HuggingFace():
             return huggingface.build(config, layout, num_outputs)
-        case Auto() | Imported():
+        case Auto() | Imported() | BoostedTrees() | TabularEnsemble():
             raise TypeError(f"a network of kind {config.kind} cannot be built")
 
 

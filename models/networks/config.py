@@ -241,6 +241,56 @@ class Imported(Document):
         return self.model_dump(mode="json", exclude={"path"})
 
 
+class BoostedTrees(Document):
+    """Gradient-boosted decision trees over the columns of a table, fitted by scikit-learn and written as ONNX.
+
+    Each round adds one tree, or one for each class. The rounds with the lowest validation loss are kept. With several
+    `bags`, the outputs of models that are fitted to bootstrap samples of the rows are averaged.
+    """
+
+    kind: Literal["boosted_trees"]
+    max_rounds: Annotated[Count, Field(description="most rounds; the validation loss decides how many are kept")] = 1000
+    patience: Annotated[Count, Field(description="stop after so many rounds without a lower validation loss")] = 50
+    learning_rate: Annotated[float, Field(gt=0, le=1, description="the weight of each tree")] = 0.05
+    max_leaves: Annotated[int, Field(ge=2, description="of a tree")] = 31
+    min_leaf_rows: Annotated[
+        Count | None, Field(description="training rows of a leaf; default: 20, and fewer of few rows")
+    ] = None
+    l2: Annotated[float, Field(ge=0, description="penalty on the values of leaves", allow_inf_nan=False)] = 1.0
+    column_share: Annotated[float, Field(gt=0, le=1, description="share of the columns that a split may use")] = 0.7
+    bags: Annotated[Count, Field(description="models whose outputs are averaged; 1: a single one, of all rows")] = 1
+
+
+class TabM(Document):
+    """A network for tables: many perceptrons that share most weights, and whose predictions are averaged.
+
+    Each number is embedded by a piecewise linear function of learnt values at the quantiles of its training rows.
+    """
+
+    kind: Literal["tabm"]
+    members: Annotated[Count, Field(description="number of predictions that are averaged")] = 32
+    width: Annotated[Count, Field(description="of each hidden layer")] = 256
+    num_layers: Count = 2
+    dropout: Dropout = 0.1
+    embedding: Annotated[Count, Field(description="width per number")] = 16
+    bins: Annotated[int, Field(ge=2, description="most bins between quantiles, per number")] = 32
+    edges: Annotated[
+        tuple[tuple[float, ...], ...] | None,
+        Field(description="set by Bloomery: the edges of the bins of each number; none of a number with two values"),
+    ] = None
+
+
+class TabularEnsemble(Document):
+    """Averages the predictions of boosted trees and of TabM.
+
+    Both learn from the training split. The loss on the validation split decides their weights.
+    """
+
+    kind: Literal["tabular_ensemble"]
+    trees: BoostedTrees = BoostedTrees(kind="boosted_trees")
+    network: TabM = TabM(kind="tabm")
+
+
 class Auto(Document):
     """Searches among the networks that suit the rows."""
 
@@ -253,7 +303,21 @@ def _expand_auto(value: object) -> object:
 
 # A discriminated union, so that an error message is about the kind that the recipe names.
 _ModelUnion = Annotated[
-    Cnn | LeNet | ResNet | Mlp | FtTransformer | Rnn | Transformer | Gpt | Custom | HuggingFace | Imported | Auto,
+    Cnn
+    | LeNet
+    | ResNet
+    | Mlp
+    | FtTransformer
+    | BoostedTrees
+    | TabM
+    | TabularEnsemble
+    | Rnn
+    | Transformer
+    | Gpt
+    | Custom
+    | HuggingFace
+    | Imported
+    | Auto,
     Field(discriminator="kind"),
 ]
 Model = Annotated[_ModelUnion, BeforeValidator(_expand_auto, json_schema_input_type=Literal["auto"] | _ModelUnion)]

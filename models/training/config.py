@@ -162,7 +162,7 @@ class Explain(Document):
 class Training(Loop):
     """The options of the training stage."""
 
-    epochs: Annotated[int, Field(ge=0, description="0 or omitted for an imported network")] = 0
+    epochs: Annotated[int, Field(ge=0, description="0 or omitted for an imported network and boosted trees")] = 0
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     num_threads: Annotated[Count, Field(description="CPU threads; the bits of the weights depend on it")] = 1
     device: Device = "auto"
@@ -184,9 +184,3 @@ class Training(Loop):
         tuple[str, ...], Field(description="columns; metrics are also reported for each of their values")
     ] = ()
     explain: Explain | None = Explain()
-
-    @model_validator(mode="after")
-    def _is_possible(self) -> Self:
-        if self.search is not None and self.epochs == 0:
-            raise ValueError("a search trains networks, so it needs `epochs`")
-        return self

@@ -11,7 +11,20 @@ from pydantic import TypeAdapter, ValidationError
 
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.tensor_layout import Layout
-from bloomery.models.networks.config import Cnn, FtTransformer, Gpt, LeNet, Mlp, Model, ResNet, Rnn, Transformer
+from bloomery.models.networks.config import (
+    BoostedTrees,
+    Cnn,
+    FtTransformer,
+    Gpt,
+    LeNet,
+    Mlp,
+    Model,
+    ResNet,
+    Rnn,
+    TabM,
+    TabularEnsemble,
+    Transformer,
+)
 from bloomery.models.training.config import Range, Training
 
 SearchSpace = Mapping[str, Range | tuple[Any, ...]]
@@ -36,6 +49,19 @@ _MODEL_SPACES: Mapping[str, SearchSpace] = {
         "model.periodic": (None, {"spread": 1}, {"spread": 8}),
     },
     "ft_transformer": {"model.num_layers": (1, 2, 3), "model.width": (32, 64), "model.dropout": (0.0, 0.1, 0.2)},
+    "boosted_trees": {
+        "model.learning_rate": Range(low=0.02, high=0.2, log=True),
+        "model.max_leaves": Range(low=4, high=64, log=True),
+        "model.min_leaf_rows": (None, 2, 5, 20, 50),
+        "model.column_share": (0.3, 0.5, 0.7, 1.0),
+        "model.l2": (0.0, 1.0, 10.0),
+    },
+    "tabm": {
+        "model.width": (64, 128, 256),
+        "model.num_layers": (1, 2, 3),
+        "model.dropout": (0.0, 0.1, 0.3),
+        "model.bins": (8, 32, 64),
+    },
     "rnn": {
         "model.hidden": (64, 128, 256),
         "model.num_layers": (1, 2),
@@ -55,6 +81,7 @@ _MODEL_SPACES: Mapping[str, SearchSpace] = {
 _NOT_SEARCHED = frozenset(
     {
         *("model.kind", "model.code", "model.packages", "model.sha256", "model.function", "model.checkpoint"),
+        *("model.edges", "model.network.edges"),
         *("training.search", "training.start_from.network", "training.checkpoints", "training.explain"),
         *("training.slices", "training.device", "training.devices", "training.nodes", "training.strategy"),
     }
@@ -62,6 +89,9 @@ _NOT_SEARCHED = frozenset(
 _AUTO_MODELS: tuple[Model, ...] = (
     Mlp(kind="mlp"),
     FtTransformer(kind="ft_transformer"),
+    BoostedTrees(kind="boosted_trees"),
+    TabM(kind="tabm"),
+    TabularEnsemble(kind="tabular_ensemble"),
     Transformer(kind="transformer"),
     Rnn(kind="rnn"),
     Gpt(kind="gpt"),
@@ -75,7 +105,9 @@ def default_networks(layout: Layout) -> tuple[Model, ...]:
     """The networks that `model: auto` tries on rows of this layout, the most promising first."""
     match layout.kind:
         case "flat":
-            return Mlp(kind="mlp"), FtTransformer(kind="ft_transformer")
+            trees, network = BoostedTrees(kind="boosted_trees"), TabM(kind="tabm")
+            ensemble = TabularEnsemble(kind="tabular_ensemble", trees=trees, network=network)
+            return trees, network, ensemble, Mlp(kind="mlp"), FtTransformer(kind="ft_transformer")
         case "tokens":
             return Transformer(kind="transformer"), Rnn(kind="rnn", cell="gru", pooling="max"), Gpt(kind="gpt")
         case "sequence":
@@ -95,7 +127,9 @@ def search_space(model: Model, configured: SearchSpace) -> SearchSpace:
     this kind of network does not have are left out, since with `model: auto` each kind has its own options.
     """
     if not configured:
-        return {**_TRAINING_SPACE, **_MODEL_SPACES.get(model.kind, {})}
+        # Boosted trees have options of their own instead of those of gradient descent.
+        training_space = {} if isinstance(model, BoostedTrees) else _TRAINING_SPACE
+        return {**training_space, **_MODEL_SPACES.get(model.kind, {})}
     return {
         path: choices
         for path, choices in configured.items()

@@ -30,7 +30,7 @@ class BuiltCandidate(NamedTuple):
     num_parameters: int
     parity_error: float
     ranges: Mapping[str, tuple[float, float]] | None = None  # of the inputs of layers, where training learned them
-    num_macs: int = 0  # for one row; 0 of an imported network
+    num_macs: int = 0  # for one row; 0 of an imported network and of trees
     calibration: str | None = None  # sha256 of the rows that calibrated static activation ranges
     coded_bytes: int | None = None  # of a candidate with zstd storage, measured before it is packed
     network: nn.Module | None = None  # before quantization, kept where extra formats are requested

@@ -155,7 +155,7 @@ def delete_float_files(builder: CandidateBuilder) -> None:
 def _build_float(
     builder: CandidateBuilder, spec: CandidateSpec, path: Path, on_epoch: Callable[[EpochResult], None]
 ) -> BuiltCandidate:
-    """Writes the candidate before quantization to `path`. An imported network without compression is copied."""
+    """Writes the candidate before quantization to `path`. An ONNX network without compression is copied."""
     from bloomery.models.compression.compressor import FineTuning, compress_network
     from bloomery.models.compression.fused_attention import fuse_attention
     from bloomery.models.compression.quantization.quantization_aware import learned_ranges, remove_fake_quantization
@@ -166,11 +166,11 @@ def _build_float(
 
     trained, splits = builder.trained, builder.splits
     weights, config = settings().path(trained.uri), settings().path(trained.network_uri)
-    if trained.import_error is not None and not spec.changes_network:
+    if trained.file_error is not None and not spec.changes_network:
         shutil.copyfile(weights, path)
-        return BuiltCandidate(spec, path, trained.num_parameters, trained.import_error)
+        return BuiltCandidate(spec, path, trained.num_parameters, trained.file_error)
     network: nn.Module
-    if trained.import_error is not None:
+    if trained.file_error is not None:
         network, blueprint = OnnxTeacher(weights), read_blueprint(config)
     else:
         network, blueprint = read_network(weights, config)

@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING
 
 from bloomery.data_contracts.documents.digests import digest_of_document
 from bloomery.data_contracts.records.records import Candidates, EncodedSplit, Latency, TrainedNetwork
-from bloomery.models.compression.config import CandidateSpec, Compression, QuantizationMode, default_candidates
+from bloomery.models.compression.config import (
+    CandidateSpec,
+    Compression,
+    QuantizationMode,
+    default_candidates,
+    find_compression_obstacle,
+)
 from bloomery.models.profiling.cpu_features import cpu_flags, has_amx
 from bloomery.tasks.compress.built_candidate import SEED, BuiltCandidate
 from bloomery.tasks.compress.candidate_builder import CandidateBuilder, CandidateSplits, build_candidates
@@ -15,6 +21,7 @@ from bloomery.tasks.compress.candidate_search import search_candidates
 from bloomery.tasks.compress.extra_formats import add_extra_formats
 from bloomery.tasks.infrastructure.device import select_device
 from bloomery.tasks.infrastructure.settings import settings
+from bloomery.tasks.orchestration.events import Progress, emit
 from bloomery.tasks.orchestration.stage import stage
 from bloomery.tasks.orchestration.stage_store import Output
 from bloomery.tasks.tracking import mlflow_runs, resource_usage
@@ -44,12 +51,12 @@ def compress(out: Output, trained: TrainedNetwork, compression: Compression) -> 
     set_deterministic(seed=SEED, num_threads=1)
     splits = _read_splits(trained)
     defaults = _default_specs(trained)
-    specs = compression.candidates or defaults
+    specs = _applicable_specs(trained, compression.candidates or defaults)
     if is_private:
         specs = tuple(spec for spec in specs if not spec.changes_network)  # compression learns from training rows
     builder = CandidateBuilder(out, trained, splits, compression)
     with resource_usage.measure_usage(use_gpu=select_device(compression.device) == "cuda") as read_usage:
-        search = None if is_private else compression.search
+        search = None if is_private or trained.trees_error is not None else compression.search
         if search is None:
             built = build_candidates(builder, specs)
         else:
@@ -118,6 +125,18 @@ def _default_specs(trained: TrainedNetwork) -> tuple[CandidateSpec, ...]:
         weight_only=config.kind == "rnn" and config.cell != "lstm",
         amx=has_amx(cpu_flags()),
     )
+
+
+def _applicable_specs(trained: TrainedNetwork, specs: tuple[CandidateSpec, ...]) -> tuple[CandidateSpec, ...]:
+    """The candidates that this kind of network can become: `model: auto` may have chosen trees."""
+    from bloomery.models.networks.blueprint import read_blueprint
+
+    kind = read_blueprint(settings().path(trained.network_uri)).config.kind
+    obstacles = {spec.name: find_compression_obstacle(kind, spec) for spec in specs}
+    reasons = {name: obstacle for name, obstacle in obstacles.items() if obstacle is not None}
+    if reasons:
+        emit(Progress("compress", 0, len(specs), f"without {', '.join(reasons)}: {next(iter(reasons.values()))}"))
+    return tuple(spec for spec in specs if spec.name not in reasons)
 
 
 def _choose_quantization(trained: TrainedNetwork) -> QuantizationMode | None:

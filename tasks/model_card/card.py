@@ -235,9 +235,8 @@ def _training_data(choice: Choice) -> Section:
 def _training_procedure(folder: Path, choice: Choice) -> Section:
     trained = choice.candidates.trained
     task = trained.dataset.task
-    epochs = f"after {trained.epochs} epochs" if trained.epochs else "imported as trained"
     texts = [
-        f"Validation {SCORE_NAMES[task]} {format_score_value(task, trained.val_score)}, {epochs}.",
+        f"Validation {SCORE_NAMES[task]} {format_score_value(task, trained.val_score)}, {trained.origin}.",
         f"Processor: {trained.processor}.",
     ]
     if trained.privacy is not None:

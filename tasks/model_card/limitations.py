@@ -135,6 +135,12 @@ def _network_limitations(choice: Choice) -> Iterator[str]:
     if trained.import_error is not None:
         error = trained.import_error
         yield f"The network was imported; its outputs differ from those of the original by at most {error:.2g}."
+    if trained.trees_error is not None:
+        yield (
+            "The outputs of the ONNX file differ from those of scikit-learn's trees by at most "
+            f"{trained.trees_error:.2g} on all rows. Trees repeat the values of their leaves: they do not extrapolate "
+            "beyond the training rows."
+        )
     if trained.privacy is None:
         yield "Training was not differentially private: the model may reveal single training rows."
     else:

@@ -69,13 +69,12 @@ def publish_training_run(record: TrainedNetwork) -> None:
         )
         return
     task = record.dataset.task
-    origin = f"after {record.epochs} epochs" if record.import_error is None else "as imported"
     create_markdown_artifact(
         key="mlflow-run",
         description=f"MLflow run {record.run_id}",
         markdown=(
             f"MLflow run **{record.run_id}** in `{tracking_uri}`: {record.num_parameters:,} parameters, "
-            f"validation {SCORE_NAMES[task]} {format_score_value(task, record.val_score)} {origin}.\n\n"
+            f"validation {SCORE_NAMES[task]} {format_score_value(task, record.val_score)} {record.origin}.\n\n"
             f"{privacy_paragraph(record)}"
             f"To look at it: `mlflow server --backend-store-uri {tracking_uri}`\n"
         ),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from bloomery.data_contracts.records.records import Dataset, InitialWeights
-from bloomery.models.networks.config import Model
+from bloomery.models.networks.config import Model, TabM
 from bloomery.models.training.config import Training
 from bloomery.tasks.infrastructure.device import select_device
 from bloomery.tasks.infrastructure.settings import settings
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bloomery.models.training.transfer_learning import TransferResult
 
 _MAX_REPORTED_ROWS = 50_000
+_NUM_QUANTILE_ROWS = 100_000  # training rows whose quantiles are taken
 
 
 class TrainingSplits(NamedTuple):
@@ -88,6 +89,7 @@ def fit_network(
     from bloomery.models.training.loop import Placement, TrainingHooks, train
 
     hooks = hooks or TrainingHooks()
+    blueprint = _with_statistics(blueprint, splits.train)
     data = TrainingData(*splits, seed=training.seed)
     network = build_network(blueprint)
     transfer = None if initial_weights is None else _transfer(network, initial_weights, training)
@@ -103,6 +105,19 @@ def fit_network(
         hooks=hooks,
     )
     return FitResult(network, blueprint, history, None, transfer)
+
+
+def _with_statistics(blueprint: Blueprint, train: ExampleSource) -> Blueprint:
+    """The blueprint with what the network needs to know of the training rows: the quantiles of TabM's numbers."""
+    from bloomery.models.networks.architectures.tabm import compute_edges
+    from bloomery.models.training.data.batches import even_sample
+
+    config = blueprint.config
+    if not isinstance(config, TabM):
+        return blueprint
+    x, _ = next(train.iterate())
+    edges = compute_edges(even_sample(x, _NUM_QUANTILE_ROWS), blueprint.layout, config.bins)
+    return blueprint.model_copy(update={"config": config.model_copy(update={"edges": edges})})
 
 
 def _transfer(network: nn.Module, initial_weights: InitialWeights, training: Training) -> TransferResult:

@@ -8,12 +8,13 @@ import multiprocessing.connection
 import os
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bloomery.data_contracts.errors import BloomeryError, EngineMissing, TrainingDiverged
 from bloomery.data_contracts.records.records import Dataset, InitialWeights
-from bloomery.models.networks.config import Model
+from bloomery.models.networks.config import BoostedTrees, Model, TabularEnsemble
 from bloomery.models.training import search_space as spaces
 from bloomery.models.training.config import Range, Search, Training
 from bloomery.tasks.infrastructure.device import configure_processor
@@ -260,13 +261,10 @@ def _run_trial(trial: Trial, job: SearchJob, splits: fit.TrainingSplits) -> floa
     """
     import optuna
 
-    from bloomery.models.training.loop import TrainingHooks, best_epoch
-
     model, training = _apply_parameters(job, _suggest_parameters(trial, job))
     epochs = _search_options(job.training).epochs
     training = training if epochs is None else training.model_copy(update={"epochs": epochs})
     configure_processor(training)
-    blueprint = fit.make_blueprint(job.dataset, model)
 
     scores: list[tuple[int, dict[str, float]]] = []
 
@@ -283,20 +281,47 @@ def _run_trial(trial: Trial, job: SearchJob, splits: fit.TrainingSplits) -> floa
     with mlflow_runs.logged_run(name, f"trial-{trial.number}", job.key, tags) as run_id:
         mlflow_runs.log_params(run_id, {"kind": model.kind, **trial.params})
         try:
-            hooks = TrainingHooks(on_epoch=on_epoch)
-            result = fit.fit_network(splits, blueprint, training, job.initial_weights, hooks=hooks)
+            score, last_step = _train_trial(job, model, training, splits, on_epoch)
         except optuna.TrialPruned as failure:
             pruned = failure  # raised after the run has ended, so that the run does not fail
             mlflow_runs.client().set_tag(run_id, "pruned", "true")
         else:
-            best = best_epoch(result.history, training, is_error=job.dataset.task == "regression")
-            score = best.val_score
-            mlflow_runs.log_metrics(run_id, {"best_val_score": score * job.score_unit}, step=best.number)
+            mlflow_runs.log_metrics(run_id, {"best_val_score": score * job.score_unit}, step=last_step)
         finally:
             mlflow_runs.log_metric_steps(run_id, scores)
     if pruned is not None:
         raise pruned
     return score
+
+
+def _train_trial(
+    job: SearchJob,
+    model: Model,
+    training: Training,
+    splits: fit.TrainingSplits,
+    on_epoch: Callable[[EpochResult], None],
+) -> tuple[float, int]:
+    """The validation score of a network, in standard units, and the number of its epochs or rounds."""
+    from bloomery.models.training.loop import TrainingHooks, best_epoch
+    from bloomery.tasks.train import ensemble_training, tree_training
+
+    if isinstance(model, BoostedTrees):
+        trees = tree_training.fit_trees(job.dataset, model, training, splits)
+        return tree_training.evaluate_trees(trees, job.dataset, splits), trees.num_rounds
+    if isinstance(model, TabularEnsemble):
+        network = model.network
+        ensemble = ensemble_training.fit_ensemble(
+            job.dataset,
+            model,
+            training,
+            splits,
+            lambda: fit.fit_network(splits, fit.make_blueprint(job.dataset, network), training),
+        )
+        return ensemble_training.evaluate_ensemble(ensemble, job.dataset, splits), ensemble.trees.num_rounds
+    blueprint, hooks = fit.make_blueprint(job.dataset, model), TrainingHooks(on_epoch=on_epoch)
+    result = fit.fit_network(splits, blueprint, training, job.initial_weights, hooks=hooks)
+    best = best_epoch(result.history, training, is_error=job.dataset.task == "regression")
+    return best.val_score, best.number
 
 
 def _suggest_parameters(trial: Trial, job: SearchJob) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,7 +17,6 @@ from bloomery.tasks.train.training_run import TrainingRun
 
 if TYPE_CHECKING:
     from bloomery.models.onnx_import.importer import SessionModule
-    from bloomery.models.training.data.batches import Examples
 
 _NUM_COMPARED_ROWS = 32  # on which the outputs of the adapted file are compared with those of the original
 
@@ -74,7 +72,7 @@ def log_adapted_network(run: TrainingRun, out: Output, path: Path, adapted: Adap
     metrics = {
         "num_parameters": adapted.num_parameters,
         "import_error": adapted.error,
-        "rows_per_second": _measure_rows_per_second(adapted.network, sample),
+        "rows_per_second": run_logging.measure_rows_per_second(adapted.network, sample),
     }
     mlflow_runs.log_metrics(run_id, metrics)
     client.set_tag(run_id, "imported.changes", "; ".join(adapted.changes) or "none")
@@ -84,9 +82,3 @@ def log_adapted_network(run: TrainingRun, out: Output, path: Path, adapted: Adap
     run_logging.log_validation(run, folder, adapted.network)
     # As a function, since the session has no gradients.
     log_run_explanations(run, out.path("explanations"), adapted.network.forward, sample)
-
-
-def _measure_rows_per_second(network: SessionModule, sample: Examples) -> float:
-    start = time.perf_counter()
-    network(sample.x)
-    return sample.num_rows / (time.perf_counter() - start)

@@ -18,7 +18,7 @@ def locate_initial_weights(start: StartFrom | None) -> InitialWeights | None:
 
     Raises:
         DataMissing: the weights do not exist or cannot be read.
-        RecipeInvalid: the version is an imported ONNX network.
+        RecipeInvalid: the version is an imported ONNX network, or boosted trees.
     """
     if start is None:
         return None
@@ -38,10 +38,10 @@ def locate_initial_weights(start: StartFrom | None) -> InitialWeights | None:
         )
     if path.suffix == ".onnx":
         raise RecipeInvalid(
-            f"{name} is an imported network, which has no named weights",
+            f"{name} is an imported network or has boosted trees, so it has no named weights",
             required="a network that Bloomery has trained",
             where="training.start_from in the recipe",
-            remedy="name another version, or train the network before importing it",
+            remedy="name a version of another kind, or leave `start_from` out",
         )
     _require_weights(path)
     return InitialWeights(uri=uri, name=name, digest=digest_of_file(path))

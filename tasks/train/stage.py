@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from bloomery.data_contracts.recipe_sections.engine import Engine
-from bloomery.data_contracts.records.records import Dataset, InitialWeights, Privacy, TrainedNetwork
-from bloomery.models.networks.config import Custom, Imported, Model
+from bloomery.data_contracts.records.records import Dataset, InitialWeights, Privacy, ResourceUsage, TrainedNetwork
+from bloomery.models.networks.config import BoostedTrees, Custom, Imported, Model, TabularEnsemble
 from bloomery.models.training.config import Training
 from bloomery.tasks.infrastructure.device import configure_processor, select_device
 from bloomery.tasks.infrastructure.settings import settings
@@ -41,15 +42,13 @@ def train(
 ) -> TrainedNetwork:
     """Trains a network; writes `weights.safetensors` and `network.json`, and logs an MLflow run.
 
-    An imported network is not trained further: it is written to `network.onnx` instead of weights.
+    An imported network is not trained further, and boosted trees have no weights: these are written to `network.onnx`.
 
     The same arguments give the same weights, bit for bit, on a processor of the same kind, even if the run was killed
     in between: checkpoints are kept outside the stage's folder until the stage has finished.
     """
     from bloomery.models.features.encoder import read_encoder
     from bloomery.models.inference.outputs import score_unit
-    from bloomery.models.networks.blueprint import num_parameters, write_network
-    from bloomery.models.training.loop import evaluate
     from bloomery.tasks.train import hyperparameter_search
 
     splits = fit.read_splits(dataset)
@@ -73,31 +72,109 @@ def train(
             run_logging.log_search(run, search)
         processor = configure_processor(training)
         run_logging.log_inputs(run, model, initial_weights, processor)
-        result, curves = _fit(out.key, run, model, initial_weights, engine)
-        digest = write_network(
-            result.network, result.blueprint, out.path("weights.safetensors"), out.path("network.json")
-        )
-        usage = read_usage()
-        sample = run_logging.log_result(run, out, result, curves)
-        log_run_explanations(run, out.path("explanations"), result.network, sample)
-        mlflow_runs.log_resource_usage(run_id, usage)
+        if isinstance(model, BoostedTrees):
+            trained = _train_trees(out, run, model, read_usage)
+        elif isinstance(model, TabularEnsemble):
+            trained = _train_ensemble(out, run, model, engine, read_usage)
+        else:
+            trained = _train_network(out, run, model, initial_weights, engine, read_usage)
+        assert trained.resource_usage is not None
+        mlflow_runs.log_resource_usage(run_id, trained.resource_usage)
     shutil.rmtree(fit.checkpoint_folder(out.key), ignore_errors=True)
     hyperparameter_search.delete_search(out.key)
+    return trained.model_copy(
+        update={"slice_columns": training.slices, "processor": processor, "val_score": trained.val_score * unit}
+    )
+
+
+def _train_network(
+    out: Output,
+    run: TrainingRun,
+    model: Model,
+    initial_weights: InitialWeights | None,
+    engine: Engine,
+    read_usage: Callable[[], ResourceUsage],
+) -> TrainedNetwork:
+    """Trains by gradient descent, and logs the result. The score of the record is in standard units."""
+    from bloomery.models.networks.blueprint import num_parameters, write_network
+    from bloomery.models.training.loop import evaluate
+
+    result, curves = _fit(out.key, run, model, initial_weights, engine)
+    digest = write_network(result.network, result.blueprint, out.path("weights.safetensors"), out.path("network.json"))
+    usage = read_usage()
+    sample = run_logging.log_result(run, out, result, curves)
+    log_run_explanations(run, out.path("explanations"), result.network, sample)
     privacy_spent = result.privacy_spent
     return TrainedNetwork(
         uri=out.uri("weights.safetensors"),
         network_uri=out.uri("network.json"),
-        run_id=run_id,
+        run_id=run.run_id,
         num_parameters=num_parameters(result.network),
         epochs=len(result.history),
-        val_score=evaluate(result.network, splits.val)[1] * unit,
-        slice_columns=training.slices,
-        processor=processor,
+        val_score=evaluate(result.network, run.splits.val)[1],
+        processor="",
         initial_weights=initial_weights,
         privacy=None if privacy_spent is None else Privacy(epsilon=privacy_spent.epsilon, delta=privacy_spent.delta),
         resource_usage=usage,
-        dataset=dataset,
+        dataset=run.dataset,
         digest=digest,
+    )
+
+
+def _train_trees(
+    out: Output, run: TrainingRun, model: BoostedTrees, read_usage: Callable[[], ResourceUsage]
+) -> TrainedNetwork:
+    """Fits boosted trees, and logs the result. The score of the record is in standard units."""
+    from bloomery.models.training.loop import evaluate
+    from bloomery.tasks.train import tree_training
+
+    trees = tree_training.fit_trees(run.dataset, model, run.training, run.splits)
+    written = tree_training.write_trees(out, run.dataset, model, trees)
+    usage = read_usage()
+    tree_training.log_trees(run, out, trees, written)
+    return TrainedNetwork(
+        uri=out.uri("network.onnx"),
+        network_uri=out.uri("network.json"),
+        run_id=run.run_id,
+        num_parameters=written.num_parameters,
+        epochs=0,
+        num_rounds=trees.num_rounds,
+        val_score=evaluate(written.network, run.splits.val)[1],
+        processor="",
+        trees_error=written.error,
+        resource_usage=usage,
+        dataset=run.dataset,
+        digest=written.digest,
+    )
+
+
+def _train_ensemble(
+    out: Output, run: TrainingRun, model: TabularEnsemble, engine: Engine, read_usage: Callable[[], ResourceUsage]
+) -> TrainedNetwork:
+    """Fits boosted trees and TabM, and logs the result. The score of the record is in standard units."""
+    from bloomery.models.training.loop import evaluate
+    from bloomery.tasks.train import ensemble_training
+
+    def fit_network() -> fit.FitResult:
+        return _fit(out.key, run, model.network, None, engine)[0]
+
+    ensemble = ensemble_training.fit_ensemble(run.dataset, model, run.training, run.splits, fit_network)
+    written = ensemble_training.write_ensemble(out, run, model, ensemble)
+    usage = read_usage()
+    ensemble_training.log_ensemble(run, out, ensemble, written)
+    return TrainedNetwork(
+        uri=out.uri("network.onnx"),
+        network_uri=out.uri("network.json"),
+        run_id=run.run_id,
+        num_parameters=written.num_parameters,
+        epochs=len(ensemble.network.history),
+        num_rounds=ensemble.trees.num_rounds,
+        val_score=evaluate(written.network, run.splits.val)[1],
+        processor="",
+        trees_error=written.error,
+        resource_usage=usage,
+        dataset=run.dataset,
+        digest=written.digest,
     )
 
 

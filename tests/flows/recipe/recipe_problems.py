@@ -60,6 +60,7 @@ CONTRACT = Contract.model_validate(
 )
 MLP, CNN, RNN, RESNET, GPT = ({"kind": kind} for kind in ("mlp", "cnn", "rnn", "resnet", "gpt"))
 IMPORTED = {"kind": "imported", "path": "network.onnx"}
+TREES = {"kind": "boosted_trees"}
 NUMBER = {"kind": "number", "columns": ["age"]}
 PHOTO = {"kind": "image", "column": "photo", "shape": [1, 2, 2]}
 COLOURED = {"kind": "image", "column": "photo", "shape": [4, 1, 1]}
@@ -92,7 +93,7 @@ def find_problems(
         "unlabelled": unlabelled,
     }
     features = Features.model_validate(document)
-    epochs = {} if model == IMPORTED else {"epochs": 1}
+    epochs = {} if model in (IMPORTED, TREES) else {"epochs": 1}
     training_options = None if training is None else Training.model_validate({**epochs, **training})
     distillation = {} if distill is None else {"distill": distill}
     options = {"candidates": candidates, "search": search, "extra_formats": extra_formats, **distillation}

@@ -12,6 +12,7 @@ from tests.flows.recipe.recipe_problems import (
     PHOTO,
     RNN,
     TEXT,
+    TREES,
     find_problems,
 )
 
@@ -123,6 +124,79 @@ def test_imported_and_custom_networks_are_not_pruned(model):
 def test_impossible_candidates_are_reported_before_anything_runs(model, candidate, problem):
     problems = find_problems(NUMBER, model=model, candidates=[{"name": "fp32"}, {"name": "one", **candidate}])
     assert any(problem in sentence for sentence in problems), problems
+
+
+@pytest.mark.parametrize(
+    ("training", "problem"),
+    [
+        ({"epochs": 3}, "training.epochs: boosted trees are not trained by gradient descent"),
+        ({"patience": 3}, "training.patience: boosted trees are not trained by gradient descent"),
+        ({"privacy": {"epsilon": 1, "delta": 1e-5}}, "training.privacy: boosted trees are not trained"),
+        ({"devices": 2}, "training.devices: boosted trees are not trained"),
+        ({"start_from": {"network": "digits@champion"}}, "training.start_from: boosted trees are not trained"),
+        ({"explain": {"method": "integrated_gradients"}}, "training.explain.method: boosted trees have no gradients"),
+        ({"search": {"epochs": 3}}, "training.search.epochs: boosted trees have rounds instead of epochs"),
+        ({"search": {"space": {"training.batch_size": [8, 16]}}}, "training.batch_size has no effect on boosted trees"),
+    ],
+    ids=str,
+)
+def test_options_of_gradient_descent_do_not_apply_to_boosted_trees(training, problem):
+    (sentence,) = find_problems(NUMBER, model=TREES, training=training)
+    assert problem in sentence
+
+
+def test_boosted_trees_read_tables_and_take_the_options_that_they_have():
+    options = {"class_weights": "balanced", "slices": ["city"], "num_threads": 2, "seed": 1}
+    assert find_problems(NUMBER, model=TREES, training=options) == []
+    assert find_problems(NUMBER, model=TREES, training={"search": {"space": {"model.max_leaves": [8, 31]}}}) == []
+    (problem,) = find_problems(PHOTO, model=TREES)
+    assert "a network of kind boosted_trees reads table columns" in problem
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"quantize": "dynamic"},
+        {"weight_only": "int8"},
+        {"prune": 0.5},
+        {"factorize": 0.5},
+        {"num_clusters": 16},
+        {"sparsify": {"density": 0.5}},
+        {"quantize": "static", "quantization_aware": True},
+    ],
+    ids=str,
+)
+def test_boosted_trees_are_not_compressed_but_a_student_may_replace_them(step):
+    (problem,) = find_problems(NUMBER, model=TREES, candidates=[{"name": "fp32"}, {"name": "small", **step}])
+    assert "compression.candidates: small cannot be built: boosted_trees consists of trees" in problem
+    student = {"name": "small", "student": {"model": MLP}, **step}
+    assert find_problems(NUMBER, model=TREES, candidates=[{"name": "fp32"}, student]) == []
+    assert (
+        find_problems(NUMBER, model=TREES, candidates=[{"name": "fp32"}, {"name": "packed", "storage": "zstd"}]) == []
+    )
+
+
+@pytest.mark.parametrize("kind", ["tabm", "tabular_ensemble"])
+def test_tabular_ensembles_are_trained_in_one_process_on_tables(kind):
+    model = {"kind": kind}
+    assert find_problems(NUMBER, model=model, training={"patience": 3}) == []
+    (problem,) = find_problems(NUMBER, model=model, training={"devices": 2})
+    assert f"a network of kind {kind} is trained in one process" in problem
+    (problem,) = find_problems(NUMBER, model=model, training={"privacy": {"epsilon": 1, "delta": 1e-5}})
+    assert "have no per-row gradients; use an mlp" in problem
+    (problem,) = find_problems(PHOTO, model=model)
+    assert f"a network of kind {kind} reads table columns" in problem
+    network = {"kind": "tabm", "edges": [[0, 1, 2]]}
+    configured = network if kind == "tabm" else model | {"network": network}
+    (problem,) = find_problems(NUMBER, model=configured, training={})
+    assert "which the training computes" in problem
+
+
+def test_boosted_trees_have_no_candidate_search_and_no_other_formats():
+    (problem,) = find_problems(NUMBER, model=TREES, search=True)
+    assert "compression.search: boosted_trees consists of trees" in problem
+    (problem,) = find_problems(NUMBER, model=TREES, extra_formats=["pt2"])
+    assert "compression.extra_formats: boosted_trees is not a PyTorch network" in problem
 
 
 def test_an_imported_network_has_no_extra_formats_but_its_student_has():

@@ -61,6 +61,18 @@ CASES = {
     "mlp of periodic numbers": Case(
         TABLE, {"kind": "mlp", "hidden": [16], "dropout": 0, "periodic": {"frequencies": 6, "width": 4}}
     ),
+    "tabm of numbers": Case(
+        NUMBERS,
+        {
+            "kind": "tabm",
+            "members": 4,
+            "width": 16,
+            "embedding": 4,
+            "dropout": 0,
+            "edges": [[-1, 0, 1], [-1.5, -0.5, 0.25, 2], [], [-2, 0.5, 1.5], [0, 0.5, 1], []],
+        },
+    ),
+    "tabm of categories": Case(TABLE, {"kind": "tabm", "members": 4, "width": 16, "dropout": 0}),
     "ft_transformer": Case(TABLE, {"kind": "ft_transformer", **_SMALL, "num_layers": 2}),
     "rnn of tokens": Case(TOKENS, {"kind": "rnn", "hidden": 16, "embedding": 8, "dropout": 0}),
     "rnn of padded steps": Case(

@@ -1,0 +1,1 @@
+"""Gradient-boosted trees: fitted by scikit-learn, served as ONNX."""
