@@ -131,7 +131,15 @@ def quantizable_layers(model: onnx.ModelProto, mode: QuantizationMode) -> list[s
     """Names of the operators of a preprocessed model that hold weights and can be quantized, in graph order."""
     weights = {tensor.name for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
     op_types = set(WEIGHTED_OPERATORS) & set(OPERATORS[mode])
-    return [node.name for node in model.graph.node if node.op_type in op_types and weights & set(node.input[:2])]
+    nodes = [node for node in model.graph.node if node.op_type in op_types and weights & set(node.input[:2])]
+    stacked = _stacked_products(model) if mode == "dynamic" else []
+    return [node.name for node in nodes if node.name not in stacked]
+
+
+def _stacked_products(model: onnx.ModelProto) -> list[str]:
+    """Products with a stack of matrices, such as one for each member of TabM, which have no dynamic 8-bit kernel."""
+    stacks = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) > 2}
+    return [node.name for node in model.graph.node if node.op_type == "MatMul" and stacks & set(node.input)]
 
 
 def find_first_layer(source: Path, mode: QuantizationMode) -> tuple[str, ...]:
@@ -178,7 +186,7 @@ def quantize_preprocessed(
                 per_channel=True,
                 reduce_range=options.reduce_range,
                 op_types_to_quantize=list(OPERATORS[options.mode]),
-                nodes_to_exclude=list(options.keep_float),
+                nodes_to_exclude=[*options.keep_float, *_stacked_products(model)],
                 # Types behind ONNX Runtime's own operators cannot be inferred.
                 extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
             )
