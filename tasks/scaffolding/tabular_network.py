@@ -1,0 +1,62 @@
+"""Drafts the network of a table: an average of boosted trees and TabM, sized by the number of training rows."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+
+from bloomery.tasks.scaffolding.yaml_writer import add_comment, inline
+
+_ROWS_SEEN = 1_000_000  # training rows in all epochs together: one to three minutes on two cores
+_MIN_EPOCHS, _MAX_EPOCHS = 8, 100
+_MIN_BATCH_SIZE = 32  # smaller batches take as long
+_NUM_THREADS = 2
+
+
+class _Size(NamedTuple):
+    """What is drafted for fewer training rows than `max_rows`."""
+
+    max_rows: float
+    bags: int  # averages of more models suit few rows
+    members: int
+    patience: int
+
+
+_SIZES = (
+    _Size(2_000, bags=8, members=32, patience=16),
+    _Size(10_000, bags=4, members=32, patience=12),
+    _Size(50_000, bags=1, members=16, patience=8),
+    _Size(float("inf"), bags=1, members=8, patience=4),
+)
+
+
+def draft_tabular_network(num_rows: int, batch_size: int) -> tuple[CommentedMap, CommentedMap, CommentedMap]:
+    """Returns the sections model, training and compression for `num_rows` training rows."""
+    size = next(size for size in _SIZES if num_rows < size.max_rows)
+    trees = {"kind": "boosted_trees"} | ({"bags": size.bags} if size.bags > 1 else {})
+    model = CommentedMap(
+        kind="tabular_ensemble",
+        trees=inline(trees),
+        network=inline({"kind": "tabm", "members": size.members, "width": 128}),
+    )
+    training = CommentedMap(
+        epochs=min(max(_ROWS_SEEN // num_rows, _MIN_EPOCHS), _MAX_EPOCHS),
+        patience=size.patience,
+        batch_size=max(batch_size, _MIN_BATCH_SIZE),
+        schedule="constant",
+        learning_rate=0.002,
+        weight_decay=0.0003,
+        seed=0,
+        num_threads=_NUM_THREADS,
+    )
+    add_comment(training, "epochs", "At most; training stops earlier, when the validation loss no longer improves.", 2)
+    compression = CommentedMap(candidates=CommentedSeq([inline({"name": "fp32"})]))
+    add_comment(
+        compression,
+        "candidates",
+        "Trees have no weights to quantize or prune, so fp32 is the only candidate. `{name: student, student: {model: "
+        "{kind: mlp}}}` would replace them by a small network.",
+        2,
+    )
+    return model, training, compression

@@ -1,0 +1,27 @@
+"""The drafted network of a table is valid, and smaller where there are many rows."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import TypeAdapter
+
+from bloomery.models.compression.config import Compression
+from bloomery.models.networks.config import Model, TabularEnsemble
+from bloomery.models.training.config import Training
+from bloomery.tasks.scaffolding.tabular_network import draft_tabular_network
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "bags", "members", "epochs"),
+    [(1, 8, 32, 100), (1_999, 8, 32, 100), (9_000, 4, 32, 100), (40_000, 1, 16, 25), (1_000_000, 1, 8, 8)],
+)
+def test_it_suits_the_number_of_rows(num_rows: int, bags: int, members: int, epochs: int) -> None:
+    model_section, training_section, compression_section = draft_tabular_network(num_rows, 16)
+    model = TypeAdapter(Model).validate_python(dict(model_section))
+    training = Training.model_validate(dict(training_section))
+    compression = Compression.model_validate(dict(compression_section))
+    assert isinstance(model, TabularEnsemble)
+    assert (model.trees.bags, model.network.members) == (bags, members)
+    assert (training.epochs, training.batch_size, training.schedule) == (epochs, 32, "constant")
+    assert training.patience is not None
+    assert [spec.name for spec in compression.candidates or ()] == ["fp32"]
