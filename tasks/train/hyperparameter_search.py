@@ -90,6 +90,15 @@ def run_search(job: SearchJob) -> SearchResult:
     )
 
 
+def log_search(run_id: str, result: SearchResult) -> None:
+    metrics = {
+        "search_best": result.score,
+        "search_first": result.first_score,
+        "search_trials": result.num_trials,
+    }
+    mlflow_runs.log_metrics(run_id, metrics)
+
+
 def _run_in_processes(job: SearchJob, study: Study, options: Search) -> None:
     """Runs trials in several processes. An error in one ends all; trials of a process that dies go to the others."""
     context = multiprocessing.get_context("spawn")

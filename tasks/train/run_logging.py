@@ -24,17 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from bloomery.models.training.data.batches import Examples
-    from bloomery.tasks.train.hyperparameter_search import SearchResult
     from bloomery.tasks.train.training_curves import TrainingCurves
-
-
-def log_search(run: TrainingRun, result: SearchResult) -> None:
-    metrics = {
-        "search_best": result.score,
-        "search_first": result.first_score,
-        "search_trials": result.num_trials,
-    }
-    mlflow_runs.log_metrics(run.run_id, metrics)
 
 
 def log_inputs(run: TrainingRun, model: Model, initial_weights: InitialWeights | None, processor: str) -> None:

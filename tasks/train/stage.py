@@ -69,7 +69,7 @@ def train(
             )
             model, training = search.model, search.training
             run = run._replace(training=training)
-            run_logging.log_search(run, search)
+            hyperparameter_search.log_search(run_id, search)
         processor = configure_processor(training)
         run_logging.log_inputs(run, model, initial_weights, processor)
         if isinstance(model, BoostedTrees):
