@@ -166,7 +166,12 @@ class DataSource(Document):
         tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None,
         Field(description="height and width that images are resized to; left out, all must have one size"),
     ] = None
-    sample_rate: Annotated[int | None, Field(ge=1, description="required sample rate in Hz")] = None
+    sample_rate: Annotated[
+        int | None, Field(ge=1, description="sample rate in Hz; left out, all recordings must have one")
+    ] = None
+    resample: Annotated[
+        bool | None, Field(description="whether to convert recordings of other sample rates; else they are malformed")
+    ] = None
     mono: Annotated[bool | None, Field(description="whether to average the channels of recordings into one")] = None
     labels: Annotated[Name | None, Field(description="for `idx` and .npy: the file of the labels")] = None
     arrays: Annotated[
@@ -268,6 +273,8 @@ class DataSource(Document):
         self._require_consistent_numbers()
         if self.kind == "images" and self.mode is None:
             raise ValueError("mode: images need `L` (grey) or `RGB` (colour)")
+        if self.resample and self.sample_rate is None:
+            raise ValueError("resample: needs the `sample_rate` that recordings are converted to")
         if self.kind == "sql" and (self.query is None or self.uri_variable is None):
             raise ValueError("a source of format sql needs `query` and `uri_variable`")
         if self.query is not None and not re.search(r"\border\s+by\b", self.query, re.IGNORECASE):

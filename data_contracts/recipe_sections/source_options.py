@@ -21,7 +21,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     ),
     "text": ("encoding", "unit", *_OF_FILES),
     "images": ("mode", "size", *_OF_FILES),
-    "audio": ("sample_rate", "mono", *_OF_FILES),
+    "audio": ("sample_rate", "resample", "mono", *_OF_FILES),
     "idx": ("labels", *_OF_ROWS),
     "xlsx": ("sheet", "header", "columns", "skip_lines", *_OF_CELLS, *_OF_FILES),
     "sqlite": ("table", "query", *_OF_CELLS, *_OF_FILES),

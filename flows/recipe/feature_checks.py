@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bloomery.data_contracts.odcs.contract import Column, Contract
+from bloomery.data_contracts.recipe_sections.data_source import DataSource
+from bloomery.models.features.config import Features
 from bloomery.models.features.input_config import (
     AudioInput,
     CategoryInput,
@@ -50,6 +52,20 @@ def check_column(source: Input, column: Column) -> Iterator[str]:
             f"column {column.name!r} is not required in the contract, so values may be missing; "
             "set `missing` to what replaces them"
         )
+
+
+def check_sample_rates(features: Features, data: DataSource) -> Iterator[str]:
+    """Yields the inputs that expect another sample rate than recordings are read at, which would shift frequencies."""
+    for source in features.inputs:
+        if (
+            isinstance(source, AudioInput)
+            and data.kind == "audio"
+            and data.sample_rate not in (None, source.sample_rate)
+        ):
+            yield (
+                f"features.inputs: column {source.column!r} has {source.sample_rate} samples per second, but "
+                f"data.sample_rate is {data.sample_rate}"
+            )
 
 
 def check_series(source: SeriesInput, contract: Contract) -> Iterator[str]:

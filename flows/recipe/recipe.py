@@ -26,6 +26,7 @@ from bloomery.data_contracts.recipe_sections.periods import (
 )
 from bloomery.data_contracts.records.provenance import RecipeDocument
 from bloomery.flows.recipe.consistency import find_inconsistencies
+from bloomery.flows.recipe.feature_checks import check_sample_rates
 from bloomery.flows.recipe.limit_checks import find_misplaced_limits
 from bloomery.flows.recipe.overrides import apply_overrides
 from bloomery.flows.recipe.schedule import Schedule
@@ -219,6 +220,7 @@ def _require_consistent(recipe: Recipe, path: Path) -> None:
     input_columns = {column for source in recipe.features.inputs for column in source.columns}
     problems = [
         *find_inconsistencies(recipe.features, recipe.model, recipe.contract, recipe.training, recipe.compression),
+        *check_sample_rates(recipe.features, recipe.data),
         *find_misplaced_limits(recipe.features.task, recipe.budget, recipe.gates, recipe.training.slices),
         *(
             f"monitor.columns names {name!r}, which is not an input of the network"

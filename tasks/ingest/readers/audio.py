@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,6 +9,10 @@ import pyarrow as pa
 
 from bloomery.data_contracts.errors import DataMissing
 from bloomery.data_contracts.recipe_sections.data_source import DataSource, SourceFile
+from bloomery.models.media.config import AudioDecoding, MediaUnreadable
+from bloomery.models.media.recordings import decode_recording
+from bloomery.models.media.source_options import audio_decoding
+from bloomery.tasks.ingest.option_names import option_names, place_of_options
 from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream
 from bloomery.tasks.ingest.readers.media import MediaFile, path_fields, path_values, read_media
 
@@ -21,11 +23,11 @@ _BATCH_FILES = 64
 def read(data: DataSource, origin: SourceFile, malformed: MalformedWriter) -> RowStream:
     """Returns a row per recording: `path`, `label` (its folder) or the groups of `path_pattern`, `wave`, `sample_rate`.
 
-    `wave` is a list of float32 from -1 to 1, `sample_rate` is in Hz. Malformed are files that are not wav, recordings
-    of another rate than the recipe's, and those of several channels unless `mono` is true.
+    `wave` is a list of float32 from -1 to 1, `sample_rate` is in Hz, as `decode_recording` returns them. Files that it
+    refuses are malformed.
 
     Raises:
-        DataMissing: there are no recordings.
+        DataMissing: there are no recordings, or they have several rates and the recipe has no `sample_rate`.
     """
     schema = pa.schema([*path_fields(data), ("wave", pa.list_(pa.float32())), ("sample_rate", pa.int64())])
     return RowStream(schema, _read_batches(data, origin, schema, malformed), _ROW_GROUP_SIZE)
@@ -35,55 +37,46 @@ def _read_batches(
     data: DataSource, origin: SourceFile, schema: pa.Schema, malformed: MalformedWriter
 ) -> Iterator[pa.RecordBatch]:
     rows: list[dict[str, object]] = []
-    num_rows = 0
+    first: tuple[str, int] | None = None
+    decoding, num_malformed = audio_decoding(data), malformed.num_lines
     for file in read_media(data, origin):
         values = path_values(data, file.path)
-        recording = _decode(file, data)
+        recording = _decode(file, decoding)
         if isinstance(recording, str):
             malformed.add(file.path, None, "", recording)
         elif values is None:
             malformed.add(file.path, None, "", f"a path that does not match {data.path_pattern!r}")
         else:
             wave, sample_rate = recording
+            first = first or (file.path, sample_rate)
+            _require_equal_rates(first, file.path, sample_rate)
             rows.append({**values, "wave": wave, "sample_rate": sample_rate})
-            num_rows += 1
         if len(rows) == _BATCH_FILES:
             yield pa.RecordBatch.from_pylist(rows, schema=schema)
             rows = []
-    if not num_rows:
+    if first is None:
         raise DataMissing(
-            f"there are no recordings in {origin.source} ({malformed.num_lines} files are malformed)",
-            required="wav files" + (f" of {data.sample_rate} Hz" if data.sample_rate else ""),
-            where="the recipe's `data`",
-            remedy="correct the path, `sample_rate` or `path_pattern`",
+            f"there are no recordings in {origin.source}{malformed.describe_last(before=num_malformed)}",
+            required="wav files" + (f" of {data.sample_rate} Hz" if data.sample_rate and not data.resample else ""),
+            where=place_of_options(),
+            remedy=f"correct the path, or {option_names('sample_rate', 'resample', 'path_pattern')}",
         )
     yield pa.RecordBatch.from_pylist(rows, schema=schema)
 
 
-def _decode(file: MediaFile, data: DataSource) -> tuple[np.ndarray, int] | str:
+def _decode(file: MediaFile, decoding: AudioDecoding) -> tuple[np.ndarray, int] | str:
     """Returns the samples as float32 and the rate in Hz, or why there are none."""
-    from scipy.io import wavfile
-
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", wavfile.WavFileWarning)  # about metadata after the sound
-            rate, samples = wavfile.read(io.BytesIO(file.content))
-    except Exception as failure:  # scipy raises errors of many kinds
-        return f"no wav file: {failure}"
-    if data.sample_rate is not None and rate != data.sample_rate:
-        return f"{rate} Hz, where {data.sample_rate} is required"
-    scaled = _scale(samples)
-    if scaled.ndim == 2:
-        if scaled.shape[1] > 1 and not data.mono:
-            return f"{scaled.shape[1]} channels, where one is required (`mono: true` averages them)"
-        scaled = scaled.mean(axis=1, dtype=np.float64)
-    return scaled.astype(np.float32), int(rate)
+        return decode_recording(file.content, decoding)
+    except MediaUnreadable as failure:
+        return str(failure)
 
 
-def _scale(samples: np.ndarray) -> np.ndarray:
-    """Scales to the range -1 to 1. Integers are divided by the largest magnitude of their type; 8 bits are unsigned."""
-    if samples.dtype == np.uint8:
-        return (samples.astype(np.float64) - 128) / 128
-    if np.issubdtype(samples.dtype, np.integer):
-        return samples.astype(np.float64) / -float(np.iinfo(samples.dtype).min)
-    return samples
+def _require_equal_rates(first: tuple[str, int], path: str, sample_rate: int) -> None:
+    if sample_rate != first[1]:
+        raise DataMissing(
+            f"recordings have the sample rates {first[1]} Hz and {sample_rate} Hz",
+            required="one rate, if none is set",
+            where=f"{first[0]} and {path}",
+            remedy=f"set {option_names('sample_rate')}, and {option_names('resample')} to convert the others",
+        )

@@ -41,6 +41,7 @@ class MalformedWriter:
     def __init__(self, path: Path, *, is_encrypted: bool = False) -> None:
         self._writer = RowWriter(path, MALFORMED_SCHEMA, encrypted=["text"] if is_encrypted else [])
         self._buffer: list[tuple[str, int | None, str, str]] = []
+        self._last = ("", "")
         self.num_lines = 0
 
     def __enter__(self) -> MalformedWriter:
@@ -57,9 +58,15 @@ class MalformedWriter:
     def add(self, file: str, line: int | None, text: str, reason: str) -> None:
         """Adds line number `line` of `file`, or the whole file if it is None. Long texts are cut."""
         self._buffer.append((file, line, text[:MAX_TEXT_LENGTH], reason))
+        self._last = (file, reason)
         self.num_lines += 1
         if len(self._buffer) >= _BUFFERED_LINES:
             self._flush()
+
+    def describe_last(self, before: int) -> str:
+        """Describes in parentheses how many files are malformed beyond the first `before`, and the last of them."""
+        num_files = self.num_lines - before
+        return f" ({num_files:,} files are malformed; {self._last[0]}: {self._last[1]})" if num_files else ""
 
     def _flush(self) -> None:
         if self._buffer:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,11 @@ import pyarrow as pa
 
 from bloomery.data_contracts.errors import DataMissing
 from bloomery.data_contracts.recipe_sections.data_source import DataSource, SourceFile
+from bloomery.models.media.config import ImageDecoding, MediaUnreadable
+from bloomery.models.media.images import decode_image
+from bloomery.models.media.source_options import image_decoding
 from bloomery.tasks.infrastructure.parquet import ROW_GROUP_SIZE
+from bloomery.tasks.ingest.option_names import option_names, place_of_options
 from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream
 from bloomery.tasks.ingest.readers.media import MediaFile, path_fields, path_values, read_media
 
@@ -32,19 +35,21 @@ class _Image(NamedTuple):
 def read(data: DataSource, origin: SourceFile, malformed: MalformedWriter) -> RowStream:
     """Returns a row per image: `path`, `label` (its folder) or the groups of `path_pattern`, and `image`.
 
-    `image` is a list of uint8 in the recipe's mode, channel after channel, row after row. Other files are malformed.
+    `image` is a list of uint8 in the recipe's mode, channel after channel, row after row, as `decode_image` returns it.
+    Files that it refuses are malformed.
 
     Raises:
         DataMissing: there are no images, or they have several sizes and the recipe has no `size`.
     """
+    num_malformed = malformed.num_lines
     images = _decode_all(data, origin, malformed)
     first = next(images, None)
     if first is None:
         raise DataMissing(
-            f"there are no images in {origin.source}",
-            required="files that Pillow reads, such as PNG and JPEG",
-            where="the recipe's `data`",
-            remedy="correct the path",
+            f"there are no images in {origin.source}{malformed.describe_last(before=num_malformed)}",
+            required="images of 8 bits per colour in files that Pillow reads, such as PNG and JPEG",
+            where=place_of_options(),
+            remedy="correct the path, or convert the files",
         )
     schema = pa.schema([*path_fields(data), ("image", pa.list_(pa.uint8()))])
     row_group_size = max(1, min(ROW_GROUP_SIZE, _ROW_GROUP_BYTES // first.pixels.size))
@@ -71,15 +76,15 @@ def _require_equal_sizes(first: _Image, image: _Image) -> None:
             f"images have the sizes {sizes} (height x width)",
             required="one size, if the recipe has no `size`",
             where=f"{first.values['path']} and {image.values['path']}",
-            remedy="set `size: [height, width]`: all images are resized to it",
+            remedy=f"set {option_names('size')} to a height and a width: all images are resized to it",
         )
 
 
 def _decode_all(data: DataSource, origin: SourceFile, malformed: MalformedWriter) -> Iterator[_Image]:
-    files = read_media(data, origin)
+    files, decoding = read_media(data, origin), image_decoding(data)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         while batch := list(islice(files, _BATCH_FILES)):
-            results = pool.map(lambda file: _decode(file, data), batch)
+            results = pool.map(lambda file: _decode(file, decoding), batch)
             for file, pixels in zip(batch, results, strict=True):
                 values = path_values(data, file.path)
                 if isinstance(pixels, str):
@@ -90,19 +95,9 @@ def _decode_all(data: DataSource, origin: SourceFile, malformed: MalformedWriter
                     yield _Image(values, pixels)
 
 
-def _decode(file: MediaFile, data: DataSource) -> np.ndarray | str:
+def _decode(file: MediaFile, decoding: ImageDecoding) -> np.ndarray | str:
     """Returns uint8 of shape (channels, height, width), or why there are no pixels."""
-    from PIL import Image
-
     try:
-        with Image.open(io.BytesIO(file.content)) as image:
-            if image.mode.startswith(("I", "F")):
-                return f"pixels of mode {image.mode}, which do not fit into 8 bits"
-            converted_image = image.convert(data.mode)
-            if data.size is not None:
-                converted_image = converted_image.resize((data.size[1], data.size[0]), Image.Resampling.BILINEAR)
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as failure:
-        problem = str(failure) if "BytesIO" not in str(failure) else "no format that Pillow knows"
-        return f"no image: {problem}"
-    pixels = np.asarray(converted_image, np.uint8)
-    return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
+        return decode_image(file.content, decoding)
+    except MediaUnreadable as failure:
+        return str(failure)

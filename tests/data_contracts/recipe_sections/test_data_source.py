@@ -62,6 +62,7 @@ QUERY = {"source": "sql:adbc_driver_sqlite", "uri_variable": "URI"}
         ({"source": "hive:"}, "must be followed by a name"),
         ({"source": "rows.parquet", "delimiter": ";"}, "delimiter: no meaning for a source of format parquet"),
         ({"source": "rows.csv", "sample_rate": 8000, "mode": "L"}, "mode, sample_rate: no meaning"),
+        ({"source": "sounds", "format": "audio", "resample": True}, "resample: needs the `sample_rate`"),
         ({"sources": [{"source": "a.csv", "labels": "b", "part": "test"}]}, "labels: no meaning"),
         ({"source": "rows.csv", "encoding": "utf-9"}, "must know the encoding"),
         ({"source": "rows.csv", "delimiter": "::"}, "match pattern"),

@@ -6,7 +6,9 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from bloomery.data_contracts.odcs.contract import Contract
+from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.flows.recipe.consistency import find_inconsistencies
+from bloomery.flows.recipe.feature_checks import check_sample_rates
 from bloomery.models.compression.config import Compression
 from bloomery.models.features.config import Features
 from bloomery.models.networks.config import Model
@@ -121,6 +123,15 @@ def test_a_split_needs_columns_that_every_row_has(split, sentence):
     (problem,) = find_problems(NUMBER, split=split)
     assert sentence in problem
     assert find_problems(NUMBER, split=BY_TIME) == []
+
+
+def test_recordings_and_the_input_that_reads_them_have_one_sample_rate():
+    sound = {"kind": "audio", "column": "sound", "sample_rate": 8000, "duration_s": 1}
+    features = Features.model_validate({"key": "id", "label": "kind", "inputs": [sound]})
+    sources = [DataSource(source="sounds", format="audio", sample_rate=rate) for rate in (None, 8000, 16000)]
+    problems = [[*check_sample_rates(features, data)] for data in sources]
+    assert problems[:2] == [[], []]
+    assert "column 'sound' has 8000 samples per second, but data.sample_rate is 16000" in problems[2][0]
 
 
 def test_personal_columns_are_neither_key_nor_label():

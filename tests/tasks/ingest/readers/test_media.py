@@ -50,6 +50,22 @@ def test_images_are_resized_and_converted_to_grey(ingest_rows, tmp_path: Path) -
     assert set(result.rows[1]["image"]) == {200}
 
 
+def test_a_photograph_is_stored_upright(ingest_rows, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    Image.fromarray(PIXELS).save(tmp_path / "1.png", exif=exif)
+    write_image(tmp_path / "2.png", np.rot90(PIXELS, -1))
+    first, second = ingest_rows(source=str(tmp_path), format="images", mode="RGB").rows
+    assert first["image"] == second["image"]
+
+
+def test_a_source_of_malformed_images_alone_is_refused_with_a_reason(ingest_rows, tmp_path: Path) -> None:
+    for number in range(3):
+        write_image(tmp_path / f"{number}.png", np.zeros((2, 3), np.uint16))
+    with pytest.raises(DataMissing, match=r"no images in .* \(3 files are malformed; 2\.png: pixels of mode I;16"):
+        ingest_rows(source=str(tmp_path), format="images", mode="L")
+
+
 def test_images_of_two_sizes_are_refused_without_a_size(ingest_rows, tmp_path: Path) -> None:
     write_image(tmp_path / "1.png")
     write_image(tmp_path / "2.png", PIXELS[:1])
@@ -91,6 +107,30 @@ def test_recordings_in_a_zip_are_scaled_to_minus_one_to_one(ingest_rows, tmp_pat
     assert reasons["r/6_bob.wav"].startswith("2 channels")
     assert list(reasons) == ["r/4_bob.wav", "r/5_bob.wav", "r/6_bob.wav", "r/other.wav"]
     assert ingest_rows(source=str(tmp_path / "all.zip"), **options, mono=True).rows[3]["wave"] == [0.25, -0.5]
+
+
+def test_recordings_of_two_rates_are_refused_or_converted(ingest_rows, tmp_path: Path) -> None:
+    tone = np.sin(np.arange(400) / 9)
+    (tmp_path / "1.wav").write_bytes(wav((tone * 9999).astype(np.int16)))
+    (tmp_path / "2.wav").write_bytes(wav((np.repeat(tone, 2) * 9999).astype(np.int16), rate=16000))
+    options = {"source": str(tmp_path), "format": "audio"}
+    with pytest.raises(DataMissing, match="the sample rates 8000 Hz and 16000 Hz") as caught:
+        ingest_rows(**options)
+    assert ("`sample_rate`" in caught.value.remedy, "`resample`" in caught.value.remedy) == (True, True)
+    result = ingest_rows(**options, sample_rate=8000, resample=True)
+    assert [(len(row["wave"]), row["sample_rate"]) for row in result.rows] == [(400, 8000), (400, 8000)]
+    np.testing.assert_allclose(result.rows[0]["wave"], result.rows[1]["wave"], atol=0.03)
+
+
+def test_recordings_without_sound_are_malformed(ingest_rows, tmp_path: Path) -> None:
+    for name, samples in {"empty": [], "silent": [0] * 50, "sound": [1, 2]}.items():
+        (tmp_path / f"{name}.wav").write_bytes(wav(np.array(samples, np.int16)))
+    result = ingest_rows(source=str(tmp_path), format="audio")
+    assert [row["path"] for row in result.rows] == ["sound.wav"]
+    assert [(file, reason) for file, _, _, reason in result.malformed] == [
+        ("empty.wav", "an empty recording, without samples"),
+        ("silent.wav", "silence: all 50 samples are equal"),
+    ]
 
 
 def test_a_damaged_zip_is_reported(ingest_rows, tmp_path: Path) -> None:
@@ -143,7 +183,7 @@ def test_a_damaged_idx_file_is_reported(ingest_rows, tmp_path: Path, content: by
 def test_members_of_one_zip_are_assigned_to_splits_by_name(ingest_rows, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "sounds.zip", "w") as archive:
         for name in ("5_ann_0", "5_ann_10", "6_bob_0"):
-            archive.writestr(f"takes/{name}.wav", wav(np.zeros(4, np.int16)))
+            archive.writestr(f"takes/{name}.wav", wav(np.arange(4, dtype=np.int16)))
     path = str(tmp_path / "sounds.zip")
     sources = [
         {"source": path, "files": r"_0\.wav$", "part": "test"},
