@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import re
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from bloomery.data_contracts.errors import DataMissing, RecipeInvalid
+from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.recipe_sections.data_source import DataSource, SourceFile
 from bloomery.tasks.ingest import locations
 from bloomery.tasks.ingest.locations import FileLocation
-from bloomery.tasks.ingest.readers.media import read_media
 from bloomery.tasks.scaffolding.application_options import (
     APPLICATIONS,
     find_label_array,
@@ -24,6 +21,7 @@ from bloomery.tasks.scaffolding.application_options import (
 from bloomery.tasks.scaffolding.csv_dialect import infer_dialect
 from bloomery.tasks.scaffolding.format_detection import detect_format, find_label_file, read_image_shape
 from bloomery.tasks.scaffolding.json_records import find_records
+from bloomery.tasks.scaffolding.media_options import infer_audio_options, infer_image_options
 from bloomery.tasks.scaffolding.sequence_options import (
     are_sequence_files,
     find_labelled_file,
@@ -32,7 +30,6 @@ from bloomery.tasks.scaffolding.sequence_options import (
 )
 
 _SPLITS = ("train", "val", "test")
-_MAX_SIDE = 64  # pixels; larger images are resized when they are read
 
 
 _DIALECT_OPTIONS = (
@@ -70,6 +67,7 @@ class UserOptions(NamedTuple):
     mode: str | None = None
     size: tuple[int, ...] | None = None
     sample_rate: int | None = None
+    resample: bool | None = None
     mono: bool | None = None
     labels: str | None = None
     version: int | None = None
@@ -138,10 +136,11 @@ def infer_reader_options(sources: Sequence[str], label: str, user_options: UserO
         if application.origins:
             options = {"sources": list(application.origins), **_without_source(options)}
     elif kind == "images":
-        image_options, array_shape = _infer_image_options(paths)
-        options |= image_options
+        media = infer_image_options(paths)
+        options, notes, array_shape = options | media.options, media.notes | notes, media.array_shape
     elif kind == "audio":
-        options["mono"] = True
+        media = infer_audio_options(paths)
+        options, notes = options | media.options, media.notes | notes
     elif kind == "text":
         options["unit"] = "file"
     elif kind == "idx":
@@ -206,6 +205,8 @@ def _minimal_options(kind: str, stated: dict[str, Any]) -> dict[str, Any]:
     """Returns options that a source of this kind requires and that are inferred if the user has not stated them."""
     if kind == "images" and "mode" not in stated:
         return {"mode": "L"}
+    if kind == "audio" and "sample_rate" not in stated:
+        return {"sample_rate": 1}
     return (
         {"columns": ["column_1"]} if kind == "csv" and stated.get("header") is False and "columns" not in stated else {}
     )
@@ -258,42 +259,3 @@ def _format_option(path: str, kind: str) -> dict[str, str]:
         if DataSource.model_validate({"source": path, **minimal}).kind == kind:
             return {}
     return {} if kind in ("sql", "sklearn", "delta", "iceberg", "hive") else {"format": kind}
-
-
-def _infer_image_options(paths: Sequence[str]) -> tuple[dict[str, Any], tuple[int, ...]]:
-    """Returns the mode and, where images are large or differ in size, the common size; and the shape of an image."""
-    modes, sizes = _count_image_sizes(paths)
-    if not sizes:
-        raise DataMissing(
-            f"there are no images in {', '.join(paths)}",
-            required="files that Pillow reads, such as PNG and JPEG",
-            where="--data",
-            remedy="correct the path",
-        )
-    mode = "L" if modes <= {"1", "L", "LA"} else "RGB"
-    (height, width), _ = min(sizes.items(), key=lambda pair: (-pair[1], pair[0]))
-    longer_side = max(height, width)
-    num_channels = 1 if mode == "L" else 3
-    if len(sizes) == 1 and longer_side <= _MAX_SIDE:
-        return {"mode": mode}, (num_channels, height, width)
-    ratio = min(_MAX_SIDE / longer_side, 1.0)
-    height, width = max(round(height * ratio), 1), max(round(width * ratio), 1)
-    return {"mode": mode, "size": [height, width]}, (num_channels, height, width)
-
-
-def _count_image_sizes(paths: Sequence[str]) -> tuple[set[str], Counter[tuple[int, int]]]:
-    """Returns the modes of all images, and how many have each height and width."""
-    from PIL import Image
-
-    modes: set[str] = set()
-    sizes: Counter[tuple[int, int]] = Counter()
-    for path in paths:
-        data = DataSource(source=path, format="images", mode="L")
-        for file in read_media(data, SourceFile(source=path)):
-            try:
-                with Image.open(io.BytesIO(file.content)) as image:
-                    modes.add(image.mode)
-                    sizes[image.height, image.width] += 1
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-                continue  # the reader lists files that are no images as malformed
-    return modes, sizes

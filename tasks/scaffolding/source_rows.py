@@ -25,7 +25,11 @@ from bloomery.tasks.scaffolding.column_profiles import MARKERS
 from bloomery.tasks.scaffolding.number_inference import InferredNumbers, rewrite_inferred_numbers, without_notation
 
 _MAX_MALFORMED_SHARE = 0.2
-_READING_OPTIONS = "--delimiter, --quote, --escape, --skip-lines, --trailing-delimiter, --columns or --format"
+_READING_OPTIONS = "set --delimiter, --quote, --escape, --skip-lines, --trailing-delimiter, --columns or --format"
+_MEDIA_OPTIONS = {
+    "images": "convert these files, or set --path-pattern",
+    "audio": "convert these files, or set --resample, --mono or --path-pattern",
+}
 ROWS_FILE, MALFORMED_FILE = "profiled.parquet", "malformed.parquet"
 _MAX_NORMALIZED_LENGTH = 200  # characters; longer texts are no categories
 
@@ -85,7 +89,7 @@ def read_source_rows(data: DataSource, scratch: Path, label: str) -> SourceRows:
             f"there are no rows, and {malformed.num_lines} malformed lines {first_malformed}".strip(),
             required="rows to learn from",
             where=data.description,
-            remedy=f"choose other data, or set {_READING_OPTIONS}",
+            remedy=f"choose other data, or {_MEDIA_OPTIONS.get(data.kind, _READING_OPTIONS)}",
         )
     _require_few_malformed(writer.num_rows, malformed.num_lines, first_malformed, data)
     numbers = rewrite_inferred_numbers(path, data)
@@ -137,7 +141,9 @@ def _require_few_malformed(num_rows: int, num_malformed: int, first_malformed: s
             f"{num_malformed:,} of {num_all:,} rows are malformed; {first_malformed}",
             required=f"at most {_MAX_MALFORMED_SHARE:.0%} malformed rows",
             where=data.description,
-            remedy=f"set {_READING_OPTIONS} if the file is written in another way; else correct it",
+            remedy=_MEDIA_OPTIONS.get(
+                data.kind, f"{_READING_OPTIONS} if the file is written in another way; else correct it"
+            ),
         )
 
 
@@ -228,6 +234,7 @@ def _describe_first_malformed(path: Path) -> str:
     """Describes the first malformed line; empty if there is none."""
     for batch in read_batches(path):
         for row in batch.slice(0, 1).to_pylist():
-            where = row["file"] if row["line"] is None else f"{row['file']}, line {row['line']}"
-            return f"first malformed line: {where}: {row['reason']}"
+            if row["line"] is None:
+                return f"first malformed file: {row['file']}: {row['reason']}"
+            return f"first malformed line: {row['file']}, line {row['line']}: {row['reason']}"
     return ""

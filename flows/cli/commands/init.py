@@ -76,6 +76,7 @@ def init(
     mode: reading_options.Mode = None,
     size: reading_options.Size = None,
     sample_rate: reading_options.SampleRate = None,
+    resample: reading_options.Resample = None,
     mono: reading_options.Mono = None,
     labels: reading_options.Labels = None,
     version: reading_options.Version = None,
@@ -126,6 +127,7 @@ def init(
             mode=mode,
             size=reading_options.parse_size(size),
             sample_rate=sample_rate,
+            resample=resample,
             mono=mono,
             labels=labels,
             version=version,
@@ -296,7 +298,8 @@ def list_inferences(draft: ProjectDraft) -> list[tuple[str, str]]:
         if column.num_invalid
     ]
     if plan.profile.num_malformed:
-        inferences.append(("malformed", f"{plan.profile.num_malformed:,} lines; {plan.profile.first_malformed}"))
+        unit = "files" if draft.reader_options.data.kind in ("images", "audio") else "lines"
+        inferences.append(("malformed", f"{plan.profile.num_malformed:,} {unit}; {plan.profile.first_malformed}"))
     added = ", added" if plan.key.is_added else ""
     inferences.append(("key", f"{draft.names.get(plan.key.name, plan.key.name)}{added}: {plan.key.reason}"))
     inferences.append(("task", f"{plan.task.name}: {plan.task.reason}"))

@@ -47,7 +47,11 @@ Table = Annotated[str | None, typer.Option(help="The table of an SQLite file.")]
 Arrays = Annotated[list[str] | None, typer.Option(help="For .npz, an array and its column: image=x_train; repeatable.")]
 Mode = Annotated[str | None, typer.Option(help="For images, L (grey) or RGB.")]
 Size = Annotated[str | None, typer.Option(help="For images, height and width to resize to: 32,32.")]
-SampleRate = Annotated[int | None, typer.Option(min=1, help="For audio, the required sample rate in Hz.")]
+SampleRate = Annotated[int | None, typer.Option(min=1, help="For audio, the sample rate in Hz.")]
+Resample = Annotated[
+    bool | None,
+    typer.Option("--resample/--no-resample", help="For audio, whether to convert other sample rates."),
+]
 Mono = Annotated[bool | None, typer.Option("--mono/--no-mono", help="For audio, whether to average channels.")]
 Labels = Annotated[str | None, typer.Option(help="For IDX files, the file of the labels.")]
 Version = Annotated[int | None, typer.Option(min=0, help="Version of a Delta table, or Iceberg snapshot.")]

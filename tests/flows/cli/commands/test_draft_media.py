@@ -1,0 +1,64 @@
+"""`bloomery init` on images and recordings: what it infers, counts and says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from scipy.io import wavfile
+
+from bloomery.flows.cli.commands.init import list_inferences, write_drafts
+from bloomery.flows.recipe.recipe import read_recipe
+from bloomery.tasks.scaffolding.draft_planning import ColumnRoles
+from bloomery.tasks.scaffolding.reader_options import UserOptions
+from tests.flows.cli.commands.drafts import draft_recipe, validate_rows
+
+RANDOM = np.random.default_rng(0)
+
+
+def test_the_most_common_sample_rate_is_drafted_and_other_recordings_are_converted(home: Path, tmp_path: Path) -> None:
+    for number in range(40):
+        folder = tmp_path / "sounds" / ("yes" if number % 2 else "no")
+        folder.mkdir(parents=True, exist_ok=True)
+        rate = 16000 if number % 4 == 0 else 8000
+        shape = (rate // 10 + number, 2) if number == 7 else (rate // 10 + number,)
+        samples = RANDOM.integers(-9999, 9999, 0 if number == 5 else shape, np.int16)
+        wavfile.write(folder / f"{number}.wav", rate, np.zeros(800, np.int16) if number == 9 else samples)
+    draft = write_drafts("mine", [str(tmp_path / "sounds")], ColumnRoles("label"), UserOptions(), output=tmp_path)
+    inferred = dict(list_inferences(draft))
+    assert inferred["sample_rate"] == "8000: 30 of 40 recordings have it; 10 with 16000 Hz"
+    assert inferred["resample"].startswith("yes: recordings of other rates are converted")
+    assert inferred["mono"] == "yes: 1 of 40 recordings have several channels, which are averaged"
+    assert inferred["malformed"].startswith("2 ")
+    recipe = read_recipe(str(draft.recipe))
+    assert (recipe.data.sample_rate, recipe.data.resample) == (8000, True)
+    assert {source.columns: getattr(source, "sample_rate", None) for source in recipe.features.inputs} == {
+        ("wave",): 8000
+    }
+    valid_rows = validate_rows(recipe)
+    assert (valid_rows.num_rows, valid_rows.raw_rows.num_malformed) == (38, 2)
+    strict = draft_recipe(tmp_path, tmp_path / "sounds", "label", UserOptions(resample=False))
+    assert validate_rows(strict).num_rows == 28
+
+
+def test_photographs_are_drafted_upright_and_their_number_is_said(home: Path, tmp_path: Path) -> None:
+    sideways = Image.Exif()
+    sideways[0x0112] = 6
+    for number in range(40):
+        folder = tmp_path / "pictures" / ("cat" if number % 2 else "dog")
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = RANDOM.integers(0, 256, (20, 30), np.uint8)
+        if number % 4:
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+        else:  # as a camera stores it
+            Image.fromarray(np.rot90(pixels)).save(folder / f"{number}.png", exif=sideways)
+    Image.fromarray(np.zeros((20, 30), np.uint16)).save(tmp_path / "pictures" / "cat" / "deep.png")
+    draft = write_drafts("mine", [str(tmp_path / "pictures")], ColumnRoles("label"), UserOptions(), output=tmp_path)
+    inferred = dict(list_inferences(draft))
+    assert inferred["mode"] == "'L': no image has colours; 10 are turned as their EXIF orientation says"
+    assert "deep.png: pixels of mode I;16" in inferred["malformed"]
+    recipe = read_recipe(str(draft.recipe))
+    assert recipe.data.size is None
+    assert {getattr(source, "shape", None) for source in recipe.features.inputs} == {(1, 20, 30)}
+    assert validate_rows(recipe).num_rows == 40
