@@ -62,12 +62,16 @@ class JsonRowParser:
         Raises:
             RowsRefused: a column is missing, unknown or of the wrong type, or a value breaks a rule.
         """
+        return pa.Table.from_batches([self.to_columns(self.parse_rows(rows)).batch])
+
+    def parse_rows(self, rows: Any) -> list[Row]:
+        """The rows of a request that are Python objects. Raises as `parse_table`."""
         try:
             parsed = self._list.validate_python(rows)
         except ValidationError as failure:
             raise RowsRefused(explain_rows(failure.errors(include_url=False))) from None
         self._require_conditions(parsed)
-        return pa.Table.from_batches([self.to_columns(parsed).batch])
+        return parsed
 
     def parse_json(self, body: bytes) -> list[Row]:
         """The rows of a request, `{"rows": [{...}, ...]}` in JSON.

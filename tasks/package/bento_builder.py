@@ -15,12 +15,14 @@ from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.errors import EngineMissing
 from bloomery.data_contracts.monitoring import REFERENCE_FILE
 from bloomery.data_contracts.odcs.windowed_contract import with_windows
+from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.data_contracts.records.lineage import describe_lineage
 from bloomery.data_contracts.records.provenance import PROVENANCE_FILE, Provenance, RecipeDocument
 from bloomery.data_contracts.records.records import Choice
 from bloomery.data_contracts.records.score_format import SCORE_NAMES
 from bloomery.data_contracts.serving.signatures import MANIFEST_FILE
 from bloomery.models.features.encoder import read_encoder
+from bloomery.models.media.config import MEDIA_FILE
 from bloomery.tasks.bentos.bento_store import bento_folder
 from bloomery.tasks.bentos.environment import code_versions, describe_environment
 from bloomery.tasks.bentos.requirements import pin_requirements
@@ -29,14 +31,17 @@ from bloomery.tasks.infrastructure.python_processes import code_command
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.monitoring.reference_profile import build_reference
 from bloomery.tasks.orchestration.code_version import packages_of, reach, templates_of
+from bloomery.tasks.package.media_column import media_column
 
 SERVICE = "bloomery.deployments.service"
 ARTIFACTS = "artifacts"  # the folder in a build context and in a bento
 _NUM_EXAMPLES = 4  # with measured predictions, for the test that a version runs before it serves
 
 
-def write_context(context: Path, choice: Choice) -> dict[str, Path]:
+def write_context(context: Path, choice: Choice, recipe: dict[str, Any]) -> dict[str, Path]:
     """Copies the served files into `context`: the service with all modules that it imports, and the artifacts.
+
+    The data section of `recipe` says how files of images and recordings are decoded.
 
     Returns:
         The source file of each module, by dotted name.
@@ -51,23 +56,26 @@ def write_context(context: Path, choice: Choice) -> dict[str, Path]:
         for template in templates_of(source):
             shutil.copyfile(template, target.parent / template.name)
         (target.parent / "__init__.py").touch()
-    _write_artifacts(context / ARTIFACTS, choice)
+    _write_artifacts(context / ARTIFACTS, choice, recipe)
     return modules
 
 
-def _write_artifacts(folder: Path, choice: Choice) -> None:
+def _write_artifacts(folder: Path, choice: Choice, recipe: dict[str, Any]) -> None:
     folder.mkdir()
     dataset = choice.candidates.trained.dataset
     shutil.copyfile(settings().path(choice.candidate.uri), folder / _model_file(choice))
     shutil.copyfile(settings().path(dataset.encoder_uri), folder / "encoder.json")
-    window_lengths = read_encoder(folder / "encoder.json").features.window_lengths
-    contract = with_windows(dataset.valid_rows.contract, window_lengths)
+    features = read_encoder(folder / "encoder.json").features
+    contract = with_windows(dataset.valid_rows.contract, features.window_lengths)
     texts = {
         "contract.json": contract.model_dump_json(by_alias=True, indent=1, exclude_defaults=True),
         "examples.json": json.dumps(example_predictions(choice, _NUM_EXAMPLES), indent=1),
         "background.json": json.dumps(background_rows(choice)),
         REFERENCE_FILE: build_reference(choice).model_dump_json(by_alias=True, exclude_defaults=True),
     }
+    media = media_column(DataSource.model_validate(recipe["data"]), features, contract) if "data" in recipe else None
+    if media is not None:
+        texts[MEDIA_FILE] = media.model_dump_json(indent=1)
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
 

@@ -52,7 +52,7 @@ def package(out: Output, choice: Choice, name: str, stated_recipe: RecipeDocumen
         SettingInvalid: BLOOMERY_SIGNING_KEY names no usable key.
     """
     context = out.path("context")
-    modules = write_context(context, choice)
+    modules = write_context(context, choice, stated_recipe.recipe)
     content = digest_of_document(digest_files(context))
     tag = f"{name}:{content[:16]}"
     # The name counts: the same model under another name is another release.

@@ -14,6 +14,8 @@ import random
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -27,18 +29,21 @@ from bloomery.data_contracts.requests.problems import BodyUnreadable, RowsRefuse
 from bloomery.data_contracts.serving.api_keys import KeyPolicy
 from bloomery.data_contracts.serving.prediction_log import CANARY
 from bloomery.deployments.endpoint.asgi.documentation import DocumentationPages
+from bloomery.deployments.endpoint.asgi.media_rows import has_files, parse_media_rows
+from bloomery.deployments.endpoint.asgi.multipart import MULTIPART
 from bloomery.deployments.endpoint.asgi.request_body import ClientDisconnected, read_body, read_media_type
 from bloomery.deployments.endpoint.http.asgi_types import ASGIApp, Headers, Receive, Scope, Send
 from bloomery.deployments.endpoint.http.errors import HTTPError, body_too_large, overloaded, too_many_rows
 from bloomery.deployments.endpoint.http.limits import Limits
 from bloomery.deployments.endpoint.http.responses import JSON, Response, SendResponse, error_response, write_response
 from bloomery.deployments.endpoint.inference.explain import Explainer
-from bloomery.deployments.endpoint.inference.micro_batcher import MicroBatcher, PredictionBatch, RequestResult
+from bloomery.deployments.endpoint.inference.micro_batcher import MicroBatcher, OnResult, PredictionBatch, RequestResult
 from bloomery.deployments.endpoint.inference.model_version import LoadedVersion
 from bloomery.deployments.endpoint.telemetry.metrics import Metrics
 
 _BENTOML_PATHS = frozenset({"/livez", "/healthz", "/readyz", "/metrics", "/schema.json"})
 _REQUEST_ID = re.compile(r"[\w.:-]{1,64}")
+_NUM_DECODING_THREADS = 2  # each may need the memory of a large image
 _log = logging.getLogger("bloomery.endpoint")
 
 
@@ -62,6 +67,8 @@ class Application:
         self._request_id_prefix = os.urandom(6).hex()
         self.metrics = metrics
         self._explainer = Explainer(limits)
+        self._decoding_threads = ThreadPoolExecutor(_NUM_DECODING_THREADS, "decode")
+        self._decoding_tasks: set[asyncio.Task[None]] = set()
         self.batch_listeners: list[Callable[[PredictionBatch], None]] = [self.metrics.observe_batch]
         # Called for every prediction request with the version's tag, the status and the problems of rows.
         self.request_listeners: list[Callable[[str, int, Sequence[Mapping[str, Any]]], None]] = []
@@ -114,10 +121,11 @@ class Application:
         try:
             batcher = self._admit(request, scope["method"])
             body = await read_body(request.headers, receive, self._limits)
+            max_rows = self._limits.explain_rows if is_explanation else self._limits.rows
+            rows = await self._read_rows(batcher.version, request, body, max_rows)
             if is_explanation:
-                result = await self._explain(batcher.version, request.media_type, body, scope["query_string"])
+                result = await self._explain(batcher.version, rows, scope["query_string"])
             else:
-                rows = _parse_rows(batcher.version, request.media_type, body, self._limits.rows)
                 result = await _submit_and_wait(batcher, rows, request.request_id, request.start_time)
         except Exception as failure:
             result = failure
@@ -147,11 +155,39 @@ class Application:
             batcher = self._admit(request, "POST")
             if len(body) > self._limits.body_bytes:
                 raise body_too_large(self._limits.body_bytes, f"{len(body):,} bytes")
+            if has_files(batcher.version, request.media_type, body):
+                self._start_decoding(batcher, request, body, finish)
+                return
             rows = _parse_rows(batcher.version, request.media_type, body, self._limits.rows)
         except Exception as failure:
             finish(failure)
         else:
             batcher.submit(rows, request.request_id, request.start_time, finish)
+
+    def _start_decoding(self, batcher: MicroBatcher, request: _Request, body: bytes, finish: OnResult) -> None:
+        """Submits the rows of a request with files when they are decoded, and calls `finish` with the result."""
+
+        async def decode_and_submit() -> None:
+            try:
+                rows = await self._read_rows(batcher.version, request, body, self._limits.rows)
+            except Exception as failure:
+                finish(failure)
+            else:
+                batcher.submit(rows, request.request_id, request.start_time, finish)
+
+        task = asyncio.get_running_loop().create_task(decode_and_submit())
+        self._decoding_tasks.add(task)  # the event loop keeps only a weak reference
+        task.add_done_callback(self._decoding_tasks.discard)
+
+    async def _read_rows(
+        self, version: LoadedVersion, request: _Request, body: bytes, max_rows: int
+    ) -> list[Row] | pa.RecordBatch:
+        """Validated rows. A thread decodes files, so that other requests need not wait."""
+        if not has_files(version, request.media_type, body):
+            return _parse_rows(version, request.media_type, body, max_rows)
+        content_type = request.headers[b"content-type"] if request.media_type == MULTIPART else b""
+        parse = partial(parse_media_rows, version, content_type, body, self._limits._replace(rows=max_rows))
+        return await asyncio.get_running_loop().run_in_executor(self._decoding_threads, parse)
 
     def _open_request(self, header_list: Headers) -> _Request:
         self._num_waiting += 1
@@ -166,7 +202,7 @@ class Application:
             raise HTTPError(HTTPStatus.METHOD_NOT_ALLOWED, "send rows with POST", headers={"allow": "POST"})
         if self._num_waiting > self._limits.waiting:
             raise overloaded()
-        request.media_type = read_media_type(request.headers)
+        request.media_type = read_media_type(request.headers, takes_files=batcher.version.media is not None)
         return batcher
 
     def _count_prediction_request(self, request: _Request, response: Response) -> None:
@@ -175,8 +211,7 @@ class Application:
             for listener in self.request_listeners:
                 listener(request.version.tag, response.status, request.problems)
 
-    async def _explain(self, version: LoadedVersion, media_type: str, body: bytes, query: bytes) -> bytes:
-        rows = _parse_rows(version, media_type, body, self._limits.explain_rows)
+    async def _explain(self, version: LoadedVersion, rows: list[Row] | pa.RecordBatch, query: bytes) -> bytes:
         batch = version.row_check.to_columns(rows).batch if isinstance(rows, list) else rows
         explanations = await self._explainer.explain(version, batch, query)
         return orjson.dumps({"explanations": explanations, "model": version.tag})

@@ -6,10 +6,13 @@ from typing import Any
 
 from bloomery.data_contracts.requests.arrow_rows import ARROW_MEDIA_TYPE as ARROW
 from bloomery.data_contracts.serving.api_keys import KeyPolicy
+from bloomery.deployments.endpoint.asgi.media_rows import BASE64, ROWS_PART
+from bloomery.deployments.endpoint.asgi.multipart import MULTIPART
 from bloomery.deployments.endpoint.auth.middleware import PUBLIC_PATHS
 from bloomery.deployments.endpoint.http.responses import JSON
 from bloomery.deployments.endpoint.inference.explain import LABEL_PARAMETER
 from bloomery.deployments.endpoint.inference.model_version import LoadedVersion
+from bloomery.models.media.config import MediaColumn
 
 _NUM_EXAMPLES = 2
 _TEXT = {"type": "string"}
@@ -18,7 +21,7 @@ _ERRORS = {
     "400": "the body cannot be read",
     "405": "a method other than POST",
     "408": "the body was not complete in time",
-    "413": "the body is too large, or has too many rows",
+    "413": "the body is too large, has too many rows, or files with too many pixels or samples",
     "415": "an unsupported content type",
     "422": "a row violates the contract: column, value and rule",
     "503": "too many requests are waiting",
@@ -80,7 +83,38 @@ def _arrow_stream() -> dict[str, Any]:
 def _request_body(version: LoadedVersion) -> dict[str, Any]:
     rows = [example["row"] for example in version.examples[:_NUM_EXAMPLES]]
     json_body = {"schema": _ref("Request"), **({"example": {"rows": rows}} if rows else {})}
-    return {"required": True, "content": {JSON: json_body, ARROW: _arrow_stream()}}
+    content = {JSON: json_body, ARROW: _arrow_stream()}
+    if version.media is not None:
+        content[MULTIPART] = {"schema": _ref("Form")}
+    return {"required": True, "content": content}
+
+
+def _form_schema(media: MediaColumn) -> dict[str, Any]:
+    """Returns the schema of a form with a file for each row."""
+    file = {**_TEXT, "contentMediaType": _media_type(media)}
+    others = {"type": "array", "items": {"type": "object"}, "description": "the other columns of each row, if any"}
+    return {
+        "type": "object",
+        "required": [media.column],
+        "additionalProperties": False,
+        "properties": {media.column: {"type": "array", "minItems": 1, "items": file}, ROWS_PART: others},
+        "description": "A file for each row, in the field with the column's name, which may occur several times.",
+    }
+
+
+def _row_schema(version: LoadedVersion) -> dict[str, Any]:
+    """Returns the schema of a row; a column of files may have an array or a file in base64."""
+    schema = version.row_check.json_schema()
+    if version.media is not None:
+        text = {**_TEXT, "contentEncoding": "base64", "contentMediaType": _media_type(version.media)}
+        file = {**_object({BASE64: text}), "additionalProperties": False}
+        properties = schema["properties"]
+        properties[version.media.column] = {"anyOf": [properties[version.media.column], file]}
+    return schema
+
+
+def _media_type(media: MediaColumn) -> str:
+    return "image/*" if media.decoding.kind == "image" else "audio/wav"
 
 
 def _predict_operation(version: LoadedVersion, error_responses: dict[str, Any]) -> dict[str, Any]:
@@ -125,7 +159,8 @@ def _explain_operation(version: LoadedVersion, error_responses: dict[str, Any]) 
 def _schemas(version: LoadedVersion) -> dict[str, Any]:
     problem = {"row": {"type": ["integer", "string"]}, "column": _TEXT, "found": _TEXT, "rule": _TEXT}
     return {
-        "Row": version.row_check.json_schema(),
+        "Row": _row_schema(version),
+        **({} if version.media is None else {"Form": _form_schema(version.media)}),
         "Request": {
             "type": "object",
             "required": ["rows"],

@@ -8,6 +8,7 @@ from http import HTTPStatus
 
 from bloomery.data_contracts.requests.arrow_rows import ARROW_MEDIA_TYPE as ARROW
 from bloomery.deployments.endpoint.asgi.eager_task import EagerTask
+from bloomery.deployments.endpoint.asgi.multipart import MULTIPART
 from bloomery.deployments.endpoint.http.asgi_types import Message, Receive
 from bloomery.deployments.endpoint.http.errors import HTTPError, body_too_large, unsupported_media_type
 from bloomery.deployments.endpoint.http.limits import Limits
@@ -67,8 +68,12 @@ async def _read_chunks(first_message: EagerTask[Message], receive: Receive, limi
         ) from None
 
 
-def read_media_type(headers: Mapping[bytes, bytes]) -> str:
-    """Returns the media type, JSON or Arrow. Raises HTTPError for another type, or a compressed body."""
+def read_media_type(headers: Mapping[bytes, bytes], *, takes_files: bool) -> str:
+    """Returns the media type: JSON, Arrow, or a form if the version takes files.
+
+    Raises:
+        HTTPError: the type is another one, or the body is compressed.
+    """
     if headers.get(b"content-encoding", b"identity") != b"identity":
         encoding = headers[b"content-encoding"].decode("latin-1")
         raise HTTPError(
@@ -78,6 +83,7 @@ def read_media_type(headers: Mapping[bytes, bytes]) -> str:
     if content_type == _JSON:  # as nearly all clients send it
         return JSON
     media_type = content_type.decode("latin-1").split(";")[0].strip().lower()
-    if media_type not in (JSON, ARROW):
-        raise unsupported_media_type(media_type, (JSON, ARROW))
+    supported = (JSON, ARROW, MULTIPART) if takes_files else (JSON, ARROW)
+    if media_type not in supported:
+        raise unsupported_media_type(media_type, supported)
     return media_type

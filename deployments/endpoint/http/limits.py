@@ -17,6 +17,8 @@ class Limits(NamedTuple):
 
     body_bytes: int = 16_000_000
     rows: int = 10_000
+    image_pixels: int = 50_000_000  # of all images of a request; decoded they take far more memory than the body
+    audio_samples: int = 10_000_000  # of all recordings of a request
     waiting: int = 512  # requests at the same time; each additional one gets 503
     head_seconds: float = 10.0  # until the head of a request is complete
     body_seconds: float = 30.0  # until the body is complete

@@ -26,6 +26,7 @@ from bloomery.models.features.encoder import encode, read_encoder
 from bloomery.models.features.statistics.arrow_arrays import Rows
 from bloomery.models.inference.outputs import TOLERANCE, compute_outputs, predictions_from, score_unit
 from bloomery.models.inference.runtime import create_session
+from bloomery.models.media.config import MEDIA_FILE, MediaColumn
 from bloomery.models.profiling.cpu_features import cpu_flags, needs_reduced_range
 
 EXAMPLES, BACKGROUND = "examples.json", "background.json"
@@ -75,6 +76,7 @@ class LoadedVersion:
         self.encoder = read_encoder(artifacts / "encoder.json")
         self.row_check = JsonRowParser(self.contract, self.encoder.columns)
         self.arrow_check = ArrowRowParser(self.contract, self.encoder.columns)
+        self.media = _read_media_column(artifacts, self.manifest)
         self.is_regression = self.encoder.features.task == "regression"
         self._session = create_session(artifacts / self.manifest["model"])
         self._class_names = [str(label) for label in self.encoder.classes]
@@ -153,6 +155,13 @@ class LoadedVersion:
     def example_request(self) -> bytes:
         """The body of a request with the bento's example rows."""
         return json.dumps({"rows": [example["row"] for example in self.examples]}).encode()
+
+
+def _read_media_column(artifacts: Path, manifest: dict[str, Any]) -> MediaColumn | None:
+    """The column that requests may have as files; None if there is none, or if the version is older than such files."""
+    if MEDIA_FILE not in manifest["files"]:
+        return None
+    return MediaColumn.model_validate_json((artifacts / MEDIA_FILE).read_text(encoding="utf-8"))
 
 
 def _list_array(values: np.ndarray) -> pa.Array:

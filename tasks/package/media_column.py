@@ -1,0 +1,41 @@
+"""The column of a version that its endpoint takes as files, if the training rows were decoded from files."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from bloomery.data_contracts.odcs.contract import Contract
+from bloomery.data_contracts.recipe_sections.data_source import DataSource
+from bloomery.models.features.config import Features
+from bloomery.models.features.input_config import AudioInput, ImageInput
+from bloomery.models.media.config import AudioDecoding, ImageDecoding, MediaColumn
+from bloomery.models.media.source_options import audio_decoding, image_decoding
+
+_MODES: dict[int, Literal["L", "RGB"]] = {1: "L", 3: "RGB"}  # by the number of channels
+
+
+def media_column(data: DataSource, features: Features, contract: Contract) -> MediaColumn | None:
+    """Returns the column with images or recordings, and how they are decoded; None if the model reads no such column.
+
+    IDX files hold pixels as images do, so an image of the same size is decoded to them.
+    """
+    for source in features.inputs:
+        decoding: ImageDecoding | AudioDecoding | None = None
+        if isinstance(source, ImageInput) and data.kind == "images":
+            decoding = image_decoding(data)
+        elif isinstance(source, ImageInput) and data.kind == "idx" and _has_bytes(source.column, contract):
+            mode = _MODES.get(source.shape[0])
+            decoding = None if mode is None else ImageDecoding(mode=mode)
+        elif isinstance(source, AudioInput) and data.kind == "audio":
+            decoding = audio_decoding(data)
+            if decoding.sample_rate is None:  # the recordings have one rate, which the recipe's input states
+                decoding = decoding.model_copy(update={"sample_rate": source.sample_rate})
+        if decoding is not None:
+            shape = source.shape if isinstance(source, ImageInput) else None
+            return MediaColumn(column=source.columns[0], decoding=decoding, shape=shape)
+    return None
+
+
+def _has_bytes(name: str, contract: Contract) -> bool:
+    column = contract.column(name)
+    return column is not None and column.items is not None and column.items.arrow_type == "uint8"
