@@ -100,7 +100,7 @@ def plan_series(profile: SourceProfile, scratch: Path, request: SeriesRequest) -
     length = _choose_length(series, horizon, request.task.lags)
     spacing, num_windows = _choose_spacing(series, length, horizon)
     if spacing is None:
-        notes = (*notes, "the rows are not equally far apart, so lags and horizon count rows")
+        notes = (*notes, f"{_describe_steps(series)}, so lags and horizon count rows")
     named_series = f"{series.num_series:,} series by {' and '.join(groups)}" if groups else "one series"
     rows = "row" if horizon == 1 else "rows"
     reason = (
@@ -108,6 +108,13 @@ def plan_series(profile: SourceProfile, scratch: Path, request: SeriesRequest) -
         "later; --lags, --horizon, --time and --group change this"
     )
     return SeriesPlan(time, groups, length, horizon, spacing, series.shares, num_windows, reason, notes)
+
+
+def _describe_steps(series: _Series) -> str:
+    days = series.usual_step / MICROSECONDS_PER_DAY if series.time.logical_type != "integer" else 0
+    periods = ((28, 31, "months"), (90, 92, "quarters"), (365, 366, "years"))
+    names = [name for shortest, longest, name in periods if shortest <= days <= longest]
+    return f"{names[0]} are not equally long" if names else "the rows are not equally far apart"
 
 
 def is_bare_series(profile: SourceProfile, label: str, scratch: Path, reserved: Sequence[str]) -> bool:
@@ -310,6 +317,6 @@ def _reason_against(column: ColumnProfile) -> str | None:
         return "all its values are equal"
     if column.logical_type not in ("integer", "number"):
         return "a series reads numbers"
-    if is_code(column):
+    if column.num_distinct > 2 and is_code(column):
         return "its numbers are codes, and a series reads quantities"
-    return "it numbers the rows" if column.logical_type == "integer" and column.is_unique else None
+    return "it numbers the rows" if is_row_number(column) else None

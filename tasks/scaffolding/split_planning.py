@@ -20,6 +20,7 @@ from bloomery.tasks.scaffolding.entity_columns import (
     is_birth_date,
     names_event,
 )
+from bloomery.tasks.scaffolding.input_planning import split_words
 from bloomery.tasks.scaffolding.label_planning import LabelPlan
 from bloomery.tasks.scaffolding.profiler import ColumnProfile, SourceProfile
 from bloomery.tasks.scaffolding.row_order import RowTable, measure_order
@@ -27,8 +28,11 @@ from bloomery.tasks.scaffolding.task_inference import SplitKind
 
 Shares = tuple[float, float, float]
 _MIN_SHARE = 0.4  # of the rows that a split should have
+_GOOD_SHARE = 0.75  # the same, which another hash of the groups may give
 _MAX_MISSING_SHARE = 0.01  # of the rows; more of them without a time or group keep `init` from splitting by it
 _MAX_GROUPS_TRIED = 2_000  # more groups fill every split whatever the hash
+_MIN_YEARS = 10  # of a series; fewer are rather categories
+_FIRST_SECOND = 800_000_000  # since 1970: in 1995
 _SALTS = ("", *map(str, range(1, 100)))
 
 
@@ -110,10 +114,26 @@ def _infer_split(profile: SourceProfile, scratch: Path, label: LabelPlan, reserv
 
 
 def is_time(column: ColumnProfile) -> bool:
-    """Whether a column of dates or times is nearly complete, varies, and is no date of birth."""
-    is_date = column.logical_type in ("date", "timestamp") and not column.is_constant
+    """Whether a column of dates, times, years or seconds since 1970 is nearly complete, and is no date of birth."""
+    is_date = column.logical_type in ("date", "timestamp") or is_year(column) or _is_epoch(column)
     has_few_gaps = column.num_missing <= _MAX_MISSING_SHARE * column.num_rows
-    return is_date and has_few_gaps and not is_birth_date(column.name)
+    return is_date and not column.is_constant and has_few_gaps and not is_birth_date(column.name)
+
+
+def is_year(column: ColumnProfile) -> bool:
+    """Whether whole numbers named `year` are years; those of a thing have another name, or are in no order."""
+    low, high = column.minimum, column.maximum
+    is_calendar = low is not None and high is not None and low >= 1800 and high <= 2100
+    is_named = split_words(column.name) in (["year"], ["calendar", "year"], ["fiscal", "year"])
+    return column.logical_type == "integer" and is_named and is_calendar and column.num_distinct >= _MIN_YEARS
+
+
+def _is_epoch(column: ColumnProfile) -> bool:
+    """Whether whole numbers with the name of a time are seconds or milliseconds since 1970, of 1995 or later."""
+    low, high = column.minimum, column.maximum
+    if column.logical_type != "integer" or low is None or high is None or not names_event(column.name):
+        return False
+    return any(first <= low and high <= 5 * first for first in (_FIRST_SECOND, 1_000 * _FIRST_SECOND))
 
 
 def _try_time(column: ColumnProfile, label: LabelPlan, scratch: Path, shares: Shares) -> SplitPlan:
@@ -121,9 +141,11 @@ def _try_time(column: ColumnProfile, label: LabelPlan, scratch: Path, shares: Sh
     order = measure_order(scratch, column)
     if order.is_ordered:
         reason = f"the rows are in order of {column.name}"
-    elif names_event(column.name):
+    elif names_event(column.name) and not is_year(column):
         reason = f"{column.name} says when a row was recorded"
     else:
+        if is_year(column):
+            return SplitPlan("key", None, "")
         note = f"the rows are not in order of {column.name}; if it says when they were recorded, --time {column.name}"
         return SplitPlan("key", None, "", notes=(note,))
     problem = _time_problem(column, label, scratch, shares)
@@ -181,12 +203,13 @@ def _find_salt(column: ColumnProfile, label: LabelPlan, scratch: Path, shares: S
     if column.num_distinct > _MAX_GROUPS_TRIED:
         return ""
     counts = count_by_group(scratch, column, _class_columns(label))
-    for salt in _SALTS:
-        split_counts: defaultdict[str, Counter[Any]] = defaultdict(Counter)
-        for group, classes in counts.items():
-            split_counts[split_of_group(group, salt, shares)].update(classes)
-        if not _coverage_problem(split_counts, label, shares):
-            return salt
+    for min_share in (_GOOD_SHARE, _MIN_SHARE):
+        for salt in _SALTS:
+            split_counts: defaultdict[str, Counter[Any]] = defaultdict(Counter)
+            for group, classes in counts.items():
+                split_counts[split_of_group(group, salt, shares)].update(classes)
+            if not _coverage_problem(split_counts, label, shares, min_share):
+                return salt
     return None
 
 
@@ -215,12 +238,14 @@ def _class_columns(label: LabelPlan) -> tuple[ColumnProfile, ...]:
     return (label.column,) if label.task == "classification" else ()
 
 
-def _coverage_problem(counts: Mapping[str, Counter[Any]], label: LabelPlan, shares: Shares) -> str:
+def _coverage_problem(
+    counts: Mapping[str, Counter[Any]], label: LabelPlan, shares: Shares, min_share: float = _MIN_SHARE
+) -> str:
     """Returns which split has too few rows, or lacks a class that is not rare; empty if none does."""
     totals = {split: sum(counts[split].values()) if split in counts else 0 for split in SPLITS}
     num_rows = sum(totals.values())
     for split, share in zip(SPLITS, shares, strict=True):
-        if totals[split] < max(_MIN_SHARE * share * num_rows, 1):
+        if totals[split] < max(min_share * share * num_rows, 1):
             return f"{split} would have {totals[split]:,} of {num_rows:,} rows"
     if label.task == "regression":
         return ""

@@ -21,6 +21,7 @@ SplitKind = Literal["key", "group", "time"]
 _MAX_CODES = 20  # distinct whole numbers that are classes unless the name says otherwise
 _MAX_CODES_OF_COUNT = 10  # the same where the name says that something is counted
 _MIN_ROWS_PER_BALANCED = 20
+_LABEL_NAMES = ("label", "labels", "target", "y", "output", "answer", "truth")  # that say nothing about the values
 _NAMED_BY_FILES = ("images", "audio", "idx", "text")  # kinds of sources whose labels are names of folders and files
 _TYPE_NOUNS = {"string": "a text", "boolean": "a boolean", "integer": "an integer", "number": "a number"}
 
@@ -166,7 +167,8 @@ def _are_codes(column: ColumnProfile, kind: str) -> bool:
 def _are_balanced(column: ColumnProfile, counts: Sequence[int]) -> bool:
     """Whether the numbers are 0, 1, 2, … or 1, 2, 3, … with equally many rows, as someone has chosen them by class."""
     is_counted = column.minimum in (0, 1) and column.maximum == column.minimum + len(counts) - 1
-    return is_counted and min(counts) >= _MIN_ROWS_PER_BALANCED and max(counts) - min(counts) <= 1
+    is_label = column.name.lower() in _LABEL_NAMES
+    return is_label and is_counted and min(counts) >= _MIN_ROWS_PER_BALANCED and max(counts) - min(counts) <= 1
 
 
 def estimate_num_distinct(counts: Sequence[int]) -> float:

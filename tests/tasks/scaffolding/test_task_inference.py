@@ -53,6 +53,8 @@ LABELS: dict[str, tuple[str, np.ndarray, str, int]] = {
     "two far codes": ("y", CHANCE.choice([0, 255], 500_000), "classification", 5),
     "numbers of species": ("species_id", CHANCE.integers(0, 300, 500_000), "classification", 5),
     "letters as numbers": ("letter", CHANCE.integers(0, 26, 500_000), "classification", 5),
+    "balanced labels": ("label", np.arange(500_000) % 47, "classification", 3_000),
+    "balanced days": ("days_left", np.arange(500_000) % 50, "regression", 30),
     "texts": ("income", CHANCE.choice(["<=50K", ">50K"], 500_000), "classification", 5),
 }
 

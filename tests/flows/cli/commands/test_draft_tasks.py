@@ -180,6 +180,32 @@ def test_too_few_patients_are_said(home: Path, tmp_path: Path) -> None:
     assert "rows of one patient_id are in several splits: its 3 values are too few" in lines["split"]
 
 
+def make_years(name: str, first: int, *, by_country: bool) -> list[Row]:
+    rows = [
+        {name: first + year, "country": country, "wealth": round(year + CHANCE.gauss(0, 1), 3)}
+        | {"rain": CHANCE.gauss(0, 1)}
+        for country in ("AT", "BE", "CH", "DE")
+        for year in range(50)
+    ]
+    return rows if by_country else random.Random(1).sample(rows, len(rows))
+
+
+YEARS: dict[str, tuple[list[Row], str]] = {
+    "years of countries": (make_years("year", 1970, by_country=True), "time"),
+    "years of things": (make_years("year", 1970, by_country=False), "key"),
+    "seconds since 1970": (make_years("timestamp", 1_600_000_000, by_country=False), "time"),
+    "other numbers": (make_years("time", 1970, by_country=True), "key"),
+}
+
+
+@pytest.mark.parametrize("case", YEARS)
+def test_whole_numbers_that_are_times_split_the_rows(case: str, home: Path, tmp_path: Path) -> None:
+    rows, by = YEARS[case]
+    recipe, _ = draft(tmp_path, rows, "wealth")
+    assert (recipe.features.task, recipe.features.split.by) == ("regression", by)
+    assert recipe.features.split.column == ([*rows[0]][0] if by == "time" else None)
+
+
 def make_orders(*, ordered: bool, name: str = "order_date") -> list[Row]:
     rows = [
         {name: FIRST_DAY + dt.timedelta(days=number // 2), "born": dt.date(1950 + number % 40, 1, 2)}
