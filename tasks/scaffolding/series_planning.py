@@ -27,6 +27,7 @@ _MAX_GROUP_COLUMNS = 8  # columns that may name a series, which are tried alone 
 _MAX_REPEATED_SHARE = 0.005  # of the rows that may have the time of another row of their series
 _MAX_REQUESTED_SHARE = 0.05  # the same where the user names the columns
 _MIN_REGULAR_SHARE = 0.5  # of the windows that must stay if rows are required to be equally far apart
+_MIN_USUAL_SHARE = 0.6  # of the steps in time of a table that is taken for series without a request
 _MIN_STEPS = 30  # moments of all rows
 _LONG_SERIES = 1_000  # moments, of which a tenth is enough for val
 # Rows in a window, by the longest step in days: a day of hours, two weeks of days, a quarter of weeks, a year of months
@@ -118,7 +119,10 @@ def _describe_steps(series: _Series) -> str:
 
 
 def is_bare_series(profile: SourceProfile, label: str, scratch: Path, reserved: Sequence[str]) -> bool:
-    """Whether a label can be predicted from its past alone: beside it are a time, names of series and the calendar."""
+    """Whether a label can be predicted from its past alone: beside it are a time, names of series and the calendar.
+
+    Rows must be about equally far apart: single events, such as the ratings of users, are no series.
+    """
     times = [column for column in profile.columns if column.name not in reserved and is_time(column)]
     if len(times) != 1:
         return False
@@ -128,9 +132,17 @@ def is_bare_series(profile: SourceProfile, label: str, scratch: Path, reserved: 
     if len(others) > 2 or any(column.num_missing or not _may_name_series(column) for column in others):
         return False
     table = RowTable(scratch, others, times[0])
-    num_rows, num_repeated = _count_repeated(table, list(table.aliases.values()))
-    num_moments = table.query("select count(distinct moment) from rows")[0][0]
-    return num_repeated == 0 and num_moments >= _MIN_STEPS and num_rows >= _MIN_STEPS
+    aliases = list(table.aliases.values())
+    fewer = [[], *([alias] for alias in aliases)] if len(aliases) > 1 else [[]] if aliases else []
+    if _count_repeated(table, aliases)[1] or not all(_count_repeated(table, names)[1] for names in fewer):
+        return False
+    series = _measure_series(scratch, others, times[0])
+    usual = series.usual_step
+    steps = f"select moment - {series.over('lag(moment)')} as step from rows"
+    num_steps, num_usual = series.table.query(
+        f"select count(step), count(*) filter (where step between {0.9 * usual} and {1.15 * usual}) from ({steps})"
+    )[0]
+    return series.num_moments >= _MIN_STEPS and num_usual >= _MIN_USUAL_SHARE * num_steps
 
 
 def _is_of_calendar(column: ColumnProfile) -> bool:

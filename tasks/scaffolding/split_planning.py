@@ -28,7 +28,7 @@ from bloomery.tasks.scaffolding.task_inference import SplitKind
 
 Shares = tuple[float, float, float]
 _MIN_SHARE = 0.4  # of the rows that a split should have
-_GOOD_SHARE = 0.75  # the same, which another hash of the groups may give
+_GOOD_SHARE = 0.85  # the same, which another hash of the groups may give
 _MAX_MISSING_SHARE = 0.01  # of the rows; more of them without a time or group keep `init` from splitting by it
 _MAX_GROUPS_TRIED = 2_000  # more groups fill every split whatever the hash
 _MIN_YEARS = 10  # of a series; fewer are rather categories

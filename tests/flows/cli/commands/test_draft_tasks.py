@@ -18,7 +18,7 @@ from bloomery.flows.recipe.recipe import Recipe, read_recipe
 from bloomery.tasks.infrastructure import duckdb_session
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.prepare.duckdb_engine import DUCKDB_FUNCTIONS
-from bloomery.tasks.prepare.split_sql import require_no_leakage, split_query
+from bloomery.tasks.prepare.split_sql import names_by_alias, require_no_leakage, split_query
 from bloomery.tasks.scaffolding.draft_planning import ColumnRoles
 from bloomery.tasks.scaffolding.reader_options import UserOptions
 from bloomery.tasks.scaffolding.task_inference import TaskRequest
@@ -47,8 +47,7 @@ def split_rows(recipe: Recipe) -> list[Row]:
     """Returns the rows in their splits, as the stage `prepare` splits them."""
     valid_rows = validate_rows(recipe)
     with duckdb_session.open_session() as engine:
-        path = duckdb_session.parquet_path_sql(settings().path(valid_rows.uri))
-        engine.execute(f"create view checked as select * from read_parquet({path})")
+        duckdb_session.create_row_view(engine, "checked", settings().path(valid_rows.uri))
 
         def run_query(query: str) -> list[tuple[Any, ...]]:
             return engine.sql(query).fetchall()
@@ -56,7 +55,9 @@ def split_rows(recipe: Recipe) -> list[Row]:
         query = split_query(recipe.features, valid_rows.contract, "checked", run_query, DUCKDB_FUNCTIONS)
         engine.execute(f"create table split_rows as {query}")
         require_no_leakage(recipe.features, "split_rows", run_query)
-        return engine.sql("select * from split_rows").to_arrow_table().to_pylist()
+        rows = engine.sql("select * from split_rows").to_arrow_table()
+    names = names_by_alias(recipe.features)
+    return rows.rename_columns([names.get(alias, alias) for alias in rows.column_names]).to_pylist()
 
 
 def write_sales(num_days: int = 90, **columns: Callable[[int, int, int], Any]) -> list[Row]:
@@ -180,6 +181,16 @@ def test_too_few_patients_are_said(home: Path, tmp_path: Path) -> None:
     assert "rows of one patient_id are in several splits: its 3 values are too few" in lines["split"]
 
 
+def test_ratings_of_users_are_no_series(home: Path, tmp_path: Path) -> None:
+    rows = [
+        {"timestamp": 880_000_000 + CHANCE.randrange(10**7), "user": number % 90, "rating": CHANCE.randint(1, 5)}
+        for number in range(900)
+    ]
+    assert draft(tmp_path, rows, "rating")[1]["task"].startswith("classification: rating is an integer with 5")
+    plain = [{name: row[name] for name in ("timestamp", "rating")} for row in rows]
+    assert draft(tmp_path, plain, "rating")[1]["task"].startswith("classification: rating is an integer with 5")
+
+
 def make_years(name: str, first: int, *, by_country: bool) -> list[Row]:
     rows = [
         {name: first + year, "country": country, "wealth": round(year + CHANCE.gauss(0, 1), 3)}
@@ -203,7 +214,7 @@ def test_whole_numbers_that_are_times_split_the_rows(case: str, home: Path, tmp_
     rows, by = YEARS[case]
     recipe, _ = draft(tmp_path, rows, "wealth")
     assert (recipe.features.task, recipe.features.split.by) == ("regression", by)
-    assert recipe.features.split.column == ([*rows[0]][0] if by == "time" else None)
+    assert recipe.features.split.column == (next(iter(rows[0])) if by == "time" else None)
 
 
 def make_orders(*, ordered: bool, name: str = "order_date") -> list[Row]:
