@@ -49,7 +49,10 @@ class ArrowRowParser:
             RowsRefused: a column is missing, unknown or of another type, a value breaks a rule, or there are more rows
                 than `max_rows`.
         """
-        rows = self._read(body, max_rows)
+        return self.parse_batch(self._read(body, max_rows))
+
+    def parse_batch(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+        """The rows in the contract's types. Raises RowsRefused as `parse_stream` does."""
         if not rows.num_rows:
             raise RowsRefused([row_problem("", "", "no rows", "there must be at least one")])
         batch = cast_batch(self._select_columns(rows), self.schema, self._contract.date_formats)

@@ -24,40 +24,27 @@ from bloomery.data_contracts.serving.signatures import MANIFEST_FILE
 from bloomery.models.features.encoder import read_encoder
 from bloomery.models.media.config import MEDIA_FILE
 from bloomery.tasks.bentos.bento_store import bento_folder
+from bloomery.tasks.bentos.bundled_code import SERVICE, copy_modules
 from bloomery.tasks.bentos.environment import code_versions, describe_environment
 from bloomery.tasks.bentos.requirements import pin_requirements
 from bloomery.tasks.evaluation.held_out import background_rows, example_predictions
 from bloomery.tasks.infrastructure.python_processes import code_command
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.monitoring.reference_profile import build_reference
-from bloomery.tasks.orchestration.code_version import packages_of, reach, templates_of
+from bloomery.tasks.orchestration.code_version import packages_of, reach
 from bloomery.tasks.package.media_column import media_column
 
-SERVICE = "bloomery.deployments.service"
 ARTIFACTS = "artifacts"  # the folder in a build context and in a bento
 _NUM_EXAMPLES = 4  # with measured predictions, for the test that a version runs before it serves
 
 
-def write_context(context: Path, choice: Choice, recipe: dict[str, Any]) -> dict[str, Path]:
-    """Copies the served files into `context`: the service with all modules that it imports, and the artifacts.
+def write_context(context: Path, choice: Choice, recipe: dict[str, Any]) -> None:
+    """Copies the served files into `context`: the code that a version takes along, and the artifacts.
 
     The data section of `recipe` says how files of images and recordings are decoded.
-
-    Returns:
-        The source file of each module, by dotted name.
     """
-    modules = reach(SERVICE)
-    for dotted, source in modules.items():
-        target = context.joinpath(*dotted.split(".")).with_suffix(".py")
-        if source.name == "__init__.py":
-            target = context.joinpath(*dotted.split("."), "__init__.py")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
-        for template in templates_of(source):
-            shutil.copyfile(template, target.parent / template.name)
-        (target.parent / "__init__.py").touch()
+    copy_modules(context)
     _write_artifacts(context / ARTIFACTS, choice, recipe)
-    return modules
 
 
 def _write_artifacts(folder: Path, choice: Choice, recipe: dict[str, Any]) -> None:
@@ -125,13 +112,13 @@ def write_manifest(context: Path, tag: str, choice: Choice) -> None:
     (context / ARTIFACTS / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 
-def build_bento(context: Path, tag: str, modules: dict[str, Path], labels: dict[str, str]) -> None:
+def build_bento(context: Path, tag: str, labels: dict[str, str]) -> None:
     """Builds in a temporary store, then moves the bento into BentoML's store, so that it is never incomplete there.
 
     Raises:
         EngineMissing: a package is not installed, or BentoML cannot build the bento.
     """
-    options = _build_options(context, tag, modules, labels)
+    options = _build_options(context, tag, labels)
     name, version = tag.split(":")
     final = bento_folder(tag)
     store = Path(os.environ["BENTOML_HOME"])
@@ -162,8 +149,8 @@ def build_bento(context: Path, tag: str, modules: dict[str, Path], labels: dict[
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _build_options(context: Path, tag: str, modules: dict[str, Path], labels: dict[str, str]) -> dict[str, Any]:
-    """The arguments of `bentoml.bentos.build`; the requirements are the imported packages and their dependencies."""
+def _build_options(context: Path, tag: str, labels: dict[str, str]) -> dict[str, Any]:
+    """The arguments of `bentoml.bentos.build`; the requirements are what the service imports and their dependencies."""
     name, version = tag.split(":")
     return {
         "service": f"{SERVICE}:Endpoint",
@@ -173,7 +160,7 @@ def _build_options(context: Path, tag: str, modules: dict[str, Path], labels: di
         "labels": labels,
         "include": [str(path.relative_to(context)) for path in sorted(context.rglob("*")) if path.is_file()],
         "python": {
-            "packages": pin_requirements(packages_of(modules.values())),
+            "packages": pin_requirements(packages_of(reach(SERVICE).values())),
             "lock_packages": False,
         },
     }

@@ -8,13 +8,13 @@ from bloomery.data_contracts.documents.digests import digest_of_document, digest
 from bloomery.data_contracts.records.provenance import RecipeDocument
 from bloomery.data_contracts.records.records import Bento, Choice
 from bloomery.tasks.bentos.bento_store import bento_folder
+from bloomery.tasks.bentos.bundled_code import BUNDLED
 from bloomery.tasks.model_card.card import CARD_FOLDER, write_card
 from bloomery.tasks.orchestration import prefect_artifacts
 from bloomery.tasks.orchestration.stage import stage
 from bloomery.tasks.orchestration.stage_store import Output
 from bloomery.tasks.package.bento_builder import (
     ARTIFACTS,
-    SERVICE,
     build_bento,
     digest_files,
     write_context,
@@ -39,7 +39,7 @@ def _is_complete(record: Bento) -> bool:
     is_complete=_is_complete,
     publish=prefect_artifacts.publish_bento,
     further_modules=(_CARD,),
-    bundled_modules=(SERVICE,),
+    bundled_modules=BUNDLED,
 )
 def package(out: Output, choice: Choice, name: str, stated_recipe: RecipeDocument) -> Bento:
     """Builds the bento `name:VERSION` in BentoML's store, where VERSION is a digest of everything that it serves.
@@ -52,7 +52,7 @@ def package(out: Output, choice: Choice, name: str, stated_recipe: RecipeDocumen
         SettingInvalid: BLOOMERY_SIGNING_KEY names no usable key.
     """
     context = out.path("context")
-    modules = write_context(context, choice, stated_recipe.recipe)
+    write_context(context, choice, stated_recipe.recipe)
     content = digest_of_document(digest_files(context))
     tag = f"{name}:{content[:16]}"
     # The name counts: the same model under another name is another release.
@@ -63,6 +63,6 @@ def package(out: Output, choice: Choice, name: str, stated_recipe: RecipeDocumen
     files = digest_files(context)
     signing_key.sign_manifest(context / ARTIFACTS)  # not in the record: the version does not depend on the key
     labels = {"run": choice.candidate.run_id, "data": choice.candidates.trained.dataset.digest[:16]}
-    build_bento(context, tag, modules, labels)
+    build_bento(context, tag, labels)
     shutil.rmtree(context)
     return Bento(tag=tag, files=tuple(files.items()), choice=choice, digest=digest)

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import warnings
-from importlib import metadata
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-import numpy as np
 
 from bloomery.data_contracts.errors import ReleaseRefused
 from bloomery.data_contracts.recipe_sections.approval import PromotionTerms
@@ -17,7 +13,6 @@ from bloomery.data_contracts.records.records import Bento, Interval
 from bloomery.data_contracts.records.score_format import format_score_value
 from bloomery.models.evaluation.gates import Gates
 from bloomery.models.features.encoder import read_encoder
-from bloomery.models.onnx_storage.decoder import decompress
 from bloomery.tasks.bentos.bento_server import post_rows, serve_bento
 from bloomery.tasks.bentos.smoke_test import parse_predictions, require_same_prediction
 from bloomery.tasks.evaluation.held_out import example_predictions, read_measured_predictions
@@ -25,10 +20,10 @@ from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.promote.gates import compare_with_champion, require_not_worse, require_score
 from bloomery.tasks.promote.recent_data_gate import require_not_worse_on_recent_data
 from bloomery.tasks.registry import champion, model_registry, period_aliases, version_description
+from bloomery.tasks.registry.logged_model import log_model
 from bloomery.tasks.tracking import mlflow_runs
 
 if TYPE_CHECKING:
-    import onnx
     from mlflow.entities.model_registry import ModelVersion
 
 
@@ -118,43 +113,9 @@ def _register(
         tags |= {"privacy.epsilon": f"{trained.privacy.epsilon:.6g}", "privacy.delta": f"{trained.privacy.delta:g}"}
     version_description.log_card(bento)
     description = version_description.describe_version(bento, former, degradation)
-    version = model_registry.register_version(name, _log_model(bento), candidate.run_id, tags, description)
+    version = model_registry.register_version(name, log_model(bento), candidate.run_id, tags, description)
     version_description.describe_model(name, bento)
     return version
-
-
-def _log_model(bento: Bento) -> str:
-    """Logs the chosen ONNX file as an MLflow model of the candidate's run, once; returns its uri."""
-    import mlflow
-    import onnx
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
-
-    candidate = bento.choice.candidate
-    model_uri = mlflow_runs.client().get_run(candidate.run_id).data.tags.get("model")
-    if model_uri is not None:
-        return model_uri
-    model = onnx.load_from_string(decompress(settings().path(candidate.uri).read_bytes()))
-    inputs, outputs = (
-        Schema([TensorSpec(np.dtype("float32"), _shape(value), value.name) for value in values])
-        for values in (model.graph.input, model.graph.output)
-    )
-    with mlflow.start_run(run_id=candidate.run_id), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logged_model = mlflow.onnx.log_model(
-            model,
-            name="model",
-            signature=ModelSignature(inputs, outputs),
-            save_as_external_data=False,
-            pip_requirements=[f"onnxruntime=={metadata.version('onnxruntime')}", f"onnx=={metadata.version('onnx')}"],
-        )
-    mlflow_runs.client().set_tag(candidate.run_id, "model", logged_model.model_uri)
-    return str(logged_model.model_uri)
-
-
-def _shape(value: onnx.ValueInfoProto) -> tuple[int, ...]:
-    """The shape in the file, with -1 for a dynamic size."""
-    return tuple(size.dim_value if size.HasField("dim_value") else -1 for size in value.type.tensor_type.shape.dim)
 
 
 def _run_smoke_test(bento: Bento, num_rows: int) -> tuple[int, dict[str, Any]]:

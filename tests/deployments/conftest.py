@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,36 @@ def packaged(tmp_path_factory: pytest.TempPathFactory, contract_of: Callable[...
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def save_model() -> Callable[[Path, Path], Path]:
+    """Saves a hand-made version, to which two example rows are added, as an MLflow model below a folder."""
+
+    def save(artifacts: Path, folder: Path) -> Path:
+        from mlflow.models import Model
+
+        from bloomery.deployments.endpoint.inference.model_version import LoadedVersion
+        from bloomery.tasks.bentos.bundled_code import copy_modules
+        from bloomery.tasks.registry import logged_model
+
+        version = LoadedVersion(artifacts)
+        rows = [{"age": 30, "height": 1.7, "town": "york"}, {"age": 70, "height": 1.7, "town": "york"}]
+        predictions = version.format_predictions(version.predict(version.row_check.parse_table(rows).to_batches()[0]))
+        examples = [{"row": row, "prediction": prediction} for row, prediction in zip(rows, predictions, strict=True)]
+        (artifacts / "examples.json").write_text(json.dumps(examples))
+        manifest = json.loads((artifacts / "manifest.json").read_text())
+        manifest["files"]["examples.json"] = digest_of_file(artifacts / "examples.json")
+        (artifacts / "manifest.json").write_text(json.dumps(manifest))
+        source = folder / "src"
+        copy_modules(source)
+        shutil.copytree(artifacts, source / "artifacts")
+        (folder / "scratch").mkdir()
+        options = logged_model.model_options(source, folder / "scratch")
+        logged_model.RegistryFlavor.save_model(str(folder / "model"), mlflow_model=Model(), **options)
+        return folder / "model"
+
+    return save
 
 
 def _write_network(path: Path, weights: np.ndarray, biases: np.ndarray) -> None:

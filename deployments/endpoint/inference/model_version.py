@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,10 @@ EXAMPLES, BACKGROUND = "examples.json", "background.json"
 _log = logging.getLogger("bloomery.endpoint")
 
 
-def read_manifest(artifacts: Path) -> dict[str, Any]:
+def read_manifest(artifacts: Path, environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
     """Reads the bento's manifest after verifying its signature, and verifies the digest of each file that it lists.
+
+    `environment` says which keys are trusted.
 
     Raises:
         SignatureRefused: the manifest has no valid signature of a trusted key.
@@ -43,7 +46,7 @@ def read_manifest(artifacts: Path) -> dict[str, Any]:
     """
     try:
         content = (artifacts / MANIFEST_FILE).read_bytes()
-        require_signed(content, artifacts, os.environ)
+        require_signed(content, artifacts, environment)
         manifest: dict[str, Any] = json.loads(content)
     except (OSError, ValueError) as failure:
         raise _corrupt(f"{MANIFEST_FILE} cannot be read: {failure}", "a complete bento", artifacts) from failure
@@ -66,10 +69,10 @@ def _corrupt(problem: str, required: str, where: Path) -> OutputCorrupt:
 class LoadedVersion:
     """A version that has passed its self-test: its predictions for the bento's example rows are as measured."""
 
-    def __init__(self, artifacts: Path) -> None:
+    def __init__(self, artifacts: Path, environment: Mapping[str, str] = os.environ) -> None:
         """Loads a version. Raises as `read_manifest` does, and OutputCorrupt if the self-test fails."""
         self.artifacts = artifacts
-        self.manifest = read_manifest(artifacts)
+        self.manifest = read_manifest(artifacts, environment)
         self.tag: str = self.manifest["tag"]
         self.tag_bytes = self.tag.encode()
         self.contract = Contract.model_validate_json((artifacts / "contract.json").read_text(encoding="utf-8"))

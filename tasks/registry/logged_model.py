@@ -1,0 +1,158 @@
+"""Logs a version as an MLflow model: the twin of its bento, which reads rows in the contract's columns."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bloomery.data_contracts.odcs.columns import Column
+from bloomery.data_contracts.odcs.contract import Contract
+from bloomery.data_contracts.odcs.typed_elements import TypedElement
+from bloomery.data_contracts.records.records import Bento
+from bloomery.data_contracts.serving.signatures import MANIFEST_FILE
+from bloomery.models.features.encoder import read_encoder
+from bloomery.models.onnx_storage.decoder import decompress, is_compressed
+from bloomery.tasks.bentos.bento_store import bento_folder
+from bloomery.tasks.bentos.bundled_code import LOADER, REGISTRY_MODEL
+from bloomery.tasks.bentos.requirements import pin_requirements
+from bloomery.tasks.orchestration.code_version import packages_of, reach
+from bloomery.tasks.tracking import mlflow_runs
+
+if TYPE_CHECKING:
+    from mlflow.models import Model, ModelSignature
+
+LOADER_NAME = "bloomery_model_loader"
+_VERSION, _ARTIFACTS, _NETWORK = "version", "artifacts", "network.onnx"
+_TYPES = {"integer": "long", "number": "double", "boolean": "boolean", "date": "datetime", "timestamp": "datetime"}
+
+
+def log_model(bento: Bento) -> str:
+    """Logs the bento as an MLflow model of its candidate's run, once; returns its uri."""
+    import mlflow
+
+    run_id = bento.choice.candidate.run_id
+    tag = f"model.{bento.tag}"  # the same candidate may be packaged under several names
+    model_uri = mlflow_runs.client().get_run(run_id).data.tags.get(tag)
+    if model_uri is not None:
+        return model_uri
+    with tempfile.TemporaryDirectory() as scratch, mlflow.start_run(run_id=run_id), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        source = bento_folder(bento.tag) / "src"
+        logged_model = mlflow.models.Model.log(
+            artifact_path=None, name="model", flavor=RegistryFlavor, **model_options(source, Path(scratch))
+        )
+    mlflow_runs.client().set_tag(run_id, tag, logged_model.model_uri)
+    return str(logged_model.model_uri)
+
+
+def model_options(source: Path, scratch: Path) -> dict[str, Any]:
+    """The options of `RegistryFlavor.save_model`, for the packaged files in `source`; files are prepared in `scratch`.
+
+    `source` holds the artifacts and the code, as a bento's folder `src`.
+    """
+    import pandas as pd
+
+    artifacts = source / _ARTIFACTS
+    encoder = read_encoder(artifacts / "encoder.json")
+    contract = Contract.model_validate_json((artifacts / "contract.json").read_text(encoding="utf-8"))
+    examples = json.loads((artifacts / "examples.json").read_text(encoding="utf-8"))
+    columns = [column for column in contract.columns if column.name in encoder.columns]
+    shutil.copytree(source, scratch / _VERSION, ignore=shutil.ignore_patterns("__pycache__", "bentofile.yaml"))
+    loader = scratch / f"{LOADER_NAME}.py"
+    shutil.copyfile(reach(LOADER)[LOADER], loader)
+    return {
+        "data_path": str(scratch / _VERSION),
+        "code_paths": [str(loader)],
+        "signature": _signature(columns, examples[0]["prediction"]),
+        "input_example": pd.DataFrame([example["row"] for example in examples]),
+        "pip_requirements": pin_requirements(packages_of(reach(REGISTRY_MODEL).values())),
+        "validate_serving_input": False,  # the release is checked more thoroughly
+    }
+
+
+class RegistryFlavor:
+    """A flavor of MLflow's models: the python function of a version, and its network in ONNX."""
+
+    @staticmethod
+    def save_model(path: str, mlflow_model: Model, **options: Any) -> None:
+        """Writes the model to the folder `path`. `options` are those of `model_options`."""
+        import mlflow.pyfunc
+
+        del options["validate_serving_input"]
+        mlflow_model.signature = options.pop("signature")  # given as an option, it would be enforced on the example
+        mlflow.pyfunc.save_model(path=path, mlflow_model=mlflow_model, loader_module=LOADER_NAME, **options)
+        version = Path("data") / _VERSION
+        network = _plain_network(Path(path) / version)
+        mlflow_model.add_flavor(
+            "onnx",
+            onnx_version=metadata.version("onnx"),
+            data=str(network.relative_to(path)),
+            providers=["CPUExecutionProvider"],
+            onnx_session_options=None,
+            code=None,
+        )
+        mlflow_model.save(str(Path(path) / "MLmodel"))
+
+
+def _plain_network(version: Path) -> Path:
+    """The version's network as an ONNX file, which is decompressed where the bento has a smaller form of it."""
+    manifest = json.loads((version / _ARTIFACTS / MANIFEST_FILE).read_text(encoding="utf-8"))
+    stored = version / _ARTIFACTS / manifest["model"]
+    content = stored.read_bytes()
+    if not is_compressed(content[:4]):
+        return stored
+    (version / _NETWORK).write_bytes(decompress(content))
+    return version / _NETWORK
+
+
+def _signature(columns: Sequence[Column], prediction: Mapping[str, Any]) -> ModelSignature:
+    """The columns in the contract's types, and the predictions as in the example.
+
+    It is marked as that of a model that checks its rows itself. MLflow's own check would refuse rows that the contract
+    allows, such as whole numbers in a column of numbers, drop unknown columns, and have errors of its own.
+    """
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import ColSpec, Schema
+
+    signature = ModelSignature(
+        Schema([ColSpec(_input_type(column), column.name, required=column.is_required) for column in columns]),
+        Schema([ColSpec(_output_type(value), name) for name, value in prediction.items()]),
+    )
+    signature._is_signature_from_type_hint = True
+    return signature
+
+
+def _input_type(item: TypedElement) -> Any:
+    from mlflow.types.schema import Array, DataType
+
+    items = getattr(item, "items", None)
+    if items is not None:
+        return Array(_input_type(items))
+    is_written = item.logical_type in ("date", "timestamp") and item.date_format is not None
+    return DataType["string" if is_written else _TYPES.get(item.logical_type, "string")]
+
+
+def _output_type(value: Any) -> Any:
+    """The type of a value in the JSON of a prediction. An integer may be a float in another row, except for a label."""
+    from mlflow.types.schema import AnyType, Array, DataType, Map
+
+    match value:
+        case bool():
+            return DataType.boolean
+        case int():
+            return DataType.long
+        case float():
+            return DataType.double
+        case str():
+            return DataType.string
+        case Mapping():
+            return Map(_output_type(next(iter(value.values()), 0.0)))
+        case list():
+            return Array(_output_type(value[0])) if value else Array(AnyType())
+    return AnyType()
