@@ -44,6 +44,11 @@ def test_modules_that_the_command_line_reads_first_import_nothing_heavy(module: 
     assert not modules_after(f"import {module}") & set(HEAVY)
 
 
+def test_the_package_and_its_api_import_nothing_heavy() -> None:
+    assert not modules_after("import bloomery") & {*HEAVY, "pydantic", "numpy", "pyarrow"}
+    assert not modules_after("import bloomery\nbloomery.init, bloomery.run, bloomery.load") & set(HEAVY)
+
+
 def test_the_service_imports_neither_torch_nor_spark_nor_prefect() -> None:
     loaded = modules_after("import bloomery.deployments.service")
     assert not loaded & {"torch", "pyspark", "prefect", "mlflow", "great_expectations", "onnx"}

@@ -1,0 +1,1 @@
+"""The Python API for notebooks, which `import bloomery` offers"""

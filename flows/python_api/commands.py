@@ -1,0 +1,175 @@
+"""`bloomery.init`, which drafts a contract and a recipe from a table or from files, and `bloomery.run`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bloomery.data_contracts.errors import SettingInvalid, StateUnwritable
+from bloomery.data_contracts.records.records import Release
+from bloomery.flows.python_api.command_process import call_command
+from bloomery.flows.python_api.displays import html_table
+from bloomery.flows.python_api.frames import is_frame, write_frame
+from bloomery.flows.python_api.models import Model, load
+
+
+@dataclass(frozen=True)
+class Draft:
+    """The files that `init` has written, and what it has inferred from the data."""
+
+    name: str
+    recipe: Path
+    contract: Path
+    num_rows: int
+    num_quarantined: int
+    num_columns: int
+    inferred: tuple[tuple[str, str], ...]
+
+    def run(self) -> Model:
+        """Runs the recipe, as `bloomery.run` does."""
+        return run(self)
+
+    @property
+    def summary(self) -> str:
+        """The numbers of rows and columns."""
+        quarantined = f", at most {self.num_quarantined:,} to be quarantined" if self.num_quarantined else ""
+        return f"{self.name}: {self.num_rows:,} rows, {self.num_columns:,} columns{quarantined}"
+
+    @property
+    def _files(self) -> str:
+        return f"written: {self.contract} and {self.recipe}"
+
+    def __str__(self) -> str:
+        return "\n".join([self.summary, *(f"  {what:<16} {value}" for what, value in self.inferred), self._files])
+
+    def _repr_html_(self) -> str:
+        note = f"{self._files}; edit them, or run them with bloomery.run({str(self.recipe)!r})"
+        return html_table(self.summary, ("inferred", "value"), self.inferred, note)
+
+
+def init(
+    data: Any,
+    *,
+    label: str,
+    name: str | None = None,
+    output: str | Path = ".",
+    force: bool = False,
+    **options: Any,
+) -> Draft:
+    """Drafts a contract and a recipe from data, as `bloomery init` does.
+
+    Args:
+        data: A DataFrame of pandas or Polars, an Arrow table, or a file, folder, pattern or table as for `--data`; or
+            several, such as `["train=a.csv", "test=b.csv"]`. A table is written to `NAME.parquet` in `output`.
+        label: The column to predict.
+        name: Name of the model; by default that of the file.
+        output: The folder to write to.
+        force: Whether existing files are replaced.
+        options: Other options of `bloomery init`, such as `key="id"` or `delimiter=";"`; a list for several values.
+
+    Raises:
+        BloomeryError: as the command does; its text says what to do.
+    """
+    model_name, folder = name or _name_of(data), Path(output)
+    arguments = ["--label", label, "--output", str(folder), *(["--force"] if force else [])]
+    arguments += _to_arguments(options)
+    data_file = folder / f"{model_name}.parquet" if is_frame(data) else None
+    if data_file is not None:
+        _require_absent(data_file, force)
+        write_frame(data, data_file)
+    sources = [data_file] if data_file is not None else [data] if isinstance(data, str | Path) else list(data)
+    for source in sources:
+        arguments += ["--data", str(source)]
+    try:
+        document = call_command("init", model_name, *arguments)
+    except BaseException:
+        if data_file is not None and not (folder / f"{model_name}.yaml").exists():
+            data_file.unlink(missing_ok=True)
+        raise
+    return Draft(
+        name=model_name,
+        recipe=Path(document["recipe"]),
+        contract=Path(document["contract"]),
+        num_rows=document["num_rows"],
+        num_quarantined=document["num_quarantined"],
+        num_columns=document["num_columns"],
+        inferred=tuple((item["name"], item["value"]) for item in document["inferred"]),
+    )
+
+
+def run(recipe: str | Path | Draft, period: str | None = None) -> Model:
+    """Runs a recipe as `bloomery run` does, and returns the version that it has released.
+
+    Stages that have run before are found. An interrupted run continues after its last complete stage.
+
+    Args:
+        recipe: A recipe file, the name of a recipe, or a draft.
+        period: The period of a dated recipe, such as `2019-02`; by default the latest.
+
+    Raises:
+        BloomeryError: as the command does, such as NoCandidate or ReleaseRefused; its text says what to do.
+    """
+    reference = str(recipe.recipe if isinstance(recipe, Draft) else recipe)
+    document = call_command("run", reference, *([] if period is None else ["--period", period]))
+    release = Release.model_validate(document)
+    return load(f"{release.name}:{release.version}")
+
+
+def _name_of(data: Any) -> str:
+    """The name of the first file, as a model may be named. Raises SettingInvalid for a table, which has none."""
+    source = data if isinstance(data, str | Path) else data[0] if isinstance(data, Sequence) and data else None
+    if source is None:
+        raise SettingInvalid(
+            f"a {type(data).__name__} has no name",
+            required="a name for the model",
+            where="the argument `name` of bloomery.init",
+            remedy='give one, such as name="wine"',
+        )
+    stem = Path(str(source).rpartition("=")[2].rpartition(":")[2]).name.partition(".")[0]
+    return re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")[:41] or "model"
+
+
+def _to_arguments(options: Mapping[str, Any]) -> list[str]:
+    """The options as the command line has them. Raises SettingInvalid for one that it does not have."""
+    import typer
+
+    from bloomery.flows.cli.main import app
+
+    command: Any = typer.main.get_command(app)
+    parameters = {parameter.name: parameter for parameter in command.commands["init"].params}
+    known = set(parameters) - {"name", "data", "label", "output", "force", "as_json", "help"}
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise SettingInvalid(
+            f"there is no option {', '.join(unknown)}",
+            required=f"options among {', '.join(sorted(known))}",
+            where="the arguments of bloomery.init",
+            remedy="correct the name; `bloomery init --help` describes the options",
+        )
+    arguments: list[str] = []
+    for name, value in options.items():
+        parameter = parameters[name]
+        if value is None:
+            continue
+        if isinstance(value, bool):
+            arguments.append((parameter.opts if value else parameter.secondary_opts)[0])
+            continue
+        values = list(value) if isinstance(value, list | tuple) else [value]
+        if not parameter.multiple:
+            values = [",".join(map(str, values))]
+        for item in values:
+            arguments += [parameter.opts[0], str(item)]
+    return arguments
+
+
+def _require_absent(path: Path, force: bool) -> None:
+    if path.exists() and not force:
+        raise StateUnwritable(
+            f"{path} exists already",
+            required="no file of that name",
+            where=str(path.parent.absolute()),
+            remedy="give another `name` or `output`, or replace it with force=True",
+        )

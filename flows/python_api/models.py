@@ -1,0 +1,196 @@
+"""`bloomery.load`: a registered version that predicts in this process, with what is known about it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+from bloomery.data_contracts.errors import BloomeryError, ContractBroken, DataUnfit, OutputCorrupt
+from bloomery.data_contracts.records.records import Choice
+from bloomery.data_contracts.records.score_format import SCORE_NAMES, format_score
+from bloomery.flows.python_api.displays import Card, ConfusionMatrix, ParetoFront, html_table, missing_file
+from bloomery.flows.python_api.frames import to_same_kind
+
+
+def load(reference: str) -> Model:
+    """The registered version that `NAME`, `NAME@ALIAS` or `NAME:VERSION` refers to; `NAME` alone means its champion.
+
+    Raises:
+        DataMissing: there is none.
+    """
+    from bloomery.tasks.infrastructure.settings import require_state_folder
+
+    require_state_folder()
+    with _registry():
+        from bloomery.tasks.registry.model_registry import BENTO, find_version
+
+        version = find_version(reference)
+        return Model(version.name, int(version.version), version.tags[BENTO], version.tags.get("score", ""))
+
+
+class RowsInvalid(ContractBroken):
+    """Rows given to a model break its contract."""
+
+    problems: list[dict[str, Any]]  # each with row, column, found and rule
+
+
+class Model:
+    """One version of a model. It predicts raw rows in the contract's columns, as its endpoint does."""
+
+    def __init__(self, name: str, version: int, bento: str, score: str) -> None:
+        self.name, self.version, self.bento = name, version, bento
+        self._score = score
+
+    def predict(self, data: Any) -> Any:
+        """The predictions for a DataFrame of pandas or Polars, an Arrow table or a list of rows, in the same form.
+
+        They have the label and the probability of each class, or the value. Columns of the contract that the model does
+        not read, such as the label, may be there.
+
+        Raises:
+            RowsInvalid: a row breaks the contract; its attribute `problems` lists rows, columns and rules.
+        """
+        from mlflow.exceptions import MlflowException
+
+        from bloomery.data_contracts.requests.problems import RowsRefused
+
+        try:
+            predictions = self._python_function.predict(data)
+        except MlflowException as failure:
+            if not isinstance(failure.__cause__, RowsRefused | DataUnfit):
+                raise
+            error = RowsInvalid(
+                failure.message,
+                required="rows that keep the contract, as the endpoint requires them",
+                where=f"the rows given to {self.name} version {self.version}",
+                remedy="correct or drop these rows; the attribute `problems` of this error lists them",
+            )
+            error.problems = failure.json_kwargs["problems"]
+            raise error from None
+        return to_same_kind(predictions, data)
+
+    @cached_property
+    def _python_function(self) -> Any:
+        with _registry():
+            import mlflow.pyfunc
+
+            function = mlflow.pyfunc.load_model(f"models:/{self.name}/{self.version}", suppress_warnings=True)
+        if "onnx" in str(function.metadata.flavors["python_function"].get("loader_module")):
+            raise OutputCorrupt(
+                f"{self.name} version {self.version} was registered by an earlier Bloomery, as a bare network",
+                required="a version that reads rows in the contract's columns",
+                where="the MLflow model registry",
+                remedy="run its recipe again, which registers the same model anew",
+            )
+        return function
+
+    @property
+    def card(self) -> Card:
+        """The model card. Raises DataMissing where the bento is not on this machine."""
+        from bloomery.tasks.bentos.bento_store import artifacts_folder
+        from bloomery.tasks.model_card.card import CARD_FOLDER
+        from bloomery.tasks.model_card.rendering import HTML, MARKDOWN
+
+        return Card.read(artifacts_folder(self.bento) / CARD_FOLDER, HTML, MARKDOWN)
+
+    @property
+    def candidates(self) -> ParetoFront:
+        """The candidates of the run, best first, and their Pareto front."""
+        from bloomery.tasks.evaluation.candidate_table import candidate_columns, candidate_rows
+        from bloomery.tasks.infrastructure.settings import settings
+
+        choice = self._choice
+        picture = settings().path(choice.plot_uri)
+        return ParetoFront(
+            title=f"{self.name} version {self.version}: candidates on the held-out rows",
+            rows=tuple(candidate_rows(choice)),
+            columns=candidate_columns(choice.candidates, choice.verdicts, choice.candidate.name),
+            picture=picture.read_bytes() if picture.is_file() else None,
+        )
+
+    @property
+    def confusion_matrix(self) -> ConfusionMatrix:
+        """The confusion matrix of a classification on the held-out rows.
+
+        Raises:
+            DataUnfit: the model predicts no class.
+            DataMissing: the predictions of its run are not on this machine.
+        """
+        from bloomery.models.evaluation import metrics
+        from bloomery.tasks.evaluation.held_out import read_measured_predictions
+        from bloomery.tasks.infrastructure.settings import settings
+
+        choice = self._choice
+        dataset = choice.candidates.trained.dataset
+        if not dataset.classes:
+            raise DataUnfit(
+                f"{self.name} predicts {dataset.label} as a number",
+                required="a classification",
+                where=f"the confusion matrix of {self.name} version {self.version}",
+                remedy="see its card, which shows the errors of a regression",
+            )
+        path = settings().path(choice.candidate.predictions_uri)
+        if not path.is_file():
+            raise missing_file("the table of predictions", path)
+        rows = read_measured_predictions(choice)
+        positions = {value: number for number, value in enumerate(dataset.classes)}
+        truth, predictions = (
+            [positions[value] for value in rows[name].to_pylist()] for name in ("truth", "prediction")
+        )
+        import numpy as np
+
+        counts = metrics.confusion_matrix(np.array(truth), np.array(predictions), len(dataset.classes))
+        return ConfusionMatrix(dataset.label, dataset.classes, counts)
+
+    @cached_property
+    def _choice(self) -> Choice:
+        from bloomery.tasks.registry.bento_provenance import read_bento_provenance
+
+        return read_bento_provenance(self.bento).choice
+
+    def __repr__(self) -> str:
+        score = f", score {self._score}" if self._score else ""
+        return f"<bloomery.Model {self.name} version {self.version}{score}, bento {self.bento}>"
+
+    def _repr_html_(self) -> str:
+        try:
+            facts = self._facts()
+        except BloomeryError:  # its bento is on another machine
+            facts = [("score", self._score)]
+        note = "attributes: card, candidates, confusion_matrix; method: predict(data)"
+        return html_table(f"{self.name} version {self.version}", ("", ""), [*facts, ("bento", self.bento)], note)
+
+    def _facts(self) -> list[tuple[str, str]]:
+        choice = self._choice
+        candidate, dataset = choice.candidate, choice.candidates.trained.dataset
+        score = f"{format_score(dataset.task, candidate.score)} on {dataset.test.num_rows:,} held-out rows"
+        return [
+            ("predicts", f"{dataset.label}, from {len(dataset.inputs):,} columns"),
+            (SCORE_NAMES[dataset.task], score),
+            ("candidate", candidate.name),
+            ("size", f"{candidate.size_bytes:,} bytes"),
+            ("p50", f"{candidate.latency.p50_ms * 1000:.0f} µs for one row"),
+        ]
+
+
+@contextlib.contextmanager
+def _registry() -> Iterator[None]:
+    """Uses the state folder's registry inside the `with` block, and then again the one that the notebook has used."""
+    import mlflow
+
+    variable = os.environ.get("MLFLOW_TRACKING_URI")
+    before = mlflow.get_tracking_uri()
+    from bloomery.tasks.infrastructure.settings import settings
+    from bloomery.tasks.tracking.mlflow_runs import client
+
+    try:
+        client()
+        mlflow.set_tracking_uri(settings().tracking_uri)
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
+        if variable is None:
+            os.environ.pop("MLFLOW_TRACKING_URI", None)

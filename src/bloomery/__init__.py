@@ -1,0 +1,66 @@
+"""From rows and a data contract to a smaller, served model.
+
+`init`, `run` and `load` are the API for notebooks and programs, which docs/notebooks.md describes. They are imported
+when they are first used, so `import bloomery` is instant. The rooms, such as `bloomery.models`, are subpackages.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bloomery.data_contracts.errors import BloomeryError
+    from bloomery.flows.python_api.commands import Draft, init, run
+    from bloomery.flows.python_api.displays import Card, ConfusionMatrix, ParetoFront
+    from bloomery.flows.python_api.models import Model, load
+
+__all__ = ["BloomeryError", "Card", "ConfusionMatrix", "Draft", "Model", "ParetoFront", "init", "load", "run"]
+_MODULES = {
+    "BloomeryError": "data_contracts.errors",
+    **dict.fromkeys(("Draft", "init", "run"), "flows.python_api.commands"),
+    **dict.fromkeys(("Card", "ConfusionMatrix", "ParetoFront"), "flows.python_api.displays"),
+    **dict.fromkeys(("Model", "load"), "flows.python_api.models"),
+}
+_ROOMS = ("data_contracts", "models", "tasks", "flows", "deployments")
+# Of the variables that importing `flows` sets, those that the API needs. The others configure engines, which run in
+# processes of their own: in a notebook they would change what the user's own PyTorch, matplotlib or MLflow does.
+_KEPT_VARIABLES = ("BLOOMERY_HOME", "BENTOML_HOME", "ORT_DISABLE_TELEMETRY", "MLFLOW_DISABLE_TELEMETRY")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if f"{__name__}.flows" not in sys.modules:
+        _import_flows()
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_ROOMS})
+
+
+def _import_flows() -> None:
+    before = dict(os.environ)
+    importlib.import_module(f"{__name__}.flows")
+    kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+    os.environ.clear()
+    os.environ.update({**kept, **before})
+
+
+def _prefer_older_bentos() -> None:
+    """Puts the rooms of a bento first that an earlier Bloomery has packaged: its folder `bloomery` lacks this file."""
+    for entry in filter(None, sys.path):
+        folder = os.path.join(entry, "bloomery")
+        is_package = os.path.exists(os.path.join(folder, "__init__.py"))
+        if os.path.isdir(folder) and not is_package and os.path.isfile(f"{entry}/artifacts/manifest.json"):
+            __path__.insert(0, folder)
+
+
+_prefer_older_bentos()
