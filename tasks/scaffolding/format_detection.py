@@ -31,6 +31,8 @@ _MAGIC_BYTES = {b"PAR1": "parquet", b"ORC": "orc", b"ARROW1": "arrow"} | {
 }
 _OLE_MAGIC = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 _ARFF_START = re.compile(rb"(?i)(\xef\xbb\xbf)?(\s*(%[^\n]*)?\n)*\s*@relation\b")
+_HTML_START = re.compile(rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype|html|\?xml|table|head)\b")
+_WORKBOOK_MAGIC = (b"PK", _OLE_MAGIC)
 _BESIDE_DATA = ("xlsx", "sqlite", "text")  # formats of files that may lie beside the data in a folder or zip
 _BYTE_ORDER_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\xef\xbb\xbf")
 
@@ -45,6 +47,8 @@ def detect_format(source: str) -> str:
     if scheme in TABLES:
         return str(scheme)
     by_suffix = _detect_by_suffix(source)
+    if by_suffix == "xlsx" and Path(source).is_file() and not _read_start(Path(source)).startswith(_WORKBOOK_MAGIC):
+        return _detect_in_file(Path(source))  # programs give the suffix of workbooks to CSV and HTML
     if by_suffix not in (None, "text", "json"):
         return str(by_suffix)
     if source.startswith(REMOTE):
@@ -134,6 +138,8 @@ def _detect_in_text(path: Path, start: bytes) -> str:
         raise _detection_error(str(path), f"it is no text, and begins with the bytes {start[:8].hex(' ')}")
     if _ARFF_START.match(start):
         return "arff"
+    if _HTML_START.match(start):
+        raise _detection_error(str(path), "it is HTML or XML")
     first_line = next((line for line in start.splitlines() if line.strip()), b"").lstrip(b"\xef\xbb\xbf").strip()
     if first_line[:1] in (b"{", b"["):
         return _detect_json(path, start)

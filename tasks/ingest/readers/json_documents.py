@@ -98,8 +98,10 @@ def _read_items(location: FileLocation, records: str | None) -> list[Any]:
 
 
 def rows_of_columns(node: dict[str, Any]) -> list[dict[str, Any]] | None:
-    """Returns the rows of an object of at least two columns; None if it is none, such as an object of lists of rows."""
+    """Returns the rows of an object of at least two columns, or of rows by their numbers; None if it is neither."""
     columns = list(node.values())
+    if _are_numbered_rows(node):
+        return columns
     if len(columns) < 2 or not columns[0] or any(isinstance(cell, dict) for cell in _cells(columns[0])):
         return None
     if all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns):
@@ -107,6 +109,13 @@ def rows_of_columns(node: dict[str, Any]) -> list[dict[str, Any]] | None:
     if all(isinstance(column, dict) and column.keys() == columns[0].keys() for column in columns):
         return [{name: column[key] for name, column in node.items()} for key in columns[0]]
     return None
+
+
+def _are_numbered_rows(node: dict[str, Any]) -> bool:
+    """Whether the keys are numbers of rows, and those of each row are none."""
+    rows = node.values()
+    are_rows = all(isinstance(row, dict) and not all(key.isdigit() for key in row) for row in rows)
+    return bool(node) and all(key.isdigit() for key in node) and are_rows
 
 
 def _cells(column: Any) -> Iterable[Any]:

@@ -188,7 +188,7 @@ def _require_supported(header: ArrayHeader) -> None:
             raise _arrays_error(
                 header.path,
                 f"array {header.column} has pickled Python objects, which may run code and are never loaded",
-                "numbers, texts (dtype U), booleans or times",
+                "numbers, booleans, times, or texts (saved as array.astype(str))",
             )
         if base.kind not in "biufSUMm" or (base.kind == "f" and base.itemsize > 8):
             problem = f"array {header.column} is of type {base}"

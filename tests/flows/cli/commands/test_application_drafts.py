@@ -63,6 +63,12 @@ def test_the_content_of_a_workbook_decides_not_its_suffix(home: Path, tmp_path: 
     write_workbook(tmp_path / "rows.download", num_sheets=1)
     recipe = draft_recipe(tmp_path, tmp_path / "rows.download", "bought")
     assert (recipe.data.kind, recipe.data.sheet) == ("xlsx", None)
+    lines = "".join(f"{n / 3},{'yn'[n % 2]}\n" for n in range(NUM_ROWS))
+    (tmp_path / "text.xlsx").write_text(f"price,bought\n{lines}")
+    assert draft_recipe(tmp_path, tmp_path / "text.xlsx", "bought").data.kind == "csv"
+    (tmp_path / "page.xlsx").write_text("<html><table><tr><td>1</td></tr></table></html>")
+    with pytest.raises(DataMissing, match="it is HTML or XML"):
+        draft_recipe(tmp_path, tmp_path / "page.xlsx", "bought")
     (tmp_path / "rows.xls").write_bytes(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(500))
     with pytest.raises(DataMissing, match=r"save it as \.xlsx without a password"):
         draft_recipe(tmp_path, tmp_path / "rows.xls", "bought")

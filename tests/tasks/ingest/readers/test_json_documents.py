@@ -135,6 +135,7 @@ def test_rows_written_by_a_json_writer_are_read_back(tmp_path: Path, rows: list[
         {"a": [1, 2], "b": ["x", None]},
         {"a": {"0": 1, "7": 2}, "b": {"0": "x", "7": None}},
         {"in": {"a": [1, 2], "b": ["x", None]}},
+        {"0": {"a": 1, "b": "x"}, "7": {"a": 2, "b": None}},
     ],
 )
 def test_an_object_of_columns_is_a_table(ingest_rows, tmp_path: Path, document: Any) -> None:
