@@ -310,6 +310,11 @@ class DataSource(Document):
         return self.has_text_cells or self.kind == "text"
 
     @property
+    def has_media(self) -> bool:
+        """Whether it is a data set of Hugging Face with images or recordings."""
+        return self.kind == "huggingface" and (self.mode is not None or self.mono is not None)
+
+    @property
     def has_text_cells(self) -> bool:
         """Whether the source is a table of texts, some of which are written numbers."""
         return self.kind in OF_TEXT_CELLS and self.unit != "file"

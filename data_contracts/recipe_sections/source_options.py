@@ -27,7 +27,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "sqlite": ("table", "query", *_OF_CELLS, *_OF_FILES),
     "arff": ("encoding", *_OF_FILES),
     "numpy": ("arrays", "labels", "columns", "unit", *_OF_FILES),
-    "huggingface": ("mode", "size", "sample_rate", "mono", *_OF_FILES),
+    "huggingface": ("mode", "size", "sample_rate", "resample", "mono", *_OF_FILES),
     "sklearn": _OF_COLUMNS,
     "delta": ("version", *_OF_ROWS),
     "iceberg": ("version", *_OF_ROWS),

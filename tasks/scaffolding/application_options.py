@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from bloomery.data_contracts.recipe_sections.data_source import DataSource, SourceFile
 from bloomery.tasks.ingest import locations
@@ -15,27 +15,14 @@ from bloomery.tasks.ingest.locations import FileLocation
 from bloomery.tasks.ingest.readers.application_files import sqlite, xlsx
 from bloomery.tasks.ingest.readers.application_files.numpy_arrays import ArrayHeader, list_arrays, read_texts
 from bloomery.tasks.scaffolding.csv_header import MAX_HEADER_ROW, Row, find_header, fit_header, locate_label
+from bloomery.tasks.scaffolding.dataset_options import SPLIT_NAMES, ApplicationOptions, infer_dataset_options
 from bloomery.tasks.scaffolding.sequence_options import have_folder_labels
 from bloomery.tasks.scaffolding.text_encoding import infer_encoding
 
-APPLICATIONS = ("xlsx", "sqlite", "arff", "numpy")
+APPLICATIONS = ("xlsx", "sqlite", "arff", "numpy", "huggingface")
 _MAX_ROWS = 500  # of a sheet, with which its header is found
 _LABEL_NAMES = ("y", "label", "labels", "target", "targets", "class", "classes")
-_SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"} | {
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
-}
 _LABEL_FILES = (("X", "y"), ("x", "y"), ("images", "labels"), ("features", "labels"), ("data", "labels"))
-
-
-class ApplicationOptions(NamedTuple):
-    """The options of `data` with their reasons, and the sizes of an array. `origins` replaces one source by several."""
-
-    options: dict[str, Any]
-    notes: dict[str, str]
-    array_shape: tuple[int, ...] = ()
-    origins: tuple[dict[str, Any], ...] = ()
 
 
 def infer_application_options(
@@ -46,6 +33,8 @@ def infer_application_options(
     Raises:
         DataMissing: a file cannot be read, or it is not clear which of its sheets or tables is meant.
     """
+    if kind == "huggingface":
+        return infer_dataset_options(paths, stated)
     if kind == "numpy":
         return _infer_arrays(paths, label, stated)
     origin = SourceFile(source=paths[0], files=stated.get("files"))
@@ -175,8 +164,8 @@ def _group_by_split(headers: Sequence[ArrayHeader]) -> dict[str, dict[str, str]]
     by_split: dict[str, dict[str, str]] = {}
     for header in headers:
         words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+", header.column)
-        splits = [_SPLIT_NAMES[word.lower()] for word in words if word.lower() in _SPLIT_NAMES]
-        rest = "_".join(word for word in words if word.lower() not in _SPLIT_NAMES)
+        splits = [SPLIT_NAMES[word.lower()] for word in words if word.lower() in SPLIT_NAMES]
+        rest = "_".join(word for word in words if word.lower() not in SPLIT_NAMES)
         if len(splits) == 1 and rest:
             by_split.setdefault(splits[0], {})[rest] = header.column
     is_complete = {"train", "test"} <= by_split.keys()

@@ -21,6 +21,7 @@ from bloomery.data_contracts.recipe_sections.source_paths import (
     suffix_without_compression,
 )
 from bloomery.tasks.ingest.locations import is_hidden
+from bloomery.tasks.ingest.readers.application_files import huggingface
 from bloomery.tasks.ingest.zip_members import ZIP_ERRORS
 from bloomery.tasks.scaffolding.json_records import find_records
 
@@ -47,6 +48,8 @@ def detect_format(source: str) -> str:
     if scheme in TABLES:
         return str(scheme)
     by_suffix = _detect_by_suffix(source)
+    if by_suffix in ("parquet", "arrow") and Path(source).is_file() and huggingface.has_features(Path(source)):
+        return "huggingface"
     if by_suffix == "xlsx" and Path(source).is_file() and not _read_start(Path(source)).startswith(_WORKBOOK_MAGIC):
         return _detect_in_file(Path(source))  # programs give the suffix of workbooks to CSV and HTML
     if by_suffix not in (None, "text", "json"):
@@ -91,6 +94,8 @@ def _detect_by_suffix(source: str) -> str | None:
 
 
 def _detect_in_folder(folder: Path) -> str:
+    if huggingface.is_dataset(folder):
+        return "huggingface"
     files = [
         path
         for path in folder.rglob("*")

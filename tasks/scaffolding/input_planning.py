@@ -179,7 +179,8 @@ def _reason_against(column: ColumnProfile, data: DataSource) -> str | None:
         return "its name suggests personal data: decide whether a model may read it"
     if column.has_decimal_commas:
         return "most of its texts are numbers with decimal commas, but too many are not"
-    if data.kind in ("images", "audio") and column.name in ("path", "sample_rate"):
+    is_of_file = ("path", "sample_rate") if data.kind in ("images", "audio") else ("sample_rate",)
+    if (data.kind in ("images", "audio") or data.has_media) and column.name in is_of_file:
         return "it describes the file"
     if is_row_number(column):
         return "it numbers the rows"
@@ -279,7 +280,7 @@ def _plan_category(column: ColumnProfile, num_classes: int) -> PlannedInput:
 
 
 def _is_image(column: ColumnProfile, data: DataSource) -> bool:
-    return data.kind in ("images", "audio", "idx") or _square_side(column.min_length or 0) is not None
+    return data.kind in ("images", "audio", "idx") or data.has_media or _square_side(column.min_length or 0) is not None
 
 
 def _square_side(size: int, num_channels: int = 1) -> int | None:
@@ -294,7 +295,7 @@ def _plan_array(
     """Returns an array as an image or as audio, or why it is neither."""
     if column.element_type not in ("integer", "number") or column.num_missing:
         return "it does not have an array of numbers in every row"
-    if data.kind == "audio":
+    if data.kind == "audio" or (data.has_media and data.mode is None):
         return _plan_audio(column, profile)
     size = column.min_length or 0
     inner_sizes = (data.flatten or {}).get(column.name, ())

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
 
 from bloomery.data_contracts.errors import DataMissing
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
@@ -27,7 +27,7 @@ class MediaOptions(NamedTuple):
     array_shape: tuple[int, ...] = ()
 
 
-def infer_image_options(paths: Sequence[str]) -> MediaOptions:
+def infer_image_options(files: Iterable[MediaFile], source: str) -> MediaOptions:
     """Returns the mode and, where images are large or differ in size, the size that most of them have.
 
     Raises:
@@ -36,13 +36,13 @@ def infer_image_options(paths: Sequence[str]) -> MediaOptions:
     modes: Counter[str] = Counter()
     sizes: Counter[tuple[int, int]] = Counter()
     num_turned = 0
-    for mode, size, orientation in _image_heads(paths):
+    for mode, size, orientation in _image_heads(files):
         modes["L" if mode in _GREY_MODES or mode.startswith(("I", "F")) else "RGB"] += 1
         sizes[size] += 1
         num_turned += orientation != _UPRIGHT
     if not sizes:
         raise DataMissing(
-            f"there are no images in {', '.join(paths)}",
+            f"there are no images in {source}",
             required="files that Pillow reads, such as PNG and JPEG",
             where="--data",
             remedy="correct the path",
@@ -63,31 +63,29 @@ def infer_image_options(paths: Sequence[str]) -> MediaOptions:
     return MediaOptions({**options, "size": [height, width]}, notes, (num_channels, height, width))
 
 
-def _image_heads(paths: Sequence[str]) -> Iterator[tuple[str, tuple[int, int], int]]:
+def _image_heads(files: Iterable[MediaFile]) -> Iterator[tuple[str, tuple[int, int], int]]:
     """Yields mode, height and width, and EXIF orientation of each image."""
     from PIL import Image
 
-    for path in paths:
-        for file in _files(DataSource(source=path, format="images", mode="L")):
-            try:
-                with Image.open(io.BytesIO(file.content)) as image:
-                    yield image.mode, upright_size(image), read_orientation(image)
-            except Exception:  # the reader lists files that are no images as malformed
-                continue
+    for file in files:
+        try:
+            with Image.open(io.BytesIO(file.content)) as image:
+                yield image.mode, upright_size(image), read_orientation(image)
+        except Exception:  # the reader lists files that are no images as malformed
+            continue
 
 
-def infer_audio_options(paths: Sequence[str]) -> MediaOptions:
+def infer_audio_options(files: Iterable[MediaFile]) -> MediaOptions:
     """Returns the sample rate that most recordings have, to which others are converted; and channels are averaged."""
     rates: Counter[int] = Counter()
     num_multichannel = 0
-    for path in paths:
-        for file in _files(DataSource(source=path, format="audio")):
-            try:
-                rate, samples = read_wav(file.content)
-            except MediaUnreadable:  # as above
-                continue
-            rates[rate] += 1
-            num_multichannel += samples.ndim == 2 and samples.shape[1] > 1
+    for file in files:
+        try:
+            rate, samples = read_wav(file.content)
+        except MediaUnreadable:  # as above
+            continue
+        rates[rate] += 1
+        num_multichannel += samples.ndim == 2 and samples.shape[1] > 1
     options: dict[str, Any] = {"mono": True}
     notes = {"mono": "no recording has several channels; those of others are averaged"}
     if num_multichannel:
@@ -103,5 +101,8 @@ def infer_audio_options(paths: Sequence[str]) -> MediaOptions:
     return MediaOptions({"sample_rate": rate, "resample": True, **options}, notes)
 
 
-def _files(data: DataSource) -> Iterator[MediaFile]:
-    yield from read_media(data, data.source_files[0])
+def media_files(paths: Sequence[str], kind: Literal["images", "audio"]) -> Iterator[MediaFile]:
+    """Yields the images or recordings at all paths."""
+    for path in paths:
+        data = DataSource(source=path, format=kind, mode="L" if kind == "images" else None)
+        yield from read_media(data, data.source_files[0])

@@ -21,7 +21,7 @@ from bloomery.tasks.scaffolding.application_options import (
 from bloomery.tasks.scaffolding.csv_dialect import infer_dialect
 from bloomery.tasks.scaffolding.format_detection import detect_format, find_label_file, read_image_shape
 from bloomery.tasks.scaffolding.json_records import find_records
-from bloomery.tasks.scaffolding.media_options import infer_audio_options, infer_image_options
+from bloomery.tasks.scaffolding.media_options import infer_audio_options, infer_image_options, media_files
 from bloomery.tasks.scaffolding.sequence_options import (
     are_sequence_files,
     find_labelled_file,
@@ -136,10 +136,10 @@ def infer_reader_options(sources: Sequence[str], label: str, user_options: UserO
         if application.origins:
             options = {"sources": list(application.origins), **_without_source(options)}
     elif kind == "images":
-        media = infer_image_options(paths)
+        media = infer_image_options(media_files(paths, "images"), ", ".join(paths))
         options, notes, array_shape = options | media.options, media.notes | notes, media.array_shape
     elif kind == "audio":
-        media = infer_audio_options(paths)
+        media = infer_audio_options(media_files(paths, "audio"))
         options, notes = options | media.options, media.notes | notes
     elif kind == "text":
         options["unit"] = "file"

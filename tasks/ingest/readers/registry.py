@@ -21,7 +21,7 @@ from bloomery.tasks.ingest.readers import (
     sql,
     text,
 )
-from bloomery.tasks.ingest.readers.application_files import arff, numpy_arrays, sqlite, xlsx
+from bloomery.tasks.ingest.readers.application_files import arff, huggingface, numpy_arrays, sqlite, xlsx
 from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream
 from bloomery.tasks.ingest.readers.sequences import sequence_files
 
@@ -58,6 +58,7 @@ READERS: dict[str, Reader] = {
     "sqlite": Reader(locations.identify_files, sqlite.read),
     "arff": Reader(locations.identify_files, arff.read),
     "numpy": Reader(numpy_arrays.identify, _read_numpy),
+    "huggingface": Reader(locations.identify_files, huggingface.read),
     "sklearn": Reader(sklearn_datasets.identify, sklearn_datasets.read),
     "delta": Reader(lakehouse.identify_delta, lakehouse.read_delta),
     "iceberg": Reader(lakehouse.identify_iceberg, lakehouse.read_iceberg),

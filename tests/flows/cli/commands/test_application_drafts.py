@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import io
 import json
 import random
 import sqlite3
@@ -14,6 +15,7 @@ import openpyxl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from bloomery.data_contracts.errors import DataMissing
 from bloomery.flows.recipe.recipe import Recipe
@@ -240,3 +242,47 @@ def test_the_content_of_a_single_file_in_a_zip_decides(name: str, kind: str, hom
         text = f"@relation r\n@attribute a real\n@attribute label {{0,1}}\n@data\n{text.split(maxsplit=1)[1]}"
     recipe = draft_recipe(tmp_path, write_zip(tmp_path / "rows.zip", {name: text}), "label")
     assert (recipe.data.kind, input_kinds(recipe)) == (kind, {"a": "number"})
+
+
+def write_dataset(folder: Path, name: str, columns: dict[str, pa.Array], features: dict[str, object]) -> None:
+    """Writes a split as `datasets` does: an Arrow stream with the features in its schema."""
+    (folder / name).mkdir(parents=True)
+    table = pa.table(columns).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    path = folder / name / "data-00000-of-00001.arrow"
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+    (folder / name / "state.json").write_text("{}")
+
+
+def test_a_data_set_of_hugging_face_becomes_its_splits(home: Path, tmp_path: Path) -> None:
+    classes = {"_type": "ClassLabel", "names": ["cat", "dog", "unseen"]}
+    for name in ("train", "test", "unsupervised"):
+        columns = {"a": pa.array([n % 17 / 4 for n in range(120)]), "label": pa.array([n % 2 for n in range(120)])}
+        write_dataset(tmp_path / "set", name, columns, {"label": classes})
+    (tmp_path / "set" / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "test", "unsupervised"]}))
+    recipe = draft_recipe(tmp_path, tmp_path / "set", "label")
+    assert [(Path(origin.source).name, origin.part) for origin in recipe.data.source_files] == [
+        ("train", "train"),
+        ("test", "test"),
+    ]
+    assert "not read: unsupervised" in " ".join((tmp_path / "mine.yaml").read_text().replace("#", "").split())
+    assert "validValues: [cat, dog]" in (tmp_path / "mine.odcs.yaml").read_text()
+    assert validate_rows(recipe).num_rows == 240
+
+
+def test_images_of_a_parquet_file_are_learnt_from(home: Path, tmp_path: Path) -> None:
+    chance = np.random.default_rng(0)
+    files = []
+    for _ in range(60):
+        stream = io.BytesIO()
+        Image.fromarray(chance.integers(0, 255, (9, 8), np.uint8)).save(stream, "PNG")
+        files.append({"bytes": stream.getvalue(), "path": None})
+    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": ["a", "b"]}}
+    columns = {"image": files, "label": [0, 1] * 30, "note": chance.normal(size=60)}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    pq.write_table(pa.table(columns).replace_schema_metadata(metadata), tmp_path / "rows.parquet")
+    recipe = draft_recipe(tmp_path, tmp_path / "rows.parquet", "label")
+    assert (recipe.data.kind, recipe.data.mode) == ("huggingface", "L")
+    assert recipe.features.inputs[0].model_dump()["shape"] == (1, 9, 8)
+    assert recipe.model.kind == "cnn"
+    assert validate_rows(recipe).num_rows == 60

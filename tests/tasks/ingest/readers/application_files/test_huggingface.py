@@ -1,0 +1,119 @@
+"""Data sets of Hugging Face: the features in the schema of Arrow and Parquet files."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from scipy.io import wavfile
+
+from bloomery.data_contracts.errors import DataMissing
+from bloomery.data_contracts.recipe_sections.data_source import DataSource
+from bloomery.tasks.ingest.readers.application_files.huggingface import has_features, is_dataset, list_splits
+from bloomery.tasks.ingest.stage import ingest, locate_source
+
+CLASSES = {"_type": "ClassLabel", "names": ["cat", "dog"]}
+FILE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+PIXELS = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+
+
+def to_table(columns: dict[str, pa.Array], features: dict[str, Any]) -> pa.Table:
+    metadata = json.dumps({"info": {"features": features}})
+    return pa.table(columns).replace_schema_metadata({"huggingface": metadata})
+
+
+def save_split(folder: Path, table: pa.Table, num_files: int = 1) -> None:
+    """Writes a folder as `datasets.Dataset.save_to_disk` does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    step = -(-table.num_rows // num_files)
+    names = [f"data-{index:05}-of-{num_files:05}.arrow" for index in range(num_files)]
+    for index, name in enumerate(names):
+        with pa.OSFile(str(folder / name), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+            writer.write_table(table.slice(index * step, step))
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in names]}))
+    (folder / "dataset_info.json").write_text(json.dumps({"features": {}}))
+
+
+def image_file(pixels: np.ndarray = PIXELS) -> dict[str, Any]:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return {"bytes": stream.getvalue(), "path": "a.png"}
+
+
+def test_classes_have_their_names(ingest_rows, tmp_path: Path) -> None:
+    columns = {"text": pa.array(["a", "b", "c", "d"], pa.large_string()), "label": pa.array([1, 0, -1, None])}
+    save_split(tmp_path / "set", to_table(columns, {"label": CLASSES, "text": {"_type": "Value"}}), num_files=2)
+    result = ingest_rows(source=str(tmp_path / "set"), format="huggingface")
+    assert not result.record.is_text
+    assert [tuple(row.values()) for row in result.rows] == [("a", "dog"), ("b", "cat"), ("c", None), ("d", None)]
+
+
+def test_images_are_decoded_and_others_malformed(ingest_rows, tmp_path: Path) -> None:
+    files = [
+        image_file(),
+        {"bytes": b"x", "path": None},
+        {"bytes": None, "path": "b.png"},
+        None,
+        image_file(PIXELS + 9),
+    ]
+    columns = {"id": pa.array(range(5)), "image": pa.array(files, FILE_TYPE)}
+    folder = tmp_path / "data"
+    folder.mkdir()
+    pq.write_table(to_table(columns, {"image": {"_type": "Image"}}), folder / "train-00000-of-00001.parquet")
+    result = ingest_rows(source=str(folder), format="huggingface", mode="RGB")
+    assert result.table.schema.field("image").type == pa.list_(pa.uint8())
+    assert [row["id"] for row in result.rows] == [0, 4]
+    assert result.rows[1]["image"] == (PIXELS + 9).transpose(2, 0, 1).reshape(-1).tolist()
+    assert [(line, reason.split(":")[0]) for _, line, _, reason in result.malformed] == [
+        (2, "no image"),
+        (3, "column image"),
+        (4, "column image"),
+    ]
+    grey = ingest_rows(source=str(folder), format="huggingface", mode="L", size=(2, 2))
+    assert len(grey.rows[0]["image"]) == 4
+
+
+def test_recordings_are_decoded_with_their_rate(ingest_rows, tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    wavfile.write(stream, 8_000, np.array([0, 16_384, -32_768], np.int16))
+    columns = {"sound": pa.array([{"bytes": stream.getvalue(), "path": "a.wav"}], FILE_TYPE)}
+    save_split(tmp_path / "set", to_table(columns, {"sound": {"_type": "Audio", "sampling_rate": 8_000}}))
+    result = ingest_rows(source=str(tmp_path / "set"), format="huggingface", mono=True)
+    assert result.rows == [{"sound": [0.0, 0.5, -1.0], "sample_rate": 8_000}]
+
+
+def test_images_of_several_sizes_need_a_size(home: Path, tmp_path: Path) -> None:
+    files = [image_file(), image_file(np.zeros((4, 4, 3), np.uint8))]
+    table = to_table({"image": pa.array(files, FILE_TYPE)}, {"image": {"_type": "Image"}})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    with pytest.raises(DataMissing, match=r"the sizes 2 x 3 and 4 x 4(.|\n)*set `size`"):
+        ingest(locate_source(DataSource(source=str(tmp_path / "rows.parquet"), format="huggingface")))
+
+
+def test_folders_and_names_of_files_tell_the_splits(tmp_path: Path) -> None:
+    table = to_table({"label": pa.array([0, 1])}, {"label": CLASSES})
+    saved, hub = tmp_path / "saved", tmp_path / "hub"
+    for name in ("train", "validation"):
+        save_split(saved / name, table)
+        (hub / "data").mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, hub / "data" / f"{name}-00000-of-00001-0a1b.parquet")
+    (saved / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "validation"]}))
+    assert [(split.name, Path(split.folder).name) for split in list_splits(str(saved))] == [
+        ("train", "train"),
+        ("validation", "validation"),
+    ]
+    assert list_splits(str(saved / "train")) == []
+    assert [(split.name, Path(split.folder).name) for split in list_splits(str(hub))] == [
+        ("train", "hub"),
+        ("validation", "hub"),
+    ]
+    assert [is_dataset(folder) for folder in (saved, saved / "train", hub, tmp_path / "none")] == [True] * 3 + [False]
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "rows.parquet")
+    assert not has_features(tmp_path / "rows.parquet")
