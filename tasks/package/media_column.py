@@ -17,16 +17,16 @@ _MODES: dict[int, Literal["L", "RGB"]] = {1: "L", 3: "RGB"}  # by the number of 
 def media_column(data: DataSource, features: Features, contract: Contract) -> MediaColumn | None:
     """Returns the column with images or recordings, and how they are decoded; None if the model reads no such column.
 
-    IDX files hold pixels as images do, so an image of the same size is decoded to them.
+    IDX and NumPy files hold pixels as images do, so an image of the same size is decoded to them.
     """
     for source in features.inputs:
         decoding: ImageDecoding | AudioDecoding | None = None
-        if isinstance(source, ImageInput) and data.kind == "images":
+        if isinstance(source, ImageInput) and (data.kind == "images" or data.has_media):
             decoding = image_decoding(data)
-        elif isinstance(source, ImageInput) and data.kind == "idx" and _has_bytes(source.column, contract):
+        elif isinstance(source, ImageInput) and data.kind in ("idx", "numpy") and _has_bytes(source.column, contract):
             mode = _MODES.get(source.shape[0])
             decoding = None if mode is None else ImageDecoding(mode=mode)
-        elif isinstance(source, AudioInput) and data.kind == "audio":
+        elif isinstance(source, AudioInput) and (data.kind == "audio" or data.has_media):
             decoding = audio_decoding(data)
             if decoding.sample_rate is None:  # the recordings have one rate, which the recipe's input states
                 decoding = decoding.model_copy(update={"sample_rate": source.sample_rate})
