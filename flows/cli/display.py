@@ -8,7 +8,8 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from bloomery.data_contracts.records.score_format import DEGRADATION_NAMES, SCOR
 from bloomery.tasks.evaluation.candidate_table import explain_baseline, format_weakest_class
 from bloomery.tasks.orchestration import events
 
+_LINE_INTERVAL_S = 2.0
+_LINE_INTERVAL_SHARE = 0.02  # of the time that the stage has run
 _NAME_WIDTH = 12  # of a class in the table of candidates
 _SYMBOLS = {"computed": "[green]✓[/]", "found": "[cyan]=[/]", "ready": "[green]✓[/]"}
 _SYMBOLS |= {"decided": "[yellow]?[/]", "failed": "[red]✗[/]"}
@@ -46,7 +49,7 @@ def engine_output_to_log(log: Path) -> Iterator[tuple[Console, Console]]:
             os.dup2(stream.fileno(), 1)
             os.dup2(stream.fileno(), 2)
         with open(real_out, "w", closefd=False) as out, open(real_err, "w", closefd=False) as err:
-            yield Console(file=out), Console(file=err, stderr=True)
+            yield LineConsole(file=out), LineConsole(file=err, stderr=True)
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -56,11 +59,27 @@ def engine_output_to_log(log: Path) -> Iterator[tuple[Console, Console]]:
         os.close(real_err)
 
 
-class ProgressDisplay:
-    """Shows a line per stage: updated live in a terminal, otherwise printed when the stage ends."""
+class LineConsole(Console):
+    """A console that never wraps a line of text, so that commands and paths in it can be copied.
 
-    def __init__(self, console: Console) -> None:
+    Tables and trees still fit its width.
+    """
+
+    def print(self, *objects: Any, soft_wrap: bool | None = None, **options: Any) -> None:
+        is_text = all(isinstance(item, str | Text) for item in objects)
+        super().print(*objects, soft_wrap=is_text if soft_wrap is None else soft_wrap, **options)
+
+
+class ProgressDisplay:
+    """Shows a line per stage, with its progress: updated live in a terminal, otherwise as plain lines.
+
+    Plain lines of progress are at least `_LINE_INTERVAL_S` apart, and more in a stage that runs for long.
+    """
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
+        self._clock = clock
+        self._stage_start = self._last_line = clock()
         self._ended: list[events.StageEnded] = []
         self._running: str | None = None
         self._latest: events.Progress | None = None
@@ -82,8 +101,11 @@ class ProgressDisplay:
         match event:
             case events.StageStarted():
                 self._running, self._latest = event.name, None
+                self._stage_start = self._last_line = self._clock()
             case events.Progress():
                 self._latest = event
+                if not self._console.is_terminal:
+                    self._print_progress(event)
             case events.Waiting():
                 self._console.print(event.text, markup=False, highlight=False)
             case events.StageEnded():
@@ -91,6 +113,24 @@ class ProgressDisplay:
                 self._ended.append(event)
                 if not self._console.is_terminal:
                     self._console.print(_line(event))
+                    self._console.file.flush()
+
+    def _print_progress(self, event: events.Progress) -> None:
+        now = self._clock()
+        seconds = now - self._stage_start
+        if now - self._last_line < max(_LINE_INTERVAL_S, _LINE_INTERVAL_SHARE * seconds):
+            return
+        self._last_line = now
+        text = f"  {event.name:<9} {event.done}/{event.total}, {event.note}{self._time_left(event, seconds)}"
+        self._console.print(text, markup=False, highlight=False)
+        self._console.file.flush()  # a file or a pipe would keep it for long
+
+    @staticmethod
+    def _time_left(event: events.Progress, seconds: float) -> str:
+        """Returns the time left by the steps so far, unless the event's note has it."""
+        if not 0 < event.done < event.total or event.note.endswith(" left"):
+            return ""
+        return f", about {events.format_duration(seconds / event.done * (event.total - event.done))} left"
 
     def _render(self) -> RenderableType:
         lines: list[RenderableType] = [_line(event) for event in self._ended]
@@ -164,10 +204,11 @@ def print_release(console: Console, release: Release, seconds: float, reference:
     arguments = shlex.join([reference, *(() if period is None else ("--period", period))])
     for command, purpose in (
         (f"{bloomery} serve {release.name}", "serve it on http://127.0.0.1:3000"),
-        (f"{bloomery} show {release.name}@champion", "its lineage"),
+        (f"{bloomery} show {release.name}@champion", "how good it is"),
         (f"{bloomery} check {arguments}", "what another run would compute"),
     ):
-        console.print(f"  [bold]{escape(command):<{len(bloomery) + 22}}[/] [dim]{purpose}[/]")
+        line = f"  [bold]{escape(command):<{len(bloomery) + 22}}[/] [dim]{purpose}[/]"
+        console.print(line, soft_wrap=True)  # a wrapped command could not be copied
 
 
 def _role(release: Release) -> str:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -30,6 +30,7 @@ from bloomery.flows.cli.exit_codes import command_session, reporting_errors
 from bloomery.flows.cli.stop_signals import raise_on_signals, stop_document
 
 if TYPE_CHECKING:
+    from rich.table import Table
     from rich.tree import Tree
 
 app = typer.Typer(
@@ -41,7 +42,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-RecipeName = Annotated[str, typer.Argument(help="A name in deployments/recipes/, or the path of a recipe file.")]
+RecipeName = Annotated[str, typer.Argument(help="A recipe, by name or path.")]
 Period = Annotated[str | None, typer.Option(help="Period of a dated recipe, such as 2019-02; defaults to the latest.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
@@ -105,24 +106,35 @@ def check(recipe: RecipeName, period: Period = None, as_json: AsJson = False) ->
 
 
 def show(
-    name: Annotated[str, typer.Argument(help="NAME, NAME:3, NAME@champion, or a bento folder or file.")],
+    name: Annotated[str, typer.Argument(help="NAME, NAME:3, NAME@champion, a recipe's path, or a bento.")],
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also show lineage, metrics, promotions and tags of a version.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show a model's versions, or one version with lineage and metrics."""
+    """Show a model's versions, or what one version is and how good."""
     with command_session(as_json, "show") as out:
         from bloomery.flows.cli.commands import show as views
+        from bloomery.flows.recipe.recipe_files import resolve_model
+        from bloomery.tasks.registry.bento_provenance import is_bento
 
-        draw: Callable[[dict[str, Any]], Tree]
-        if Path(name).is_file() or (Path(name) / "src").is_dir():
+        draw: Callable[[dict[str, Any]], Tree | Table]
+        reference = name if is_bento(name) else resolve_model(name)
+        if is_bento(name):
             document, draw = views.bento_document(name), views.bento_tree
-        elif "@" in name or ":" in name:
-            document, draw = views.version_document(name), views.version_tree
+        elif "@" in reference or ":" in reference:
+            document = views.version_document(reference)
+            draw = views.version_tree if everything else views.version_summary
         else:
-            document, draw = views.versions_document(name), views.versions_tree
+            document, draw = views.versions_document(reference), views.versions_tree
         if as_json:
             out.file.write(json.dumps(document) + "\n")
-        else:
-            out.print(draw(document))
+            return
+        out.print(draw(document))
+        if draw is views.version_summary:
+            out.print(
+                f"\nlineage, metrics and tags: bloomery show {shlex.quote(name)} --all", style="dim", markup=False
+            )
 
 
 def doctor(as_json: AsJson = False) -> None:
@@ -136,7 +148,7 @@ def doctor(as_json: AsJson = False) -> None:
         else:
             from rich.console import Console
 
-            console = Console()
+            console = Console(soft_wrap=True)
             for result in results:
                 console.print(f"{'[green]✓[/]' if result.passed else '[red]✗[/]'} {result.name:<14} {result.detail}")
     if not all(result.passed for result in results):

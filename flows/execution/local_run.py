@@ -11,6 +11,7 @@ from bloomery.data_contracts.recipe_sections.engine import Engine
 from bloomery.data_contracts.records.records import Release
 from bloomery.flows.execution.ephemeral_server import ephemeral_prefect_api
 from bloomery.flows.recipe.recipe import read_recipe
+from bloomery.flows.recipe.recipe_files import find_recipe, remember_recipe
 from bloomery.flows.run_control.machine_requirements import check_machine_requirements
 from bloomery.tasks.infrastructure.settings import require_state_folder, settings
 from bloomery.tasks.orchestration.events import StageEnded, StageStarted, Waiting, emit
@@ -24,6 +25,7 @@ def run_recipe(reference: str, period: str | None = None) -> Release:
     """
     require_state_folder()
     recipe = read_recipe(reference, period)
+    remember_recipe(recipe.name, find_recipe(reference))
     check_machine_requirements(recipe)
     emit(StageStarted("start"))
     start_time = time.perf_counter()

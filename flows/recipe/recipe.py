@@ -29,6 +29,9 @@ from bloomery.flows.recipe.consistency import find_inconsistencies
 from bloomery.flows.recipe.feature_checks import check_sample_rates
 from bloomery.flows.recipe.limit_checks import find_misplaced_limits
 from bloomery.flows.recipe.overrides import apply_overrides
+from bloomery.flows.recipe.recipe_files import RECIPES as RECIPES
+from bloomery.flows.recipe.recipe_files import bundled_recipes as bundled_recipes
+from bloomery.flows.recipe.recipe_files import find_recipe
 from bloomery.flows.recipe.schedule import Schedule
 from bloomery.models.compression.budget import Budget
 from bloomery.models.compression.config import Compression, CompressionOrAuto
@@ -41,7 +44,6 @@ from bloomery.tasks.train.user_code import bundle_user_code
 
 # Sections that do not affect what a run produces.
 _OPERATION_KEYS = {"schedule", "gpu_slots", "monitor", "watch", "approval"}
-RECIPES = Path(__file__).resolve().parents[2] / "deployments" / "recipes"
 CONTRACTS = Path(__file__).resolve().parents[2] / "data_contracts" / "contracts"
 
 
@@ -161,7 +163,7 @@ class Recipe(RecipeFile):
 
 
 def read_recipe(reference: str, period: str | None = None, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """Reads and checks the recipe that `reference` names: a name in `deployments/recipes/`, or a path.
+    """Reads and checks the recipe that `reference` names: by a name or a path (`recipe_files.py`).
 
     A dated recipe is read for `period`, or for the latest complete period if none is given. `overrides` replace values
     of the file; they have the form of a recipe.
@@ -172,7 +174,7 @@ def read_recipe(reference: str, period: str | None = None, overrides: Mapping[st
         RecipeInvalid, ContractInvalid: a key is unknown, a value has the wrong type, or recipe and contract are
             inconsistent.
     """
-    path = _find_recipe(reference)
+    path = find_recipe(reference)
     file = apply_overrides(read_document(path, RecipeFile, RecipeInvalid), overrides or {}, path)
     contract = _read_table(file.contract, path)
     period = _resolve_period(file, period, path)
@@ -280,26 +282,6 @@ def _with_absolute_labels(section: LabelledT, folder: Path) -> LabelledT:
     if section.labels is None:
         return section
     return section.model_copy(update={"labels": str(folder / Path(section.labels).expanduser())})
-
-
-def bundled_recipes() -> list[str]:
-    """Returns the names of the recipes that come with Bloomery."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
-
-
-def _find_recipe(reference: str) -> Path:
-    path = Path(reference)
-    if path.suffix in (".yaml", ".yml") or path.is_file():
-        if path.is_file():
-            return path.resolve()
-    elif (RECIPES / f"{reference}.yaml").is_file() and reference in bundled_recipes():
-        return RECIPES / f"{reference}.yaml"
-    raise DataMissing(
-        f"there is no recipe {reference!r}",
-        required=f"one of {', '.join(bundled_recipes())}, or the path of a YAML file",
-        where=f"{RECIPES} and {Path.cwd()}",
-        remedy="correct the name or the path",
-    )
 
 
 def _find_contract(reference: str, recipe: Path) -> Path:

@@ -1,8 +1,8 @@
 """Creates what Prefect's server needs to run recipes: deployments, work pool, GPU slots and automations.
 
-`python -m bloomery.flows.services.prefect_deployments RECIPE …` registers these recipes; without arguments,
-the bundled ones. It prints one JSON document: the deployments, or the error of the first invalid recipe. It then ends
-with the exit code of that error.
+`python -m bloomery.flows.services.prefect_deployments RECIPE …` registers these recipes; without arguments, the bundled
+ones; after `--`, the given recipes only, which may be none. It prints one JSON document: the deployments, or the error
+of the first invalid recipe. It then ends with the exit code of that error.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bloomery.data_contracts.errors import BloomeryError
-from bloomery.flows.recipe.recipe import Recipe, bundled_recipes, read_recipe
+from bloomery.flows.recipe.recipe import Recipe, read_recipe
+from bloomery.flows.recipe.recipe_files import bundled_recipes, find_recipe, reference_of
 from bloomery.flows.recipe.schedule import Schedule
 from bloomery.flows.run_control.gpu_slots import GPU_LIMIT
 from bloomery.tasks.infrastructure.settings import require_state_folder
@@ -51,7 +52,7 @@ def register_recipes(references: Sequence[str]) -> list[str]:
     from bloomery.flows.services.prefect_automations import dead_run_automation, ensure_automation, ensure_retraining
     from bloomery.flows.watch import watch
 
-    recipes = {_recipe_parameter(reference): _read_named(reference) for reference in references}
+    recipes = {reference_of(find_recipe(reference)): _read_named(reference) for reference in references}
     deployments = []
     with get_client(sync_client=True) as client:
         _ensure_pool(client)
@@ -73,11 +74,6 @@ def register_recipes(references: Sequence[str]) -> list[str]:
         is_enabled = recipe.monitor.retrain and recipe.monitor.schedule is not None
         ensure_retraining(recipe.name, recipe.monitor.pause, is_enabled=is_enabled)
     return deployments
-
-
-def _recipe_parameter(reference: str) -> str:
-    """Returns the name of a bundled recipe, or an absolute path, which does not depend on the worker's folder."""
-    return reference if reference in bundled_recipes() else str(Path(reference).resolve())
 
 
 def _read_named(reference: str) -> Recipe:
@@ -172,7 +168,9 @@ def _count_gpus() -> int:
 def main() -> None:
     try:
         require_state_folder()
-        document: dict[str, Any] = {"deployments": register_recipes(sys.argv[1:] or bundled_recipes())}
+        arguments = sys.argv[1:]
+        references = arguments[1:] if arguments[:1] == ["--"] else arguments or bundled_recipes()
+        document: dict[str, Any] = {"deployments": register_recipes(references)}
     except BloomeryError as error:
         print(json.dumps(error.as_document()))
         raise SystemExit(error.exit_code) from None

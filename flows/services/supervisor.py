@@ -80,7 +80,7 @@ class RecipeRegistration:
     def _start(self, api: str) -> None:
         with self.log.open("wb") as stream:
             self._process = subprocess.Popen(
-                module_command("bloomery.flows.services.prefect_deployments", *self.recipes),
+                module_command("bloomery.flows.services.prefect_deployments", "--", *self.recipes),
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,

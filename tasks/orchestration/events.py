@@ -49,3 +49,12 @@ def subscribe(subscriber: Callable[[Event], None]) -> Callable[[], None]:
 def emit(event: Event) -> None:
     for subscriber in tuple(_subscribers):
         subscriber(event)
+
+
+def format_duration(seconds: float) -> str:
+    """Returns a duration for the note of `Progress`, such as `2 min 5 s`."""
+    minutes, remainder = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {remainder} s" if minutes else f"{remainder} s"

@@ -17,6 +17,12 @@ from bloomery.tasks.registry.model_registry import BENTO, find_version
 _PATH_IN_BENTO = f"src/artifacts/{PROVENANCE_FILE}"
 
 
+def is_bento(reference: str) -> bool:
+    """Whether the reference is the folder of a bento or an exported file, and not the name or recipe of a model."""
+    path = Path(reference)
+    return (path / "src").is_dir() or (path.is_file() and path.suffix not in (".yaml", ".yml"))
+
+
 def read_provenance(reference: str) -> Provenance:
     """The provenance of a version in the registry (NAME, NAME:VERSION, NAME@ALIAS), a bento folder or a `.bento` file.
 
@@ -27,7 +33,7 @@ def read_provenance(reference: str) -> Provenance:
     path = Path(reference)
     if (path / "src").is_dir():  # a bento, not another folder with the name of a version
         return _read_file(path / _PATH_IN_BENTO, str(path))
-    if path.is_file():
+    if is_bento(reference):
         return _read_exported(path)
     return read_bento_provenance(find_version(reference).tags[BENTO])
 

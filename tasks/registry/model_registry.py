@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from bloomery.data_contracts.documents.similar_names import suggest_names
 from bloomery.data_contracts.errors import DataMissing
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.tracking.mlflow_runs import client
@@ -33,7 +34,7 @@ def require_versions(name: str) -> list[ModelVersion]:
     if not versions:
         names = list_names()
         raise DataMissing(
-            f"the registry has no {name!r}",
+            f"the registry has no {name!r}{suggest_names(name, names)}",
             required=f"one of {', '.join(names)}" if names else "a registered version; there is none yet",
             where="the MLflow model registry",
             remedy="correct the name, or make a version with `bloomery run RECIPE`",
@@ -89,18 +90,18 @@ def find_version(reference: str) -> ModelVersion:
             return client().get_model_version(name, number)
         return client().get_model_version_by_alias(name, alias or CHAMPION)
     except MlflowException as failure:
+        names = list_names()
         raise DataMissing(
-            f"the registry has no {reference}",
-            required=_describe_alternatives(name),
+            f"the registry has no {reference}{'' if name in names else suggest_names(name, names)}",
+            required=_describe_alternatives(name, names),
             where=f"the MLflow model registry at {settings().tracking_uri}",
             remedy="use `NAME@champion`, or `NAME:3` for version 3; `bloomery show NAME` lists the versions, and "
             "`bloomery run RECIPE` makes one",
         ) from failure
 
 
-def _describe_alternatives(name: str) -> str:
-    """Existing references to versions of the name, or existing names if it does not exist."""
-    names = list_names()
+def _describe_alternatives(name: str, names: list[str]) -> str:
+    """Existing references to versions of the name, or `names`, the existing ones, if it does not exist."""
     if name not in names:
         return f"one of the names {', '.join(names)}" if names else "a registered version; there is none yet"
     numbers = [f"{name}:{version.version}" for version in list_versions(name)[:5]]

@@ -10,7 +10,7 @@ import psutil
 
 from bloomery.data_contracts.records.score_format import SCORE_NAMES, format_score_value
 from bloomery.data_contracts.records.tensor_layout import Task
-from bloomery.tasks.orchestration.events import Progress, emit
+from bloomery.tasks.orchestration.events import Progress, emit, format_duration
 from bloomery.tasks.tracking import mlflow_runs
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class TrainingCurves:
             # The duration of steps before a kill is unknown.
             self._first_step = max(step - self._steps_per_epoch, 0)
         seconds_per_step = (time.monotonic() - self._started) / max(step - self._first_step, 1)
-        remaining = _format_duration(seconds_per_step * max(num_steps - step, 0))
+        remaining = format_duration(seconds_per_step * max(num_steps - step, 0))
         note = f"epoch {epoch}/{self._num_epochs}, loss {loss:.4f}, rate {rate:.2g}{self._score}, {remaining} left"
         emit(Progress("train", step, num_steps, note))
 
@@ -121,11 +121,3 @@ def _gpu_metrics() -> dict[str, float]:
         values[f"system/gpu_{number}_memory_usage_megabytes"] = (total - free) / 1e6
         values[f"system/gpu_{number}_memory_usage_percentage"] = 100 * (total - free) / total
     return values
-
-
-def _format_duration(seconds: float) -> str:
-    minutes, remainder = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {remainder} s" if minutes else f"{remainder} s"

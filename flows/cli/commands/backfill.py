@@ -45,7 +45,7 @@ class _PeriodRun(NamedTuple):
 
 
 def backfill(
-    recipe: Annotated[str, typer.Argument(help="A dated recipe: a name in deployments/recipes/, or a path.")],
+    recipe: Annotated[str, typer.Argument(help="A dated recipe, by name or path.")],
     first: Annotated[str, typer.Option("--from", help="The oldest period, such as 2019-01.")],
     last: Annotated[str, typer.Option("--to", help="The newest period.")],
     concurrency: Annotated[int, typer.Option(min=1, max=64, help="Periods to run at the same time.")] = 1,

@@ -18,7 +18,7 @@ Time = Annotated[str, typer.Option(metavar="TIME", help="As 2026-11-25T12:00 (UT
 
 
 def monitor(
-    recipe: Annotated[str, typer.Argument(help="A name in deployments/recipes/, or the path of a recipe file.")],
+    recipe: Annotated[str, typer.Argument(help="A recipe, by name or path.")],
     since: Time = "",
     until: Time = "",
     fail_on_drift: Annotated[bool, typer.Option(help="End with exit code 3 on drift.")] = False,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 Reason = Annotated[str, typer.Option("--reason", help="The reason, kept in the history.")]
-ModelName = Annotated[str, typer.Argument(help="The name of a model in the registry.")]
+ModelName = Annotated[str, typer.Argument(help="The name of a model, or the path of its recipe.")]
 
 
 def promote(
@@ -42,6 +42,7 @@ def promote(
 ) -> None:
     """Make a version the champion; endpoints switch to it without downtime."""
     with command_session(as_json, "promote") as out:
+        from bloomery.flows.recipe.recipe_files import resolve_model
         from bloomery.tasks.bentos.bento_server import require_bento
         from bloomery.tasks.bentos.bento_store import bento_folder
         from bloomery.tasks.bentos.smoke_test import run_smoke_test
@@ -50,7 +51,7 @@ def promote(
         from bloomery.tasks.registry import champion as promotions
         from bloomery.tasks.registry import model_registry as registry
 
-        challenger = approvals.find_version_after_expiry(version)
+        challenger = approvals.find_version_after_expiry(resolve_model(version))
         _require_not_refused(challenger, despite_refusal)
         tag = challenger.tags[registry.BENTO]
         registry.require_not_freed(challenger, has_bento=bento_folder(tag).is_dir())
@@ -73,11 +74,12 @@ def approve(
 ) -> None:
     """Approve or refuse a version that waits for approval."""
     with command_session(as_json, "approve") as out:
+        from bloomery.flows.recipe.recipe_files import resolve_model
         from bloomery.tasks.registry import approvals
         from bloomery.tasks.registry import champion as promotions
         from bloomery.tasks.registry import model_registry as registry
 
-        request = approvals.find_pending(version)
+        request = approvals.find_pending(resolve_model(version))
         by = f"{getpass.getuser()}@{socket.gethostname()}"
         verdict = "refuse" if refuse else "approve"
         decision = Decision.model_validate({"decision": verdict, "by": by, "reason": reason, "at": datetime.now(UTC)})
@@ -111,12 +113,14 @@ def approve(
 def rollback(name: ModelName, reason: Reason = "", as_json: AsJson = False) -> None:
     """Make the previous champion the champion again; repeat to go further back."""
     with command_session(as_json, "rollback") as out:
+        from bloomery.flows.recipe.recipe_files import resolve_model_name
         from bloomery.tasks.bentos.bento_server import require_bento
         from bloomery.tasks.bentos.bento_store import bento_folder
         from bloomery.tasks.bentos.smoke_test import run_smoke_test
         from bloomery.tasks.registry import champion as promotions
         from bloomery.tasks.registry import model_registry as registry
 
+        name = resolve_model_name(name)
         with promotions.champion_lock(name):
             champion, previous = promotions.champion_and_previous(name)
             tag = previous.tags[registry.BENTO]
@@ -130,10 +134,12 @@ def rollback(name: ModelName, reason: Reason = "", as_json: AsJson = False) -> N
 def history(name: ModelName, as_json: AsJson = False) -> None:
     """Show promotions, rollbacks and refusals, with person, time and reason."""
     with command_session(as_json, "history") as out:
+        from bloomery.flows.recipe.recipe_files import resolve_model_name
         from bloomery.tasks.registry import approvals
         from bloomery.tasks.registry import champion as promotions
         from bloomery.tasks.registry import model_registry as registry
 
+        name = resolve_model_name(name)
         registry.require_versions(name)
         approvals.refuse_expired(name)
         changes = promotions.promotion_history(name)
@@ -171,11 +177,13 @@ def compare(
 ) -> None:
     """Compare a shadow with the champion by logged predictions."""
     with command_session(as_json, "compare") as out:
+        from bloomery.flows.recipe.recipe_files import resolve_model, resolve_model_name
         from bloomery.tasks.monitoring import shadow_comparison
         from bloomery.tasks.registry import model_registry as registry
 
+        name = resolve_model_name(name)
         champion = registry.find_version(f"{name}@{registry.CHAMPION}").tags[registry.BENTO]
-        challenger_tag = registry.find_version(challenger).tags[registry.BENTO] if challenger else None
+        challenger_tag = registry.find_version(resolve_model(challenger)).tags[registry.BENTO] if challenger else None
         result = shadow_comparison.compare_versions(name, champion, challenger_tag, labels)
         if as_json:
             out.file.write(result.model_dump_json() + "\n")

@@ -21,15 +21,16 @@ if TYPE_CHECKING:
 
 
 def reproduce(
-    version: Annotated[str, typer.Argument(help="NAME:VERSION, NAME for the champion, or a bento folder or file.")],
+    version: Annotated[str, typer.Argument(help="NAME:VERSION, NAME or a recipe for the champion, or a bento.")],
     folder: Annotated[Path | None, typer.Option(help="An empty working folder, which is kept.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
 ) -> None:
     """Rebuild a version in an empty state folder and compare all digests."""
     with command_session(as_json, "reproduce") as out:
-        from bloomery.tasks.registry.bento_provenance import read_provenance
+        from bloomery.flows.recipe.recipe_files import resolve_model
+        from bloomery.tasks.registry.bento_provenance import is_bento, read_provenance
 
-        provenance = read_provenance(version)
+        provenance = read_provenance(version if is_bento(version) else resolve_model(version))
         work_folder = _empty_folder(folder)
         try:
             outcome = _reproduce(provenance, work_folder)

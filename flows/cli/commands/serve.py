@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,7 +36,11 @@ def serve(
     as_json: AsJson = False,
 ) -> None:
     """Serve a registered version in the foreground until Ctrl-C."""
+    if not as_json:
+        typer.echo(f"serving {name}: reading the registry and checking the bento …")
+        sys.stdout.flush()
     with command_session(as_json, "serve") as out:
+        from bloomery.flows.recipe.recipe_files import resolve_model
         from bloomery.tasks.bentos.bento_server import require_bento, require_keys, serve_command, serve_environment
         from bloomery.tasks.bentos.bento_store import bento_folder
         from bloomery.tasks.infrastructure.tethered_process import require_free_port
@@ -43,16 +48,18 @@ def serve(
 
         require_free_port(host, port)
         require_keys(host)
-        version = find_version(name)
+        reference = resolve_model(name)
+        version = find_version(reference)
         tag = version.tags[BENTO]
         require_not_freed(version, has_bento=bento_folder(tag).is_dir())
         require_bento(tag)
-        environment = _environment(version, follows=":" not in name, shadow=shadow, canary=canary, log=log)
+        environment = _environment(version, follows=follows_champion(reference), shadow=shadow, canary=canary, log=log)
         if as_json:
             document = {"name": version.name, "version": int(version.version), "bento": tag, "host": host, "port": port}
             out.file.write(json.dumps(document) + "\n")
         else:
-            out.print(f"{version.name} version {version.version} (bento {tag}) on http://{host}:{port}")
+            for line in describe_start(version, host, port):
+                out.print(line, highlight=False, markup=False, soft_wrap=True)
         out.file.flush()
     if as_json:
         os.dup2(2, 1)  # standard output already has its one document
@@ -72,23 +79,39 @@ def container(
 ) -> None:
     """Write and check the container build context of a version, without Docker."""
     with command_session(as_json, "container") as out:
+        from bloomery.flows.recipe.recipe_files import resolve_model
         from bloomery.tasks.bentos.bento_server import require_bento
         from bloomery.tasks.bentos.container_context import write_build_context
         from bloomery.tasks.registry.model_registry import BENTO, find_version
 
-        tag = find_version(name).tags[BENTO]
+        tag = find_version(resolve_model(name)).tags[BENTO]
         require_bento(tag)
         max_bytes = max_size_mb * 1_000_000
         context = write_build_context(tag, output, base_image=base_image, max_bytes=max_bytes, force=force)
         if as_json:
             out.file.write(json.dumps({**context._asdict(), "folder": str(context.folder.absolute())}) + "\n")
             return
+        folder = shlex.quote(str(context.folder))
         size = f"{context.num_files} files, {context.size_bytes / 1e6:.1f} MB"
         out.print(f"bento {context.tag} in {context.folder}: {size}")
         out.print(f"from {context.base_image}, {context.num_packages} pinned packages; all checks passed\n")
-        out.print(
-            f"next:\n  docker build -t {context.tag} {context.folder}\n  then run it with keys, see docs/deploy.md"
-        )
+        out.print("next:")
+        out.print(f"  docker build -t {context.tag} {folder}", highlight=False, markup=False, soft_wrap=True)
+        out.print("  then run it with keys, see docs/deploy.md")
+
+
+def follows_champion(reference: str) -> bool:
+    """Whether an endpoint of `NAME`, `NAME:3` or `NAME@ALIAS` switches to each new champion."""
+    name, separator, alias = reference.partition("@")
+    return alias == "champion" if separator else ":" not in name
+
+
+def describe_start(version: ModelVersion, host: str, port: int) -> Iterator[str]:
+    """Yields what starts where, and how it is stopped."""
+    address = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    yield f"{version.name} version {version.version} (bento {version.tags['bento']}) starts on http://{host}:{port}"
+    yield f"  to try it   http://{address}:{port}/docs"
+    yield "  to stop it  press Ctrl-C"
 
 
 def _environment(version: ModelVersion, *, follows: bool, shadow: str, canary: str, log: bool) -> dict[str, str]:
@@ -117,10 +140,11 @@ def _environment(version: ModelVersion, *, follows: bool, shadow: str, canary: s
 
 
 def _artifacts_of(reference: str) -> str:
+    from bloomery.flows.recipe.recipe_files import resolve_model
     from bloomery.tasks.bentos.bento_server import require_bento
     from bloomery.tasks.bentos.bento_store import artifacts_folder
     from bloomery.tasks.registry.model_registry import BENTO, find_version
 
-    tag = find_version(reference).tags[BENTO]
+    tag = find_version(resolve_model(reference)).tags[BENTO]
     require_bento(tag)
     return str(artifacts_folder(tag))

@@ -6,18 +6,21 @@ import contextlib
 import json
 import re
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
+from rich.table import Table
 from rich.tree import Tree
 
 from bloomery.data_contracts.errors import BloomeryError
-from bloomery.data_contracts.records.score_format import format_score
+from bloomery.data_contracts.records.score_format import SCORE_NAMES, format_score
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
     from bloomery.data_contracts.records.provenance import Provenance
+    from bloomery.data_contracts.records.records import Choice
 
 _LINK = re.compile(r"\[([^\]]+)\]\([^)]*\)")
 
@@ -64,15 +67,66 @@ def version_document(reference: str) -> dict[str, Any]:
     ]
     run = mlflow_runs.client().get_run(version.tags["candidate.run"])
     facts["metrics"] = dict(sorted(run.data.metrics.items()))
+    choice = None
     with contextlib.suppress(BloomeryError):  # an old bento, or one on another machine
-        facts["provenance"] = provenance_document(read_bento_provenance(facts["bento"]))
+        provenance = read_bento_provenance(facts["bento"])
+        facts["provenance"], choice = provenance_document(provenance), provenance.choice
     facts["promotions"] = [
         f"{promotion.at:%Y-%m-%d %H:%M:%S}Z {promotion.action} by {promotion.by}: {promotion.reason}"
         for promotion in promotions.promotion_history(version.name)
         if promotion.version == int(version.version)
     ]
     facts["tags"] = {key: value for key, value in sorted(version.tags.items()) if key != "lineage"}
+    facts["summary"] = summarize_version(facts, choice)
     return facts
+
+
+def summarize_version(facts: Mapping[str, Any], choice: Choice | None) -> dict[str, str]:
+    """Returns what a person asks for first, as text: how good, how large and how fast; which data, when, and by whom.
+
+    Without the choice, which the version's bento has, the tags of the version have less.
+    """
+    return {**_describe_measurements(facts["tags"], choice), **_describe_origin(facts, choice)}
+
+
+def _describe_measurements(tags: Mapping[str, str], choice: Choice | None) -> dict[str, str]:
+    if choice is None:
+        values = {"score": tags.get("score"), "size": tags.get("size_bytes"), "latency": tags.get("p50_ms")}
+        units = {"score": "", "size": " bytes", "latency": " ms for one row (p50)"}
+        return {name: f"{value}{units[name]}" for name, value in values.items() if value is not None}
+    candidate, dataset = choice.candidate, choice.candidates.trained.dataset
+    score = f"{SCORE_NAMES[dataset.task]} {format_score(dataset.task, candidate.score)}"
+    measurements = {"score": f"{score} on {dataset.test.num_rows:,} held-out rows"}
+    weakest = candidate.weakest_class
+    if weakest is not None:
+        recall = f"{weakest.num_right:,} of {weakest.num_rows:,} held-out rows of {weakest.name}"
+        measurements["weakest class"] = f"{weakest.recall:.1%}: {recall}"
+    latency = candidate.latency
+    time_relative = "" if candidate.name == choice.candidates.baseline else f", {latency.ratio.value:.2f}x that of fp32"
+    return {
+        **measurements,
+        "size": f"{candidate.size_bytes / 1000:,.1f} kB ({candidate.name})",
+        "latency": f"{latency.p50_ms * 1000:,.0f} µs for one row (p50){time_relative}",
+    }
+
+
+def _describe_origin(facts: Mapping[str, Any], choice: Choice | None) -> dict[str, str]:
+    tags = facts["tags"]
+    data = [tags.get("data.source", "unknown")]
+    if choice is not None:
+        dataset = choice.candidates.trained.dataset
+        data.append(
+            f"{dataset.train.num_rows:,} rows for training, {dataset.val.num_rows:,} for validation, "
+            f"{dataset.test.num_rows:,} held out, {dataset.valid_rows.num_quarantined:,} quarantined"
+        )
+    promotions: list[str] = facts["promotions"]
+    return {
+        "data": "; ".join(data),
+        "contract": tags.get("contract", "unknown"),
+        "registered": facts["created"],
+        "promoted": promotions[-1] if promotions else str(facts["release"]).split("\n")[0],
+        "bento": str(facts["bento"]),
+    }
 
 
 def bento_document(reference: str) -> dict[str, Any]:
@@ -173,6 +227,20 @@ def _add_stages(root: Tree, stages: list[dict[str, Any]]) -> None:
         for candidate in stage.get("candidates", ()):
             colour = "green" if candidate["verdict"] == "chosen" else "dim"
             branch.add(f"{candidate['name']}: {candidate['metrics']} [{colour}]{candidate['verdict']}[/]")
+
+
+def version_summary(document: dict[str, Any]) -> Table:
+    """Returns what a person asks for first: one row for each entry of the summary."""
+    alias = f" ({', '.join(document['aliases'])})" if document["aliases"] else ""
+    table = Table.grid(padding=(0, 2))
+    table.title, table.title_justify = f"{escape(document['name'])} version {document['version']}{alias}", "left"
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    if document["freed"] is not None:
+        table.add_row("freed", f"by `bloomery gc` on {document['freed']}: run its recipe again to rebuild its bento")
+    for name, value in document["summary"].items():
+        table.add_row(name, escape(value))
+    return table
 
 
 def version_tree(document: dict[str, Any]) -> Tree:

@@ -6,12 +6,13 @@ import json
 import os
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from bloomery.data_contracts.errors import EngineMissing
+from bloomery.data_contracts.errors import BloomeryError, EngineMissing, SettingInvalid
 from bloomery.flows.cli.exit_codes import command_session
 
 if TYPE_CHECKING:
@@ -22,10 +23,19 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document an
 _START_TIMEOUT_S = 300.0
 
 
+class RecipeSelection(NamedTuple):
+    """The recipes to register, and the recipe files in the current folder that are invalid."""
+
+    references: dict[str, str]  # by the name of the recipe: the name of a bundled one, or an absolute path
+    problems: dict[str, str]  # by path
+
+
 def up(
     recipes: Annotated[
-        list[str] | None, typer.Argument(help="Recipe files to register besides the bundled ones.")
+        list[str] | None,
+        typer.Argument(help="Recipes to register besides your own, by name or path."),
     ] = None,
+    bundled: Annotated[bool, typer.Option("--bundled", help="Also register all recipes of Bloomery.")] = False,
     prefect_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the Prefect server.")] = 4200,
     mlflow_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the MLflow server.")] = 5000,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the first endpoint; others follow.")] = 3000,
@@ -33,20 +43,65 @@ def up(
 ) -> None:
     """Start and supervise Prefect, a worker, MLflow and all endpoints."""
     with command_session(as_json, "up") as out:
-        from bloomery.flows.recipe.recipe import bundled_recipes, read_recipe
         from bloomery.tasks.infrastructure.service_status import read_service_status
         from bloomery.tasks.infrastructure.settings import settings
 
-        references = [*bundled_recipes(), *(str(Path(path).resolve()) for path in recipes or ())]
-        for reference in references:
-            read_recipe(reference)  # an invalid recipe is reported before anything starts
+        selection = select_recipes(recipes or (), with_bundled=bundled)  # an invalid one is reported before a start
         home = settings().home
         status = read_service_status(home)
         if status is None:
-            _start(settings(), prefect_port, mlflow_port, port, references)
-        elif recipes:
-            _register(references, settings())
-        _report(out, as_json, _wait(home))
+            _start(settings(), prefect_port, mlflow_port, port, list(selection.references.values()))
+        elif selection.references:
+            _register(list(selection.references.values()), settings())
+        status = _wait(home)
+        if not as_json:
+            _print_selection(out, selection)
+        _report(out, as_json, status)
+
+
+def select_recipes(requested: Sequence[str], *, with_bundled: bool) -> RecipeSelection:
+    """Returns the requested recipes, the user's own ones and, on request, the bundled ones.
+
+    The user's own ones are those in the current folder, and those that have run in this state folder. An invalid one
+    that was not requested is left out.
+
+    Raises:
+        DataMissing, RecipeInvalid and other errors of a requested recipe.
+        SettingInvalid: two requested recipes have one name.
+    """
+    from bloomery.flows.recipe.recipe import read_recipe
+    from bloomery.flows.recipe.recipe_files import RECIPES, bundled_recipes, find_recipe, own_recipes, reference_of
+
+    references: dict[str, str] = {}
+    for path in map(find_recipe, requested):
+        name, reference = read_recipe(str(path)).name, reference_of(path)
+        if references.setdefault(name, reference) != reference:
+            raise SettingInvalid(
+                f"two recipes are named {name!r}: {references[name]} and {reference}",
+                required="recipes of different names, since their deployments have these names",
+                where="the command line",
+                remedy="leave one out, or change its `name`",
+            )
+    for name in bundled_recipes() if with_bundled else ():
+        references.setdefault(read_recipe(str(RECIPES / f"{name}.yaml")).name, name)
+    problems: dict[str, str] = {}
+    for name, path in own_recipes().items():
+        if name not in references:
+            try:
+                read_recipe(str(path))
+                references[name] = str(path)
+            except BloomeryError as error:
+                problems[str(path)] = error.found
+    return RecipeSelection(references, problems)
+
+
+def _print_selection(out: Any, selection: RecipeSelection) -> None:
+    for path, problem in selection.problems.items():
+        out.print(f"not registered: {path}: {problem}", style="yellow", markup=False, highlight=False)
+    for name, reference in selection.references.items():
+        out.print(f"registered: {name} ({'bundled' if reference == name else reference})", markup=False)
+    if not selection.references:
+        out.print("no recipe to register: run `bloomery up NAME-OR-PATH`, or `bloomery up --bundled` for the examples")
 
 
 def status(as_json: AsJson = False) -> None:
@@ -139,8 +194,10 @@ def _register(recipes: list[str], settings: Settings) -> None:
     from bloomery.tasks.infrastructure.python_processes import module_command
 
     assert settings.prefect_api_url is not None
-    command = module_command(prefect_deployments.__name__, *recipes)
-    process = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    command = module_command(prefect_deployments.__name__, "--", *recipes)
+    process = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=prefect_deployments.ROOT
+    )
     if process.returncode != 0:
         reason = prefect_deployments.failure_reason(process.stderr + process.stdout)
         raise EngineMissing(

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from bloomery.data_contracts.recipe_sections.approval import Approval
+from bloomery.data_contracts.records.records import ClassRecall, Release
 from bloomery.flows.cli.commands import show
 from bloomery.tasks.registry import approvals, champion, model_registry
 from bloomery.tasks.tracking import mlflow_runs
@@ -42,3 +43,49 @@ def test_versions_can_be_read_and_copied_in_a_terminal_of_80_columns() -> None:
     assert "int8: [accuracy] 98.8%" in output
     assert "Model card" not in output
     assert show._description(document).endswith("Model card · bento `digits:393d05862ebd2aab`")
+
+
+FACTS = {
+    "name": "digits",
+    "version": 2,
+    "aliases": ["champion"],
+    "created": "2026-11-28T00:36:02Z",
+    "freed": None,
+    "bento": "digits:393d05862ebd2aab",
+    "release": "promoted",
+    "promotions": ["2026-11-28 run by ann@host: [better]"],
+    "tags": {
+        "score": "98.80%",
+        "size_bytes": "1234",
+        "p50_ms": "0.05",
+        "data.source": "sklearn:digits",
+        "contract": "d 1",
+    },
+}
+
+
+def test_the_summary_of_a_version_has_what_a_person_asks_for(release: Release) -> None:
+    counts = {"num_rows": 40, "num_right": 37, "num_compared": 60, "num_lost": 0, "num_gained": 0}
+    choice = release.bento.choice
+    candidate = choice.candidate.model_copy(
+        update={"recalls": (ClassRecall(name="one", **counts),), "size_bytes": 12_345}
+    )
+    choice = choice.model_copy(update={"candidate": candidate})
+    document = {**FACTS, "summary": show.summarize_version(FACTS, choice)}
+    console = Console(file=io.StringIO(), width=100)
+    console.print(show.version_summary(document))
+    output = console.file.getvalue()  # type: ignore[attr-defined]
+    for words in (
+        *("digits version 2 (champion)", "accuracy 50.0% (40.0–60.0) on 358 held-out rows"),
+        *("92.5%: 37 of 40 held-out rows of one", "12.3 kB (int8)", "1,000 µs for one row (p50)"),
+        *("sklearn:digits; 1,253 rows for training", "7 quarantined", "d 1", "2026-11-28T00:36:02Z"),
+        *("run by ann@host: [better]", "digits:393d05862ebd2aab"),
+    ):
+        assert words in output, output
+    assert len(output.splitlines()) < 14
+
+
+def test_the_summary_of_a_version_without_its_bento_has_what_the_registry_knows() -> None:
+    summary = show.summarize_version(FACTS, None)
+    assert (summary["score"], summary["size"], summary["data"]) == ("98.80%", "1234 bytes", "sklearn:digits")
+    assert "weakest class" not in summary

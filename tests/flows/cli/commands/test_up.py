@@ -17,8 +17,11 @@ import psutil
 import pytest
 import yaml
 
+from bloomery.data_contracts.errors import RecipeInvalid, SettingInvalid
+from bloomery.flows.cli.commands.up import select_recipes
 from bloomery.flows.recipe.recipe import RECIPES, bundled_recipes
 from bloomery.tasks.infrastructure.service_status import find_processes, read_service_status
+from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.infrastructure.tethered_process import find_free_port
 from tests.processes import wait_for
 
@@ -70,7 +73,7 @@ def call(home: Path, bloomery: Callable[..., Any]) -> Callable[..., dict[str, An
 
 @pytest.fixture(scope="module")
 def services(home: Path, call: Callable[..., Any], ports: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    yield call("up", *ports)
+    yield call("up", "--bundled", *ports)
     call("down")
     assert not find_processes(home)
 
@@ -148,6 +151,40 @@ def servers(document: dict[str, Any]) -> dict[str, Any]:
 
 def client(document: dict[str, Any]) -> httpx.Client:
     return httpx.Client(base_url=f"{servers(document)['prefect']['url']}/api", trust_env=False, timeout=30)
+
+
+def test_the_users_recipes_are_registered_and_bundled_ones_on_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BLOOMERY_HOME", str(tmp_path / "home"))
+    settings.cache_clear()
+    monkeypatch.chdir(tmp_path)
+    assert select_recipes((), with_bundled=False) == ({}, {})
+    digits = (RECIPES / "digits.yaml").read_text()
+    wine, other = tmp_path / "wine.yaml", tmp_path / "digits.yaml"
+    wine.write_text(digits.replace("name: digits", "name: wine", 1))
+    other.write_text(digits.replace("epochs", "epocs"))
+    selection = select_recipes((), with_bundled=False)
+    assert selection.references == {"wine": str(wine)}
+    assert list(selection.problems) == [str(other)]
+    assert "did you mean 'epochs'?" in selection.problems[str(other)]
+    with pytest.raises(RecipeInvalid):  # a requested one must be valid
+        select_recipes(["digits"], with_bundled=False)
+    other.unlink()
+    assert select_recipes(["digits", "./wine.yaml"], with_bundled=False).references == {
+        "digits": "digits",
+        "wine": str(wine),
+    }
+    selection = select_recipes((), with_bundled=True)
+    assert set(selection.references) == {*bundled_recipes(), "wine"}
+    other.write_text(digits)
+    assert select_recipes((), with_bundled=True).references["digits"] == "digits"  # it was requested
+    (tmp_path / "folder").mkdir()
+    second = tmp_path / "folder" / "wine.yaml"
+    second.write_text(wine.read_text())
+    with pytest.raises(SettingInvalid, match="two recipes are named 'wine'"):
+        select_recipes(["wine", str(second)], with_bundled=False)
+    settings.cache_clear()
 
 
 def test_servers_worker_and_endpoints_are_up_and_recipes_are_registered(

@@ -1,0 +1,227 @@
+"""Finds recipe files by a name or a path, and the model that a name or a path stands for.
+
+A name means, in this order: the file `NAME.yaml` in the current folder, a bundled recipe, another recipe in the current
+folder with that `name`, and a recipe of that name that has run in this state folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock
+
+from bloomery.data_contracts.documents.files import write_text
+from bloomery.data_contracts.documents.similar_names import suggest_names
+from bloomery.data_contracts.errors import DataMissing, RecipeInvalid, SettingInvalid
+from bloomery.tasks.infrastructure.settings import settings
+
+RECIPES = Path(__file__).resolve().parents[2] / "deployments" / "recipes"
+SUFFIXES = (".yaml", ".yml")
+_KNOWN = "recipes.json"  # in the state folder: the path of each recipe that has run, by name
+_RECIPE_KEYS = frozenset({"name", "data", "contract"})  # required in every recipe, and together in no other document
+_MAX_BYTES = 1_000_000
+_MAX_FILES = 200
+_VERSION = re.compile(r"(?P<name>.+?)(?P<version>[@:][^@:/]+)")
+_Loader: Any = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
+
+
+def bundled_recipes() -> list[str]:
+    """Returns the names of the recipes that come with Bloomery."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def find_recipe(reference: str) -> Path:
+    """Returns the file of the recipe that `reference`, a name or a path, stands for.
+
+    Raises:
+        DataMissing: there is no such recipe. The message names similar ones.
+        SettingInvalid: several recipes have this name, or `reference` names a version.
+    """
+    path = Path(reference).expanduser()
+    if path.suffix in SUFFIXES and path.is_file():
+        return path.resolve()
+    if path.name == reference:
+        match = _find_by_name(path.stem if path.suffix in SUFFIXES else reference)
+    else:
+        match = _with_suffix(path)
+    if match is None and path.is_file():
+        match = path
+    if match is not None:
+        return match.resolve()
+    version = _VERSION.fullmatch(reference)
+    if version is not None and not path.is_dir():
+        raise SettingInvalid(
+            f"{reference} names a version, and this command takes a recipe",
+            required="the name or the path of a recipe, without a version",
+            where="the command line",
+            remedy=f"leave {version['version']} out: {version['name']}",
+        )
+    raise _missing_error(reference, path)
+
+
+def reference_of(path: Path) -> str:
+    """Returns what names the recipe of this file in any folder: the name of a bundled one, or its absolute path."""
+    return path.stem if path.parent == RECIPES else str(path.resolve())
+
+
+def resolve_model(reference: str) -> str:
+    """Returns `NAME`, `NAME:3` or `NAME@ALIAS` for a reference whose name may be the path of a recipe.
+
+    Raises:
+        DataMissing: the path does not exist.
+        RecipeInvalid: the file has no name.
+    """
+    match = _VERSION.fullmatch(reference)
+    name, version = (match["name"], match["version"]) if match is not None else (reference, "")
+    path = Path(name).expanduser()
+    if path.suffix not in SUFFIXES and path.name == name:
+        return reference
+    try:
+        return read_name(find_recipe(name)) + version
+    except DataMissing:
+        if path.name != name:
+            raise
+        return path.stem + version  # its recipe is elsewhere, and the registry may have its versions
+
+
+def resolve_model_name(reference: str) -> str:
+    """As `resolve_model`, for commands about all versions of a model: returns the name alone.
+
+    Raises:
+        SettingInvalid: the reference names a version other than the champion.
+    """
+    model = resolve_model(reference)
+    name, separator, version = model.partition("@" if "@" in model else ":")
+    if separator and version != "champion":
+        raise SettingInvalid(
+            f"{reference} names one version, and this command takes a model",
+            required="the name of a model, or the path of its recipe",
+            where="the command line",
+            remedy=f"leave {separator}{version} out: {name}",
+        )
+    return name
+
+
+def read_name(path: Path) -> str:
+    """Returns the `name` in a recipe file. Raises RecipeInvalid if it has none."""
+    document = _parse(path)
+    name = document.get("name") if isinstance(document, dict) else None
+    if not isinstance(name, str) or not name:
+        raise RecipeInvalid(
+            f"{path.name} has no `name`",
+            required="a recipe, whose `name` is that of its model",
+            where=str(path),
+            remedy="give the path of a recipe, or the name of the model",
+        )
+    return name
+
+
+def remember_recipe(name: str, path: Path) -> None:
+    """Records the file of a recipe in the state folder, unless it is bundled."""
+    if path.parent == RECIPES or _known().get(name) == str(path):
+        return
+    file = settings().home / _KNOWN
+    with contextlib.suppress(OSError), FileLock(f"{file}.lock"):
+        write_text(file, json.dumps({**_known(), name: str(path)}, indent=1), mode=0o600)
+
+
+def own_recipes() -> dict[str, Path]:
+    """Returns the user's recipes by name: those in the current folder, and others that have run in this state folder.
+
+    Of several with one name in the current folder, it is the one that has run.
+    """
+    recipes = {name: Path(path) for name, path in _known().items() if _name_in(Path(path)) == name}
+    folder = Path.cwd().resolve()
+    if folder != RECIPES:
+        for path in _recipes_in(folder):
+            name = _name_in(path) or path.stem
+            if name not in recipes or recipes[name].parent != folder:
+                recipes[name] = path
+    return dict(sorted(recipes.items()))
+
+
+def _find_by_name(name: str) -> Path | None:
+    """Raises SettingInvalid if several files of the current folder have this name, and none is called so."""
+    for path in (Path(f"{name}{suffix}") for suffix in SUFFIXES):
+        if _name_in(path) is not None:
+            return path
+    if name in bundled_recipes():
+        return RECIPES / f"{name}.yaml"
+    paths = [path for path in _recipes_in(Path.cwd()) if _name_in(path) == name]
+    if len(paths) > 1:
+        raise SettingInvalid(
+            f"{len(paths)} recipes are named {name!r}: {', '.join(path.name for path in paths)}",
+            required="one recipe of this name",
+            where=str(Path.cwd()),
+            remedy=f"give the file, such as {paths[0].name}",
+        )
+    known = Path(_known().get(name, ""))
+    return paths[0] if paths else known if _name_in(known) == name else None
+
+
+def _with_suffix(path: Path) -> Path | None:
+    return next((file for suffix in SUFFIXES if (file := path.with_name(path.name + suffix)).is_file()), None)
+
+
+def _recipes_in(folder: Path) -> Iterator[Path]:
+    """Yields the recipes of a folder by name. Other YAML files, such as contracts, are no recipes."""
+    try:
+        paths = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
+    except OSError:
+        return
+    yield from (path for path in paths[:_MAX_FILES] if _name_in(path) is not None)
+
+
+def _name_in(path: Path) -> str | None:
+    """Returns the name of the recipe in a file; None if there is no file, or it is no recipe."""
+    document = _parse(path)
+    if not isinstance(document, dict) or not document.keys() >= _RECIPE_KEYS:
+        return None
+    return document["name"] if isinstance(document["name"], str) else None
+
+
+def _parse(path: Path) -> Any:
+    """Returns the content of a YAML file, or None if it cannot be read."""
+    try:
+        if not path.is_file() or path.stat().st_size > _MAX_BYTES:
+            return None
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a safe loader
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return None
+
+
+def _known() -> dict[str, str]:
+    """Returns the path of each recipe that has run in this state folder, by name."""
+    try:
+        document = json.loads((settings().home / _KNOWN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return (
+        {name: path for name, path in document.items() if isinstance(path, str)} if isinstance(document, dict) else {}
+    )
+
+
+def _missing_error(reference: str, path: Path) -> DataMissing:
+    folder = path if path.is_dir() else path.parent
+    files = [file.name for file in _recipes_in(folder)]
+    if path.name == reference and not path.is_dir():
+        names = sorted({*bundled_recipes(), *own_recipes()})
+        required = f"one of {', '.join(names)}, or the path of a YAML file"
+        where = f"{RECIPES} and {Path.cwd()}"
+    else:
+        names = [str(folder / file) for file in files]
+        required = "the path of a recipe" + (f", such as {', '.join(names[:5])}" if names else "; the folder has none")
+        where = str(folder.absolute())
+    found = f"{reference!r} is a folder" if path.is_dir() else f"there is no recipe {reference!r}"
+    return DataMissing(
+        found + suggest_names(reference, names),
+        required=required,
+        where=where,
+        remedy="correct the name or the path; or draft a recipe with `bloomery init`",
+    )
