@@ -21,26 +21,18 @@ from bloomery.flows.run_control.approval_wait import promote_when_approved
 from bloomery.flows.run_control.gpu_slots import with_gpu_slots
 from bloomery.flows.run_control.machine_requirements import check_machine_requirements
 from bloomery.flows.run_control.run_liveness import recording_process
+from bloomery.flows.stages import choose, compress, ingest, package, prepare, train, validate
 from bloomery.models.compression.budget import Budget
 from bloomery.models.compression.config import CompressionOrAuto
 from bloomery.models.evaluation.gates import Gates
 from bloomery.models.networks.config import Model
 from bloomery.models.training.config import Training
-from bloomery.tasks.choose.stage import choose
-from bloomery.tasks.compress.stage import compress
 from bloomery.tasks.infrastructure import spark_session
 from bloomery.tasks.infrastructure.settings import require_state_folder, settings
-from bloomery.tasks.ingest.stage import ingest, locate_source
+from bloomery.tasks.ingest.stage import locate_source
 from bloomery.tasks.orchestration import stage_store
-from bloomery.tasks.package.stage import package
-from bloomery.tasks.prepare.stage import prepare
-from bloomery.tasks.promote.stage import promote
 from bloomery.tasks.train.initial_weights import locate_initial_weights
-from bloomery.tasks.train.stage import train
-from bloomery.tasks.validate.stage import validate
 
-STAGES = (ingest, validate, prepare, train, compress, choose, package, promote)
-PLAIN_STAGES = Stages(ingest, validate, prepare, train, compress, choose, package, promote)
 STAGE_TASKS = Stages(
     ingest=ingest.as_task,
     validate=validate.as_task,

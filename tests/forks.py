@@ -143,7 +143,7 @@ def _fill_caches() -> None:
     from mlflow.utils.requirements_utils import warn_dependency_requirement_mismatches
     from torch import nn
 
-    from bloomery.flows.pipeline import STAGES
+    from bloomery.flows.stages import STAGES
     from bloomery.models.export.onnx_exporter import _export_program_to_onnx
     from bloomery.tasks.bentos.environment import code_versions
 

@@ -64,7 +64,7 @@ def test_arrow_imports_no_pandas_in_a_serving_process() -> None:
 
 def test_every_stage_of_the_order_is_a_task_and_each_has_a_file() -> None:
     from bloomery.flows.order import Stages
-    from bloomery.flows.pipeline import STAGES
+    from bloomery.flows.stages import STAGES
 
     names = [stage.name for stage in STAGES]
     assert names == list(Stages.__annotations__)

@@ -19,8 +19,8 @@ import numpy as np
 from candidates import CANDIDATES
 
 from bloomery.data_contracts.records.records import Candidate, Candidates, TrainedNetwork
-from bloomery.flows.pipeline import PLAIN_STAGES
 from bloomery.flows.recipe.recipe import Recipe, read_recipe
+from bloomery.flows.stages import PLAIN_STAGES
 from bloomery.models.compression.config import Compression
 from bloomery.models.evaluation import metrics
 from bloomery.models.inference.outputs import compute_outputs

@@ -44,7 +44,7 @@ RECORD = "dataset.json"
 
 def prepare(name: str, folder: Path) -> None:
     """Runs the stages `ingest` to `prepare`, and writes the splits and their record to `folder`."""
-    from bloomery.flows.pipeline import PLAIN_STAGES
+    from bloomery.flows.stages import PLAIN_STAGES
     from bloomery.tasks.ingest.stage import locate_source
 
     recipe = read_recipe(name)

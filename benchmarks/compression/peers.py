@@ -38,8 +38,8 @@ from candidates import CANDIDATES
 from goals import format_row, train_network
 
 from bloomery.data_contracts.records.records import Candidates, Interval, Latency
-from bloomery.flows.pipeline import PLAIN_STAGES
 from bloomery.flows.recipe.recipe import read_recipe
+from bloomery.flows.stages import PLAIN_STAGES
 from bloomery.models.compression.config import Compression
 from bloomery.models.evaluation import metrics
 from bloomery.models.export.onnx_exporter import export_onnx

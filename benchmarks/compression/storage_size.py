@@ -97,7 +97,7 @@ class Splits(NamedTuple):
 
 def read_splits() -> tuple[Splits, Layout]:
     # Imported here, since `distillation.py --prepared` needs neither Spark nor Prefect.
-    from bloomery.flows.pipeline import PLAIN_STAGES
+    from bloomery.flows.stages import PLAIN_STAGES
     from bloomery.tasks.ingest.stage import locate_source
 
     recipe = read_recipe("mnist")

@@ -51,7 +51,7 @@ from servers import Servers, permanent_servers, postgres_program
 PLAIN = """
 import json, sys
 from bloomery.flows.order import run_stages
-from bloomery.flows.pipeline import PLAIN_STAGES
+from bloomery.flows.stages import PLAIN_STAGES
 from bloomery.flows.recipe.recipe import read_recipe
 from bloomery.tasks.infrastructure import spark_session
 from bloomery.tasks.ingest.stage import locate_source

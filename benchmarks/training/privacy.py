@@ -17,8 +17,8 @@ from recipes import evaluate_on_test, prepare_rows
 
 from bloomery.data_contracts.recipe_sections.engine import Engine
 from bloomery.data_contracts.records.records import Dataset
-from bloomery.flows.pipeline import PLAIN_STAGES
 from bloomery.flows.recipe.recipe import read_recipe
+from bloomery.flows.stages import PLAIN_STAGES
 from bloomery.models.networks.config import LeNet, Mlp, Model
 from bloomery.models.training.config import Privacy, Training
 from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment

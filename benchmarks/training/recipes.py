@@ -15,8 +15,8 @@ import time
 from typing import NamedTuple
 
 from bloomery.data_contracts.records.records import Dataset, TrainedNetwork
-from bloomery.flows.pipeline import PLAIN_STAGES
 from bloomery.flows.recipe.recipe import Recipe, read_recipe
+from bloomery.flows.stages import PLAIN_STAGES
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.ingest.stage import locate_source
 

@@ -17,8 +17,8 @@ from typing import Any
 from recipes import evaluate_on_test, prepare_rows
 
 from bloomery.data_contracts.records.records import Dataset
-from bloomery.flows.pipeline import PLAIN_STAGES
 from bloomery.flows.recipe.recipe import Recipe, read_recipe
+from bloomery.flows.stages import PLAIN_STAGES
 from bloomery.models.training.config import Search, Training
 from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
 from bloomery.tasks.infrastructure.settings import require_state_folder

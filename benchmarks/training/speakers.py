@@ -14,8 +14,8 @@ import statistics
 from recipes import evaluate_on_test, prepare_rows
 
 from bloomery.data_contracts.recipe_sections.data_source import SourceFile
-from bloomery.flows.pipeline import PLAIN_STAGES
 from bloomery.flows.recipe.recipe import Recipe, read_recipe
+from bloomery.flows.stages import PLAIN_STAGES
 
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 

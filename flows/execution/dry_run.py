@@ -39,7 +39,7 @@ def dry_run(recipe: Recipe) -> DryRun:
     Raises:
         DataMissing: the recipe's data does not exist.
     """
-    from bloomery.flows.pipeline import STAGES
+    from bloomery.flows.stages import STAGES
     from bloomery.tasks.ingest.stage import locate_source
     from bloomery.tasks.train.initial_weights import locate_initial_weights
 

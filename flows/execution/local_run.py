@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import time
 from collections.abc import Iterable, Iterator
 
@@ -21,7 +22,8 @@ def run_recipe(reference: str, period: str | None = None) -> Release:
     """Runs the recipe as a Prefect flow and returns its release. Raises the errors of its stages unchanged.
 
     The engines that the run will need start while the Prefect server starts, on another core. If the recipe has been
-    released before, no server starts until a stage is known to need computing.
+    released before, no server starts, and neither Prefect nor MLflow is imported, until a stage is known to need
+    computing.
     """
     require_state_folder()
     recipe = read_recipe(reference, period)
@@ -32,8 +34,6 @@ def run_recipe(reference: str, period: str | None = None) -> Release:
     with ephemeral_prefect_api() as start_server, _stop_engines_at_end():
         wait_until_ready = None if _was_released(recipe.name) else start_server()
         from bloomery.flows.execution.dry_run import dry_run
-        from bloomery.flows.pipeline import pipeline
-        from bloomery.flows.recipe.handover import hand_over
 
         plan = dry_run(recipe)
         if plan.release is not None and settings().prefect_api_url is None:
@@ -44,6 +44,9 @@ def run_recipe(reference: str, period: str | None = None) -> Release:
                 emit(StageEnded(stage.stage, "found", stage.seconds))
             return plan.release
         wait_until_ready = wait_until_ready or start_server()
+        from bloomery.flows.pipeline import pipeline
+        from bloomery.flows.recipe.handover import hand_over
+
         missing = [stage.stage for stage in plan.stages if stage.digest is None]
         engines = _start_engines(missing, recipe.engine_settings)
         wait_until_ready()
@@ -74,9 +77,10 @@ def _stop_engines_at_end() -> Iterator[None]:
     try:
         yield
     finally:
-        from bloomery.tasks.infrastructure import spark_session
-
-        spark_session.stop_session()
+        # Where it was not imported, no session was started.
+        spark_session = sys.modules.get("bloomery.tasks.infrastructure.spark_session")
+        if spark_session is not None:
+            spark_session.stop_session()
 
 
 def _start_engines(stages: Iterable[str], engine: Engine) -> list[str]:

@@ -74,7 +74,7 @@ def reproduce_bento(provenance: Provenance) -> Reproduction:
     Raises:
         DataMissing: a source no longer exists, or the training started from weights of another version.
     """
-    from bloomery.flows.pipeline import PLAIN_STAGES
+    from bloomery.flows.stages import PLAIN_STAGES
     from bloomery.tasks.bentos.environment import code_versions, describe_environment
     from bloomery.tasks.ingest.stage import locate_source
 

@@ -44,7 +44,7 @@ from bloomery.tasks.monitoring.reference_profile import confidence, summarize_va
 from bloomery.tasks.registry.model_registry import BENTO
 
 if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
+    from bloomery.tasks.tracking.model_versions import ModelVersion
 
 _PREDICTION, _CONFIDENCE = "prediction", "confidence"
 _MAX_RULES = 20

@@ -16,18 +16,16 @@ docstrings do count.
 
 from __future__ import annotations
 
-import ast
 import functools
 import importlib.metadata
 import importlib.util
+import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from bloomery.data_contracts.documents.digests import digest_of_document, digest_of_file
-
-PACKAGE = "bloomery"
+from bloomery.tasks.orchestration.source_files import PACKAGE, complete_code_digest, read_source, remember_sources
 
 # Modules, and packages with all their modules.
 PLUMBING = (
@@ -44,7 +42,9 @@ PLUMBING = (
     "bloomery.tasks.infrastructure.settings",
     "bloomery.tasks.infrastructure.tethered_process",
     "bloomery.tasks.orchestration",
+    "bloomery.tasks.tracking.local_database",
     "bloomery.tasks.tracking.mlflow_runs",
+    "bloomery.tasks.tracking.model_versions",
 )
 PRESENTATION = (
     "bloomery.data_contracts.odcs.html_page",
@@ -63,7 +63,6 @@ PRESENTATION = (
     "bloomery.tasks.train.validation_report",
 )
 _IGNORED_PACKAGES = frozenset({"prefect", "rich", "httpx", "filelock", "psutil"})
-_LOG_METHODS = frozenset({"debug", "info", "warning", "error", "exception", "critical"})
 _DISTRIBUTIONS = {
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
@@ -82,42 +81,14 @@ def code_version(*modules: str, bundled_modules: tuple[str, ...] = ()) -> str:
     """
     bundled = reach(*bundled_modules)
     paths = determining_modules(*modules) | bundled
-    sources = {name: _read(path) for name, path in paths.items()}
+    sources = {name: read_source(path) for name, path in paths.items()}
     packages = {imported.split(".")[0] for source in sources.values() for imported in source.imports}
-    code = {name: _read_complete(path) if name in bundled else sources[name].code for name, path in paths.items()}
+    code = {name: complete_code_digest(path) if name in bundled else sources[name].code for name, path in paths.items()}
     templates = {name: digests for name, path in paths.items() if (digests := _templates(path))}
+    remember_sources()
     return digest_of_document(
         {"code": code, "templates": templates, "packages": versions(packages - _IGNORED_PACKAGES)}
     )
-
-
-class _Source(NamedTuple):
-    """The names that a file imports, and its syntax tree without messages."""
-
-    imports: tuple[str, ...]
-    code: str
-
-
-def _read(path: Path) -> _Source:
-    state = path.stat()
-    return _parse(path, state.st_mtime_ns, state.st_size)
-
-
-# Most stages reach most files. Parsing them again for each of the eight stages took seven CPU seconds of a second run.
-@functools.cache
-def _parse(path: Path, mtime_ns: int, size_bytes: int) -> _Source:
-    tree = ast.parse(path.read_bytes())
-    nodes = list(ast.walk(tree))  # once, because walking takes longer than parsing
-    _remove_docstrings(nodes)
-    _blank_messages(nodes)
-    return _Source(tuple(_imports(nodes)), ast.dump(tree))
-
-
-def _read_complete(path: Path) -> str:
-    """The syntax tree of a file with its messages, which only bundled code needs."""
-    tree = ast.parse(path.read_bytes())
-    _remove_docstrings(ast.walk(tree))
-    return ast.dump(tree)
 
 
 def _templates(path: Path) -> dict[str, str]:
@@ -127,7 +98,12 @@ def _templates(path: Path) -> dict[str, str]:
 
 def templates_of(path: Path) -> list[Path]:
     """The templates beside a module's file, whose names begin with the module's."""
-    return sorted(path.parent.glob(f"{path.stem}*.jinja"))
+    return [path.parent / name for name in _template_names(path.parent) if name.startswith(path.stem)]
+
+
+@functools.cache
+def _template_names(folder: Path) -> list[str]:
+    return sorted(name for name in os.listdir(folder) if name.endswith(".jinja"))
 
 
 def reach(*modules: str) -> dict[str, Path]:
@@ -151,7 +127,7 @@ def _walk(modules: Iterable[str], skipped: tuple[str, ...]) -> dict[str, Path]:
         path = None if name in reached else _source(name)
         if path is not None:
             reached[name] = path
-            imported = [module for module in _read(path).imports if module.split(".")[0] == PACKAGE]
+            imported = [module for module in read_source(path).imports if module.split(".")[0] == PACKAGE]
             pending += [module for module in imported if not _is_within(module, skipped)]
             pending += _parents(name)
     return dict(sorted(reached.items()))
@@ -170,7 +146,7 @@ def _parents(name: str) -> Iterator[str]:
 
 def packages_of(paths: Iterable[Path]) -> dict[str, str]:
     """The third-party packages that the files import, with the installed version of each, by distribution name."""
-    imported = {name.split(".")[0] for path in paths for name in _read(path).imports}
+    imported = {name.split(".")[0] for path in paths for name in read_source(path).imports}
     return versions(imported)
 
 
@@ -180,84 +156,26 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
     return {_DISTRIBUTIONS.get(name, name).replace("_", "-"): _version(name) for name in third_party}
 
 
-def _imports(nodes: Iterable[ast.AST]) -> Iterator[str]:
-    for node in nodes:
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            yield node.module
-            # In `from bloomery.models.features import encoder` the imported name is a module too.
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def _remove_docstrings(nodes: Iterable[ast.AST]) -> None:
-    for node in nodes:
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
-            first = node.body[0]
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                node.body = node.body[1:] or [ast.Pass()]
-
-
-def _blank_messages(nodes: Sequence[ast.AST]) -> None:
-    """Blanks the literal text of Bloomery's errors, of log lines and of the descriptions of fields.
-
-    The words of other exceptions stay: code may store them as a value, such as the reason of a quarantined row.
-    """
-    errors = {
-        alias.asname or alias.name
-        for node in nodes
-        if isinstance(node, ast.ImportFrom) and node.module == f"{PACKAGE}.data_contracts.errors"
-        for alias in node.names
-    }
-    for node in nodes:
-        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and _name(node.exc.func) in errors:
-            _blank([*node.exc.args, *(keyword.value for keyword in node.exc.keywords)])
-        elif isinstance(node, ast.Call) and _is_log_call(node):
-            _blank(node.args)
-        elif isinstance(node, ast.Call) and _name(node.func) == "Field":
-            _blank(keyword.value for keyword in node.keywords if keyword.arg == "description")
-
-
-def _name(node: ast.expr) -> str:
-    return node.id if isinstance(node, ast.Name) else ""
-
-
-def _is_log_call(call: ast.Call) -> bool:
-    """True for a call such as `logger.warning(…)`, `log.info(…)` or `logging.getLogger(…).error(…)`."""
-    if not isinstance(call.func, ast.Attribute) or call.func.attr not in _LOG_METHODS:
-        return False
-    logger = call.func.value
-    if isinstance(logger, ast.Call):
-        return isinstance(logger.func, ast.Attribute) and logger.func.attr == "getLogger"
-    return _name(logger).strip("_").lower() in ("log", "logger", "logging")
-
-
-def _blank(expressions: Iterable[ast.expr]) -> None:
-    """Empties the string literals of the expressions, including those in f-strings."""
-    for expression in expressions:
-        for node in ast.walk(expression):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                node.value = ""
-
-
+@functools.cache
 def _source(name: str) -> Path | None:
     """The file of a local module; None for a function or class in a module, and for the namespace itself."""
     package, _, module = name.partition(".")
     room, *inner = module.split(".")
-    spec = importlib.util.find_spec(f"{package}.{room}") if room else None
-    if spec is None or not spec.submodule_search_locations:
+    folder = _room_folder(package, room) if room else None
+    if folder is None:
         return None
-    base = Path(next(iter(spec.submodule_search_locations)))
-    for candidate in (base.joinpath(*inner).with_suffix(".py"), base.joinpath(*inner, "__init__.py")):
-        if candidate.is_file():
-            return candidate
-    return None
+    base = os.path.join(folder, *inner)
+    candidates = (f"{base}.py", os.path.join(base, "__init__.py")) if inner else (os.path.join(base, "__init__.py"),)
+    return next((Path(file) for file in candidates if os.path.isfile(file)), None)
 
 
+@functools.cache
+def _room_folder(package: str, room: str) -> str | None:
+    spec = importlib.util.find_spec(f"{package}.{room}")
+    return None if spec is None or not spec.submodule_search_locations else next(iter(spec.submodule_search_locations))
+
+
+@functools.cache
 def _version(package: str) -> str:
     for distribution in (_DISTRIBUTIONS.get(package, package), package.replace("_", "-")):
         try:

@@ -1,4 +1,7 @@
-"""Makes a stage of a function: its output is stored and looked up, it runs as a Prefect task, and it emits events."""
+"""Makes a stage of a function: its output is stored and looked up, it runs as a Prefect task, and it emits events.
+
+Prefect is imported with the first task: a look-up does not need it, and the import takes more than a second.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,16 @@ import functools
 import inspect
 import time
 from collections.abc import Callable
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, get_type_hints
-
-from prefect import Task
-from prefect.client.schemas.objects import State
-from prefect.context import TaskRunContext
-from prefect.states import Completed
-from prefect.utilities.annotations import opaque, quote
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, get_type_hints
 
 from bloomery.data_contracts.records.records import Record
 from bloomery.tasks.orchestration import events, stage_store
 from bloomery.tasks.orchestration.code_version import code_version
 from bloomery.tasks.orchestration.progress_artifact import report_progress
 from bloomery.tasks.orchestration.stage_store import Output
+
+if TYPE_CHECKING:
+    from prefect import Task
 
 P = ParamSpec("P")
 RecordT = TypeVar("RecordT", bound=Record)
@@ -58,7 +58,10 @@ class Stage(Generic[P, RecordT]):
         self._publish = publish
         self._modules = (function.__module__, *further_modules)
         self._bundled_modules = bundled_modules
-        self.task: Task[P, RecordT] = _as_task(self)
+
+    @functools.cached_property
+    def task(self) -> Task[P, RecordT]:
+        return _as_task(self)
 
     def key(self, *arguments: Any) -> str:
         return stage_store.key_of(
@@ -77,6 +80,9 @@ class Stage(Generic[P, RecordT]):
         A record contains the records of all earlier stages, and Prefect would draw an arrow from each of them. With
         `opaque` it sees only the outermost record, and with `quote` no part of the recipe, so the run graph is a line.
         """
+        from prefect.client.schemas.objects import State
+        from prefect.utilities.annotations import opaque, quote
+
         call: Any = self.task
         inputs = (opaque(value) if isinstance(value, Record) else quote(value) for value in arguments)
         result = call(*inputs)
@@ -128,6 +134,10 @@ def stage(
 
 
 def _as_task(definition: Stage[P, RecordT]) -> Task[P, RecordT]:
+    from prefect import Task
+    from prefect.context import TaskRunContext
+    from prefect.states import Completed
+
     @functools.wraps(definition._function)
     def run(*arguments: P.args, **_: P.kwargs) -> Any:
         if TaskRunContext.get() is None:

@@ -26,7 +26,7 @@ from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.registry import model_registry
 
 if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
+    from bloomery.tasks.tracking.model_versions import ModelVersion
 
 
 def require_score(bento: Bento, gates: Gates) -> None:

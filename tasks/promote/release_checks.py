@@ -24,7 +24,7 @@ from bloomery.tasks.registry.logged_model import log_model
 from bloomery.tasks.tracking import mlflow_runs
 
 if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
+    from bloomery.tasks.tracking.model_versions import ModelVersion
 
 
 class CheckedRelease(NamedTuple):

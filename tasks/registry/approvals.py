@@ -15,7 +15,7 @@ from bloomery.tasks.registry.model_registry import find_version, list_versions, 
 from bloomery.tasks.tracking import mlflow_runs
 
 if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
+    from bloomery.tasks.tracking.model_versions import ModelVersion
 
 _TAG = "approval"
 WAITS = "waits for approval"

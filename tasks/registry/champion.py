@@ -31,11 +31,11 @@ from bloomery.data_contracts.serving.champion_pointer import (
 from bloomery.tasks.bentos.bento_store import artifacts_folder
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.infrastructure.tethered_process import is_running
-from bloomery.tasks.registry.model_registry import BENTO, CHAMPION, find_champion, find_version
+from bloomery.tasks.registry.model_registry import BENTO, CHAMPION, find_champion, find_version, read_model_tags
 from bloomery.tasks.tracking import mlflow_runs
 
 if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
+    from bloomery.tasks.tracking.model_versions import ModelVersion
 
 _TAG = "promotion."
 ROLLED_BACK = "rolled back"
@@ -69,7 +69,7 @@ def champion_lock(name: str) -> Iterator[None]:
 
 def promotion_history(name: str) -> list[Promotion]:
     """All changes of the champion and all refusals by a person, oldest first."""
-    tags = mlflow_runs.client().get_registered_model(name).tags
+    tags = read_model_tags(name)
     return sorted(
         (Promotion.model_validate_json(text) for key, text in tags.items() if key.startswith(_TAG)),
         key=lambda promotion: promotion.number,

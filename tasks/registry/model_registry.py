@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from bloomery.data_contracts.documents.similar_names import suggest_names
 from bloomery.data_contracts.errors import DataMissing
 from bloomery.tasks.infrastructure.settings import settings
+from bloomery.tasks.tracking import local_database
+from bloomery.tasks.tracking.local_database import DatabaseUnreadable
 from bloomery.tasks.tracking.mlflow_runs import client
-
-if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
+from bloomery.tasks.tracking.model_versions import ModelVersion
 
 CHAMPION = "champion"
 BENTO = "bento"
@@ -20,12 +19,26 @@ FREED = "freed"  # tag: the day on which `bloomery gc` removed the version's ben
 
 def list_versions(name: str) -> list[ModelVersion]:
     """All versions of `name`, newest first; none if there is no such name."""
-    versions = client().search_model_versions(f"name = '{name}'")
-    return sorted(versions, key=lambda version: int(version.version), reverse=True)
+    try:
+        return local_database.list_versions(name)
+    except DatabaseUnreadable:
+        versions = map(ModelVersion.from_mlflow, client().search_model_versions(f"name = '{name}'"))
+        return sorted(versions, key=lambda version: version.version, reverse=True)
 
 
 def list_names() -> list[str]:
-    return sorted(model.name for model in client().search_registered_models())
+    try:
+        return local_database.list_names()
+    except DatabaseUnreadable:
+        return sorted(model.name for model in client().search_registered_models())
+
+
+def read_model_tags(name: str) -> dict[str, str]:
+    """The tags of a registered model."""
+    try:
+        return local_database.read_model_tags(name)
+    except DatabaseUnreadable:
+        return dict(client().get_registered_model(name).tags)
 
 
 def require_versions(name: str) -> list[ModelVersion]:
@@ -49,12 +62,10 @@ def find_champion(name: str) -> ModelVersion | None:
 
 def find_by_alias(name: str, alias: str) -> ModelVersion | None:
     """The version that the alias names, if any."""
-    from mlflow.exceptions import MlflowException
-
     try:
-        return client().get_model_version_by_alias(name, alias)
-    except MlflowException:
-        return None
+        return local_database.find_by_alias(name, alias)
+    except DatabaseUnreadable:
+        return _find_with_client(name, "", alias)
 
 
 def bento_of(version: ModelVersion | None) -> str | None:
@@ -81,23 +92,38 @@ def find_version(reference: str) -> ModelVersion:
     Raises:
         DataMissing: there is none.
     """
-    from mlflow.exceptions import MlflowException
-
     name, _, alias = reference.partition("@")
     name, _, number = name.partition(":")
     try:
+        version = (
+            local_database.find_version(name, number)
+            if number
+            else local_database.find_by_alias(name, alias or CHAMPION)
+        )
+    except DatabaseUnreadable:
+        version = _find_with_client(name, number, alias or CHAMPION)
+    if version is not None:
+        return version
+    names = list_names()
+    raise DataMissing(
+        f"the registry has no {reference}{'' if name in names else suggest_names(name, names)}",
+        required=_describe_alternatives(name, names),
+        where=f"the MLflow model registry at {settings().tracking_uri}",
+        remedy="use `NAME@champion`, or `NAME:3` for version 3; `bloomery show NAME` lists the versions, and "
+        "`bloomery run RECIPE` makes one",
+    )
+
+
+def _find_with_client(name: str, number: str, alias: str) -> ModelVersion | None:
+    """The version of this number, or of this alias if the number is empty."""
+    from mlflow.exceptions import MlflowException
+
+    try:
         if number:
-            return client().get_model_version(name, number)
-        return client().get_model_version_by_alias(name, alias or CHAMPION)
-    except MlflowException as failure:
-        names = list_names()
-        raise DataMissing(
-            f"the registry has no {reference}{'' if name in names else suggest_names(name, names)}",
-            required=_describe_alternatives(name, names),
-            where=f"the MLflow model registry at {settings().tracking_uri}",
-            remedy="use `NAME@champion`, or `NAME:3` for version 3; `bloomery show NAME` lists the versions, and "
-            "`bloomery run RECIPE` makes one",
-        ) from failure
+            return ModelVersion.from_mlflow(client().get_model_version(name, number))
+        return ModelVersion.from_mlflow(client().get_model_version_by_alias(name, alias))
+    except MlflowException:
+        return None
 
 
 def _describe_alternatives(name: str, names: list[str]) -> str:
@@ -125,9 +151,10 @@ def register_version(name: str, source: str, run_id: str, tags: Mapping[str, str
     if version is None:
         # A server needs the model id beside the address that contains it; MLflow in this process does not.
         model_id = source.removeprefix("models:/")
-        return client().create_model_version(
+        created = client().create_model_version(
             name, source=source, run_id=run_id, tags=dict(tags), description=description, model_id=model_id
         )
+        return ModelVersion.from_mlflow(created)
     for key, value in tags.items():
         client().set_model_version_tag(name, version.version, key, value)
     if FREED in version.tags:

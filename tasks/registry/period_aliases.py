@@ -9,7 +9,7 @@ from bloomery.tasks.registry.model_registry import list_versions
 from bloomery.tasks.tracking import mlflow_runs
 
 if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
+    from bloomery.tasks.tracking.model_versions import ModelVersion
 
 TAG = "period"
 OLDER = "older data"

@@ -16,7 +16,7 @@ from bloomery.tasks.model_card.rendering import HTML, escape_markdown
 from bloomery.tasks.tracking import mlflow_runs
 
 if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
+    from bloomery.tasks.tracking.model_versions import ModelVersion
 
 SIZE, P50 = "size_bytes", "p50_ms"  # tags of a version
 _MAX_LETTERS = 4_000  # MLflow stores 5,000 of a description

@@ -10,13 +10,15 @@ import re
 import sqlite3
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
 from bloomery.tasks.infrastructure.settings import settings
+from bloomery.tasks.tracking import local_database
+from bloomery.tasks.tracking.local_database import DatabaseUnreadable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -179,6 +181,8 @@ def log_training_data(run_id: str, dataset: Dataset) -> None:
 
 def run_exists(run_id: str) -> bool:
     """Whether the run exists, has finished and is not deleted."""
+    with suppress(DatabaseUnreadable):
+        return local_database.is_finished_run(run_id)
     from mlflow.exceptions import MlflowException
 
     try:
@@ -186,3 +190,11 @@ def run_exists(run_id: str) -> bool:
     except MlflowException:
         return False
     return run.info.status == "FINISHED" and run.info.lifecycle_stage == "active"
+
+
+def read_metrics(run_id: str) -> dict[str, float]:
+    """Returns the latest value of each metric of a run, by name."""
+    try:
+        return local_database.read_metrics(run_id)
+    except DatabaseUnreadable:
+        return dict(sorted(client().get_run(run_id).data.metrics.items()))

@@ -20,10 +20,10 @@ from bloomery.data_contracts.serving.champion_pointer import FollowerStatus
 from bloomery.flows.cli.exit_codes import command_session
 
 if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
     from rich.table import Table
 
     from bloomery.tasks.registry.champion import Promotion
+    from bloomery.tasks.tracking.model_versions import ModelVersion
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 Reason = Annotated[str, typer.Option("--reason", help="The reason, kept in the history.")]

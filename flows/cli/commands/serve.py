@@ -17,7 +17,7 @@ from bloomery.data_contracts.errors import SettingInvalid
 from bloomery.flows.cli.exit_codes import command_session
 
 if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
+    from bloomery.tasks.tracking.model_versions import ModelVersion
 
 _CANARY = re.compile(r"(?P<reference>[^=]+)=(?P<percent>\d+(\.\d+)?)%")
 

@@ -17,10 +17,9 @@ from bloomery.data_contracts.errors import BloomeryError
 from bloomery.data_contracts.records.score_format import SCORE_NAMES, format_score
 
 if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
-
     from bloomery.data_contracts.records.provenance import Provenance
     from bloomery.data_contracts.records.records import Choice
+    from bloomery.tasks.tracking.model_versions import ModelVersion
 
 _LINK = re.compile(r"\[([^\]]+)\]\([^)]*\)")
 
@@ -65,8 +64,7 @@ def version_document(reference: str) -> dict[str, Any]:
         {"stage": stage, "digest": digest, "description": what}
         for stage, digest, what in json.loads(version.tags["lineage"])
     ]
-    run = mlflow_runs.client().get_run(version.tags["candidate.run"])
-    facts["metrics"] = dict(sorted(run.data.metrics.items()))
+    facts["metrics"] = mlflow_runs.read_metrics(version.tags["candidate.run"])
     choice = None
     with contextlib.suppress(BloomeryError):  # an old bento, or one on another machine
         provenance = read_bento_provenance(facts["bento"])

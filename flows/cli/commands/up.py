@@ -179,7 +179,9 @@ def _prepare(settings: Settings) -> None:
     from bloomery.data_contracts.errors import BloomeryError
     from bloomery.tasks.registry import champion as promotions
     from bloomery.tasks.registry import model_registry
+    from bloomery.tasks.tracking import mlflow_runs
 
+    mlflow_runs.client()
     for name in model_registry.list_names():
         if model_registry.find_champion(name) is not None and not promotions.pointer_folder(name).is_dir():
             try:

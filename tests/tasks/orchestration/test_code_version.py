@@ -70,7 +70,7 @@ EDITS = {
 DRIVER = """
 import json, sys
 from pathlib import Path
-from bloomery.flows.pipeline import STAGES
+from bloomery.flows.stages import STAGES
 from bloomery.tasks.orchestration.code_version import code_version
 def versions():
     code_version.cache_clear()

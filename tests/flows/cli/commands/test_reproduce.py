@@ -125,7 +125,7 @@ NETWORKS = {
 
 def package_wishes(folder: Path, kind: str) -> Bento:
     """Builds a bento of texts in `folder`, stage by stage in this process, and returns its record."""
-    from bloomery.flows.pipeline import PLAIN_STAGES
+    from bloomery.flows.stages import PLAIN_STAGES
     from bloomery.tasks.ingest.stage import locate_source
 
     (folder / "wishes.csv").write_text(WISHES)
