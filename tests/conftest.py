@@ -97,10 +97,11 @@ def databases(shared_folder: SharedFolder) -> Path:
     def make(folder: Path) -> None:
         home = folder / "home"
         environment = environment_for(home, PREFECT_HOME=str(home / "prefect"))
-        commands = (("bloomery.flows.cli", "show", "none"), ("prefect", "server", "database", "upgrade", "-y"))
+        create_mlflow = "import bloomery.flows; from bloomery.tasks.tracking import mlflow_runs; mlflow_runs.client()"
+        commands = (("-c", create_mlflow), ("-m", "prefect", "server", "database", "upgrade", "-y"))
         streams: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         processes = [
-            subprocess.Popen([sys.executable, "-m", *words], env=environment, cwd=ROOT, **streams) for words in commands
+            subprocess.Popen([sys.executable, *words], env=environment, cwd=ROOT, **streams) for words in commands
         ]
         for process in processes:
             process.wait(timeout=300)

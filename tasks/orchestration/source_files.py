@@ -1,7 +1,7 @@
 """Source files: the names that they import, and digests of the code that determines what it does.
 
-Parsing all files takes more than a second, so the results are kept in the state folder, by the sha256 of the file. Every
-process reads and hashes each file, so no change is missed.
+Parsing all files takes more than a second, so the results are kept in the state folder, by the sha256 of the file.
+Every process reads and hashes each file, so no change is missed.
 """
 
 from __future__ import annotations
