@@ -20,7 +20,7 @@ tests: .venv/.ready
 	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest $(WHICH) --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 up: .venv/.ready ## start Prefect, MLflow, a worker and the endpoints, and keep them up
-	@$(BIN)/bloomery up
+	@$(BIN)/bloomery up $(RECIPES)
 
 status: .venv/.ready ## show the state of the services
 	@$(BIN)/bloomery status
