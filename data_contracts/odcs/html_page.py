@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from bloomery.data_contracts.odcs.base import Element
 from bloomery.data_contracts.odcs.columns import Column
@@ -33,6 +32,8 @@ _DESCRIPTIVE = {
 
 def render_contract_page(contract: Contract) -> str:
     """The contract's columns, rules, references and descriptions. All text of the contract is escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

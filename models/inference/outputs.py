@@ -5,11 +5,15 @@ Shapes: B rows, K outputs.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import onnxruntime
 
 from bloomery.models.features.encoder import Encoder, decode
 from bloomery.models.inference.runtime import run_session, softmax
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 # Of a probability or a standardised value: 8-bit arithmetic may round differently in batches of another size.
 TOLERANCE = 1e-3

@@ -6,11 +6,14 @@ Shapes: B rows, K classes.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnxruntime
 
 from bloomery.models.onnx_storage.decoder import decompress, is_compressed
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 INPUT, OUTPUT = "x", "logits"
 
@@ -23,6 +26,8 @@ def create_session(model: Path | bytes, num_threads: int = 1) -> onnxruntime.Inf
     Raises:
         OutputCorrupt: a stored form is damaged.
     """
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1

@@ -9,14 +9,17 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnxruntime
 
 from bloomery.data_contracts.records.records import Interval, Latency
 from bloomery.models.evaluation.block_bootstrap import NUM_DRAWS, block_length
 from bloomery.models.inference.outputs import compute_outputs
 from bloomery.models.inference.runtime import create_session, run_session
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 TIMED_BATCH_SIZES = (1, 32)
 _MAX_SECONDS = 15.0

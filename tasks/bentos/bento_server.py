@@ -8,9 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import httpx
+from typing import TYPE_CHECKING, Any
 
 from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.errors import DataMissing, OutputCorrupt, SecretMissing
@@ -32,6 +30,9 @@ from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.infrastructure.tethered_process import find_free_port, slowdown, tethered_server
 from bloomery.tasks.security.api_keys import keys_file
 from bloomery.tasks.security.signing_key import trusted_keys_file
+
+if TYPE_CHECKING:
+    import httpx
 
 _BENTOFILE = "bentofile.yaml"  # written by BentoML beside the packaged files
 
@@ -77,6 +78,8 @@ def serve_bento(tag: str) -> Iterator[httpx.Client]:
     Raises:
         EngineMissing: the bento does not start.
     """
+    import httpx
+
     port = find_free_port()
     url = f"http://127.0.0.1:{port}"
 

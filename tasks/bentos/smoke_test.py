@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
-
-import httpx
+from typing import TYPE_CHECKING, Any
 
 from bloomery.data_contracts.errors import EngineMissing, ReleaseRefused
 from bloomery.data_contracts.serving.predictions import Prediction, format_prediction, max_difference
@@ -13,6 +11,9 @@ from bloomery.models.features.encoder import read_encoder
 from bloomery.models.inference.outputs import TOLERANCE, score_unit
 from bloomery.tasks.bentos.bento_server import post_rows, serve_bento
 from bloomery.tasks.bentos.bento_store import artifacts_folder
+
+if TYPE_CHECKING:
+    import httpx
 
 
 def run_smoke_test(tag: str) -> int:
