@@ -26,9 +26,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-ContractName = Annotated[
-    str, typer.Argument(help="A name in data_contracts/contracts/, or the path of a contract file.")
-]
+ContractName = Annotated[str, typer.Argument(help="A contract, by name or path.")]
 TableName = Annotated[str | None, typer.Option("--table", help="Only this table, where the contract has several.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
@@ -139,21 +137,24 @@ def find_contract(reference: str, table: str | None = None) -> Contract:
 
 
 def _find_path(reference: str) -> Path:
+    from bloomery.data_contracts.documents.similar_names import suggest_names
     from bloomery.data_contracts.errors import DataMissing
 
     path = Path(reference)
     if path.suffix in (".yaml", ".yml") or path.is_file():
         return path
-    path = CONTRACTS / f"{reference}{SUFFIX}"
-    if not path.is_file():
-        names = sorted(file.name.removesuffix(SUFFIX) for file in CONTRACTS.glob(f"*{SUFFIX}"))
-        raise DataMissing(
-            f"there is no contract {reference!r}",
-            required=f"one of {', '.join(names)}, or the path of a contract file",
-            where=str(CONTRACTS),
-            remedy="correct the name, or give a path that ends in .yaml",
-        )
-    return path
+    for folder in (Path(), CONTRACTS):
+        path = folder / f"{reference}{SUFFIX}"
+        if path.is_file():
+            return path
+    files = [file for folder in (Path(), CONTRACTS) for file in folder.glob(f"*{SUFFIX}")]
+    names = sorted({file.name.removesuffix(SUFFIX) for file in files})
+    raise DataMissing(
+        f"there is no contract {reference!r}{suggest_names(reference, names)}",
+        required=f"one of {', '.join(names)}, or the path of a contract file",
+        where=f"{CONTRACTS} and {Path.cwd()}",
+        remedy="correct the name, or give a path that ends in .yaml",
+    )
 
 
 def contract_document(contract: Contract) -> dict[str, Any]:

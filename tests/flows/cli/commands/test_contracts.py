@@ -202,3 +202,16 @@ def test_an_invalid_contract_is_reported_with_its_line(call, edited):
     result = call("show", edited(("maxItems: 64}", "maxItems: 64, maxItem: 3}")))
     assert result.exit_code == 2
     assert "did you mean 'maxItems'" in result.stderr
+
+
+def test_a_contract_is_found_by_name_in_the_current_folder_and_unknown_ones_list_similar_names(
+    call: Callable[..., Result], edited: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = edited(("version: ", "version: 9"))
+    monkeypatch.chdir(path.parent)
+    for reference in ("edited", "edited.odcs.yaml", path):
+        assert json.loads(call("show", reference, "--json").stdout)["version"].startswith("9")
+    assert call("show", "digits").exit_code == 0
+    result = call("show", "editde")
+    assert result.exit_code == 2
+    assert "there is no contract 'editde'; did you mean edited?" in result.output
