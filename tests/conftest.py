@@ -100,6 +100,7 @@ def databases(shared_folder: SharedFolder) -> Path:
         create_mlflow = "import bloomery.flows; from bloomery.tasks.tracking import mlflow_runs; mlflow_runs.client()"
         commands = (("-c", create_mlflow), ("-m", "prefect", "server", "database", "upgrade", "-y"))
         streams: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        (home / "prefect").mkdir(parents=True)
         processes = [
             subprocess.Popen([sys.executable, *words], env=environment, cwd=ROOT, **streams) for words in commands
         ]

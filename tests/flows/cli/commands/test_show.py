@@ -72,7 +72,7 @@ def test_the_summary_of_a_version_has_what_a_person_asks_for(release: Release) -
     )
     choice = choice.model_copy(update={"candidate": candidate})
     document = {**FACTS, "summary": show.summarize_version(FACTS, choice)}
-    console = Console(file=io.StringIO(), width=100)
+    console = Console(file=io.StringIO(), width=160)
     console.print(show.version_summary(document))
     output = console.file.getvalue()  # type: ignore[attr-defined]
     for words in (
