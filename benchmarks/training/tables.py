@@ -88,8 +88,8 @@ def run_stages(recipe_path: str) -> None:
 
     apply_engine_environment()
     require_state_folder()
-    from bloomery.flows.pipeline import PLAIN_STAGES
     from bloomery.flows.recipe.recipe import read_recipe
+    from bloomery.flows.stages import PLAIN_STAGES
     from bloomery.tasks.ingest.stage import locate_source
 
     recipe = read_recipe(recipe_path)
