@@ -23,7 +23,7 @@ def list_versions(name: str) -> list[ModelVersion]:
         return local_database.list_versions(name)
     except DatabaseUnreadable:
         versions = map(ModelVersion.from_mlflow, client().search_model_versions(f"name = '{name}'"))
-        return sorted(versions, key=lambda version: version.version, reverse=True)
+        return sorted(versions, key=lambda version: int(version.version), reverse=True)
 
 
 def list_names() -> list[str]:

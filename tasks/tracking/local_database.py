@@ -111,6 +111,6 @@ def _select_version(connection: sqlite3.Connection, name: str, number: int) -> M
 
 def _select_versions(connection: sqlite3.Connection, query: str, *values: Any) -> list[ModelVersion]:
     return [
-        ModelVersion(name, number, dict(connection.execute(_VERSION_TAGS, (name, number))), description, created)
+        ModelVersion(name, str(number), dict(connection.execute(_VERSION_TAGS, (name, number))), description, created)
         for name, number, description, created in connection.execute(query, values).fetchall()
     ]

@@ -10,7 +10,7 @@ class ModelVersion(NamedTuple):
     """A version with its tags. The names are those of MLflow's entity."""
 
     name: str
-    version: int
+    version: str
     tags: Mapping[str, str]
     description: str | None
     creation_timestamp: int  # milliseconds since 1970
@@ -19,5 +19,5 @@ class ModelVersion(NamedTuple):
     def from_mlflow(cls, entity: Any) -> ModelVersion:
         """Returns the version that MLflow's client has returned."""
         return cls(
-            entity.name, int(entity.version), dict(entity.tags), entity.description, int(entity.creation_timestamp)
+            entity.name, str(entity.version), dict(entity.tags), entity.description, int(entity.creation_timestamp)
         )

@@ -37,8 +37,8 @@ def client(home: Path) -> Any:
 def test_versions_are_those_of_the_client(client: Any) -> None:
     by_client = [ModelVersion.from_mlflow(item) for item in client.search_model_versions("name = 'digits'")]
     versions = local_database.list_versions("digits")
-    assert versions == sorted(by_client, key=lambda version: -version.version)
-    assert [version.version for version in versions] == [3, 1]
+    assert versions == sorted(by_client, key=lambda version: -int(version.version))
+    assert [version.version for version in versions] == ["3", "1"]
     for number in ("1", "3"):
         assert local_database.find_version("digits", number) == ModelVersion.from_mlflow(
             client.get_model_version("digits", number)
@@ -47,7 +47,7 @@ def test_versions_are_those_of_the_client(client: Any) -> None:
         assert local_database.find_by_alias("digits", alias) == ModelVersion.from_mlflow(
             client.get_model_version_by_alias("digits", alias)
         )
-    assert model_registry.find_version("digits@latest").version == 3  # by the client, which knows what it means
+    assert model_registry.find_version("digits@latest").version == "3"  # by the client, which knows what it means
     assert local_database.list_names() == sorted(model.name for model in client.search_registered_models())
     assert local_database.list_names() == ["digits", "wine"]
     assert local_database.read_model_tags("digits") == client.get_registered_model("digits").tags
