@@ -11,13 +11,12 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from bloomery.models.compression.config import CandidateSpec, default_candidates
 from bloomery.tasks.scaffolding.draft_planning import DraftPlan
 from bloomery.tasks.scaffolding.split_planning import usual_shares
+from bloomery.tasks.scaffolding.tabular_network import draft_tabular_network
 from bloomery.tasks.scaffolding.yaml_writer import add_blank_line, add_comment, dump_yaml, inline
 
-_ROWS_SEEN = 500_000  # rows that a perceptron is shown in all epochs together: a minute or so on two cores
-_PIXELS_SEEN = 100_000_000  # the same for a convolutional network, by pixels
-_STEPS_SEEN = 4_000_000  # the same for a recurrent network, by the steps of sequences
+_PIXELS_SEEN = 100_000_000  # pixels that a convolutional network is shown in all epochs: a minute or so on two cores
 _TOKENS_SEEN = 8_000_000  # the same for a Transformer, by tokens
-_STEPS_SEEN = 6_000_000  # the same for a recurrent network, by steps of a series
+_STEPS_SEEN = 6_000_000  # the same for a recurrent network, by steps of a sequence or series
 
 
 def draft_recipe(name: str, plan: DraftPlan, names: dict[str, str], data: dict[str, Any], notes: dict[str, str]) -> str:
@@ -175,14 +174,12 @@ def _network(plan: DraftPlan) -> tuple[CommentedMap, CommentedMap, CommentedMap]
     batch_size = next(
         (size for upper, size in ((500, 16), (2_000, 32), (20_000, 128), (200_000, 256)) if num_rows < upper), 1024
     )
+    if plan.series is None and plan.inputs.is_tabular:
+        return draft_tabular_network(num_rows, batch_size)
     if plan.series is not None:
         epochs = min(max(_STEPS_SEEN // (num_rows * plan.series.length), 5), 60)
         highway = plan.series.length  # a linear map of the window: what a linear autoregression would predict
         model = CommentedMap(kind="rnn", cell="lstm", hidden=32, highway=highway, dropout=0.1)
-    elif plan.inputs.is_tabular:
-        hidden = [32] if num_rows < 1_000 else [64, 32] if num_rows < 10_000 else [128, 64]
-        epochs = min(max(_ROWS_SEEN // num_rows, 3), 60)
-        model = CommentedMap(kind="mlp", hidden=inline(hidden), dropout=0.3 if len(hidden) > 1 else 0.1)
     elif (options := plan.inputs.inputs[0].options)["kind"] == "text":
         epochs = min(max(_TOKENS_SEEN // (num_rows * options["length"]), 3), 20)
         model = CommentedMap(kind="transformer", width=128, num_layers=2, num_heads=4)

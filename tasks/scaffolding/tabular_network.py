@@ -11,7 +11,6 @@ from bloomery.tasks.scaffolding.yaml_writer import add_comment, inline
 _ROWS_SEEN = 1_000_000  # training rows in all epochs together: one to three minutes on two cores
 _MIN_EPOCHS, _MAX_EPOCHS = 8, 100
 _MIN_BATCH_SIZE = 32  # smaller batches take as long
-_NUM_THREADS = 2
 
 
 class _Size(NamedTuple):
@@ -21,13 +20,14 @@ class _Size(NamedTuple):
     bags: int  # averages of more models suit few rows
     members: int
     patience: int
+    num_threads: int = 1  # threads that wait for each other cost more than they save where there are few rows
 
 
 _SIZES = (
-    _Size(2_000, bags=8, members=32, patience=16),
-    _Size(10_000, bags=4, members=32, patience=12),
-    _Size(50_000, bags=1, members=16, patience=8),
-    _Size(float("inf"), bags=1, members=8, patience=4),
+    _Size(2_000, bags=4, members=32, patience=16),
+    _Size(10_000, bags=4, members=16, patience=12),
+    _Size(50_000, bags=1, members=16, patience=8, num_threads=2),
+    _Size(float("inf"), bags=1, members=8, patience=4, num_threads=2),
 )
 
 
@@ -48,7 +48,7 @@ def draft_tabular_network(num_rows: int, batch_size: int) -> tuple[CommentedMap,
         learning_rate=0.002,
         weight_decay=0.0003,
         seed=0,
-        num_threads=_NUM_THREADS,
+        num_threads=size.num_threads,
     )
     add_comment(training, "epochs", "At most; training stops earlier, when the validation loss no longer improves.", 2)
     compression = CommentedMap(candidates=CommentedSeq([inline({"name": "fp32"})]))

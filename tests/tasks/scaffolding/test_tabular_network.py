@@ -13,7 +13,7 @@ from bloomery.tasks.scaffolding.tabular_network import draft_tabular_network
 
 @pytest.mark.parametrize(
     ("num_rows", "bags", "members", "epochs"),
-    [(1, 8, 32, 100), (1_999, 8, 32, 100), (9_000, 4, 32, 100), (40_000, 1, 16, 25), (1_000_000, 1, 8, 8)],
+    [(1, 4, 32, 100), (1_999, 4, 32, 100), (9_000, 4, 16, 100), (40_000, 1, 16, 25), (1_000_000, 1, 8, 8)],
 )
 def test_it_suits_the_number_of_rows(num_rows: int, bags: int, members: int, epochs: int) -> None:
     model_section, training_section, compression_section = draft_tabular_network(num_rows, 16)

@@ -218,7 +218,7 @@ def test_a_numeric_label_becomes_a_regression(case: str, home: Path, tmp_path: P
     lines = "".join(f"{n % 7},{n % 5},{figure}\n" for n, figure in enumerate(FIGURES[case]))
     (tmp_path / "rows.csv").write_text(f"a,b,label\n{lines}")
     recipe = draft_recipe(tmp_path, tmp_path / "rows.csv", "label")
-    assert (recipe.features.task, recipe.model.kind) == ("regression", "mlp")
+    assert (recipe.features.task, recipe.model.kind) == ("regression", "tabular_ensemble")
     assert recipe.budget.model_fields_set == {"error_rise", "objective"}
     assert recipe.gates.model_fields_set == {"champion_rise"}
     assert f"RMSE of {np.std(FIGURES[case]):.3g}" in (tmp_path / "mine.yaml").read_text()
