@@ -244,8 +244,8 @@ class Imported(Document):
 class BoostedTrees(Document):
     """Gradient-boosted decision trees over the columns of a table, fitted by scikit-learn and written as ONNX.
 
-    Each round adds one tree, or one for each class. The rounds with the lowest validation loss are kept. With several
-    `bags`, the outputs of models that are fitted to bootstrap samples of the rows are averaged.
+    Each round adds one tree, or one for each class. The rounds with the lowest validation loss are kept. The outputs of
+    several `models`, which differ in the random columns of their splits, are averaged.
     """
 
     kind: Literal["boosted_trees"]
@@ -257,8 +257,8 @@ class BoostedTrees(Document):
         Count | None, Field(description="training rows of a leaf; default: 20, and fewer of few rows")
     ] = None
     l2: Annotated[float, Field(ge=0, description="penalty on the values of leaves", allow_inf_nan=False)] = 1.0
-    column_share: Annotated[float, Field(gt=0, le=1, description="share of the columns that a split may use")] = 0.7
-    bags: Annotated[Count, Field(description="models whose outputs are averaged; 1: a single one, of all rows")] = 1
+    column_share: Annotated[float, Field(gt=0, le=1, description="share of the columns that a split may use")] = 0.5
+    models: Annotated[Count, Field(description="models whose outputs are averaged, each with random columns")] = 1
 
 
 class TabM(Document):

@@ -1,7 +1,7 @@
 """Fits gradient-boosted trees with scikit-learn's histogram gradient boosting.
 
 Source: Friedman 2001, "Greedy Function Approximation: A Gradient Boosting Machine"; Ke et al. 2017, "LightGBM", whose
-histograms and leaf-wise trees scikit-learn implements; Breiman 1996, "Bagging Predictors".
+histograms and leaf-wise trees scikit-learn implements; Ho 1998, "The Random Subspace Method" (random columns).
 
 Shapes: N rows, F columns, K outputs.
 """
@@ -39,7 +39,7 @@ class FittedTrees(NamedTuple):
     """Models of scikit-learn, cut to their best rounds. Their outputs are averaged.
 
     Attributes:
-        models: histogram gradient boosting of scikit-learn, one for each bag.
+        models: histogram gradient boosting of scikit-learn, one for each seed.
         num_outputs: a logit for each class, or 1 of a regression.
         losses: of the first model.
     """
@@ -82,10 +82,9 @@ def fit_boosted_trees(
     """
     is_regression = bool(np.issubdtype(train.y.dtype, np.floating))
     models, first_losses = [], None
-    for number in range(config.bags):
+    for number in range(config.models):
         model = _make_model(config, len(train.y), seed + number, is_regression, balance_classes)
-        weights_N = None if config.bags == 1 else _bootstrap_weights(train.y, seed + number, is_regression)
-        model.fit(train.x, train.y, sample_weight=weights_N, X_val=val.x, y_val=val.y)
+        model.fit(train.x, train.y, X_val=val.x, y_val=val.y)
         train_losses, val_losses = (-np.asarray(scores) for scores in (model.train_score_, model.validation_score_))
         losses = RoundLosses(train_losses.tolist(), val_losses.tolist())
         best = max(int(np.argmin(losses.val)), 1)
@@ -127,14 +126,3 @@ def _make_model(config: BoostedTrees, num_rows: int, seed: int, is_regression: b
     if is_regression:
         return HistGradientBoostingRegressor(**options)
     return HistGradientBoostingClassifier(**options, class_weight="balanced" if balance_classes else None)
-
-
-def _bootstrap_weights(y: np.ndarray, seed: int, is_regression: bool) -> np.ndarray:
-    """How often each row is drawn, as a Poisson number; each class keeps at least one row."""
-    weights_N = np.random.default_rng(seed).poisson(1.0, len(y)).astype(np.float64)
-    if is_regression:
-        weights_N[0] = max(weights_N[0], 1.0)
-        return weights_N
-    _, first_rows = np.unique(y, return_index=True)
-    weights_N[first_rows] = np.maximum(weights_N[first_rows], 1.0)
-    return weights_N

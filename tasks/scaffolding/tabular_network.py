@@ -9,7 +9,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from bloomery.tasks.scaffolding.yaml_writer import add_comment, inline
 
 _ROWS_SEEN = 1_000_000  # training rows in all epochs together: one to three minutes on two cores
-_MIN_EPOCHS, _MAX_EPOCHS = 8, 100
+_MIN_EPOCHS, _MAX_EPOCHS = 8, 150
 _MIN_BATCH_SIZE = 32  # smaller batches take as long
 
 
@@ -17,24 +17,24 @@ class _Size(NamedTuple):
     """What is drafted for fewer training rows than `max_rows`."""
 
     max_rows: float
-    bags: int  # averages of more models suit few rows
+    models: int  # of trees, whose average suits few rows
     members: int
     patience: int
     num_threads: int = 1  # threads that wait for each other cost more than they save where there are few rows
 
 
 _SIZES = (
-    _Size(2_000, bags=4, members=32, patience=16),
-    _Size(10_000, bags=4, members=16, patience=12),
-    _Size(50_000, bags=1, members=16, patience=8, num_threads=2),
-    _Size(float("inf"), bags=1, members=8, patience=4, num_threads=2),
+    _Size(2_000, models=4, members=32, patience=16),
+    _Size(10_000, models=4, members=16, patience=12),
+    _Size(50_000, models=1, members=16, patience=8, num_threads=2),
+    _Size(float("inf"), models=1, members=8, patience=4, num_threads=2),
 )
 
 
 def draft_tabular_network(num_rows: int, batch_size: int) -> tuple[CommentedMap, CommentedMap, CommentedMap]:
     """Returns the sections model, training and compression for `num_rows` training rows."""
     size = next(size for size in _SIZES if num_rows < size.max_rows)
-    trees = {"kind": "boosted_trees"} | ({"bags": size.bags} if size.bags > 1 else {})
+    trees = {"kind": "boosted_trees"} | ({"models": size.models} if size.models > 1 else {})
     model = CommentedMap(
         kind="tabular_ensemble",
         trees=inline(trees),

@@ -37,9 +37,9 @@ def save(trees: FittedTrees, path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("num_classes", "bags"), [(1, 1), (1, 2), (2, 1), (2, 3), (4, 1), (4, 2)])
-def test_the_file_agrees_with_scikit_learn_on_all_rows(num_classes: int, bags: int, tmp_path: Path) -> None:
-    trees, test = fit(num_classes, SMALL.model_copy(update={"bags": bags})), make_rows(num_classes, 1000, seed=2)
+@pytest.mark.parametrize(("num_classes", "models"), [(1, 1), (1, 2), (2, 1), (2, 3), (4, 1), (4, 2)])
+def test_the_file_agrees_with_scikit_learn_on_all_rows(num_classes: int, models: int, tmp_path: Path) -> None:
+    trees, test = fit(num_classes, SMALL.model_copy(update={"models": models})), make_rows(num_classes, 1000, seed=2)
     path = save(trees, tmp_path / "trees.onnx")
     assert measure_parity(trees, test.x, path) <= TOLERANCE
     outputs = run_session(create_session(path), test.x)

@@ -12,16 +12,16 @@ from bloomery.tasks.scaffolding.tabular_network import draft_tabular_network
 
 
 @pytest.mark.parametrize(
-    ("num_rows", "bags", "members", "epochs"),
-    [(1, 4, 32, 100), (1_999, 4, 32, 100), (9_000, 4, 16, 100), (40_000, 1, 16, 25), (1_000_000, 1, 8, 8)],
+    ("num_rows", "models", "members", "epochs"),
+    [(1, 4, 32, 150), (1_999, 4, 32, 150), (9_000, 4, 16, 111), (40_000, 1, 16, 25), (1_000_000, 1, 8, 8)],
 )
-def test_it_suits_the_number_of_rows(num_rows: int, bags: int, members: int, epochs: int) -> None:
+def test_it_suits_the_number_of_rows(num_rows: int, models: int, members: int, epochs: int) -> None:
     model_section, training_section, compression_section = draft_tabular_network(num_rows, 16)
     model = TypeAdapter(Model).validate_python(dict(model_section))
     training = Training.model_validate(dict(training_section))
     compression = Compression.model_validate(dict(compression_section))
     assert isinstance(model, TabularEnsemble)
-    assert (model.trees.bags, model.network.members) == (bags, members)
+    assert (model.trees.models, model.network.members) == (models, members)
     assert (training.epochs, training.batch_size, training.schedule) == (epochs, 32, "constant")
     assert training.patience is not None
     assert [spec.name for spec in compression.candidates or ()] == ["fp32"]
