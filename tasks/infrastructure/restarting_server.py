@@ -102,11 +102,25 @@ class RestartingServer:
                 self._restart(f"it ended with exit code {self._tether.returncode}")
             elif time.monotonic() >= next_probe:
                 limit_s = (_UNRESPONSIVE_S if self._has_responded else _STARTING_S) * slowdown()
-                if self._is_responsive(limit_s):
+                if self._responds_within(limit_s):
                     self._has_responded = True
                 elif self._tether.poll() is None:
                     self._restart(f"it did not respond for {limit_s:.0f} s")
                 next_probe = time.monotonic() + _PROBE_INTERVAL_S
+
+    def _responds_within(self, limit_s: float) -> bool:
+        """Whether the server responds to a probe. Returns early if it ends, for a probe in the backlog then waits for
+        the next server, which this thread has to start.
+        """
+        assert self._tether is not None
+        responses: list[bool] = []
+        probe = threading.Thread(
+            target=lambda: responses.append(self._is_responsive(limit_s)), name="server-probe", daemon=True
+        )
+        probe.start()
+        while probe.is_alive() and self._tether.poll() is None and not self._ended.is_set():
+            probe.join(_CHECK_INTERVAL_S)
+        return bool(responses) and responses[0]
 
     def _restart(self, reason: str) -> None:
         with self._lock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -91,6 +92,27 @@ def test_a_killed_server_is_started_again_and_no_client_is_refused(start_server:
     assert not any(psutil.pid_exists(pid) for pid in pids)
     with pytest.raises(OSError, match="refused"):
         urllib.request.urlopen(url, timeout=5)
+
+
+def test_a_server_that_is_killed_while_a_probe_waits_is_started_again(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    # The second server accepts no connection, so the probe that waits for it has up to 180 s.
+    marker = tmp_path / "started"
+    deaf = (
+        f"import os, pathlib, time\nmarker = pathlib.Path({str(marker)!r})\n"
+        "if marker.exists() and not marker.read_text():\n"
+        "    marker.write_text(str(os.getpid()))\n    time.sleep(600)\n"
+        "marker.touch()\n"
+    )
+    server, url, reasons = start_server(deaf + SERVER)
+    server.wait()
+    os.kill(ask(url), signal.SIGKILL)
+    wait_for(lambda: marker.read_text())
+    wait_for(lambda: any(thread.name == "server-probe" for thread in threading.enumerate()))
+    os.kill(int(marker.read_text()), signal.SIGKILL)
+    assert ask(url) > 0
+    assert len(reasons) == 2
 
 
 def test_a_stopped_server_is_replaced(start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> None:
