@@ -52,7 +52,8 @@ def find_column(requested: str, names: dict[str, str], option: str) -> str:
         required=f"one of {', '.join([*names][:_MAX_SHOWN])}{more}",
         where=option,
         remedy="correct the name; if the header is elsewhere, set --skip-lines, --delimiter or --quote; if its "
-        "letters are wrong, --encoding; without a header, --columns; if it is in the files' paths, --path-pattern",
+        "letters are wrong, --encoding; without a header, --columns; if it is in the files' paths, --path-pattern; "
+        "with --unit file where each file is one sequence",
     )
 
 

@@ -301,7 +301,7 @@ def _plan_array(
     inner_sizes = (data.flatten or {}).get(column.name, ())
     if not column.max_length:
         return "its arrays have no values"
-    steps = plan_steps(size, column.max_length, inner_sizes)
+    steps = plan_steps(size, column.max_length, inner_sizes, are_files=data.unit == "file")
     if steps is not None:
         return PlannedInput(sequence_options(column.name, steps), f"a sequence: {steps.reason}")
     if inner_sizes:

@@ -33,10 +33,15 @@ def describe_uneven_arrays(sizes: Sequence[Counter[int]]) -> str | None:
     return None
 
 
-def plan_steps(min_length: int, max_length: int, inner_sizes: Sequence[int]) -> SequenceSteps | None:
-    """Returns the steps of flat arrays with `min_length` to `max_length` values; None where they are rather images."""
+def plan_steps(
+    min_length: int, max_length: int, inner_sizes: Sequence[int], *, are_files: bool = False
+) -> SequenceSteps | None:
+    """Returns the steps of flat arrays with `min_length` to `max_length` values; None where they are rather images.
+
+    Arrays that `are_files` of sequences are no images.
+    """
     width = math.prod(inner_sizes)
-    if is_image_shape(max_length, min_length, inner_sizes):
+    if not are_files and is_image_shape(max_length, min_length, inner_sizes):
         return None
     if not inner_sizes and min_length == max_length:
         return None

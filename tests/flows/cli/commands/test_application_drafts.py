@@ -220,6 +220,21 @@ def test_texts_of_numbers_and_arrays_are_sequences_too(home: Path, tmp_path: Pat
         assert validate_rows(recipe).num_rows == 40
 
 
+def test_files_named_by_their_label_need_a_pattern(home: Path, tmp_path: Path) -> None:
+    for number in range(40):
+        lines = "".join(f"{n},{number % 5},1,2\n" for n in range(4))
+        path = tmp_path / "rows" / f"{('run', 'walk')[number % 2]}_{number}.csv"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"t,x,y,z\n{lines}")
+    with pytest.raises(DataMissing, match="--path-pattern; with --unit file where each file is one sequence"):
+        draft_recipe(tmp_path, tmp_path / "rows", "label")
+    options = UserOptions(path_pattern="(?P<label>[a-z]+)_", unit="file")
+    recipe = draft_recipe(tmp_path, tmp_path / "rows", "label", options)
+    sequence = recipe.features.inputs[0].model_dump()  # not an image of 4 x 4
+    assert (sequence["kind"], sequence["length"], sequence["width"]) == ("sequence", 4, 4)
+    assert validate_rows(recipe).num_rows == 40
+
+
 def test_columns_in_a_json_document_are_found(home: Path, tmp_path: Path) -> None:
     columns = {"a": [n / 3 for n in range(90)], "label": [n % 2 for n in range(90)]}
     by_key = {name: {str(n): value for n, value in enumerate(values)} for name, values in columns.items()}

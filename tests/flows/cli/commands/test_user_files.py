@@ -134,7 +134,8 @@ def test_every_option_to_read_a_file_is_one_of_the_command(
 ) -> None:
     rows = "".join(f"{number},{number % 7},{'yes' if number % 2 else 'no'}\n" for number in range(60))
     (tmp_path / "rows.csv").write_text(text.format(rows=rows))
-    document = run_init("--data", str(tmp_path / "rows.csv"), "--label", "label", "-o", str(tmp_path), *arguments)
+    label = [] if "--label" in arguments else ["--label", "label"]
+    document = run_init("--data", str(tmp_path / "rows.csv"), "-o", str(tmp_path), *label, *arguments)
     assert "error" not in document, document
     data = yaml.safe_load((tmp_path / "mine.yaml").read_text())["data"]
     assert {
