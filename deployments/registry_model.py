@@ -6,6 +6,7 @@ same code. MLflow loads it through `mlflow_loader.py`. It never imports torch.
 
 from __future__ import annotations
 
+import base64
 import functools
 import json
 import math
@@ -24,6 +25,10 @@ import pyarrow.compute as pc
 from bloomery.data_contracts.errors import DataUnfit
 from bloomery.data_contracts.requests.problems import RowsRefused, row_problem
 from bloomery.data_contracts.serving.signatures import UNSIGNED_VARIABLE
+from bloomery.data_contracts.validation.casting import cast_column
+from bloomery.deployments.endpoint.asgi.media_rows import BASE64, parse_media_rows
+from bloomery.deployments.endpoint.http.errors import HTTPError
+from bloomery.deployments.endpoint.http.limits import read_limits
 from bloomery.deployments.endpoint.inference.model_version import LoadedVersion
 
 if TYPE_CHECKING:
@@ -63,7 +68,7 @@ class RegistryModel:
         MLflow's evaluators get the label or the value only, since those of classifiers and regressors take one column.
 
         `data` is a DataFrame of pandas or Polars, an Arrow table, or a list of rows by column. A frame may also have
-        the contract's other columns, such as the key and the label.
+        the contract's other columns, such as the key and the label. An image or recording may be the bytes of its file.
 
         Raises:
             MlflowException: a row breaks the contract; its message, and the problems in its JSON, are the endpoint's.
@@ -75,6 +80,8 @@ class RegistryModel:
             outputs = [self.version.predict(batch) for batch in pa.Table.from_batches([rows]).to_batches(_BATCH_ROWS)]
         except RowsRefused as refusal:
             raise _mlflow_error(str(refusal), refusal.problems) from refusal
+        except HTTPError as refusal:  # a file has too many pixels or samples
+            raise _mlflow_error(refusal.error, refusal.problems) from refusal
         except DataUnfit as failure:
             raise _mlflow_error(failure.found, []) from failure
         index = data.index if isinstance(data, pd.DataFrame) else None
@@ -130,28 +137,57 @@ class RegistryModel:
         physical_names = {name: self._physical_names[name] for name in names if name in self._physical_names}
         return {name: contract_name for name, contract_name in physical_names.items() if contract_name not in names}
 
-    def _convert(self, field: pa.Field, values: pa.ChunkedArray) -> pa.ChunkedArray:
-        """Decimals as floats, and times at midnight as dates where the contract has dates, as pandas has neither."""
+    def _convert(self, field: pa.Field, values: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
+        """Decimals as floats, and dates and times as the contract has them, if all can be converted.
+
+        pandas has no dates but times at midnight, and reads both from CSV as text, in UTC where it has no offset.
+        """
         if pa.types.is_decimal(field.type):
             return values.cast(pa.float64())
-        schema = self.version.arrow_check.schema
+        schema, contract = self.version.arrow_check.schema, self.version.contract
         position = schema.get_field_index(field.name)
-        if pa.types.is_timestamp(field.type) and position >= 0 and pa.types.is_date(schema.field(position).type):
+        required = schema.field(position).type if position >= 0 else None
+        if required is None or not pa.types.is_temporal(required):
+            return values
+        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
+            moments, unfit = cast_column(values.combine_chunks(), required, contract.date_formats.get(field.name))
+            return values if unfit.true_count else moments
+        if pa.types.is_timestamp(field.type) and pa.types.is_date(required):
             dates = values.cast(pa.date32(), safe=False)
             if pc.all(pc.equal(dates.cast(field.type), values)).as_py() in (True, None):
                 return dates
         return values
 
     def _parse_rows(self, rows: Any) -> pa.RecordBatch:
-        """As the endpoint parses the rows of a JSON request."""
+        """As the endpoint parses the rows of a JSON request, which may have files as bytes or in base64."""
         values = [_to_json(row) for row in rows] if isinstance(rows, Sequence) else rows
-        return self.version.row_check.parse_table(values).combine_chunks().to_batches()[0]
+        media = self.version.media
+        if media is None or not any(
+            isinstance(row, dict) and isinstance(row.get(media.column), dict) for row in values
+        ):
+            return self.version.row_check.parse_table(values).combine_chunks().to_batches()[0]
+        limits = read_limits()
+        limits = limits._replace(  # those of a request are for each row here
+            rows=len(values),
+            image_pixels=limits.image_pixels * len(values),
+            audio_samples=limits.audio_samples * len(values),
+        )
+        parsed = parse_media_rows(self.version, b"", json.dumps({"rows": values}).encode(), limits)
+        return self.version.row_check.to_columns(parsed).batch
+
+    def _has_files(self, rows: Any) -> bool:
+        media = self.version.media
+        if media is None or not isinstance(rows, list):
+            return False
+        return any(isinstance(row, dict) and isinstance(row.get(media.column), dict) for row in rows)
 
 
 def _to_json(value: Any) -> Any:
     """The value as it stands in JSON; None for NaN, which is how pandas marks a missing value."""
     if isinstance(value, Mapping):
         return {name: _to_json(item) for name, item in value.items()}
+    if isinstance(value, bytes):
+        return {BASE64: base64.b64encode(value).decode()}
     if isinstance(value, np.ndarray | list | tuple):
         return [_to_json(item) for item in value]
     if isinstance(value, np.generic):

@@ -17,8 +17,14 @@ from bloomery.data_contracts.errors import BloomeryError, EngineMissing, Setting
 from bloomery.tasks.infrastructure.python_processes import module_command
 from bloomery.tasks.infrastructure.tethered_process import start_tethered, stop_tethered
 
-# Plain lines of 120 characters: Jupyter asks every process for the colours of a terminal.
-_OUTPUT = {"COLUMNS": "120", "FORCE_COLOR": "", "CLICOLOR_FORCE": "0", "NO_COLOR": "1", "MPLBACKEND": "Agg"}
+_OUTPUT = {
+    "COLUMNS": "120",
+    "FORCE_COLOR": "",
+    "CLICOLOR_FORCE": "0",
+    "NO_COLOR": "1",  # Jupyter asks every process for colours
+    "MPLBACKEND": "Agg",
+    "PYTHONWARNINGS": "ignore",  # those of engines would be shown in the notebook
+}
 
 
 def call_command(*arguments: str) -> dict[str, Any]:

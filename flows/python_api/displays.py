@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 _CARD_HEIGHT_PX = 640
 _MAX_CLASSES = 40  # of a confusion matrix; with more, the most frequent confusions are listed
 _MAX_CONFUSIONS = 20
+# Of the table of candidates: what is not shown, since it is in `to_pandas`, and the column that needs the most room.
+_HIDDEN = ("rank", "zstd", "coded", "parameters", "multiplications", "in integers", "p99")
+_LAST = "reason"
 _CELL = "padding:2px 8px;text-align:{align}"
 
 
@@ -91,12 +94,15 @@ class ParetoFront:
     __repr__ = __str__
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        shown = {name: None for row in self.rows for name in row}
-        table = html_table(self.title, [*shown], [[row.get(name, "") for name in shown] for row in self.rows])
+        names = dict.fromkeys(name for row in self.rows for name in row if name not in _HIDDEN)
+        shown = [*(name for name in names if name != _LAST), *(name for name in names if name == _LAST)]
+        table = html_table(self.title, shown, [[row.get(name, "") for name in shown] for row in self.rows])
         bundle: dict[str, Any] = {"text/html": table, "text/plain": str(self)}
         if self.picture is not None:
             content = base64.b64encode(self.picture).decode()
-            bundle["text/html"] += f'<img alt="{html.escape(self.title)}" src="data:image/png;base64,{content}">'
+            bundle["text/html"] += (
+                f'<img alt="{html.escape(self.title)}" style="max-width:100%" src="data:image/png;base64,{content}">'
+            )
             bundle["image/png"] = content
         return bundle
 

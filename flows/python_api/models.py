@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
@@ -55,12 +56,10 @@ class Model:
         """
         from mlflow.exceptions import MlflowException
 
-        from bloomery.data_contracts.requests.problems import RowsRefused
-
         try:
             predictions = self._python_function.predict(data)
         except MlflowException as failure:
-            if not isinstance(failure.__cause__, RowsRefused | DataUnfit):
+            if "problems" not in failure.json_kwargs:
                 raise
             error = RowsInvalid(
                 failure.message,
@@ -179,7 +178,9 @@ class Model:
 @contextlib.contextmanager
 def _registry() -> Iterator[None]:
     """Uses the state folder's registry inside the `with` block, and then again the one that the notebook has used."""
-    import mlflow
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the progress bars that Jupyter could show
+        import mlflow
 
     variable = os.environ.get("MLFLOW_TRACKING_URI")
     before = mlflow.get_tracking_uri()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from collections.abc import Callable
-from datetime import date
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -15,13 +17,18 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from PIL import Image
 
+from bloomery.data_contracts.requests.arrow_rows import ArrowRowParser
+from bloomery.data_contracts.requests.json_rows import JsonRowParser
+from bloomery.data_contracts.requests.problems import RowsRefused
 from bloomery.deployments import registry_model
 from bloomery.deployments.endpoint.asgi.application import Application
 from bloomery.deployments.endpoint.http.limits import Limits
 from bloomery.deployments.endpoint.inference.model_version import LoadedVersion
 from bloomery.deployments.endpoint.telemetry.metrics import Metrics
 from bloomery.tasks.registry import logged_model
+from tests.deployments.media_versions import IMAGE, package_version
 
 ROW = {"age": 30, "height": 1.7, "town": "york"}
 ROWS = [ROW, {**ROW, "age": 70}, {"age": 5, "height": None, "town": "nowhere"}]
@@ -251,8 +258,58 @@ def test_the_scoring_server_answers_with_the_problems_of_the_rows(model: Any, as
             invocations(json.dumps(invalid), "application/json", model, model.metadata.get_input_schema())
 
 
-def test_times_at_midnight_are_dates() -> None:
+def test_dates_may_be_times_at_midnight_or_text(contract_of: Callable[..., Any]) -> None:
+    contract = contract_of(
+        {"name": "day", "logicalType": "date"},
+        {"name": "time", "logicalType": "timestamp"},
+        {"name": "written", "logicalType": "date", "logicalTypeOptions": {"format": "dd/MM/yyyy"}},
+    )
+    names = ["day", "time", "written"]
+    version: Any = SimpleNamespace(
+        contract=contract,
+        encoder=SimpleNamespace(columns=names),
+        arrow_check=ArrowRowParser(contract, names),
+        row_check=JsonRowParser(contract, names),
+        media=None,
+    )
+    moments = registry_model.RegistryModel(version)
+    expected = {
+        "day": [date(2024, 2, 29), None],
+        "time": [datetime(2024, 2, 29, 12, tzinfo=UTC), None],
+        "written": [date(2024, 2, 29), None],
+    }
+    times = pd.to_datetime(["2024-02-29 12:00", None])
+    days = times.normalize()
+    for frame in (
+        pd.DataFrame({"day": days, "time": times, "written": ["29/02/2024", None]}),
+        pd.DataFrame({"day": ["2024-02-29", None], "time": ["2024-02-29 12:00:00", None], "written": days}),
+        pd.DataFrame(
+            {"day": [date(2024, 2, 29), None], "time": times.tz_localize("UTC"), "written": ["29/02/2024", None]}
+        ),
+    ):
+        assert moments._parse(frame).to_pydict() == expected
+    with pytest.raises(RowsRefused, match=r"row 0, column day: found '2024-02-29T12:00:00.*must be a date"):
+        moments._parse(pd.DataFrame({"day": times}))
+    with pytest.raises(RowsRefused, match="row 1, column day: found 'soon', but must be a date"):
+        moments._parse(pd.DataFrame({"day": ["2024-02-29", "soon"]}))
+
+
+def test_values_are_compared_as_in_json() -> None:
     values = registry_model._to_json(
         {"day": date(2024, 2, 29), "time": pd.Timestamp("2024-02-29T12:00:00"), "none": pd.NaT, "array": np.arange(2)}
     )
     assert values == {"day": "2024-02-29", "time": "2024-02-29T12:00:00+00:00", "none": None, "array": [0, 1]}
+
+
+def test_images_may_be_files(tmp_path: Path, contract_of: Callable[..., Any]) -> None:
+    pixels = np.arange(18, dtype=np.uint8).reshape(2, 3, 3) * 13
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, "PNG")
+    version = LoadedVersion(package_version(tmp_path, IMAGE, contract_of))
+    pictures = registry_model.RegistryModel(version)
+    expected = pictures.predict([{"picture": pixels.transpose(2, 0, 1).reshape(-1).tolist()}] * 2).to_dict("records")
+    files = [{"picture": sink.getvalue()}] * 2
+    for data in (files, pd.DataFrame(files), pa.Table.from_pylist(files)):
+        assert pictures.predict(data).to_dict("records") == expected
+    with pytest.raises(Exception, match=r"row 1, column picture: found .* but must be an image as in training"):
+        pictures.predict(pd.DataFrame([files[0], {"picture": b"no image"}]))

@@ -65,6 +65,7 @@ def test_candidates_are_shown_with_the_plot_of_their_front() -> None:
     assert bundle["image/png"] == "cG5n"
     assert "data:image/png;base64,cG5n" in bundle["text/html"]
     assert "&lt;fp32&gt;" in bundle["text/html"]
+    assert ">rank<" not in bundle["text/html"]
     assert str(front).splitlines() == ["wine", "rank  candidate", "1     int8", "2     <fp32>"]
     assert front.to_pandas()["size_bytes"].tolist() == [10, 20]
     assert "image/png" not in ParetoFront("wine", rows, {}, None)._repr_mimebundle_()

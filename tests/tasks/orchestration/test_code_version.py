@@ -95,6 +95,7 @@ def copy_rooms(folder: Path) -> Path:
     """Copies the rooms into `folder`; a process that runs there imports the copy."""
     for room in ROOMS:
         shutil.copytree(ROOT / room, folder / "bloomery" / room, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copyfile(ROOT / "src" / "bloomery" / "__init__.py", folder / "bloomery" / "__init__.py")
     return folder
 
 
@@ -194,12 +195,15 @@ def test_a_bento_needs_only_pinned_packages() -> None:
         "numpy",
         "onnxruntime",
         "orjson",
+        "pillow",
         "prometheus-client",
         "psutil",
         "pyarrow",
         "pydantic",
         "pydantic-core",
+        "python-multipart",
         "pyyaml",
+        "scipy",
         "shap",
         "sqlglot",
         "tokenizers",
