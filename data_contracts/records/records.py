@@ -12,8 +12,13 @@ import math
 from datetime import datetime
 from typing import Literal
 
+from pydantic import Field
+
 from bloomery.data_contracts.documents.documents import Document
 from bloomery.data_contracts.odcs.contract import Contract
+from bloomery.data_contracts.records.intervals import Interval as Interval
+from bloomery.data_contracts.records.intervals import PredictionInterval as PredictionInterval
+from bloomery.data_contracts.records.scores import Score, default_score
 from bloomery.data_contracts.records.tensor_layout import Layout, Task
 
 
@@ -113,6 +118,17 @@ class ResourceUsage(Document):
     used_gpu: bool  # the energy of the GPU is not included
 
 
+class Baseline(Document):
+    """A simple model that was fitted to the training split and scored on the test split, or why there is none."""
+
+    name: str
+    predictions_uri: str | None = None  # npy: probabilities (N, K) or numbers (N,), in the order of the test split
+    num_rows: int = 0  # of the training split, that it was fitted to
+    score: Interval | None = None  # by the score of the trained network
+    metrics: dict[str, float] = Field(default_factory=dict)  # all scores that are defined, by name
+    reason: str = ""  # why it was not fitted
+
+
 class TrainedNetwork(Record):
     """A trained network. `digest` is that of its weights."""
 
@@ -122,8 +138,10 @@ class TrainedNetwork(Record):
     num_parameters: int
     epochs: int
     num_rounds: int | None = None  # of boosting, where the network has boosted trees
-    val_score: float  # accuracy, or RMSE in the units of the label
+    val_score: float  # by `score`, of the validation split
+    stated_score: Score | None = None  # of the recipe; None where it names none
     slice_columns: tuple[str, ...] = ()  # columns whose values have metrics of their own
+    baselines: tuple[Baseline, ...] = ()  # the simplest first
     processor: str  # the threads and instruction set that the bits of the weights depend on
     import_error: float | None = None  # of an imported network: largest difference from the original file's outputs
     trees_error: float | None = None  # of boosted trees: largest difference from the outputs of scikit-learn
@@ -144,23 +162,22 @@ class TrainedNetwork(Record):
         return f"after {' and '.join((*rounds, *epochs))}"
 
     def identity(self) -> dict[str, str]:
-        """The digests of weights and data set.
+        """The digests of weights and data set; also the score if the recipe names one, and a lack of baselines.
 
         Equal weights may come from data sets whose test rows, or whose rows without a label, differ.
         """
-        return {"digest": self.digest, "dataset": self.dataset.digest}
+        score = {} if self.stated_score is None else {"score": self.stated_score.model_dump_json()}
+        baselines = {} if self.baselines else {"baselines": "none"}
+        return {"digest": self.digest, "dataset": self.dataset.digest, **score, **baselines}
+
+    @property
+    def score(self) -> Score:
+        """The score by which candidates and versions are compared."""
+        return self.stated_score or default_score(self.dataset.task)
 
     privacy: Privacy | None = None  # None without a guarantee
     resource_usage: ResourceUsage | None = None
     dataset: Dataset
-
-
-class Interval(Document):
-    """A 95% interval around `value`."""
-
-    value: float
-    low: float
-    high: float
 
 
 class Latency(Document):
@@ -249,11 +266,13 @@ class Candidate(Document):
     num_nonzero: int  # of the weights in the file
     num_macs: int | None = None  # multiply-accumulate operations for one row; None of an imported network
     integer_share: float  # share of the weights that ONNX Runtime multiplies as integers on this processor
-    score: Interval  # on the test split: accuracy, or RMSE in the units of the label
-    degradation: Interval  # against fp32 on the same rows: drop of accuracy, or rise of RMSE as a share of fp32's
+    score: Interval  # on the test split, by the score of the trained network
+    metrics: dict[str, float] = Field(default_factory=dict)  # all scores of the test split that are defined, by name
+    degradation: Interval  # against fp32 on the same rows: drop of the score, or rise of an error as a share of fp32's
     disagreements: tuple[Disagreement, ...] = ()  # with fp32, by split; empty of fp32 itself
     bound_by_disagreement: float | None = None  # of the degradation; None of fp32 itself
     flips: Flips | None = None  # of a classification
+    interval: PredictionInterval | None = None  # of a regression with enough validation rows
     recalls: tuple[ClassRecall, ...] = ()  # of a classification: each class with rows that were held out
     latencies: tuple[Latency, ...]  # of single rows first, then of larger batches
     energy: Energy | None = None  # of the budget's batch size, if its objective weighs energy
@@ -317,6 +336,25 @@ class Verdict(Document):
     reasons: tuple[str, ...]
 
 
+class BaselineComparison(Document):
+    """How much worse the chosen candidate is than a baseline on the test split; negative is better."""
+
+    name: str  # of the baseline
+    score: Interval  # of the baseline
+    degradation: Interval  # the drop of the score, or the rise of an error as a share of the baseline's
+    is_constant: bool = False  # the baseline predicts the same for all rows
+
+    @property
+    def is_beaten(self) -> bool:
+        """Whether the candidate is better beyond chance."""
+        return self.degradation.high < 0
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the candidate is worse beyond chance."""
+        return self.degradation.low > 0
+
+
 class Choice(Record):
     """The candidate that is packaged, and the verdict on each candidate."""
 
@@ -324,6 +362,7 @@ class Choice(Record):
     verdicts: tuple[Verdict, ...]
     run_id: str  # of MLflow, with the ranked table and the plot of the candidates
     plot_uri: str  # PNG: score against size and against latency
+    comparisons: tuple[BaselineComparison, ...] = ()  # of the chosen candidate with each baseline
     candidates: Candidates
 
 

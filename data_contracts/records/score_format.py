@@ -1,32 +1,43 @@
-"""Formats scores: accuracy of a classification, RMSE of a regression in the units of the label."""
+"""Formats scores and degradations. A task stands for its default score: accuracy, or RMSE of a regression."""
 
 from __future__ import annotations
 
 import math
 
 from bloomery.data_contracts.records.records import Interval
+from bloomery.data_contracts.records.scores import Score, default_score
 from bloomery.data_contracts.records.tensor_layout import Task
 
-SCORE_NAMES: dict[Task, str] = {"classification": "accuracy", "regression": "RMSE"}
+SCORE_NAMES: dict[Task, str] = {"classification": "accuracy", "regression": "RMSE"}  # of the default scores
 DEGRADATION_NAMES: dict[Task, str] = {"classification": "drop", "regression": "rise"}  # the change of a worse score
 
 
-def format_score(task: Task, score: Interval) -> str:
+def degradation_name(score: Score | Task) -> str:
+    """What a worse score is: a `drop`, or a `rise` of an error."""
+    return "rise" if as_score(score).is_error else "drop"
+
+
+def format_score(score: Score | Task, interval: Interval) -> str:
     """The score with its 95% interval, such as `92.1% (91.2–93.0)` or `21.2 (20.4–22.0)`, without its name."""
-    if task == "classification":
-        return f"{score.value:.1%} ({score.low * 100:.1f}–{score.high * 100:.1f})"
-    decimals = _decimals(score.value)
-    return f"{score.value:,.{decimals}f} ({score.low:,.{decimals}f}–{score.high:,.{decimals}f})"
+    if as_score(score).facts.is_share:
+        return f"{interval.value:.1%} ({interval.low * 100:.1f}–{interval.high * 100:.1f})"
+    decimals = _decimals(interval.value)
+    return f"{interval.value:,.{decimals}f} ({interval.low:,.{decimals}f}–{interval.high:,.{decimals}f})"
 
 
-def format_score_value(task: Task, value: float) -> str:
+def format_score_value(score: Score | Task, value: float) -> str:
     """A score without an interval, such as `92.15%` or `21.2`."""
-    return f"{value:.2%}" if task == "classification" else f"{value:,.{_decimals(value)}f}"
+    return f"{value:.2%}" if as_score(score).facts.is_share else f"{value:,.{_decimals(value)}f}"
 
 
-def format_degradation(task: Task, degradation: float) -> str:
-    """A degradation: `0.52 pp` of accuracy, or `1.30%` of the baseline's RMSE."""
-    return f"{degradation * 100:.2f} pp" if task == "classification" else f"{degradation:.2%}"
+def format_degradation(score: Score | Task, degradation: float) -> str:
+    """A degradation: `0.52 pp` of a share such as accuracy, or `1.30%` of the baseline's error."""
+    return f"{degradation:.2%}" if as_score(score).is_error else f"{degradation * 100:.2f} pp"
+
+
+def as_score(score: Score | Task) -> Score:
+    """The default score of a task; a score is returned as it is."""
+    return score if isinstance(score, Score) else default_score(score)
 
 
 def _decimals(value: float) -> int:

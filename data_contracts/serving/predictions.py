@@ -1,4 +1,7 @@
-"""A prediction as a client reads it: `{"label", "probabilities"}`, or for a regression `{"value"}`."""
+"""A prediction as a client reads it: `{"label", "probabilities"}`, or for a regression `{"value"}`.
+
+Versions with conformal intervals add `lower` and `upper` to a value.
+"""
 
 from __future__ import annotations
 

@@ -22,9 +22,10 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from bloomery.data_contracts.records.records import Release
-from bloomery.data_contracts.records.score_format import DEGRADATION_NAMES, SCORE_NAMES, format_score_value
-from bloomery.tasks.evaluation.candidate_table import explain_baseline, format_weakest_class
+from bloomery.data_contracts.records.records import Choice, Release
+from bloomery.data_contracts.records.score_format import degradation_name, format_score_value
+from bloomery.tasks.evaluation.baseline_text import baseline_rows, explain_loss
+from bloomery.tasks.evaluation.candidate_table import describe_other_scores, explain_baseline, format_weakest_class
 from bloomery.tasks.orchestration import events
 
 _LINE_INTERVAL_S = 2.0
@@ -163,17 +164,20 @@ def print_release(console: Console, release: Release, seconds: float, reference:
     choice = release.bento.choice
     console.print()
     console.print(_candidates(release))
-    loss = DEGRADATION_NAMES[choice.candidates.trained.dataset.task]
+    loss = degradation_name(choice.candidates.trained.score)
     console.print(
         f"[dim]weakest: the class of lowest recall; {loss}: how much worse than fp32 at most, with 95% confidence; "
         "time: relative to fp32[/]"
     )
+    if scores := describe_other_scores(choice):
+        console.print(f"[dim]{escape(scores)}[/]")
     if (explanation := explain_baseline(choice)) is not None:
         console.print(escape(explanation))
     for verdict in choice.verdicts:
         if verdict.reasons:
             state = "" if verdict.passed else "rejected: "
             console.print(f"[dim]{verdict.name} is {state}{escape('; '.join(verdict.reasons))}[/]")
+    _print_baselines(console, choice)
     console.print()
     example = json.loads(release.example)
     facts = Table.grid(padding=(0, 2))
@@ -209,6 +213,23 @@ def print_release(console: Console, release: Release, seconds: float, reference:
     ):
         line = f"  [bold]{escape(command):<{len(bloomery) + 22}}[/] [dim]{purpose}[/]"
         console.print(line, soft_wrap=True)  # a wrapped command could not be copied
+    if (explanation := explain_loss(choice)) is not None:
+        console.print(f"\n[yellow]{escape(explanation)}[/]")
+
+
+def _print_baselines(console: Console, choice: Choice) -> None:
+    """Prints the score of each baseline, and whether the chosen candidate is better."""
+    rows = baseline_rows(choice)
+    if not rows:
+        return
+    table = Table(title="baselines on the same rows", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in rows[0]:
+        table.add_column(
+            heading, overflow="fold", justify="right" if heading not in ("baseline", "verdict") else "left"
+        )
+    for row in rows:
+        table.add_row(*map(escape, row.values()))
+    console.print(table)
 
 
 def _role(release: Release) -> str:
@@ -226,7 +247,7 @@ def _describe_prediction(example: dict[str, Any]) -> str:
 
 def _candidates(release: Release) -> Table:
     choice = release.bento.choice
-    task = choice.candidates.trained.dataset.task
+    score = choice.candidates.trained.score
     verdicts = {verdict.name: verdict for verdict in choice.verdicts}
     table = Table(
         title=f"{release.name}: candidates on the held-out rows",
@@ -235,16 +256,16 @@ def _candidates(release: Release) -> Table:
         padding=(0, 1, 0, 0),
     )
     table.add_column("candidate", overflow="fold")  # in a narrow terminal names wrap and no number is cut off
-    weakest = ["weakest"] if task == "classification" else []
-    for heading in (SCORE_NAMES[task], *weakest, DEGRADATION_NAMES[task], "size", "p50", "time", "verdict"):
+    weakest = ["weakest"] if score.facts.task == "classification" else []
+    for heading in (score.title, *weakest, degradation_name(score), "size", "p50", "time", "verdict"):
         table.add_column(heading, justify="left" if heading == "verdict" else "right", no_wrap=True)
     for candidate in choice.candidates.candidates:
         is_chosen, passed = candidate.name == choice.candidate.name, verdicts[candidate.name].passed
         table.add_row(
             candidate.name,
-            format_score_value(task, candidate.score.value),
+            format_score_value(score, candidate.score.value),
             *([escape(format_weakest_class(candidate, width=_NAME_WIDTH))] if weakest else []),
-            f"≤{candidate.max_degradation * 100:.1f}{'pp' if task == 'classification' else '%'}",
+            f"≤{candidate.max_degradation * 100:.1f}{'%' if score.is_error else 'pp'}",
             f"{candidate.size_bytes / 1000:.1f} kB",
             f"{candidate.latency.p50_ms * 1000:.0f} µs",
             f"{candidate.latency.ratio.value:.2f}x",

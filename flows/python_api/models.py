@@ -11,7 +11,7 @@ from typing import Any
 
 from bloomery.data_contracts.errors import BloomeryError, ContractBroken, DataUnfit, OutputCorrupt
 from bloomery.data_contracts.records.records import Choice
-from bloomery.data_contracts.records.score_format import SCORE_NAMES, format_score
+from bloomery.data_contracts.records.score_format import format_score
 from bloomery.flows.python_api.displays import Card, ConfusionMatrix, ParetoFront, html_table, missing_file
 from bloomery.flows.python_api.frames import to_same_kind
 
@@ -164,11 +164,12 @@ class Model:
 
     def _facts(self) -> list[tuple[str, str]]:
         choice = self._choice
-        candidate, dataset = choice.candidate, choice.candidates.trained.dataset
-        score = f"{format_score(dataset.task, candidate.score)} on {dataset.test.num_rows:,} held-out rows"
+        candidate, trained = choice.candidate, choice.candidates.trained
+        dataset = trained.dataset
+        score = f"{format_score(trained.score, candidate.score)} on {dataset.test.num_rows:,} held-out rows"
         return [
             ("predicts", f"{dataset.label}, from {len(dataset.inputs):,} columns"),
-            (SCORE_NAMES[dataset.task], score),
+            (trained.score.title, score),
             ("candidate", candidate.name),
             ("size", f"{candidate.size_bytes:,} bytes"),
             ("p50", f"{candidate.latency.p50_ms * 1000:.0f} µs for one row"),

@@ -1,38 +1,44 @@
-"""Checks that the limits in a recipe's budget and gates belong to its task."""
+"""Checks that the score belongs to a recipe's task, and the limits in its budget and gates to its task and score."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from bloomery.data_contracts.records.scores import SCORES, Score, default_score
 from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.models.compression.budget import Budget
 from bloomery.models.evaluation.gates import Gates
 
-# The limits of each task, and the equivalent limit of the other task.
-_LIMITS_OF_TASK: dict[Task, dict[str, str]] = {
-    "classification": {
-        "accuracy_drop": "error_rise",
-        "slice_drop": "slice_rise",
-        "class_drop": "slice_rise",
-        "min_accuracy": "max_error",
-        "champion_drop": "champion_rise",
-    },
-    "regression": {
-        "error_rise": "accuracy_drop",
-        "slice_rise": "slice_drop",
-        "max_error": "min_accuracy",
-        "champion_rise": "champion_drop",
-    },
+# The limits of the other task, and the equivalent limits.
+_OF_OTHER_TASK: dict[Task, dict[str, str]] = {
+    "classification": {"slice_rise": "slice_drop"},
+    "regression": {"slice_drop": "slice_rise", "class_drop": "slice_rise", "min_accuracy": "max_error"},
 }
+# The limits of scores of which more is better, and the equivalent limits of an error.
+_OF_SHARES = {"accuracy_drop": "error_rise", "champion_drop": "champion_rise", "min_score": "max_error"}
+_OF_ERRORS = {"error_rise": "accuracy_drop", "champion_rise": "champion_drop"}
 
 
-def find_misplaced_limits(task: Task, budget: Budget, gates: Gates, slices: Sequence[str] = ()) -> Iterator[str]:
-    """Yields a message for each stated limit that belongs to the other task, or that needs `slices`."""
+def find_misplaced_limits(
+    task: Task, budget: Budget, gates: Gates, slices: Sequence[str] = (), score: Score | None = None
+) -> Iterator[str]:
+    """Yields a message for a score or a limit that belongs to the other task, and for limits that need `slices`."""
     other_task: Task = "regression" if task == "classification" else "classification"
+    score = score or default_score(task)
+    if score.facts.task != task:
+        names = ", ".join(name for name, facts in SCORES.items() if facts.task == task)
+        yield f"score: {score.title} is a score of a {other_task}, not a {task}: use one of {names}"
+        return
+    misplaced = _OF_OTHER_TASK[task] | (_OF_SHARES if score.is_error else _OF_ERRORS)
+    if task == "classification" and not score.is_error:
+        misplaced |= {"max_error": "min_accuracy"}
     for section, limits in (("budget", budget), ("gates", gates)):
-        for misplaced, equivalent in _LIMITS_OF_TASK[other_task].items():
-            if misplaced in limits.model_fields_set:
-                yield f"{section}.{misplaced} is a limit of a {other_task}, not a {task}: use {section}.{equivalent}"
+        for name, equivalent in misplaced.items():
+            if name in limits.model_fields_set:
+                owner = f"a {other_task}, not a {task}"
+                if score != default_score(task) and name not in _OF_OTHER_TASK[task]:
+                    owner = f"{'a score' if score.is_error else 'an error'}, not of {score.title}"
+                yield f"{section}.{name} is a limit of {owner}: use {section}.{equivalent}"
     for name in ("slice_drop", "slice_rise"):
         if getattr(budget, name) is not None and not slices:
             yield f"budget.{name} is a limit for slices, but training.slices names no columns"

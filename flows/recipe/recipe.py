@@ -25,6 +25,7 @@ from bloomery.data_contracts.recipe_sections.periods import (
     period_start,
 )
 from bloomery.data_contracts.records.provenance import RecipeDocument
+from bloomery.data_contracts.records.scores import ScoreSetting
 from bloomery.flows.recipe.consistency import find_inconsistencies
 from bloomery.flows.recipe.feature_checks import check_sample_rates
 from bloomery.flows.recipe.limit_checks import find_misplaced_limits
@@ -91,6 +92,7 @@ class RecipeFile(Document):
     spark: SparkConfig = SparkConfig()
     model: Model
     training: Annotated[Training, Field(description="omitted for an imported network")] = Training()
+    score: ScoreSetting = None
     compression: CompressionOrAuto = Compression()
     budget: Budget = Budget()
     gates: Gates = Gates()
@@ -114,6 +116,12 @@ class RecipeFile(Document):
         Watch | None,
         Field(description="check for new data at this `interval`, such as 5m, and start a run when it is complete"),
     ] = None
+
+    @model_validator(mode="after")
+    def _score_is_at_the_top(self) -> Self:
+        if self.training.score not in (None, self.score):
+            raise ValueError("training.score: the score belongs to the whole recipe; write `score:` beside `training:`")
+        return self
 
     @model_validator(mode="after")
     def _periods_are_named(self) -> Self:
@@ -186,7 +194,7 @@ def read_recipe(reference: str, period: str | None = None, overrides: Mapping[st
             "data": data if period is None else data.for_period(period),
             "period": period,
             "model": bundle_user_code(file.model, path.parent),
-            "training": _with_absolute_start(file.training, path.parent),
+            "training": _with_score(_with_absolute_start(file.training, path.parent), file),
             "monitor": _with_absolute_labels(file.monitor, path.parent),
             "gates": _with_absolute_recent(file.gates, path.parent),
         }
@@ -223,13 +231,16 @@ def _require_consistent(recipe: Recipe, path: Path) -> None:
     problems = [
         *find_inconsistencies(recipe.features, recipe.model, recipe.contract, recipe.training, recipe.compression),
         *check_sample_rates(recipe.features, recipe.data),
-        *find_misplaced_limits(recipe.features.task, recipe.budget, recipe.gates, recipe.training.slices),
+        *find_misplaced_limits(recipe.features.task, recipe.budget, recipe.gates, recipe.training.slices, recipe.score),
         *(
             f"monitor.columns names {name!r}, which is not an input of the network"
             for name in recipe.monitor.columns or ()
             if name not in input_columns
         ),
     ]
+    if recipe.gates.beats is not None and (recipe.training.privacy is not None or not recipe.training.baselines):
+        cause = "private training has no baselines" if recipe.training.baselines else "training.baselines is false"
+        problems.append(f"gates.beats compares with baselines, but {cause}; leave `beats` out")
     if problems:
         raise RecipeInvalid(
             "\n".join(f"{path.name}: {problem}" for problem in problems),
@@ -261,6 +272,17 @@ def _resolve_period(recipe: RecipeFile, period: str | None, path: Path) -> str |
             remedy="correct the period",
         ) from failure
     return period
+
+
+def _with_score(training: Training, file: RecipeFile) -> Training:
+    """Returns the training with the recipe's score, which also selects the best epoch if the recipe names no metric."""
+    if file.score is None:
+        return training
+    values: dict[str, Any] = {"score": file.score}
+    is_trained = file.model.kind not in ("imported", "boosted_trees") and training.privacy is None
+    if is_trained and "best_by" not in training.model_fields_set:
+        values["best_by"] = "score"
+    return training.model_copy(update=values)
 
 
 def _with_absolute_start(training: Training, folder: Path) -> Training:

@@ -55,9 +55,9 @@ _AUGMENTATIONS = {
     "drop_tokens": (_TEXT,),
 }
 # Options of `training` that apply to an imported network: they affect its evaluation.
-_EVALUATION_OPTIONS = ("seed", "num_threads", "slices", "explain")
+_EVALUATION_OPTIONS = ("seed", "num_threads", "slices", "explain", "baselines", "score")
 # The same for boosted trees, whose other options are those of `model`.
-_TREE_OPTIONS = (*_EVALUATION_OPTIONS, "class_weights", "search", "score", "baselines")
+_TREE_OPTIONS = (*_EVALUATION_OPTIONS, "class_weights", "search")
 _NO_STUDENTS = ("auto", "imported", "boosted_trees", "tabm", "tabular_ensemble")
 
 

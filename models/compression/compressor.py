@@ -42,6 +42,7 @@ from bloomery.models.training.loop import (
     use_channels_last,
 )
 from bloomery.models.training.optimization.learner import create_learner
+from bloomery.models.training.optimization.score_measure import ScoreMeasure
 
 
 class FineTuning(NamedTuple):
@@ -58,6 +59,7 @@ class FineTuning(NamedTuple):
     seed: int = 0
     device: str = "cpu"  # for training; before and after, networks are on the CPU
     on_epoch: Callable[[EpochResult], None] = lambda epoch: None
+    measure: ScoreMeasure | None = None  # of the score of an epoch, as in `TrainingData`
 
 
 def compress_network(
@@ -151,7 +153,7 @@ def _train(network: nn.Module, fine_tuning: FineTuning, loop: Loop) -> None:
     try:
         train(
             network,
-            TrainingData(rows, fine_tuning.val, fine_tuning.seed),
+            TrainingData(rows, fine_tuning.val, fine_tuning.seed, fine_tuning.measure),
             loop,
             placement=Placement(fine_tuning.device, parallelize=learner),
             hooks=TrainingHooks(on_epoch=fine_tuning.on_epoch),

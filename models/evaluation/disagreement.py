@@ -31,12 +31,12 @@ def bound_accuracy_drop(training: ChangedRows, held_out: ChangedRows) -> float:
     this is demonstrable, the rows held out count alone. One of the two may have no rows.
     """
     counts = ChangedRows(training.num_changed + held_out.num_changed, training.num_rows + held_out.num_rows)
-    if training.num_rows and held_out.num_rows and _changes_more(held_out, training):
+    if training.num_rows and held_out.num_rows and changes_more(held_out, training):
         counts = held_out
     return proportion(counts.num_changed, counts.num_rows).high
 
 
-def _changes_more(left: ChangedRows, right: ChangedRows) -> bool:
+def changes_more(left: ChangedRows, right: ChangedRows) -> bool:
     """Whether a larger share of `left` changes, by Fisher's exact test."""
     from scipy.stats import fisher_exact
 
@@ -51,10 +51,11 @@ def bound_error_rise(training_N: np.ndarray, held_out_N: np.ndarray, error: floa
     where those of rows held out are demonstrably larger, they count alone. `error` is the RMSE of fp32.
     """
     changes_N = np.concatenate([training_N, held_out_N])
-    if len(training_N) and len(held_out_N) and _root_mean_square(held_out_N).low > _root_mean_square(training_N).high:
+    if len(training_N) and len(held_out_N) and root_mean_square(held_out_N).low > root_mean_square(training_N).high:
         changes_N = held_out_N
-    return _root_mean_square(changes_N).high / max(error, np.finfo(np.float64).tiny)
+    return root_mean_square(changes_N).high / max(error, np.finfo(np.float64).tiny)
 
 
-def _root_mean_square(changes_N: np.ndarray) -> Interval:
+def root_mean_square(changes_N: np.ndarray) -> Interval:
+    """The root mean square of changes, with its 95% interval."""
     return rmse(np.zeros_like(changes_N), changes_N)

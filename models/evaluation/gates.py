@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -24,21 +24,32 @@ class RecentData(Document):
 class Gates(Document):
     """The limits that a packaged version must meet to replace the champion."""
 
-    min_accuracy: Annotated[float, Field(ge=0, le=1)] = 0.0
+    min_accuracy: Annotated[float, Field(ge=0, le=1, description="minimum of the accuracy on the test split")] = 0.0
+    min_score: Annotated[
+        float | None, Field(description="minimum of the recipe's `score`, if more of it is better")
+    ] = None
     champion_drop: Annotated[
         float,
         Field(gt=0, le=1, description="upper limit for the 95% interval of the paired drop against the champion"),
     ] = 0.01
     max_error: Annotated[
-        float | None, Field(gt=0, description="regression: maximum RMSE in the units of the label")
+        float | None,
+        Field(gt=0, description="maximum of the recipe's `score`, if it is an error, or else of a regression's RMSE"),
     ] = None
     champion_rise: Annotated[
         float,
         Field(
             gt=0,
-            description="regression: upper limit for the 95% interval of the relative rise of RMSE",
+            description="of an error such as RMSE: upper limit for the 95% interval of its relative rise",
         ),
     ] = 0.01
+    beats: Annotated[
+        Literal["baseline"] | None,
+        Field(
+            description="baseline: the version must be better than the majority class or the mean beyond chance, and "
+            "not worse than any other baseline beyond chance"
+        ),
+    ] = None
     num_rows: Annotated[int, Field(ge=1, description="held-out rows that are sent to the bento over HTTP")] = 100
     recent: Annotated[
         RecentData, Field(description="recent rows on which the version must not be worse either, by the same limit")

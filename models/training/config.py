@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from bloomery.data_contracts.documents.documents import Document
+from bloomery.data_contracts.records.scores import Score
 from bloomery.models.features.input_config import Count
 from bloomery.models.features.splits import Share
 
@@ -184,3 +185,7 @@ class Training(Loop):
         tuple[str, ...], Field(description="columns; metrics are also reported for each of their values")
     ] = ()
     explain: Explain | None = Explain()
+    baselines: Annotated[
+        bool, Field(description="fit simple models to the same rows, which the network is compared with")
+    ] = True
+    score: Annotated[Score | None, Field(description="set by the recipe's `score`; not written here")] = None

@@ -92,7 +92,7 @@ def train_privately(
             schedule.step()
             accountant.step(noise_multiplier=noise, sample_rate=sample_rate)
             loss_sum, num_seen = loss_sum + loss.item(), num_seen + len(y)
-        val_loss, val_score = evaluate(network, data.val)
+        val_loss, val_score = evaluate(network, data.val, measure=data.measure)
         _require_finite(loss_sum + val_loss, number, loop)
         history.append(EpochResult(number, loss_sum / max(num_seen, 1), val_loss, val_score, rate))
         on_epoch(history[-1])

@@ -36,6 +36,7 @@ from bloomery.models.training.optimization.loss import (
     loss_and_score,
 )
 from bloomery.models.training.optimization.optimizer import EMA, build_optimizer, build_schedule, clip_gradients
+from bloomery.models.training.optimization.score_measure import ScoreMeasure
 from bloomery.models.training.process_group import SINGLE_PROCESS, ProcessGroup, all_reduce_sum
 from bloomery.models.training.transfer_learning import frozen_modules
 
@@ -46,8 +47,8 @@ _REPORT_STEPS = 50  # interval in steps at which the loss is checked; each check
 class EpochResult(NamedTuple):
     """The result of one epoch.
 
-    Losses are means over rows: cross entropy in nats, or the standardised error. The score is the accuracy from 0 to 1,
-    or the standardised RMSE.
+    Losses are means over rows: cross entropy in nats, or the standardised error. The score is that of the data's
+    `measure`; without one, the accuracy from 0 to 1, or the standardised RMSE.
     """
 
     number: int
@@ -161,8 +162,9 @@ def train(
     on_device = network.to(placement.device)
     state = _initial_state(on_device, data.train, loop, rate_shares, group)
     hooks.load(state)
-    batch_loss = build_loss(loop, data.train.labels(read_all=loop.class_weights == "balanced"))
-    is_error = is_regression(data.val.labels(read_all=False))
+    quantile = None if data.measure is None else data.measure.score.quantile
+    batch_loss = build_loss(loop, data.train.labels(read_all=loop.class_weights == "balanced"), quantile)
+    is_error = data.measure.score.is_error if data.measure else is_regression(data.val.labels(read_all=False))
     run = _Run(learn, data.train, loop, batch_loss, data.seed, group, hooks)
     while state.epoch <= loop.epochs and not _has_stopped_improving(state.history, loop, is_error=is_error):
         if state.batch == 0:
@@ -174,7 +176,7 @@ def train(
         _train_epoch(run, state)
         train_loss = _require_finite(_mean_loss(state, group), state, loop)
         with contextlib.nullcontext() if state.ema is None else state.ema.applied_to(on_device):
-            val_loss, val_score = evaluate(on_device, data.val, group)
+            val_loss, val_score = evaluate(on_device, data.val, group, data.measure)
         _require_finite(val_loss, state, loop, "validation loss")
         state.history.append(EpochResult(state.epoch, train_loss, val_loss, val_score, state.rate))
         if best_epoch(state.history, loop, is_error=is_error) == state.history[-1]:
@@ -344,18 +346,30 @@ def _require_finite(loss: float, state: TrainingState, loop: Loop, name: str = "
     return loss
 
 
-def evaluate(network: nn.Module, examples: ExampleSource, group: ProcessGroup = SINGLE_PROCESS) -> tuple[float, float]:
+def evaluate(
+    network: nn.Module,
+    examples: ExampleSource,
+    group: ProcessGroup = SINGLE_PROCESS,
+    measure: ScoreMeasure | None = None,
+) -> tuple[float, float]:
     """Mean loss and score, as in `EpochResult`. Leaves the network in evaluation mode.
 
-    With several processes, each evaluates its part of the rows, which must not be empty.
+    With several processes, each evaluates its part of the rows, which must not be empty; with a `measure`, each
+    evaluates all rows, since a score of all rows is no mean of parts.
     """
     sums = torch.zeros(3, dtype=torch.float64)
+    own_rows, num_parts = (slice(group.rank, None, group.size), group.size) if measure is None else (slice(None), 1)
+    results: list[tuple[torch.Tensor, torch.Tensor]] = []
     for x, y in examples.iterate():
-        own_rows = slice(group.rank, None, group.size)
         # The same number of batches in every process, since a distributed network runs in all of them at once.
-        outputs_BK = predict(network, x[own_rows], num_batches=-(-len(y) // (_EVALUATION_ROWS * group.size)))
+        outputs_BK = predict(network, x[own_rows], num_batches=-(-len(y) // (_EVALUATION_ROWS * num_parts)))
         sums += loss_and_metric_sums(outputs_BK, y[own_rows])
-    return loss_and_score(all_reduce_sum(sums, group), examples.labels(read_all=False))
+        if measure is not None:
+            results.append((outputs_BK, y))
+    loss, score = loss_and_score(all_reduce_sum(sums, group), examples.labels(read_all=False))
+    if measure is not None and math.isfinite(loss):
+        score = measure(*(torch.cat(parts) for parts in zip(*results, strict=True)))
+    return loss, score
 
 
 @torch.no_grad()

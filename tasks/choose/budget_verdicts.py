@@ -9,7 +9,13 @@ from typing import Literal, NamedTuple
 
 from bloomery.data_contracts.errors import NoCandidate
 from bloomery.data_contracts.records.records import BudgetViolation, Candidate, Candidates, Interval, Verdict
-from bloomery.data_contracts.records.score_format import DEGRADATION_NAMES, SCORE_NAMES, format_degradation
+from bloomery.data_contracts.records.score_format import (
+    DEGRADATION_NAMES,
+    as_score,
+    degradation_name,
+    format_degradation,
+)
+from bloomery.data_contracts.records.scores import Score
 from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.models.compression.budget import Budget
 from bloomery.models.compression.pareto_front import dominates
@@ -47,11 +53,11 @@ def decide_candidate(
 
     `subgroups` holds, by candidate name, the degradations that the budget limits by slice and by class.
     """
-    task = candidates.trained.dataset.task
+    score = candidates.trained.score
     baseline = find_baseline(candidates)
     violations = {
         candidate.name: [
-            *find_violations(candidate, budget, task, (subgroups or {}).get(candidate.name, _NO_SUBGROUPS)),
+            *find_violations(candidate, budget, score, (subgroups or {}).get(candidate.name, _NO_SUBGROUPS)),
             *_find_size_violations(candidate, baseline, budget),
         ]
         for candidate in candidates.candidates
@@ -69,7 +75,7 @@ def decide_candidate(
     for candidate in candidates.candidates:
         reasons = [violation.message for violation in violations[candidate.name]]
         if not reasons and best is not None and candidate.name != best.name:
-            reasons = [_explain_loss(candidate, ranked, baseline, budget, task)]
+            reasons = [_explain_loss(candidate, ranked, baseline, budget, score)]
         verdicts.append(
             Verdict(
                 name=candidate.name,
@@ -105,21 +111,23 @@ def _resource_ratios(candidate: Candidate, budget: Budget) -> Iterator[tuple[Res
         yield "energy", weights.energy, candidate.energy.ratio
 
 
-def pareto_costs(candidate: Candidate, budget: Budget, task: Task) -> tuple[float, ...]:
+def pareto_costs(candidate: Candidate, budget: Budget, score: Score | Task) -> tuple[float, ...]:
     """The costs by which candidates are compared, lower is better: score, size, time, and energy if it counts."""
-    score = candidate.score.value
+    value = candidate.score.value
     time = candidate.latency_at(budget.batch_size).ratio.value
     energy = [ratio.value for resource, _, ratio in _resource_ratios(candidate, budget) if resource == "energy"]
-    return (-score if task == "classification" else score), candidate.size_bytes, time, *energy
+    return (value if as_score(score).is_error else -value), candidate.size_bytes, time, *energy
 
 
 def find_violations(
-    candidate: Candidate, budget: Budget, task: Task, subgroups: SubgroupDegradations = _NO_SUBGROUPS
+    candidate: Candidate, budget: Budget, score: Score | Task, subgroups: SubgroupDegradations = _NO_SUBGROUPS
 ) -> list[BudgetViolation]:
     """Each limit of `budget` that `candidate` exceeds."""
-    overall, by_slice = _degradation_limits(task)
+    score = as_score(score)
+    task = score.facts.task
+    overall, by_slice = _degradation_limits(score)
     violations = [
-        *_find_degradation_violations(candidate, overall, getattr(budget, overall), task),
+        *_find_degradation_violations(candidate, overall, getattr(budget, overall), score),
         *_find_subgroup_violations(subgroups.slices, by_slice, getattr(budget, by_slice), task),
         *_find_subgroup_violations(subgroups.classes, "class_drop", budget.class_drop, task),
         *(_find_recall_violations(candidate) if budget.class_drop is None else ()),
@@ -173,12 +181,13 @@ def _find_recall_violations(candidate: Candidate) -> Iterator[BudgetViolation]:
 
 
 def _find_degradation_violations(
-    candidate: Candidate, name: str, limit: float, task: Task
+    candidate: Candidate, name: str, limit: float, score: Score
 ) -> Iterator[BudgetViolation]:
     high = candidate.max_degradation
     if high > limit:
         message = (
-            f"{DEGRADATION_NAMES[task]} up to {format_degradation(task, high)}, limit {format_degradation(task, limit)}"
+            f"{degradation_name(score)} up to {format_degradation(score, high)}, "
+            f"limit {format_degradation(score, limit)}"
         )
         yield _violation(name, limit, high, message)
 
@@ -194,9 +203,10 @@ def _format_batch(batch_size: int) -> str:
     return "" if batch_size == 1 else f" for {batch_size} rows"
 
 
-def _degradation_limits(task: Task) -> tuple[str, str]:
-    """The names of two limits of the budget: over all rows, and in each slice."""
-    return ("accuracy_drop", "slice_drop") if task == "classification" else ("error_rise", "slice_rise")
+def _degradation_limits(score: Score) -> tuple[str, str]:
+    """The names of two limits of the budget: of the score over all rows, and of accuracy or RMSE in each slice."""
+    overall = "error_rise" if score.is_error else "accuracy_drop"
+    return overall, "slice_drop" if score.facts.task == "classification" else "slice_rise"
 
 
 def has_enough_rows(subgroup: SliceDegradation, limit: float, task: Task) -> bool:
@@ -249,16 +259,16 @@ def round_up(value: float, digits: int) -> float:
 
 
 def _explain_loss(
-    candidate: Candidate, ranked: Sequence[Candidate], baseline: Candidate, budget: Budget, task: Task
+    candidate: Candidate, ranked: Sequence[Candidate], baseline: Candidate, budget: Budget, score: Score
 ) -> str:
     """Why `candidate`, which satisfies the budget, is not `ranked[0]`."""
     best = ranked[0]
     rivals = [rival for rival in ranked if rival.name != candidate.name]
-    costs = pareto_costs(candidate, budget, task)
-    winner = next((rival for rival in rivals if dominates(pareto_costs(rival, budget, task), costs)), None)
+    costs = pareto_costs(candidate, budget, score)
+    winner = next((rival for rival in rivals if dominates(pareto_costs(rival, budget, score), costs)), None)
     if winner is not None:
         compared = "size, time or energy" if budget.objective.energy else "size or time"
-        return f"dominated by {winner.name}: no better in {SCORE_NAMES[task]}, {compared}"
+        return f"dominated by {winner.name}: no better in {score.title}, {compared}"
     factor = objective_cost(candidate, baseline, budget) / objective_cost(best, baseline, budget)
     weights = budget.objective
     adjectives = (("larger", weights.size), ("slower", weights.latency), ("of more energy", weights.energy))
@@ -274,7 +284,7 @@ def _largest_excess(violations: Sequence[BudgetViolation]) -> float:
     return max(violation.excess for violation in violations)
 
 
-def no_candidate_error(decision: Decision, budget: Budget, task: Task, run_id: str) -> NoCandidate:
+def no_candidate_error(decision: Decision, budget: Budget, score: Score | Task, run_id: str) -> NoCandidate:
     """The error that lists the violations of each candidate, the closest candidate, and the limits to relax for it."""
     closest = min(decision.verdicts, key=lambda verdict: verdict.rank)
     # Each line once: two violations may need the same line of the recipe.
@@ -289,7 +299,7 @@ def no_candidate_error(decision: Decision, budget: Budget, task: Task, run_id: s
         "no candidate is within the budget:\n"
         + "\n".join(f"  {verdict.name}: {'; '.join(verdict.reasons)}" for verdict in decision.verdicts)
         + f"\nclosest is {closest.name}, {_describe_excess(closest)}",
-        required=_describe_budget(budget, task),
+        required=_describe_budget(budget, as_score(score)),
         where=f"the recipe's budget; MLflow run {run_id} has all candidates and their plot",
         remedy=f"relax the budget to {relaxed}, and {closest.name} {passes}; or add candidates under "
         "compression.candidates",
@@ -328,10 +338,11 @@ def _format_recipe_line(violation: BudgetViolation, budget: Budget) -> str:
     return f"{violation.limit}: {(Decimal(str(needed)) * 100).normalize():f}{unit}"
 
 
-def _describe_budget(budget: Budget, task: Task) -> str:
-    overall, by_slice = _degradation_limits(task)
-    highest = format_degradation(task, getattr(budget, overall))
-    limits = [f"a {DEGRADATION_NAMES[task]} of {SCORE_NAMES[task]} of at most {highest} (upper 95% limit)"]
+def _describe_budget(budget: Budget, score: Score) -> str:
+    task = score.facts.task
+    overall, by_slice = _degradation_limits(score)
+    highest = format_degradation(score, getattr(budget, overall))
+    limits = [f"a {degradation_name(score)} of {score.title} of at most {highest} (upper 95% limit)"]
     for name, subgroup in ((by_slice, "slice"), ("class_drop", "class")):
         if getattr(budget, name) is not None:
             limits.append(f"of at most {format_degradation(task, getattr(budget, name))} in each {subgroup}")

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bloomery.data_contracts.records.records import Candidate, Candidates
-from bloomery.data_contracts.records.score_format import SCORE_NAMES, format_degradation, format_score_value
-from bloomery.data_contracts.records.tensor_layout import Task
+from bloomery.data_contracts.records.score_format import degradation_name, format_degradation, format_score_value
+from bloomery.data_contracts.records.scores import Score
 from bloomery.models.compression.budget import Budget
 from bloomery.models.compression.pareto_front import pareto_front
 from bloomery.tasks.choose.budget_verdicts import Decision, find_baseline
@@ -63,9 +63,8 @@ def plot_pareto_front(candidates: Candidates, budget: Budget, decision: Decision
     """
     from matplotlib.figure import Figure
 
-    task = candidates.trained.dataset.task
-    is_classification = task == "classification"
-    max_degradation = 100 * (budget.accuracy_drop if is_classification else budget.error_rise)
+    score = candidates.trained.score
+    max_degradation = 100 * (budget.error_rise if score.is_error else budget.accuracy_drop)
     panels = _make_panels(candidates, budget, decision)
     figure = Figure(figsize=(6 * len(panels), 5.6), layout="constrained", dpi=120)
     axes = figure.subplots(1, len(panels), sharey=True)
@@ -73,17 +72,15 @@ def plot_pareto_front(candidates: Candidates, budget: Budget, decision: Decision
     _set_height(first, panels[0].points, max_degradation)
     for panel_axes, panel in zip(axes, panels, strict=True):
         _draw_panel(panel_axes, panel, max_degradation)
-    first.set_ylabel(
-        f"{SCORE_NAMES[task]} against fp32 ({'points' if is_classification else '%; up is lower'})", color=_INK
-    )
-    if not is_classification:  # an error that rises is drawn downwards
+    first.set_ylabel(f"{score.title} against fp32 ({'%; up is lower' if score.is_error else 'points'})", color=_INK)
+    if score.is_error:  # an error that rises is drawn downwards
         first.yaxis.set_major_formatter(lambda y, _: f"{-y:+.4g}" if y else "0")
-    limit_text = f"{'drop' if is_classification else 'rise'} of {format_degradation(task, max_degradation / 100)}"
+    limit_text = f"{degradation_name(score)} of {format_degradation(score, max_degradation / 100)}"
     first.annotate(
         f"limit: a {limit_text}", (1, -max_degradation), (-4, -3), xycoords=("axes fraction", "data"),
         textcoords="offset points", color=_LIMIT, fontsize=8, ha="right", va="top",
     )  # fmt: skip
-    _add_scores(last, find_baseline(candidates).score.value, task)
+    _add_scores(last, find_baseline(candidates).score.value, score)
     _draw_legend(figure, decision)
     _place_labels(figure, [(panel_axes, panel.points) for panel_axes, panel in zip(axes, panels, strict=True)])
     figure.savefig(path)
@@ -91,11 +88,11 @@ def plot_pareto_front(candidates: Candidates, budget: Budget, decision: Decision
 
 def _make_panels(record: Candidates, budget: Budget, decision: Decision) -> list[_Panel]:
     """One panel for each cost."""
-    candidates, task, limit = record.candidates, record.trained.dataset.task, budget.latency_ms
+    candidates, score, limit = record.candidates, record.trained.score, budget.latency_ms
 
     def points(costs: list[float], ends: list[float]) -> list[_Point]:
         rows = zip(candidates, costs, ends, strict=True)
-        return [_make_point(candidate, decision, task, cost, end) for candidate, cost, end in rows]
+        return [_make_point(candidate, decision, score, cost, end) for candidate, cost, end in rows]
 
     sizes = [candidate.size_bytes / 1000 for candidate in candidates]
     max_bytes = None if budget.size_bytes is None else budget.size_bytes / 1000
@@ -118,13 +115,13 @@ def _make_panels(record: Candidates, budget: Budget, decision: Decision) -> list
     return panels
 
 
-def _make_point(candidate: Candidate, decision: Decision, task: Task, x: float, x_end: float) -> _Point:
+def _make_point(candidate: Candidate, decision: Decision, score: Score, x: float, x_end: float) -> _Point:
     is_chosen = decision.best is not None and candidate.name == decision.best.name
     passed = next(verdict.passed for verdict in decision.verdicts if verdict.name == candidate.name)
     worse = candidate.degradation
     return _Point(
         name=candidate.name,
-        label=f"{candidate.name}\n{format_score_value(task, candidate.score.value)}",
+        label=f"{candidate.name}\n{format_score_value(score, candidate.score.value)}",
         color=_CHOSEN if is_chosen else _PASSED if passed else _OVER,
         is_chosen=is_chosen,
         x=x,
@@ -209,22 +206,20 @@ def _draw_front(axes: Axes, points: Sequence[_Point]) -> None:
     axes.step([*(point.x for point in best), right], [*ys, ys[-1]], where="post", color=_PASSED, lw=2, alpha=0.3)
 
 
-def _add_scores(axes: Axes, baseline_score: float, task: Task) -> None:
+def _add_scores(axes: Axes, baseline_score: float, score: Score) -> None:
     """Adds an axis with absolute scores on the right, beside the differences on the left."""
-    is_classification = task == "classification"
-    # The score is linear in the difference; an RMSE of 0 has no relative rise, so its slope is arbitrary.
-    start, slope = (
-        (100 * baseline_score, 1.0) if is_classification else (baseline_score, -(baseline_score or 1.0) / 100)
-    )
+    unit = 100 if score.facts.is_share else 1
+    # The score is linear in the difference; an error of 0 has no relative rise, so its slope is arbitrary.
+    start, slope = unit * baseline_score, (-unit * (baseline_score or 1.0) / 100 if score.is_error else unit / 100)
 
     def to_score(difference: Any) -> Any:
         return start + slope * difference
 
-    def to_difference(score: Any) -> Any:
-        return (score - start) / slope
+    def to_difference(value: Any) -> Any:
+        return (value - start) / slope
 
     scores = axes.secondary_yaxis("right", functions=(to_score, to_difference))
-    scores.set_ylabel(f"{SCORE_NAMES[task]}{' (%)' if is_classification else ''}", color=_INK)
+    scores.set_ylabel(f"{score.title}{' (%)' if score.facts.is_share else ''}", color=_INK)
     scores.spines["right"].set_visible(False)
 
 

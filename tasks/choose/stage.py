@@ -14,6 +14,7 @@ from bloomery.models.compression.budget import Budget
 from bloomery.models.features.encoder import read_encoder
 from bloomery.models.profiling.latency import ComparedFiles, take_batch
 from bloomery.tasks.choose import ranking
+from bloomery.tasks.choose.baseline_comparison import compare_with_baselines, log_comparisons
 from bloomery.tasks.choose.budget_verdicts import SubgroupDegradations, decide_candidate, no_candidate_error
 from bloomery.tasks.evaluation.scoring import GroundTruth, degradation_by_class, degradation_by_slice
 from bloomery.tasks.evaluation.slices import bootstrap_order
@@ -41,16 +42,19 @@ def choose(out: Output, candidates: Candidates, budget: Budget) -> Choice:
     candidates = _measure_energy(_measure_latency(candidates, budget.batch_size), budget)
     trained = candidates.trained
     decision = decide_candidate(candidates, budget, _subgroup_degradations(candidates, budget))
+    comparisons = () if decision.best is None else compare_with_baselines(candidates, decision.best)
     tags = {"mlflow.parentRunId": trained.run_id, "chosen": decision.best.name if decision.best else "none"}
     with mlflow_runs.logged_run(trained.dataset.valid_rows.contract.name, "choice", out.key, tags) as run_id:
         ranking.log_ranking(run_id, candidates, budget, decision, out.path("candidates.png"))
+        log_comparisons(run_id, trained.score, comparisons)
         if decision.best is None:
-            raise no_candidate_error(decision, budget, trained.dataset.task, run_id)
+            raise no_candidate_error(decision, budget, trained.score, run_id)
     return Choice(
         candidate=decision.best,
         verdicts=decision.verdicts,
         run_id=run_id,
         plot_uri=out.uri("candidates.png"),
+        comparisons=comparisons,
         candidates=candidates,
         # Times differ from run to run, so only the choice itself counts.
         digest=digest_of_document([decision.best.name, decision.best.sha256, candidates.digest]),

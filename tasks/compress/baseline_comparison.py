@@ -5,17 +5,27 @@ Shapes: N rows of a split, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from bloomery.data_contracts.records.records import ClassRecall, Dataset, Disagreement
+from bloomery.data_contracts.records.records import ClassRecall, Dataset, Disagreement, PredictionInterval
+from bloomery.data_contracts.records.scores import Score
 from bloomery.data_contracts.records.tensor_layout import Task
-from bloomery.models.evaluation.disagreement import ChangedRows, bound_accuracy_drop, bound_error_rise
+from bloomery.models.evaluation.conformal import measure_interval
+from bloomery.models.evaluation.disagreement import (
+    ChangedRows,
+    bound_accuracy_drop,
+    bound_error_rise,
+    changes_more,
+    root_mean_square,
+)
+from bloomery.models.evaluation.score_intervals import degradation_interval
+from bloomery.models.evaluation.scores import UndefinedScore, compute_score
 from bloomery.models.features.encoder import Encoder
 from bloomery.tasks.compress.built_candidate import BuiltCandidate
 from bloomery.tasks.compress.candidate_builder import CandidateSplits
-from bloomery.tasks.evaluation.scoring import point_predictions
 
 if TYPE_CHECKING:
     from bloomery.models.training.data.batches import Examples
@@ -24,7 +34,7 @@ Split = Literal["train", "val", "test", "unlabelled"]
 _MIN_ROWS = 2_000  # of each split but the test split, which is compared as a whole
 
 
-# The point predictions (N,) of one model for the compared rows of each split: positions of classes int64, or float64.
+# The predictions of one model for the compared rows of each split: probabilities (N, K), or numbers (N,).
 SplitPredictions = dict[Split, np.ndarray]
 
 
@@ -50,15 +60,14 @@ def sample_splits(splits: CandidateSplits, *, is_private: bool) -> dict[Split, E
 def predict_splits(
     candidate: BuiltCandidate, encoder: Encoder, samples: dict[Split, Examples], test: np.ndarray
 ) -> SplitPredictions:
-    """Runs the candidate's file on the rows of `samples`; `test` are its point predictions for the test split."""
+    """Runs the candidate's file on the rows of `samples`; `test` are its predictions for the test split."""
     from bloomery.models.inference.outputs import compute_outputs, predictions_from
     from bloomery.models.inference.runtime import create_session
 
-    session, task = create_session(candidate.path), encoder.features.task
+    session = create_session(candidate.path)
     values: SplitPredictions = {
-        split: point_predictions(
-            task,
-            predictions_from(encoder, compute_outputs(session, rows.x.numpy(), is_row_by_row=candidate.is_row_by_row)),
+        split: predictions_from(
+            encoder, compute_outputs(session, rows.x.numpy(), is_row_by_row=candidate.is_row_by_row)
         )
         for split, rows in samples.items()
         if rows.num_rows and split != "test"
@@ -68,7 +77,9 @@ def predict_splits(
 
 def prediction_changes(before: SplitPredictions, after: SplitPredictions) -> dict[Split, np.ndarray]:
     """The differences (N,) of a candidate's predictions from those of fp32 in each split; 0 where they are equal."""
-    return {split: after[split] - values_N for split, values_N in before.items()}
+    points = ({split: _points(values) for split, values in predictions.items()} for predictions in (before, after))
+    before_points, after_points = points
+    return {split: after_points[split] - values_N for split, values_N in before_points.items()}
 
 
 def measure_disagreements(task: Task, changes: dict[Split, np.ndarray]) -> tuple[Disagreement, ...]:
@@ -81,14 +92,65 @@ def measure_disagreements(task: Task, changes: dict[Split, np.ndarray]) -> tuple
     )
 
 
-def bound_degradation(task: Task, changes: dict[Split, np.ndarray], error: float) -> float:
-    """The upper 95% limit of the degradation that the changed predictions allow. `error` is the RMSE of fp32."""
+def bound_degradation(
+    score: Score, encoder: Encoder, samples: dict[Split, Examples], before: SplitPredictions, after: SplitPredictions
+) -> float | None:
+    """The upper 95% limit of the degradation that the changed predictions allow, on more rows than the test split has.
+
+    A change of accuracy or RMSE is bounded by the changes of all rows. Any other score is compared on the labelled rows
+    of all splits; None where it does not exist for them.
+    """
+    changes = prediction_changes(before, after)
     training_N = changes.get("train", np.empty(0))
     held_out_N = np.concatenate([changes_N for split, changes_N in changes.items() if split != "train"])
-    if task == "classification":
-        counts = (ChangedRows(int(np.count_nonzero(rows_N)), len(rows_N)) for rows_N in (training_N, held_out_N))
+    counts = [ChangedRows(int(np.count_nonzero(rows_N)), len(rows_N)) for rows_N in (training_N, held_out_N)]
+    if score.name == "accuracy":
         return bound_accuracy_drop(*counts)
-    return bound_error_rise(training_N, held_out_N, error)
+    if score.name == "rmse":
+        error = compute_score(score, _truth(encoder, samples["test"]), before["test"])
+        return bound_error_rise(training_N, held_out_N, error)
+    labelled = [split for split in before if split != "unlabelled" and samples[split].num_rows]
+    if _changes_less_in_training(score, counts, training_N, held_out_N):
+        labelled.remove("train")
+    truth_N = np.concatenate([_truth(encoder, samples[split]) for split in labelled])
+    rows = (np.concatenate([predictions[split] for split in labelled]) for predictions in (before, after))
+    try:
+        return degradation_interval(score, truth_N, *rows).high
+    except UndefinedScore:
+        return None
+
+
+def _changes_less_in_training(
+    score: Score, counts: Sequence[ChangedRows], training_N: np.ndarray, held_out_N: np.ndarray
+) -> bool:
+    """Whether the predictions of training rows demonstrably change less than those of rows held out."""
+    if not len(training_N) or not len(held_out_N):
+        return False
+    if score.facts.task == "classification":
+        return changes_more(counts[1], counts[0])
+    return root_mean_square(held_out_N).low > root_mean_square(training_N).high
+
+
+def _truth(encoder: Encoder, rows: Examples) -> np.ndarray:
+    """The labels: positions of classes, or numbers in the units of the label."""
+    from bloomery.models.inference.outputs import predictions_from
+
+    return rows.y.numpy() if encoder.units is None else predictions_from(encoder, rows.y.numpy()[:, None])
+
+
+def _points(predictions: np.ndarray) -> np.ndarray:
+    """The positions of the most probable classes (N,), or the numbers."""
+    return predictions.argmax(axis=1) if predictions.ndim == 2 else predictions
+
+
+def measure_intervals(
+    encoder: Encoder, samples: dict[Split, Examples], predictions: SplitPredictions
+) -> PredictionInterval | None:
+    """The conformal interval of a regression by the errors of validation rows, and its coverage of the test rows."""
+    if "val" not in predictions:
+        return None
+    calibration, test = (predictions[split] - _truth(encoder, samples[split]) for split in ("val", "test"))
+    return measure_interval(calibration, test)
 
 
 def measure_recalls(
@@ -100,7 +162,8 @@ def measure_recalls(
     held_out: tuple[Split, ...] = tuple(split for split in ("val", "test") if split in before)
     truth_N = np.concatenate([samples[split].y.numpy() for split in held_out])
     correct_before, correct_after = (
-        np.concatenate([predictions[split] for split in held_out]) == truth_N for predictions in (before, after)
+        np.concatenate([_points(predictions[split]) for split in held_out]) == truth_N
+        for predictions in (before, after)
     )
     is_test = np.concatenate([np.full(samples[split].num_rows, split == "test") for split in held_out])
 

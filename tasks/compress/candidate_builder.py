@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from bloomery.models.training.data.batches import Examples
     from bloomery.models.training.loop import EpochResult
+    from bloomery.models.training.optimization.score_measure import ScoreMeasure
 
 
 _SUFFIXES = {"entropy_coded": "coded", "zstd": "zst"}
@@ -53,6 +54,15 @@ class CandidateBuilder:
     splits: CandidateSplits
     compression: Compression
     float_candidates: dict[str, BuiltCandidate] = field(default_factory=dict)
+
+    def build_measure(self) -> ScoreMeasure | None:
+        """Returns the measure of the recipe's score; None of the default score."""
+        from bloomery.models.features.encoder import read_encoder
+        from bloomery.models.training.optimization.score_measure import build_measure
+
+        dataset = self.trained.dataset
+        units = read_encoder(settings().path(dataset.encoder_uri)).units
+        return build_measure(self.trained.stated_score, dataset.task, units)
 
 
 def build_candidates(builder: CandidateBuilder, specs: tuple[CandidateSpec, ...]) -> list[BuiltCandidate]:
@@ -178,7 +188,15 @@ def _build_float(
         unlabelled = None if splits.unlabelled is None else splits.unlabelled.x
         device = select_device(builder.compression.device)
         fine_tuning = FineTuning(
-            splits.train, splits.val, network, builder.compression, unlabelled, SEED, device, on_epoch
+            splits.train,
+            splits.val,
+            network,
+            builder.compression,
+            unlabelled,
+            SEED,
+            device,
+            on_epoch,
+            builder.build_measure(),
         )
         network = compress_network(network, blueprint, spec, fine_tuning)
     ranges = None

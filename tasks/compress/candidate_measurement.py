@@ -17,15 +17,16 @@ import pyarrow.parquet as pq
 from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.records.key_column import key_column
 from bloomery.data_contracts.records.records import Candidate, Dataset, Flips, Interval, Latency, TrainedNetwork
-from bloomery.data_contracts.records.score_format import DEGRADATION_NAMES
+from bloomery.data_contracts.records.score_format import DEGRADATION_NAMES, degradation_name
+from bloomery.data_contracts.records.scores import Score
 from bloomery.data_contracts.records.tensor_layout import Task
-from bloomery.models.evaluation import metrics
 from bloomery.models.features.encoder import read_encoder
 from bloomery.models.profiling.cpu_features import cpu_flags, needs_reduced_range
 from bloomery.tasks.compress.baseline_comparison import (
     SplitPredictions,
     bound_degradation,
     measure_disagreements,
+    measure_intervals,
     measure_recalls,
     predict_splits,
     prediction_changes,
@@ -38,11 +39,12 @@ from bloomery.tasks.evaluation.scoring import (
     GroundTruth,
     build_ground_truth,
     class_table,
+    compare_predictions,
+    compute_all_scores,
     degradation_by_class,
     degradation_by_slice,
-    measure_degradation,
     point_predictions,
-    score_rows,
+    score_predictions,
     slice_table,
 )
 from bloomery.tasks.infrastructure.settings import settings
@@ -57,11 +59,12 @@ _COST_FIELDS = frozenset(
 
 
 class _Predictions(NamedTuple):
-    """Predictions of one candidate for the test rows, and those of the baseline as `point_predictions`."""
+    """Predictions of one candidate and of the baseline for the test rows, and the score that compares them."""
 
     truth: GroundTruth
     values: np.ndarray  # probabilities (N, K), or numbers (N,)
-    baseline: np.ndarray
+    baseline: np.ndarray  # the same of the baseline
+    score: Score
 
 
 def measure_candidates(
@@ -89,26 +92,25 @@ def measure_candidates(
         )
         for candidate in built
     }
-    baseline_predictions = point_predictions(dataset.task, predictions[baseline])
-    error = score_rows(dataset.task, truth, predictions[baseline]).value
+    score = trained.score
     samples = sample_splits(splits, is_private=trained.privacy is not None)
 
     def compare(candidate: BuiltCandidate) -> SplitPredictions:
-        test = point_predictions(dataset.task, predictions[candidate.spec.name])
-        return predict_splits(candidate, encoder, samples, test)
+        return predict_splits(candidate, encoder, samples, predictions[candidate.spec.name])
 
     before = compare(next(candidate for candidate in built if candidate.spec.name == baseline))
     candidates = []
     for candidate in built:
         name = candidate.spec.name
-        candidate_predictions = _Predictions(truth, predictions[name], baseline_predictions)
+        candidate_predictions = _Predictions(truth, predictions[name], predictions[baseline], score)
         record = _measure(out, candidate, dataset, candidate_predictions, latencies[name], is_baseline=name == baseline)
         after = before if name == baseline else compare(candidate)
         comparison: dict[str, Any] = {"recalls": measure_recalls(dataset, samples, before, after)}
         if name != baseline:
-            changes = prediction_changes(before, after)
-            comparison["disagreements"] = measure_disagreements(dataset.task, changes)
-            comparison["bound_by_disagreement"] = bound_degradation(dataset.task, changes, error)
+            comparison["disagreements"] = measure_disagreements(dataset.task, prediction_changes(before, after))
+            comparison["bound_by_disagreement"] = bound_degradation(score, encoder, samples, before, after)
+        if dataset.task == "regression":
+            comparison["interval"] = measure_intervals(encoder, samples, after)
         record = record.model_copy(update=comparison)
         run_id = _log_candidate(record, candidate, out, trained, candidate_predictions)
         candidates.append(record.model_copy(update={"run_id": run_id}))
@@ -129,7 +131,7 @@ def _measure(
     from bloomery.models.onnx_storage.sizes import count_nonzero, measure_zstd_bytes
 
     task, truth, spec, path = dataset.task, predictions.truth, candidate.spec, candidate.path
-    before, after = predictions.baseline, point_predictions(task, predictions.values)
+    score, before, after = predictions.score, predictions.baseline, predictions.values
     table_path = out.path(f"{spec.name}-predictions.parquet")
     _write_predictions(table_path, dataset, truth, predictions.values)
     integer_share = measure_integer_coverage(path).share
@@ -146,9 +148,10 @@ def _measure(
         num_macs=candidate.num_macs or None,
         integer_share=integer_share,
         needs_vnni=integer_share > 0 and not spec.reduce_range and not needs_reduced_range(cpu_flags()),
-        score=score_rows(task, truth, predictions.values),
-        degradation=_NO_DEGRADATION if is_baseline else measure_degradation(task, truth, before, after),
-        flips=_count_flips(truth, before, after) if task == "classification" else None,
+        score=score_predictions(score, truth, after),
+        metrics=compute_all_scores(score, truth, after),
+        degradation=_NO_DEGRADATION if is_baseline else compare_predictions(score, truth, before, after),
+        flips=_count_flips(truth, before.argmax(axis=1), after.argmax(axis=1)) if task == "classification" else None,
         latencies=latencies,
         parity_error=candidate.parity_error,
         predictions_uri=out.uri(table_path.name),
@@ -207,7 +210,7 @@ def _log_candidate(
         mlflow_runs.log_metrics(
             run_id,
             {
-                **_score_metrics(dataset, record, predictions),
+                **_score_metrics(predictions.score, record),
                 **_cost_metrics(record),
                 **{f"latency_{name}": value for name, value in latency_columns(record.latencies).items()},
                 "parity_error": record.parity_error,
@@ -224,7 +227,7 @@ def _log_candidate(
 def _log_tables(run_id: str, trained: TrainedNetwork, predictions: _Predictions) -> None:
     """Logs the metrics and the degradation of each class and of each slice."""
     dataset, truth, client = trained.dataset, predictions.truth, mlflow_runs.client()
-    before, after = predictions.baseline, point_predictions(dataset.task, predictions.values)
+    before, after = (point_predictions(dataset.task, values) for values in (predictions.baseline, predictions.values))
     if dataset.task == "classification":
         table = class_table(dataset.classes, truth, predictions.values)
         drops = {part.value: part.degradation for part in degradation_by_class(dataset, truth, before, after)}
@@ -252,21 +255,18 @@ def _cost_metrics(record: Candidate) -> dict[str, float]:
     return {name: cost for name, cost in costs.items() if cost is not None}
 
 
-def _score_metrics(dataset: Dataset, record: Candidate, predictions: _Predictions) -> dict[str, float]:
+def _score_metrics(score: Score, record: Candidate) -> dict[str, float]:
     """All metrics of the test split, by their names in MLflow."""
-    is_classification = dataset.task == "classification"
-    names = ("test_accuracy", "accuracy_drop") if is_classification else ("test_rmse", "rmse_rise")
-    values: dict[str, float] = {}
-    for name, interval in zip(names, (record.score, record.degradation), strict=True):
-        values |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+    name = f"{score.name}_{degradation_name(score)}"
+    values = {f"test_{metric}": value for metric, value in record.metrics.items()}
+    for title, interval in ((f"test_{score.name}", record.score), (name, record.degradation)):
+        values |= {title: interval.value, f"{title}_low": interval.low, f"{title}_high": interval.high}
     values |= {f"{compared.split}_disagreement": compared.change for compared in record.disagreements}
+    if record.interval is not None:
+        interval, coverage = record.interval, record.interval.coverage
+        values |= {"interval_level": interval.level, "interval_half_width": interval.half_width}
+        values |= {"interval_coverage": coverage.value, "interval_coverage_low": coverage.low}
+        values |= {"interval_coverage_high": coverage.high}
     if record.flips is not None:
         values |= {"flips_lost": record.flips.num_lost, "flips_gained": record.flips.num_gained}
-    truth = predictions.truth.truth
-    if not is_classification:
-        values["test_mae"] = metrics.mean_absolute_error(truth, predictions.values)
-        values["test_r2"] = metrics.r_squared(truth, predictions.values)
-        return values
-    values["test_log_loss"] = metrics.log_loss(truth, predictions.values)
-    auc = metrics.roc_auc(truth == 1, predictions.values[:, 1]) if len(dataset.classes) == 2 else None
-    return values if auc is None else values | {"test_auc": auc}
+    return values

@@ -31,7 +31,7 @@ class ScoredCandidate(NamedTuple):
     """A candidate, its costs, and its degradation on the validation split."""
 
     built: BuiltCandidate
-    degradation: float  # against the trained network: the drop of accuracy, or the relative rise of RMSE
+    degradation: float  # against the trained network: the drop of the score, or the relative rise of an error
     size_bytes: int
     macs: int
 
@@ -163,7 +163,9 @@ def _build_trial(
 
 
 def _score(builder: CandidateBuilder, built: BuiltCandidate) -> float:
-    """Accuracy, or RMSE in standard units, of the ONNX file on validation rows."""
+    """The score of the ONNX file on validation rows: accuracy, RMSE in standard units, or that of the recipe."""
+    import torch
+
     from bloomery.models.inference.outputs import compute_outputs
     from bloomery.models.inference.runtime import create_session
     from bloomery.models.training.data.batches import even_sample
@@ -172,13 +174,13 @@ def _score(builder: CandidateBuilder, built: BuiltCandidate) -> float:
     val = builder.splits.val
     x, y = (even_sample(tensor, _NUM_SCORING_ROWS) for tensor in (val.x, val.y))
     outputs = compute_outputs(create_session(built.path), x.numpy(), is_row_by_row=built.is_row_by_row)
-    return score_outputs(outputs, y)
+    measure = builder.build_measure()
+    return score_outputs(outputs, y) if measure is None else measure(torch.from_numpy(outputs), y)
 
 
 def _degradation(builder: CandidateBuilder, score: float, baseline_score: float) -> float:
-    """The drop of accuracy, or the relative rise of RMSE."""
-    is_classification = builder.trained.dataset.task == "classification"
-    return baseline_score - score if is_classification else score / baseline_score - 1
+    """The drop of the score, or the relative rise of an error."""
+    return score / baseline_score - 1 if builder.trained.score.is_error else baseline_score - score
 
 
 def _score_candidate(builder: CandidateBuilder, built: BuiltCandidate, baseline_score: float) -> ScoredCandidate:

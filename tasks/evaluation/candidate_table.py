@@ -8,27 +8,29 @@ from typing import Any
 
 from bloomery.data_contracts.records.records import Candidate, Candidates, Choice, Interval, Latency, Verdict
 from bloomery.data_contracts.records.score_format import (
-    DEGRADATION_NAMES,
-    SCORE_NAMES,
+    degradation_name,
     format_degradation,
     format_score,
+    format_score_value,
 )
+from bloomery.data_contracts.records.scores import Score
 
 PICTURE = "candidates.png"  # the plot of the candidates, under this name in MLflow and in the model card
 
 
 def candidate_rows(choice: Choice) -> list[dict[str, str]]:
     """Returns a row of text for each candidate, best first."""
-    task = choice.candidates.trained.dataset.task
+    score = choice.candidates.trained.score
+    task = score.facts.task
     return [
         {
             "rank": str(verdict.rank),
             "candidate": candidate.name,
             "verdict": verdict_label(verdict, choice.candidate.name),
             "reason": "; ".join(verdict.reasons),
-            f"{SCORE_NAMES[task]} (95% interval)": format_score(task, candidate.score),
+            f"{score.title} (95% interval)": format_score(score, candidate.score),
             **({"weakest class": format_weakest_class(candidate)} if task == "classification" else {}),
-            f"{DEGRADATION_NAMES[task]}, at most": format_degradation(task, candidate.max_degradation),
+            f"{degradation_name(score)}, at most": format_degradation(score, candidate.max_degradation),
             "size": f"{candidate.size_bytes:,} bytes",
             "zstd": f"{candidate.zstd_bytes:,} bytes",
             "coded": _format_count(candidate.coded_bytes, " bytes"),
@@ -48,7 +50,7 @@ def candidate_columns(
     candidates: Candidates, verdicts: tuple[Verdict, ...], chosen_name: str | None
 ) -> dict[str, list[Any]]:
     """Returns a column for each property of the candidates, the best candidate first."""
-    degradation = DEGRADATION_NAMES[candidates.trained.dataset.task]
+    degradation = degradation_name(candidates.trained.score)
     rows = [
         {
             "rank": verdict.rank,
@@ -56,6 +58,7 @@ def candidate_columns(
             "verdict": verdict_label(verdict, chosen_name),
             "reason": "; ".join(verdict.reasons),
             "score": candidate.score.value,
+            **{f"test_{name}": value for name, value in candidate.metrics.items()},
             degradation: candidate.degradation.value,
             f"{degradation}_low": candidate.degradation.low,
             f"{degradation}_high": candidate.degradation.high,
@@ -75,7 +78,7 @@ def candidate_columns(
         }
         for candidate, verdict in _sort_by_rank(candidates, verdicts)
     ]
-    return {name: [row[name] for row in rows] for name in rows[0]}
+    return {name: [row.get(name) for row in rows] for name in rows[0]}
 
 
 def latency_columns(latencies: Iterable[Latency]) -> dict[str, float]:
@@ -104,15 +107,27 @@ def format_weakest_class(candidate: Candidate, width: int | None = None) -> str:
     return f"{weakest.recall:.1%} {name}"
 
 
+def describe_other_scores(choice: Choice) -> str:
+    """Returns the scores of the chosen candidate beside the recipe's own; empty if there are none."""
+    score = choice.candidates.trained.score
+    others = [
+        (Score.model_validate({"name": name}), value)
+        for name, value in choice.candidate.metrics.items()
+        if name != score.name
+    ]
+    texts = [f"{other.title} {format_score_value(other, value)}" for other, value in others]
+    return f"{choice.candidate.name} also has {', '.join(texts)}" if texts else ""
+
+
 def explain_baseline(choice: Choice) -> str | None:
     """Returns a sentence that says why the network as trained was chosen; None if a compressed candidate was."""
     rivals = [verdict for verdict in choice.verdicts if verdict.name != choice.candidates.baseline]
     if choice.candidate.name != choice.candidates.baseline or not rivals:
         return None
-    task = choice.candidates.trained.dataset.task
+    title = choice.candidates.trained.score.title
     kinds = {
-        "accuracy_drop": f"not shown to keep the {SCORE_NAMES[task]}",
-        "error_rise": f"not shown to keep the {SCORE_NAMES[task]}",
+        "accuracy_drop": f"not shown to keep the {title}",
+        "error_rise": f"not shown to keep the {title}",
         "class_drop": "worse in a class",
         "slice_drop": "worse in a slice",
         "slice_rise": "worse in a slice",

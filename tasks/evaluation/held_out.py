@@ -50,6 +50,13 @@ def background_rows(choice: Choice) -> list[dict[str, Any]]:
     return [_to_json_row(row) for row in rows.take(positions).to_pylist()]
 
 
+def _value_with_limits(choice: Choice, value: float) -> dict[str, Any]:
+    interval = choice.candidate.interval
+    if interval is None:
+        return {"value": value}
+    return {"value": value, "lower": value - interval.half_width, "upper": value + interval.half_width}
+
+
 def _to_json_row(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value.isoformat() if isinstance(value, date) else value for name, value in row.items()}
 
@@ -59,7 +66,7 @@ def example_predictions(choice: Choice, num_rows: int) -> list[dict[str, Any]]:
     dataset = choice.candidates.trained.dataset
     predicted_rows = read_measured_predictions(choice).slice(0, num_rows).to_pylist()
     if dataset.task == "regression":
-        predictions = [{"value": row["prediction"]} for row in predicted_rows]
+        predictions = [_value_with_limits(choice, row["prediction"]) for row in predicted_rows]
     else:
         names = list(map(str, dataset.classes))
         predictions = [

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bloomery.data_contracts.records.tensor_layout import Task
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from bloomery.data_contracts.records.scores import Score
     from bloomery.models.evaluation.calibration import CalibrationBins
     from bloomery.models.training.loop import EpochResult
 
@@ -24,7 +23,7 @@ _MAX_POINTS = 2_000  # more points are plotted as a density
 _BLUE, _RED, _GREY = "#1f77b4", "#d62728", "#7f7f7f"
 
 
-def plot_training_curves(epochs: Sequence[EpochResult], task: Task, unit: float, path: Path) -> None:
+def plot_training_curves(epochs: Sequence[EpochResult], score: Score, unit: float, path: Path) -> None:
     """Plots training loss, validation loss and validation score by epoch.
 
     A regression's score is in the units of the label: `unit` of them are one standard unit.
@@ -36,14 +35,15 @@ def plot_training_curves(epochs: Sequence[EpochResult], task: Task, unit: float,
     numbers = [epoch.number for epoch in epochs]
     loss_axes.plot(numbers, [epoch.train_loss for epoch in epochs], color=_BLUE, label="training loss")
     loss_axes.plot(numbers, [epoch.val_loss for epoch in epochs], color=_RED, label="validation loss")
-    is_classes = task == "classification"
+    is_classes = score.facts.task == "classification"
     loss_axes.set(
         xlabel="epoch", ylabel="cross entropy (nats)" if is_classes else "error (standard units)", yscale="log"
     )
     score_axes = loss_axes.twinx()
-    scores = [epoch.val_score * (100 if is_classes else unit) for epoch in epochs]
-    score_axes.plot(numbers, scores, color=_GREY, ls="--", label="accuracy" if is_classes else "RMSE")
-    score_axes.set(ylabel="validation accuracy (%)" if is_classes else "validation RMSE (units of the label)")
+    scores = [epoch.val_score * unit * (100 if score.facts.is_share else 1) for epoch in epochs]
+    score_axes.plot(numbers, scores, color=_GREY, ls="--", label=score.title)
+    remark = " (%)" if score.facts.is_share else " (units of the label)" if score.facts.has_label_unit else ""
+    score_axes.set(ylabel=f"validation {score.title}{remark}")
     figure.legend(handles=[*loss_axes.lines, *score_axes.lines], loc="outside upper center", ncols=3, frameon=False)
     figure.savefig(path, dpi=120)
 

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from bloomery.data_contracts.records.records import Dataset, Interval
+from bloomery.data_contracts.records.scores import Score
 from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.models.evaluation import metrics
+from bloomery.models.evaluation.score_intervals import degradation_interval, score_interval
+from bloomery.models.evaluation.scores import compute_metrics, compute_score, require_score
 from bloomery.models.features.encoder import Encoder
 from bloomery.tasks.evaluation.slices import bootstrap_order, find_slices, read_slice_values
 
@@ -45,10 +48,33 @@ def build_ground_truth(encoder: Encoder, dataset: Dataset, split: Examples) -> G
     return GroundTruth(split.key, truth_N, bootstrap_order(dataset, encoder.features, split.key))
 
 
+def score_predictions(score: Score, truth: GroundTruth, predictions: np.ndarray) -> Interval:
+    """Returns the score of the test rows with its 95% interval. `predictions` are probabilities (N, K) or numbers (N,).
+
+    Raises:
+        DataUnfit: the score does not exist for their labels.
+    """
+    require_score(score, truth.truth, predictions, "test")
+    return score_interval(score, truth.truth[truth.order], predictions[truth.order])
+
+
+def compare_predictions(score: Score, truth: GroundTruth, before: np.ndarray, after: np.ndarray) -> Interval:
+    """Returns the degradation of the score from `before` to `after`: probabilities (N, K), or numbers (N,)."""
+    return degradation_interval(score, truth.truth[truth.order], before[truth.order], after[truth.order])
+
+
+def compute_all_scores(score: Score, truth: GroundTruth, predictions: np.ndarray) -> dict[str, float]:
+    """Returns the recipe's score and all others that are defined, by name."""
+    return {
+        **compute_metrics(score.facts.task, truth.truth, predictions),
+        score.name: compute_score(score, truth.truth, predictions),
+    }
+
+
 def score_rows(
     task: Task, truth: GroundTruth, predictions: np.ndarray, subset: np.ndarray | slice = _ALL_ROWS
 ) -> Interval:
-    """Returns the score of the rows in `subset`. `predictions` are probabilities (N, K), or numbers (N,)."""
+    """Returns accuracy or RMSE of the rows in `subset`. `predictions` are probabilities (N, K), or numbers (N,)."""
     if task == "classification":
         return metrics.accuracy(predictions[subset].argmax(axis=1) == truth.truth[subset])
     order_N = truth.order[subset]

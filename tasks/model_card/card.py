@@ -16,8 +16,9 @@ from bloomery.data_contracts.records.lineage import describe_lineage
 from bloomery.data_contracts.records.provenance import PROVENANCE_FILE
 from bloomery.data_contracts.records.records import Choice, Interval, ResourceUsage
 from bloomery.data_contracts.records.score_format import SCORE_NAMES, format_score, format_score_value
+from bloomery.data_contracts.records.scores import Score
 from bloomery.data_contracts.records.tensor_layout import Task
-from bloomery.tasks.evaluation import candidate_table, plots
+from bloomery.tasks.evaluation import baseline_text, candidate_table, plots
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.model_card.limitations import list_limitations
 from bloomery.tasks.model_card.metrics import CardMetrics, compute_card_metrics
@@ -36,6 +37,7 @@ def write_card(folder: Path, tag: str, choice: Choice, recipe: Mapping[str, Any]
     folder.mkdir()
     dataset = choice.candidates.trained.dataset
     metrics = compute_card_metrics(choice)
+    score = choice.candidates.trained.score
     name, version = tag.split(":")
     card = Card(
         title=name,
@@ -43,7 +45,7 @@ def write_card(folder: Path, tag: str, choice: Choice, recipe: Mapping[str, Any]
             [
                 f"version {version}",
                 f"{dataset.task} of {dataset.label}",
-                f"{SCORE_NAMES[dataset.task]} {format_score(dataset.task, metrics.score)}",
+                f"{score.title} {format_score(score, metrics.score)}",
                 f"{choice.candidate.size_bytes:,} bytes",
                 f"p50 {choice.candidate.latency.p50_ms * 1000:.0f} µs",
             ]
@@ -53,8 +55,9 @@ def write_card(folder: Path, tag: str, choice: Choice, recipe: Mapping[str, Any]
             _intended_use(dataset.valid_rows.contract, recipe),
             _evaluation_data(choice),
             _metrics(dataset.task),
-            _quantitative_analyses(dataset.task, metrics),
-            _calibration(folder, metrics),
+            _quantitative_analyses(score, metrics),
+            _calibration(folder, metrics, choice),
+            _baselines(choice),
             _candidates(folder, choice),
             _training_data(choice),
             _training_procedure(folder, choice),
@@ -113,22 +116,24 @@ def _evaluation_data(choice: Choice) -> Section:
 def _metrics(task: Task) -> Section:
     if task == "classification":
         texts = [
-            "Accuracy, recall and precision, with Wilson's 95% score intervals; log loss in nats; with two classes "
-            "also the area under the ROC curve (AUC)."
+            "Accuracy, recall and precision, with Wilson's 95% score intervals; log loss in nats; balanced accuracy "
+            "and macro F1, in which classes count alike; the area under the ROC curve (AUC) and average precision, of "
+            "two classes for the rarer one, of more as the mean over classes."
         ]
     else:
         texts = [
             "Root mean squared error (RMSE) in the units of the label, with a 95% interval from a block bootstrap that "
-            "draws neighbouring rows together; mean absolute error; R²."
+            "draws neighbouring rows together; mean absolute error (MAE); mean absolute percentage error (MAPE); R²."
         ]
     return Section("Metrics", texts=texts)
 
 
-def _quantitative_analyses(task: Task, metrics: CardMetrics) -> Section:
+def _quantitative_analyses(score: Score, metrics: CardMetrics) -> Section:
+    task = score.facts.task
     overall = Table(
         ("metric", "value", "95% interval"),
         [
-            (SCORE_NAMES[task], format_score_value(task, metrics.score.value), _format_interval(task, metrics.score)),
+            (score.title, format_score_value(score, metrics.score.value), _format_interval(score, metrics.score)),
             *((name, f"{value:,.4g}", "") for name, value in metrics.further.items()),
         ],
         frozenset({"value"}),
@@ -165,13 +170,13 @@ def _format_share(share: Interval | None) -> str:
     return "–" if share is None else format_score("classification", share)
 
 
-def _format_interval(task: Task, score: Interval) -> str:
-    return f"{format_score_value(task, score.low)} to {format_score_value(task, score.high)}"
+def _format_interval(score: Score, interval: Interval) -> str:
+    return f"{format_score_value(score, interval.low)} to {format_score_value(score, interval.high)}"
 
 
-def _calibration(folder: Path, metrics: CardMetrics) -> Section:
+def _calibration(folder: Path, metrics: CardMetrics, choice: Choice) -> Section:
     if metrics.bins is None or metrics.calibration_error is None:
-        return Section("Calibration", texts=["Not applicable: a regression predicts no probability."])
+        return _prediction_intervals(choice)
     plot_path = folder / "calibration.drawn.png"
     plots.plot_calibration(metrics.bins, metrics.calibration_error, plot_path)
     caption = "Share of correct predictions by predicted probability."
@@ -187,8 +192,44 @@ def _calibration(folder: Path, metrics: CardMetrics) -> Section:
     )
 
 
+def _prediction_intervals(choice: Choice) -> Section:
+    interval, label = choice.candidate.interval, choice.candidates.trained.dataset.label
+    title = "Prediction intervals"
+    if interval is None:
+        return Section(
+            title, texts=["None: the validation split has too few rows, or the version is older than they are."]
+        )
+    coverage = format_score("classification", interval.coverage)
+    return Section(
+        title,
+        texts=[
+            f"Each prediction of {label} has a split conformal interval of ±{interval.half_width:,.4g}, from the "
+            f"errors of {interval.num_rows:,} validation rows. It is to contain the true value in "
+            f"{interval.level:.0%} of the rows; of the test rows it contains {coverage}."
+        ],
+    )
+
+
+def _baselines(choice: Choice) -> Section:
+    """Simple models on the same rows, and whether the chosen candidate is better."""
+    rows = baseline_text.baseline_rows(choice)
+    if not rows:
+        return Section("Baselines", texts=["None: the recipe sets `training.baselines: false`."])
+    headings = tuple(rows[0])
+    explanation = baseline_text.explain_loss(choice)
+    return Section(
+        "Baselines",
+        texts=[
+            "Simple models, fitted to the same training rows and scored on the same test rows. A baseline is beaten, "
+            "or better, if the 95% interval of the paired difference excludes 0.",
+            *([] if explanation is None else [explanation]),
+        ],
+        tables=[Table(headings, [tuple(row.values()) for row in rows], frozenset(headings[1:3]))],
+    )
+
+
 def _candidates(folder: Path, choice: Choice) -> Section:
-    score = f"{SCORE_NAMES[choice.candidates.trained.dataset.task]} (95% interval)"
+    score = f"{choice.candidates.trained.score.title} (95% interval)"
     headings = (*_CANDIDATE_COLUMNS[:2], score, *_CANDIDATE_COLUMNS[2:])
     rows = [[row[name] for name in headings] for row in candidate_table.candidate_rows(choice)]
     return Section(
@@ -234,9 +275,9 @@ def _training_data(choice: Choice) -> Section:
 
 def _training_procedure(folder: Path, choice: Choice) -> Section:
     trained = choice.candidates.trained
-    task = trained.dataset.task
+    score = trained.score
     texts = [
-        f"Validation {SCORE_NAMES[task]} {format_score_value(task, trained.val_score)}, {trained.origin}.",
+        f"Validation {score.title} {format_score_value(score, trained.val_score)}, {trained.origin}.",
         f"Processor: {trained.processor}.",
     ]
     if trained.privacy is not None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from bloomery.data_contracts.odcs.contract import Contract
-from bloomery.data_contracts.records.records import Choice, Interval
+from bloomery.data_contracts.records.records import Choice, Interval, PredictionInterval
 from bloomery.data_contracts.records.score_format import (
-    DEGRADATION_NAMES,
     SCORE_NAMES,
+    degradation_name,
     format_degradation,
     format_score,
     format_score_value,
 )
+from bloomery.data_contracts.records.scores import Score
 from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.tasks.model_card.metrics import CardMetrics
 
@@ -31,17 +32,17 @@ def list_limitations(choice: Choice, metrics: CardMetrics) -> list[str]:
     contract = trained.dataset.valid_rows.contract
     return [
         *(str(contract.description[name]) for name in ("limitations", "usage") if contract.description.get(name)),
-        *_metric_limitations(trained.dataset.task, metrics),
-        *_calibration_limitations(metrics),
+        *_metric_limitations(trained.score, metrics),
+        *_calibration_limitations(metrics, choice.candidate.interval),
         *_data_limitations(choice, contract),
         *_network_limitations(choice),
     ]
 
 
-def _metric_limitations(task: Task, metrics: CardMetrics) -> Iterator[str]:
-    name, overall = SCORE_NAMES[task], format_score_value(task, metrics.score.value)
+def _metric_limitations(score: Score, metrics: CardMetrics) -> Iterator[str]:
+    task, name = score.facts.task, score.title
     if metrics.num_rows < _FEW_ROWS:
-        low, high = (format_score_value(task, limit) for limit in (metrics.score.low, metrics.score.high))
+        low, high = (format_score_value(score, limit) for limit in (metrics.score.low, metrics.score.high))
         yield (f"The test split has only {metrics.num_rows:,} rows: the 95% interval of {name} is {low} to {high}.")
     small = [f"{row.name} ({row.num_rows})" for row in metrics.classes if row.num_rows < _FEW_SUBGROUP_ROWS]
     small += [
@@ -52,17 +53,21 @@ def _metric_limitations(task: Task, metrics: CardMetrics) -> Iterator[str]:
             f"Metrics are uncertain for classes and slices with fewer than {_FEW_SUBGROUP_ROWS} test rows: "
             f"{_join(small)}."
         )
+    # Classes and slices are measured by accuracy or RMSE, whatever the recipe's score is.
+    name = SCORE_NAMES[task]
+    typical = metrics.further.get(name, metrics.score.value)
+    overall = format_score_value(task, typical)
     low_recall = [
         f"{row.name} ({format_score('classification', row.recall)})"
         for row in metrics.classes
-        if row.recall is not None and row.recall.high < metrics.score.value
+        if row.recall is not None and row.recall.high < typical
     ]
     if low_recall:
         yield f"Recall is significantly below the overall {name} of {overall} for these classes: {_join(low_recall)}."
     worse = [
         f"{row.column} = {row.value} ({format_score(task, row.score)})"
         for row in metrics.slices
-        if _is_significantly_worse(task, row.score, metrics.score.value)
+        if _is_significantly_worse(task, row.score, typical)
     ]
     if worse:
         yield f"The {name} is significantly worse than the overall {overall} in these slices: {_join(worse)}."
@@ -73,9 +78,12 @@ def _is_significantly_worse(task: Task, score: Interval, overall: float) -> bool
     return score.high < overall if task == "classification" else score.low > overall
 
 
-def _calibration_limitations(metrics: CardMetrics) -> Iterator[str]:
-    if metrics.calibration_error is None:
+def _calibration_limitations(metrics: CardMetrics, interval: PredictionInterval | None) -> Iterator[str]:
+    if metrics.calibration_error is None and interval is None:
         yield "A prediction is a single number without an estimate of its uncertainty."
+        return
+    if metrics.calibration_error is None:
+        yield "The interval around a prediction is equally wide for rows that are easy and hard to predict."
         return
     error = metrics.calibration_error
     advice = ": recalibrate them before relying on them" if error > _LARGE_CALIBRATION_ERROR else " on average"
@@ -113,7 +121,7 @@ def _privacy_action(contract: Contract, name: str) -> str:
 def _network_limitations(choice: Choice) -> Iterator[str]:
     candidate, candidates = choice.candidate, choice.candidates
     trained = candidates.trained
-    task = trained.dataset.task
+    score = trained.score
     if candidate.name != candidates.baseline:
         worse, flips = candidate.degradation, candidate.flips
         changes = (
@@ -122,9 +130,9 @@ def _network_limitations(choice: Choice) -> Iterator[str]:
             else f"; {flips.num_lost:,} predictions became wrong and {flips.num_gained:,} became right"
         )
         yield (
-            f"Compression as {candidate.name} costs a {DEGRADATION_NAMES[task]} of {SCORE_NAMES[task]} of "
-            f"{format_degradation(task, worse.value)} against the trained network (95% interval "
-            f"{format_degradation(task, worse.low)} to {format_degradation(task, worse.high)}){changes}."
+            f"Compression as {candidate.name} costs a {degradation_name(score)} of {score.title} of "
+            f"{format_degradation(score, worse.value)} against the trained network (95% interval "
+            f"{format_degradation(score, worse.low)} to {format_degradation(score, worse.high)}){changes}."
         )
     yield (
         "Latency was measured on one thread of the processor named under Training procedure; it differs on other "

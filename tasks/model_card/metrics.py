@@ -13,8 +13,10 @@ import pyarrow.compute as pc
 
 from bloomery.data_contracts.records.key_column import key_column
 from bloomery.data_contracts.records.records import Choice, Interval
+from bloomery.data_contracts.records.scores import Score
 from bloomery.models.evaluation import metrics
 from bloomery.models.evaluation.calibration import CalibrationBins, calibration_bins, expected_calibration_error
+from bloomery.models.evaluation.scores import compute_metrics
 from bloomery.models.features.encoder import read_encoder
 from bloomery.tasks.evaluation.held_out import read_measured_predictions
 from bloomery.tasks.evaluation.scoring import GroundTruth, slice_table
@@ -64,19 +66,14 @@ def compute_card_metrics(choice: Choice) -> CardMetrics:
         predictions = np.array(table["probabilities"].to_pylist(), np.float64)
         order = np.arange(len(keys))
         bins = calibration_bins(truth_N, predictions)
-        further = _classification_metrics(truth_N, predictions)
         classes = _class_results(truth_N, predictions, dataset.classes)
     else:
         truth_N, predictions = table["truth"].to_numpy(), table["prediction"].to_numpy()
         order = bootstrap_order(dataset, read_encoder(settings().path(dataset.encoder_uri)).features, keys)
-        further = {
-            "mean absolute error": metrics.mean_absolute_error(truth_N, predictions),
-            "R²": metrics.r_squared(truth_N, predictions),
-        }
     return CardMetrics(
         score=choice.candidate.score,
         num_rows=len(keys),
-        further=further,
+        further=_further_metrics(choice.candidates.trained.score, truth_N, predictions),
         classes=classes,
         slices=_slice_results(choice, GroundTruth(keys, truth_N, order), predictions),
         bins=bins,
@@ -91,12 +88,10 @@ def _class_positions(labels: pa.ChunkedArray, classes: tuple[int | str, ...]) ->
     return np.asarray(positions.to_numpy(zero_copy_only=False), np.int64)
 
 
-def _classification_metrics(truth_N: np.ndarray, probabilities_NK: np.ndarray) -> dict[str, float]:
-    values = {"log loss": metrics.log_loss(truth_N, probabilities_NK)}
-    if probabilities_NK.shape[1] != 2:
-        return values
-    auc = metrics.roc_auc(truth_N == 1, probabilities_NK[:, 1])
-    return values if auc is None else values | {"AUC": auc}
+def _further_metrics(score: Score, truth_N: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
+    """The scores beside the recipe's own, by the names that people know."""
+    values = compute_metrics(score.facts.task, truth_N, predictions)
+    return {Score.model_validate({"name": name}).title: value for name, value in values.items() if name != score.name}
 
 
 def _class_results(

@@ -17,7 +17,9 @@ from bloomery.data_contracts.monitoring import Measure, ReferenceProfile, Versio
 from bloomery.data_contracts.odcs.columns import Column
 from bloomery.data_contracts.odcs.distributions import Bins, count_into_bins, reference_column
 from bloomery.data_contracts.records.key_column import key_column
-from bloomery.data_contracts.records.records import Choice, Dataset
+from bloomery.data_contracts.records.records import Choice, Dataset, Interval
+from bloomery.data_contracts.records.scores import default_score
+from bloomery.models.evaluation.metrics import accuracy, rmse
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import read_encoder
 from bloomery.models.features.input_config import CategoryInput
@@ -73,8 +75,19 @@ def build_reference(choice: Choice) -> VersionReference:
         confidence=confidences,
         task=dataset.task,
         label=dataset.label,
-        score=choice.candidate.score,
+        score=_held_out_score(choice),
     )
+
+
+def _held_out_score(choice: Choice) -> Interval:
+    """Returns accuracy or RMSE of the test split, which monitoring compares, whatever the recipe's score is."""
+    dataset = choice.candidates.trained.dataset
+    if choice.candidates.trained.score == default_score(dataset.task):
+        return choice.candidate.score
+    table = read_measured_predictions(choice)
+    if dataset.task == "classification":
+        return accuracy(pc.equal(table["truth"], table["prediction"]).to_numpy())
+    return rmse(table["truth"].to_numpy(), table["prediction"].to_numpy())
 
 
 def summarize_values(values: pa.Array, measure: Measure) -> pa.Array:

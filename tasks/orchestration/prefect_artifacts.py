@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import ParamSpec
 
 from bloomery.data_contracts.records.records import Bento, TrainedNetwork, ValidRows
-from bloomery.data_contracts.records.score_format import SCORE_NAMES, format_score_value
+from bloomery.data_contracts.records.score_format import format_score_value
 from bloomery.tasks.infrastructure.settings import settings
 
 P = ParamSpec("P")
@@ -68,13 +68,13 @@ def publish_training_run(record: TrainedNetwork) -> None:
             link_text=f"MLflow run {record.run_id}",
         )
         return
-    task = record.dataset.task
+    score = record.score
     create_markdown_artifact(
         key="mlflow-run",
         description=f"MLflow run {record.run_id}",
         markdown=(
             f"MLflow run **{record.run_id}** in `{tracking_uri}`: {record.num_parameters:,} parameters, "
-            f"validation {SCORE_NAMES[task]} {format_score_value(task, record.val_score)} {record.origin}.\n\n"
+            f"validation {score.title} {format_score_value(score, record.val_score)} {record.origin}.\n\n"
             f"{privacy_paragraph(record)}"
             f"To look at it: `mlflow server --backend-store-uri {tracking_uri}`\n"
         ),

@@ -19,7 +19,6 @@ from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.data_contracts.records.lineage import describe_lineage
 from bloomery.data_contracts.records.provenance import PROVENANCE_FILE, Provenance, RecipeDocument
 from bloomery.data_contracts.records.records import Choice
-from bloomery.data_contracts.records.score_format import SCORE_NAMES
 from bloomery.data_contracts.serving.signatures import MANIFEST_FILE
 from bloomery.models.features.encoder import read_encoder
 from bloomery.models.media.config import MEDIA_FILE
@@ -106,7 +105,8 @@ def write_manifest(context: Path, tag: str, choice: Choice) -> None:
         "candidate": candidate.name,
         "is_row_by_row": candidate.is_row_by_row,
         "needs_vnni": candidate.needs_vnni,
-        "test_score": {"name": SCORE_NAMES[dataset.task], **candidate.score.model_dump()},
+        "test_score": {"name": choice.candidates.trained.score.title, **candidate.score.model_dump()},
+        **({} if candidate.interval is None else {"interval": candidate.interval.model_dump()}),
         "parents": [{"stage": stage, "digest": digest} for stage, digest, _ in describe_lineage(choice)],
     }
     (context / ARTIFACTS / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1), encoding="utf-8")

@@ -6,21 +6,19 @@ from collections.abc import Mapping
 
 from bloomery.data_contracts.recipe_sections.approval import ApprovalRequest
 from bloomery.data_contracts.records.records import Bento
-from bloomery.data_contracts.records.score_format import SCORE_NAMES, format_score_value
-from bloomery.data_contracts.records.tensor_layout import Task
+from bloomery.data_contracts.records.score_format import format_score_value
+from bloomery.data_contracts.records.scores import Score
 from bloomery.tasks.evaluation import candidate_table
 from bloomery.tasks.orchestration.prefect_artifacts import log_failures
 from bloomery.tasks.registry import model_registry
 from bloomery.tasks.tracking import mlflow_runs
 
-_METRICS = {"classification": "test_accuracy", "regression": "test_rmse"}
-
 
 def format_comparison(bento: Bento, request: ApprovalRequest) -> str:
     """A Markdown table with the measured metrics of the pending version and of the champion that it would replace."""
-    task = bento.choice.candidates.trained.dataset.task
-    pending = _read_metrics(bento.choice.candidate.run_id, task)
-    current = {} if request.replaces is None else _read_champion_metrics(request, task)
+    score = bento.choice.candidates.trained.score
+    pending = _read_metrics(bento.choice.candidate.run_id, score)
+    current = {} if request.replaces is None else _read_champion_metrics(request, score)
     champion = "no champion" if request.replaces is None else f"champion, version {request.replaces}"
     head = f"| | version {request.version} | {champion} |\n| --- | ---: | ---: |\n"
     return head + "\n".join(f"| {name} | {value} | {current.get(name, '–')} |" for name, value in pending.items())
@@ -57,13 +55,13 @@ def _publish(request_of_bento: tuple[Bento, ApprovalRequest]) -> None:
     )
 
 
-def _read_champion_metrics(request: ApprovalRequest, task: Task) -> dict[str, str]:
+def _read_champion_metrics(request: ApprovalRequest, score: Score) -> dict[str, str]:
     champion = model_registry.find_version(f"{request.name}:{request.replaces}")
     run = champion.tags.get("candidate.run")
-    return {} if run is None else {"candidate": champion.tags.get("candidate", "–"), **_read_metrics(run, task)}
+    return {} if run is None else {"candidate": champion.tags.get("candidate", "–"), **_read_metrics(run, score)}
 
 
-def _read_metrics(run_id: str, task: Task) -> dict[str, str]:
+def _read_metrics(run_id: str, score: Score) -> dict[str, str]:
     """The metrics of a candidate from its MLflow run; empty if the run was deleted."""
     from mlflow.exceptions import MlflowException
 
@@ -73,16 +71,16 @@ def _read_metrics(run_id: str, task: Task) -> dict[str, str]:
         return {}
     return {
         "candidate": (run.info.run_name or "").removeprefix("candidate-"),
-        **_format_metrics(run.data.metrics, task),
+        **_format_metrics(run.data.metrics, score),
     }
 
 
-def _format_metrics(metrics: Mapping[str, float], task: Task) -> dict[str, str]:
-    name = _METRICS[task]
+def _format_metrics(metrics: Mapping[str, float], score: Score) -> dict[str, str]:
+    name = f"test_{score.name}"
     formats = {
-        f"{SCORE_NAMES[task]} on its test split": (name, lambda value: format_score_value(task, value)),
-        "95% interval: from": (f"{name}_low", lambda value: format_score_value(task, value)),
-        "95% interval: to": (f"{name}_high", lambda value: format_score_value(task, value)),
+        f"{score.title} on its test split": (name, lambda value: format_score_value(score, value)),
+        "95% interval: from": (f"{name}_low", lambda value: format_score_value(score, value)),
+        "95% interval: to": (f"{name}_high", lambda value: format_score_value(score, value)),
         "size": ("size_bytes", lambda value: f"{value / 1000:,.1f} kB"),
         "p50 of one row": ("latency_b1_p50_ms", lambda value: f"{value * 1000:.0f} µs"),
         "p99 of one row": ("latency_b1_p99_ms", lambda value: f"{value * 1000:.0f} µs"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,14 +13,17 @@ from bloomery.data_contracts.errors import ReleaseRefused
 from bloomery.data_contracts.records.key_column import key_column
 from bloomery.data_contracts.records.records import Bento, Interval
 from bloomery.data_contracts.records.score_format import (
-    DEGRADATION_NAMES,
-    SCORE_NAMES,
+    degradation_name,
     format_degradation,
     format_score_value,
 )
+from bloomery.data_contracts.records.scores import ACCURACY, RMSE, Score, default_score
 from bloomery.models.evaluation.gates import Gates
+from bloomery.models.evaluation.metrics import accuracy_drop
+from bloomery.models.evaluation.score_intervals import degradation_interval
 from bloomery.models.features.encoder import Encoder, encode, read_encoder
 from bloomery.tasks.bentos.bento_store import artifacts_folder
+from bloomery.tasks.evaluation.baseline_text import describe_comparison
 from bloomery.tasks.evaluation.held_out import read_held_out_rows, read_measured_predictions
 from bloomery.tasks.evaluation.slices import bootstrap_order
 from bloomery.tasks.infrastructure.settings import settings
@@ -35,21 +39,56 @@ def require_score(bento: Bento, gates: Gates) -> None:
     Raises:
         ReleaseRefused: the score on the test split does not reach the gate.
     """
-    task = bento.choice.candidates.trained.dataset.task
-    score = bento.choice.candidate.score.value
-    if task == "classification":
-        passes, gate, limit = score >= gates.min_accuracy, "min_accuracy", gates.min_accuracy
-    elif gates.max_error is None:
+    score = bento.choice.candidates.trained.score
+    default = default_score(score.facts.task)
+    limits: list[tuple[str, Score, float | None]] = [
+        ("min_accuracy", ACCURACY, gates.min_accuracy if default == ACCURACY else None),
+        ("min_score", score, gates.min_score),
+        ("max_error", score if score.is_error else RMSE, gates.max_error),
+    ]
+    for gate, measured, limit in limits:
+        if limit is None:
+            continue
+        value = _metric(bento, measured)
+        if value > limit if measured.is_error else value < limit:
+            raise ReleaseRefused(
+                f"{measured.title} is {format_score_value(measured, value)} on the held-out rows",
+                required=f"at {'most' if measured.is_error else 'least'} {format_score_value(measured, limit)}",
+                where=f"the recipe's gates.{gate}",
+                remedy="train longer or on more data; or relax the gate, if a lower score is enough",
+            )
+
+
+def require_better_than_baselines(bento: Bento, gates: Gates) -> None:
+    """Requires what `gates.beats` says of the comparisons with the baselines.
+
+    Raises:
+        ReleaseRefused: the version is not shown to beat the constant baseline, or a baseline is better beyond chance.
+    """
+    if gates.beats is None:
         return
-    else:
-        passes, gate, limit = score <= gates.max_error, "max_error", gates.max_error
-    if not passes:
-        raise ReleaseRefused(
-            f"{SCORE_NAMES[task]} is {format_score_value(task, score)} on the held-out rows",
-            required=f"at {'least' if task == 'classification' else 'most'} {format_score_value(task, limit)}",
-            where=f"the recipe's gates.{gate}",
-            remedy="train longer or on more data; or relax the gate, if a lower score is enough",
-        )
+    score, comparisons = bento.choice.candidates.trained.score, bento.choice.comparisons
+    losses = [comparison for comparison in comparisons if comparison.is_better]
+    losses = losses or [item for item in comparisons if item.is_constant and not item.is_beaten]
+    if comparisons and not losses:
+        return
+    value = format_score_value(score, bento.choice.candidate.score.value)
+    results = [describe_comparison(score, comparison) for comparison in losses]
+    raise ReleaseRefused(
+        f"the model has {score.title} {value} on the held-out rows: {'; '.join(results) or 'no baseline was fitted'}",
+        required="a model that is better than always predicting the same beyond chance, and not worse than a baseline",
+        where="the recipe's gates.beats",
+        remedy="use a stronger model, more rows or other columns; or leave `beats` out to release it nevertheless"
+        if results
+        else "leave out `training.baselines: false`, or `beats`",
+    )
+
+
+def _metric(bento: Bento, score: Score) -> float:
+    """A score of the test split."""
+    candidate = bento.choice.candidate
+    is_primary = score == bento.choice.candidates.trained.score
+    return candidate.score.value if is_primary else candidate.metrics[score.name]
 
 
 def compare_with_champion(bento: Bento, champion: ModelVersion | None) -> Interval | None:
@@ -64,8 +103,8 @@ def compare_with_champion(bento: Bento, champion: ModelVersion | None) -> Interv
     encoder = read_bento_encoder(tag)
     if encoder is None or encoder.features.task != bento.choice.candidates.trained.dataset.task:
         return None
-    predictions = predict_with_bento(tag, encoder, read_held_out_rows(bento.choice))
-    return None if predictions is None else _measure_degradation(bento, predictions)
+    predictions = run_bento(tag, encoder, read_held_out_rows(bento.choice))
+    return None if predictions is None else _measure_degradation(bento, encoder, predictions)
 
 
 def require_not_worse(bento: Bento, gates: Gates, champion: ModelVersion | None, degradation: Interval | None) -> None:
@@ -87,34 +126,53 @@ def require_not_worse(bento: Bento, gates: Gates, champion: ModelVersion | None,
             where="the recipe's features.task and name",
             remedy="give the recipe another name: clients of the champion would not understand the predictions",
         )
-    gate = "champion_drop" if task == "classification" else "champion_rise"
-    limit = gates.champion_drop if task == "classification" else gates.champion_rise
+    score = bento.choice.candidates.trained.score
+    gate = "champion_rise" if score.is_error else "champion_drop"
+    limit = gates.champion_rise if score.is_error else gates.champion_drop
     if degradation is not None and degradation.high > limit:
         value, low, high = (
-            format_degradation(task, number) for number in (degradation.value, degradation.low, degradation.high)
+            format_degradation(score, number) for number in (degradation.value, degradation.low, degradation.high)
         )
         raise ReleaseRefused(
-            f"against champion {tag} {SCORE_NAMES[task]} has a {DEGRADATION_NAMES[task]} of {value} "
+            f"against champion {tag} {score.title} has a {degradation_name(score)} of {value} "
             f"(95% interval {low} to {high})",
-            required=f"an interval that ends below {format_degradation(task, limit)}",
+            required=f"an interval that ends below {format_degradation(score, limit)}",
             where=f"the {dataset.test.num_rows} held-out rows; the recipe's gates.{gate}",
             remedy="improve the model; or relax the gate, if the champion need not be matched",
         )
 
 
-def _measure_degradation(bento: Bento, champion_predictions: np.ndarray) -> Interval:
-    """The degradation from `champion_predictions`, labels or numbers, to the measured ones on the test rows."""
-    from bloomery.models.evaluation.metrics import accuracy_drop, rmse_rise
-
-    dataset = bento.choice.candidates.trained.dataset
-    table = read_measured_predictions(bento.choice)
-    if dataset.task == "classification":
+def _measure_degradation(bento: Bento, champion: Encoder, champion_predictions: np.ndarray) -> Interval:
+    """The degradation of the score from the champion's predictions to the measured ones on the test rows."""
+    trained = bento.choice.candidates.trained
+    dataset, table = trained.dataset, read_measured_predictions(bento.choice)
+    if trained.score == ACCURACY:
         truth, predictions = (np.array(table[name].to_pylist(), dtype=object) for name in ("truth", "prediction"))
-        return accuracy_drop(champion_predictions == truth, predictions == truth)
+        return accuracy_drop(predicted_labels(champion, champion_predictions) == truth, predictions == truth)
+    if dataset.task == "classification":
+        names = [str(name) for name in dataset.classes]
+        truth = np.array([names.index(str(name)) for name in table["truth"].to_pylist()])
+        after = np.array(table["probabilities"].to_pylist(), np.float64)
+        before = align_classes(champion, champion_predictions, names)
+        return degradation_interval(trained.score, truth, before, np.pad(after, ((0, 0), (0, 1))))
     features = read_encoder(settings().path(dataset.encoder_uri)).features
     order = bootstrap_order(dataset, features, table[key_column(dataset.key)].combine_chunks())
-    truth, predictions = (table[name].to_numpy() for name in ("truth", "prediction"))
-    return rmse_rise(truth[order], champion_predictions[order], predictions[order])
+    truth, predictions = (table[name].to_numpy()[order] for name in ("truth", "prediction"))
+    return degradation_interval(trained.score, truth, champion_predictions[order], predictions)
+
+
+def align_classes(encoder: Encoder, probabilities_NK: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Probabilities in the order of `names`, and in a last column of all other classes that the encoder knows."""
+    aligned = np.zeros((len(probabilities_NK), len(names) + 1))
+    positions = {name: number for number, name in enumerate(names)}
+    for column_N, name in zip(probabilities_NK.T, encoder.classes, strict=True):
+        aligned[:, positions.get(str(name), len(names))] += column_N
+    return aligned
+
+
+def predicted_labels(encoder: Encoder, probabilities_NK: np.ndarray) -> np.ndarray:
+    """The most probable classes (N,)."""
+    return np.array(encoder.classes, dtype=object)[probabilities_NK.argmax(axis=1)]
 
 
 def read_bento_encoder(tag: str) -> Encoder | None:
@@ -125,8 +183,8 @@ def read_bento_encoder(tag: str) -> Encoder | None:
         return None
 
 
-def predict_with_bento(tag: str, encoder: Encoder, rows: pa.Table) -> np.ndarray | None:
-    """Predicts raw rows with the files of a bento, as labels or numbers; None if they cannot be used."""
+def run_bento(tag: str, encoder: Encoder, rows: pa.Table) -> np.ndarray | None:
+    """The probabilities or numbers that the files of a bento predict for raw rows; None if they cannot be used."""
     from bloomery.models.inference.outputs import compute_outputs, predictions_from
     from bloomery.models.inference.runtime import create_session
 
@@ -136,9 +194,6 @@ def predict_with_bento(tag: str, encoder: Encoder, rows: pa.Table) -> np.ndarray
         x = encode(encoder, rows)
         is_row_by_row = manifest.get("is_row_by_row", False)
         session = create_session(folder / manifest.get("model", "model.onnx"))
-        predictions = predictions_from(encoder, compute_outputs(session, x, is_row_by_row=is_row_by_row))
+        return predictions_from(encoder, compute_outputs(session, x, is_row_by_row=is_row_by_row))
     except Exception:  # a broken champion must not block its successor
         return None
-    if encoder.features.task == "regression":
-        return predictions
-    return np.array(encoder.classes, dtype=object)[predictions.argmax(axis=1)]

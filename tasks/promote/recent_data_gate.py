@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -11,10 +12,14 @@ import pyarrow.compute as pc
 from bloomery.data_contracts.documents.durations import format_duration
 from bloomery.data_contracts.errors import ReleaseRefused
 from bloomery.data_contracts.records.records import Interval
-from bloomery.data_contracts.records.score_format import DEGRADATION_NAMES, SCORE_NAMES, format_degradation
-from bloomery.data_contracts.records.tensor_layout import Task
+from bloomery.data_contracts.records.score_format import degradation_name, format_degradation
+from bloomery.data_contracts.records.scores import ACCURACY, Score, default_score
 from bloomery.data_contracts.serving.prediction_log import SHADOW, read_log
 from bloomery.models.evaluation.gates import Gates
+from bloomery.models.evaluation.metrics import accuracy_drop
+from bloomery.models.evaluation.score_intervals import degradation_interval
+from bloomery.models.evaluation.scores import UndefinedScore
+from bloomery.models.features.encoder import Encoder
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.monitoring.delayed_labels import (
     ROW_ID,
@@ -24,15 +29,25 @@ from bloomery.tasks.monitoring.delayed_labels import (
     read_bento_contract,
     read_labels,
 )
-from bloomery.tasks.promote.gates import predict_with_bento, read_bento_encoder
+from bloomery.tasks.promote.gates import align_classes, predicted_labels, read_bento_encoder, run_bento
 
 _MAX_ROWS = 20_000  # the newest
 
 
-def require_not_worse_on_recent_data(name: str, tag: str, champion: str | None, gates: Gates) -> str:
+class _Version(NamedTuple):
+    """A version's encoder, and its probabilities (N, K) or numbers (N,) for the recent rows."""
+
+    encoder: Encoder
+    predictions: np.ndarray
+
+
+def require_not_worse_on_recent_data(
+    name: str, tag: str, champion: str | None, gates: Gates, score: Score | None = None
+) -> str:
     """Compares the bento `tag` with the champion's bento on recent labelled rows, and describes the result.
 
-    Without a champion, or with too few recent labelled rows, nothing is required and the result says why.
+    Without a champion, or with too few recent labelled rows, nothing is required and the result says why. They are
+    compared by `score`, or by accuracy or RMSE where it is None or does not exist for these rows.
 
     Raises:
         ReleaseRefused: the bento may be worse on these rows by more than the gates allow.
@@ -50,19 +65,24 @@ def require_not_worse_on_recent_data(name: str, tag: str, champion: str | None, 
     rows, truth = _read_labelled_rows(name, labels, datetime.now(UTC) - gates.recent.window)
     if len(truth) < gates.recent.min_rows:
         return f"not compared on recent data: {len(truth):,} labelled rows, fewer than {gates.recent.min_rows:,}"
-    after = predict_with_bento(tag, candidate_encoder, rows)
-    before = None if champion_encoder is None else predict_with_bento(champion, champion_encoder, rows)
-    if before is None or after is None:
+    after = run_bento(tag, candidate_encoder, rows)
+    before = None if champion_encoder is None else run_bento(champion, champion_encoder, rows)
+    if champion_encoder is None or before is None or after is None:
         return "not compared on recent data: the log lacks columns that one of the versions reads"
-    task = candidate_encoder.features.task
-    is_classification = task == "classification"
-    degradation = (_accuracy_drop if is_classification else _rmse_rise)(truth, before, after)
-    limit = gates.champion_drop if is_classification else gates.champion_rise
-    result = _describe_result(task, champion, degradation)
+    default = default_score(candidate_encoder.features.task)
+    versions = (_Version(champion_encoder, before), _Version(candidate_encoder, after))
+    try:
+        score = score or default
+        degradation = _measure_degradation(score, truth, *versions)
+    except UndefinedScore:
+        score = default
+        degradation = _measure_degradation(score, truth, *versions)
+    limit = gates.champion_rise if score.is_error else gates.champion_drop
+    result = _describe_result(score, champion, degradation)
     if degradation.high > limit:
         raise ReleaseRefused(
             f"on {len(truth):,} recent labelled rows the {result}",
-            required=f"an interval that ends below {format_degradation(task, limit)}",
+            required=f"an interval that ends below {format_degradation(score, limit)}",
             where=f"the log of the last {format_duration(gates.recent.window)}, and the labels in {label_path}; "
             "the recipe's gates",
             remedy="train on recent rows too; or wait for more labels, where the interval is wide",
@@ -70,13 +90,11 @@ def require_not_worse_on_recent_data(name: str, tag: str, champion: str | None, 
     return f"on {len(truth):,} recent labelled rows the {result}"
 
 
-def _describe_result(task: Task, champion: str, degradation: Interval) -> str:
+def _describe_result(score: Score, champion: str, degradation: Interval) -> str:
     value, low, high = (
-        format_degradation(task, number) for number in (degradation.value, degradation.low, degradation.high)
+        format_degradation(score, number) for number in (degradation.value, degradation.low, degradation.high)
     )
-    return (
-        f"{DEGRADATION_NAMES[task]} of {SCORE_NAMES[task]} against {champion} is {value} (95% interval {low} to {high})"
-    )
+    return f"{degradation_name(score)} of {score.title} against {champion} is {value} (95% interval {low} to {high})"
 
 
 def _read_labelled_rows(name: str, labels: pa.Table, since: datetime) -> tuple[pa.Table, pa.ChunkedArray]:
@@ -100,15 +118,23 @@ def _read_labelled_rows(name: str, labels: pa.Table, since: datetime) -> tuple[p
     return pa.Table.from_batches([pa.RecordBatch.from_struct_array(rows)]), joined["label"]
 
 
-def _accuracy_drop(truth: pa.ChunkedArray, before: np.ndarray, after: np.ndarray) -> Interval:
-    from bloomery.models.evaluation.metrics import accuracy_drop
+def _measure_degradation(score: Score, truth: pa.ChunkedArray, champion: _Version, candidate: _Version) -> Interval:
+    """The degradation from the champion to the candidate.
 
+    Raises:
+        UndefinedScore: the score does not exist for these rows.
+    """
+    if candidate.encoder.features.task == "regression":
+        numbers = truth.cast(pa.float64()).to_numpy()
+        return degradation_interval(score, numbers, champion.predictions, candidate.predictions)
     # Compared as text: the label 3 may arrive as a number or as its name.
-    labels = np.array(truth.cast(pa.string()).to_pylist(), dtype=object)
-    return accuracy_drop(before.astype(str) == labels.astype(str), after.astype(str) == labels.astype(str))
-
-
-def _rmse_rise(truth: pa.ChunkedArray, before: np.ndarray, after: np.ndarray) -> Interval:
-    from bloomery.models.evaluation.metrics import rmse_rise
-
-    return rmse_rise(truth.cast(pa.float64()).to_numpy(), before, after)
+    labels = np.array(truth.cast(pa.string()).to_pylist(), dtype=object).astype(str)
+    if score == ACCURACY:
+        return accuracy_drop(
+            *(predicted_labels(*version).astype(str) == labels for version in (champion, candidate)),
+        )
+    names = [str(name) for name in candidate.encoder.classes]
+    is_known = np.isin(labels, names)
+    positions = np.array([names.index(label) for label in labels[is_known]], np.int64)
+    before, after = (align_classes(*version, names)[is_known] for version in (champion, candidate))
+    return degradation_interval(score, positions, before, after)

@@ -17,7 +17,12 @@ from bloomery.tasks.bentos.bento_server import post_rows, serve_bento
 from bloomery.tasks.bentos.smoke_test import parse_predictions, require_same_prediction
 from bloomery.tasks.evaluation.held_out import example_predictions, read_measured_predictions
 from bloomery.tasks.infrastructure.settings import settings
-from bloomery.tasks.promote.gates import compare_with_champion, require_not_worse, require_score
+from bloomery.tasks.promote.gates import (
+    compare_with_champion,
+    require_better_than_baselines,
+    require_not_worse,
+    require_score,
+)
 from bloomery.tasks.promote.recent_data_gate import require_not_worse_on_recent_data
 from bloomery.tasks.registry import champion, model_registry, period_aliases, version_description
 from bloomery.tasks.registry.logged_model import log_model
@@ -60,10 +65,13 @@ def check_release(bento: Bento, gates: Gates, terms: PromotionTerms) -> CheckedR
     newer_period = period_aliases.newer_period(current, terms.period)
     try:
         require_score(bento, gates)
+        require_better_than_baselines(bento, gates)
         result = "not compared with the champion, which was trained on newer data"
         if newer_period is None:
             require_not_worse(bento, gates, current, degradation)
-            result = require_not_worse_on_recent_data(name, bento.tag, model_registry.bento_of(current), gates)
+            result = require_not_worse_on_recent_data(
+                name, bento.tag, model_registry.bento_of(current), gates, bento.choice.candidates.trained.score
+            )
         num_rows, example = _run_smoke_test(bento, gates.num_rows)
     except Exception as refusal:
         mlflow_runs.client().set_model_version_tag(name, version.version, "release", f"refused: {refusal}"[:4000])
@@ -87,14 +95,14 @@ def _register(
 ) -> ModelVersion:
     candidate = bento.choice.candidate
     trained = bento.choice.candidates.trained
-    task = trained.dataset.task
     contract = trained.dataset.valid_rows.contract
     tags = {
         model_registry.BENTO: bento.tag,
         "bento.digest": bento.digest,
         "candidate": candidate.name,
         "candidate.run": candidate.run_id,
-        "score": format_score_value(task, candidate.score.value),
+        "score.name": trained.score.title,
+        "score": format_score_value(trained.score, candidate.score.value),
         **version_description.cost_tags(bento),
         "onnx.sha256": candidate.sha256,
         "training.run": trained.run_id,

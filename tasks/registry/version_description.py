@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.records.records import Bento, Interval
-from bloomery.data_contracts.records.score_format import SCORE_NAMES, format_score
+from bloomery.data_contracts.records.score_format import as_score, format_score
+from bloomery.data_contracts.records.scores import Score
 from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.tasks.bentos.bento_store import artifacts_folder
 from bloomery.tasks.infrastructure.settings import settings
@@ -42,11 +43,11 @@ def describe_version(bento: Bento, champion: ModelVersion | None, degradation: I
     `degradation` is that from the champion to this version on the same held-out rows, if both can read them.
     """
     candidate, trained = bento.choice.candidate, bento.choice.candidates.trained
-    task = trained.dataset.task
+    score = trained.score
     experiment = mlflow_runs.client().get_run(candidate.run_id).info.experiment_id
     address = f"#/experiments/{experiment}/runs/{candidate.run_id}/artifacts/{CARD_FOLDER}/{HTML}"
     lines = [
-        f"{escape_markdown(candidate.name)}: {SCORE_NAMES[task]} {format_score(task, candidate.score)} on "
+        f"{escape_markdown(candidate.name)}: {score.title} {format_score(score, candidate.score)} on "
         f"{trained.dataset.test.num_rows:,} held-out rows, {candidate.size_bytes:,} bytes, "
         f"p50 {candidate.latency.p50_ms * 1000:.0f} µs for one row, {candidate.latency.ratio.value:.2f} x the time of "
         "fp32."
@@ -60,7 +61,7 @@ def describe_version(bento: Bento, champion: ModelVersion | None, degradation: I
 
 
 def _compare_with_champion(bento: Bento, champion: ModelVersion, degradation: Interval | None) -> str:
-    candidate, task = bento.choice.candidate, bento.choice.candidates.trained.dataset.task
+    candidate, score = bento.choice.candidate, bento.choice.candidates.trained.score
     differences = []
     size, p50 = champion.tags.get(SIZE), champion.tags.get(P50)
     if size is not None:
@@ -68,20 +69,21 @@ def _compare_with_champion(bento: Bento, champion: ModelVersion, degradation: In
     if p50 is not None:
         differences.append(f"{float(p50) / candidate.latency.p50_ms:.2g}x as fast (each measured in its own run)")
     if degradation is not None:
-        differences.append(_format_gain(task, degradation))
+        differences.append(_format_gain(score, degradation))
     comparison = ", ".join(differences) or "not comparable: it reads other columns, or its bento is gone"
     return f"Against version {champion.version}, the champion when this one was registered: {comparison}."
 
 
-def _format_gain(task: Task, degradation: Interval) -> str:
-    """The improvement with its 95% interval: points of accuracy, or the change of RMSE, where less is better."""
-    if task == "regression":
+def _format_gain(score: Score | Task, degradation: Interval) -> str:
+    """The improvement with its 95% interval: points of the score, or the change of an error, where less is better."""
+    score = as_score(score)
+    if score.is_error:
         bounds = (degradation.low, degradation.value, degradation.high)
         low, value, high = (_format_signed(100 * bound, 2) for bound in bounds)
-        return f"{value}% RMSE [{low}, {high}]"
+        return f"{value}% {score.title} [{low}, {high}]"
     bounds = (degradation.high, degradation.value, degradation.low)
     low, value, high = (_format_signed(-100 * bound, 2) for bound in bounds)
-    return f"{value} points of accuracy [{low}, {high}]"
+    return f"{value} points of {score.title} [{low}, {high}]"
 
 
 def _format_signed(number: float, decimals: int) -> str:

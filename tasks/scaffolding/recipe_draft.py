@@ -9,12 +9,14 @@ from typing import Any
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from bloomery.models.compression.config import CandidateSpec, default_candidates
-from bloomery.tasks.scaffolding.draft_planning import DraftPlan
+from bloomery.tasks.scaffolding.draft_planning import DraftPlan, LabelPlan
 from bloomery.tasks.scaffolding.split_planning import usual_shares
 from bloomery.tasks.scaffolding.tabular_network import draft_tabular_network
 from bloomery.tasks.scaffolding.yaml_writer import add_blank_line, add_comment, dump_yaml, inline
 
 _PIXELS_SEEN = 100_000_000  # pixels that a convolutional network is shown in all epochs: a minute or so on two cores
+_SKEWED = 4  # times as many rows in the largest class as in the rarest
+_MIN_RANKED_ROWS = 100  # of the rare class, so that no split is without it
 _TOKENS_SEEN = 8_000_000  # the same for a Transformer, by tokens
 _STEPS_SEEN = 6_000_000  # the same for a recurrent network, by steps of a sequence or series
 
@@ -37,6 +39,7 @@ def draft_recipe(name: str, plan: DraftPlan, names: dict[str, str], data: dict[s
         features=_features(plan, names),
         model=model,
         training=training,
+        score=_score(plan.label)[0],
         compression=compression,
         budget=budget,
         gates=gates,
@@ -46,11 +49,12 @@ def draft_recipe(name: str, plan: DraftPlan, names: dict[str, str], data: dict[s
         "name",
         f"Drafted by `bloomery init`. Run it with `bloomery run {name}.yaml`. Every guess may be changed.",
     )
-    for section in ("data", "features", "model", "training", "compression", "budget", "gates"):
+    for section in ("data", "features", "model", "training", "score", "compression", "budget", "gates"):
         add_blank_line(document, section)
     if plan.series is not None:
         for note in plan.series.notes:
             add_comment(document, "features", f"{note[0].upper()}{note[1:]}.")
+    add_comment(document, "score", _score(plan.label)[1])
     add_comment(document, "model", f"Sized for about {_num_training_rows(plan):,} training rows.")
     return dump_yaml(document)
 
@@ -197,6 +201,27 @@ def _network(plan: DraftPlan) -> tuple[CommentedMap, CommentedMap, CommentedMap]
     return model, training, CommentedMap(candidates=candidates, fine_tune=inline(fine_tuning))
 
 
+def _score(label: LabelPlan) -> tuple[str, str]:
+    """Returns the score that suits the label, and why."""
+    if label.standard_deviation is not None:
+        return (
+            "rmse",
+            "The score that selects epochs, candidates and versions: the typical error, in the label's units.",
+        )
+    counts = [num_rows for _, num_rows in label.classes]
+    if max(counts) < _SKEWED * min(counts):
+        return "accuracy", "The score that selects epochs, candidates and versions. No class is rare."
+    if len(counts) == 2 and min(counts) >= _MIN_RANKED_ROWS:
+        return "average_precision", (
+            f"One class has {min(counts):,} rows and the other {max(counts):,}: accuracy would hide how well the rare "
+            "one is found. This is the average precision of the rare class."
+        )
+    return "macro_f1", (
+        f"The rarest class has {min(counts):,} rows and the largest {max(counts):,}: accuracy would hide how well the "
+        "rare ones are found. Macro F1 counts all classes alike."
+    )
+
+
 def _as_written(spec: CandidateSpec) -> dict[str, Any]:
     """Returns a candidate as a person would write it."""
     options = spec.model_dump(exclude_defaults=True)
@@ -218,12 +243,12 @@ def _budget_and_gates(plan: DraftPlan) -> tuple[CommentedMap, CommentedMap]:
     margin = min(max(math.ceil(800 / num_test) / 100, 0.02), 1.0)
     budget = CommentedMap(accuracy_drop=0.01, objective="balanced")
     add_comment(budget, "accuracy_drop", _BUDGET_COMMENT, 2)
-    gates = CommentedMap(min_accuracy=0, champion_drop=_short(margin))
+    gates = CommentedMap(beats="baseline", champion_drop=_short(margin))
     add_comment(
         gates,
-        "min_accuracy",
-        f"Always predicting the most frequent class is right for {plan.label.majority_share:.1%} of the rows. Require "
-        "more than that of a model in production.",
+        "beats",
+        f"Always predicting the most frequent class is right for {plan.label.majority_share:.1%} of the rows. A "
+        "version must be better than that beyond chance, and no worse than any other baseline of the run.",
         2,
     )
     return budget, gates
@@ -233,15 +258,14 @@ def _for_regression(standard_deviation: float, num_test: int) -> tuple[Commented
     margin = min(max(math.ceil(200 / math.sqrt(num_test)) / 100, 0.02), 1.0)
     budget = CommentedMap(error_rise=0.01, objective="balanced")
     add_comment(budget, "error_rise", _BUDGET_COMMENT, 2)
-    gates = CommentedMap(champion_rise=_short(margin))
+    gates = CommentedMap(beats="baseline", champion_rise=_short(margin))
     add_comment(
         gates,
-        "champion_rise",
-        f"Always predicting the mean has an RMSE of {standard_deviation:.3g}. Require less than that of a model in "
-        "production:",
+        "beats",
+        f"Always predicting the mean has an RMSE of {standard_deviation:.3g}. A version must be better than that "
+        "beyond chance, and no worse than any other baseline of the run.",
         2,
     )
-    add_comment(gates, "champion_rise", f"max_error: {standard_deviation:.3g}", 2)
     return budget, gates
 
 

@@ -76,12 +76,17 @@ def fit_ensemble(
     return FittedEnsemble(trees, network, weight)
 
 
-def evaluate_ensemble(ensemble: FittedEnsemble, dataset: Dataset, splits: fit.TrainingSplits) -> float:
-    """Accuracy, or RMSE in standard units, on the validation split."""
+def evaluate_ensemble(
+    ensemble: FittedEnsemble, dataset: Dataset, training: Training, splits: fit.TrainingSplits
+) -> float:
+    """The score on the validation split: accuracy, RMSE in standard units, or that of the recipe."""
+    import torch
+
     from bloomery.models.training.optimization.loss import score_outputs
 
-    sample = fit.sample_validation_rows(dataset, splits.val)
-    return score_outputs(ensemble.outputs(sample.x), sample.y)
+    sample, measure = fit.sample_validation_rows(dataset, splits.val), fit.score_measure(dataset, training, splits)
+    outputs_NK = ensemble.outputs(sample.x)
+    return score_outputs(outputs_NK, sample.y) if measure is None else measure(torch.from_numpy(outputs_NK), sample.y)
 
 
 def write_ensemble(out: Output, run: TrainingRun, model: TabularEnsemble, ensemble: FittedEnsemble) -> WrittenEnsemble:
@@ -154,7 +159,8 @@ def log_ensemble(run: TrainingRun, out: Output, ensemble: FittedEnsemble, writte
     mlflow_runs.client().log_artifact(run_id, str(out.path("network.onnx")), "network")
     folder = out.path("report")
     folder.mkdir()
-    plot_training_curves(history, run.dataset.task, score_unit(run.encoder), folder / "curves.png")
+    unit = score_unit(run.encoder) if fit.score_measure(run.dataset, run.training, run.splits) is None else 1.0
+    plot_training_curves(history, run.score, unit, folder / "curves.png")
     run_logging.log_validation(run, folder, written.network)
     # As a function, since the session has no gradients.
     log_run_explanations(run, out.path("explanations"), written.network.forward, sample)

@@ -14,10 +14,12 @@ from bloomery.tasks.infrastructure.settings import settings
 if TYPE_CHECKING:
     from torch import nn
 
+    from bloomery.models.features.labels import StandardUnits
     from bloomery.models.networks.blueprint import Blueprint
     from bloomery.models.training.data.batches import Examples, ExampleSource
     from bloomery.models.training.differential_privacy import PrivacySpent
     from bloomery.models.training.loop import EpochResult, Placement, TrainingHooks
+    from bloomery.models.training.optimization.score_measure import ScoreMeasure
     from bloomery.models.training.transfer_learning import TransferResult
 
 _MAX_REPORTED_ROWS = 50_000
@@ -29,6 +31,7 @@ class TrainingSplits(NamedTuple):
 
     train: ExampleSource
     val: ExampleSource
+    units: StandardUnits | None = None  # of a regression's labels
 
 
 class FitResult(NamedTuple):
@@ -47,10 +50,12 @@ def checkpoint_folder(key: str) -> Path:
 
 
 def read_splits(dataset: Dataset) -> TrainingSplits:
+    from bloomery.models.features.encoder import read_encoder
     from bloomery.models.training.data.batches import open_examples
 
     paths = (settings().path(split.uri) for split in (dataset.train, dataset.val))
-    return TrainingSplits(*(open_examples(path, dataset.key, dataset.layout) for path in paths))
+    train, val = (open_examples(path, dataset.key, dataset.layout) for path in paths)
+    return TrainingSplits(train, val, read_encoder(settings().path(dataset.encoder_uri)).units)
 
 
 def sample_validation_rows(dataset: Dataset, val: ExampleSource) -> Examples:
@@ -67,6 +72,13 @@ def make_blueprint(dataset: Dataset, model: Model) -> Blueprint:
 
     num_outputs = len(dataset.classes) if dataset.task == "classification" else 1
     return Blueprint(config=model, layout=dataset.layout, task=dataset.task, num_outputs=num_outputs)
+
+
+def score_measure(dataset: Dataset, training: Training, splits: TrainingSplits) -> ScoreMeasure | None:
+    """The measure of the recipe's score; None of the default score, in standard units."""
+    from bloomery.models.training.optimization.score_measure import build_measure
+
+    return build_measure(training.score, dataset.task, splits.units)
 
 
 def fit_network(
@@ -87,10 +99,12 @@ def fit_network(
     from bloomery.models.training.data.batches import TrainingData
     from bloomery.models.training.differential_privacy import train_privately
     from bloomery.models.training.loop import Placement, TrainingHooks, train
+    from bloomery.models.training.optimization.score_measure import build_measure
 
     hooks = hooks or TrainingHooks()
     blueprint = _with_statistics(blueprint, splits.train)
-    data = TrainingData(*splits, seed=training.seed)
+    measure = build_measure(training.score, blueprint.task, splits.units)
+    data = TrainingData(splits.train, splits.val, training.seed, measure)
     network = build_network(blueprint)
     transfer = None if initial_weights is None else _transfer(network, initial_weights, training)
     if training.privacy is not None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bloomery.data_contracts.errors import BloomeryError, EngineMissing, TrainingDiverged
 from bloomery.data_contracts.records.records import Dataset, InitialWeights
+from bloomery.data_contracts.records.scores import Score, default_score
 from bloomery.models.networks.config import BoostedTrees, Model, TabularEnsemble
 from bloomery.models.training import search_space as spaces
 from bloomery.models.training.config import Range, Search, Training
@@ -41,6 +42,11 @@ class SearchJob(NamedTuple):
     training: Training
     initial_weights: InitialWeights | None
     score_unit: float = 1.0  # converts a score to the units of the label
+
+    @property
+    def score(self) -> Score:
+        """The score that the search optimizes."""
+        return self.training.score or default_score(self.dataset.task)
 
 
 class SearchResult(NamedTuple):
@@ -171,7 +177,7 @@ def _open_study(job: SearchJob, worker: int = 0) -> Study:
     study = optuna.create_study(
         storage=storage,
         study_name=job.key,
-        direction="maximize" if job.dataset.task == "classification" else "minimize",
+        direction="minimize" if job.score.is_error else "maximize",
         load_if_exists=True,
     )
     # The seed depends on the number of trials, since a resumed search would repeat its first trials otherwise.
@@ -316,7 +322,7 @@ def _train_trial(
 
     if isinstance(model, BoostedTrees):
         trees = tree_training.fit_trees(job.dataset, model, training, splits)
-        return tree_training.evaluate_trees(trees, job.dataset, splits), trees.num_rounds
+        return tree_training.evaluate_trees(trees, job.dataset, training, splits), trees.num_rounds
     if isinstance(model, TabularEnsemble):
         network = model.network
         ensemble = ensemble_training.fit_ensemble(
@@ -326,10 +332,10 @@ def _train_trial(
             splits,
             lambda: fit.fit_network(splits, fit.make_blueprint(job.dataset, network), training),
         )
-        return ensemble_training.evaluate_ensemble(ensemble, job.dataset, splits), ensemble.trees.num_rounds
+        return ensemble_training.evaluate_ensemble(ensemble, job.dataset, training, splits), ensemble.trees.num_rounds
     blueprint, hooks = fit.make_blueprint(job.dataset, model), TrainingHooks(on_epoch=on_epoch)
     result = fit.fit_network(splits, blueprint, training, job.initial_weights, hooks=hooks)
-    best = best_epoch(result.history, training, is_error=job.dataset.task == "regression")
+    best = best_epoch(result.history, training, is_error=job.score.is_error)
     return best.val_score, best.number
 
 

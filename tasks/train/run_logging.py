@@ -73,7 +73,7 @@ def log_result(run: TrainingRun, out: Output, result: fit.FitResult, curves: Tra
     run_id = run.run_id
     folder = out.path("report")
     folder.mkdir()
-    plot_training_curves(result.history, run.dataset.task, curves.unit, folder / "curves.png")
+    plot_training_curves(result.history, run.score, curves.unit, folder / "curves.png")
     example = run.splits.train.example_batch()
     mlflow_runs.log_metrics(
         run_id,

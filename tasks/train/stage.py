@@ -17,11 +17,14 @@ from bloomery.tasks.orchestration.stage import stage
 from bloomery.tasks.orchestration.stage_store import Output
 from bloomery.tasks.tracking import mlflow_runs, resource_usage
 from bloomery.tasks.train import fit, import_network, run_logging
+from bloomery.tasks.train.baselines import fit_baselines
 from bloomery.tasks.train.explanations import log_run_explanations
 from bloomery.tasks.train.training_curves import TrainingCurves
 from bloomery.tasks.train.training_run import TrainingRun
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from bloomery.models.features.encoder import Encoder
 
 _DEFAULT_ENGINE = Engine()
@@ -48,7 +51,6 @@ def train(
     in between: checkpoints are kept outside the stage's folder until the stage has finished.
     """
     from bloomery.models.features.encoder import read_encoder
-    from bloomery.models.inference.outputs import score_unit
     from bloomery.tasks.train import hyperparameter_search
 
     splits = fit.read_splits(dataset)
@@ -57,7 +59,7 @@ def train(
         return _import(out, dataset, model, training, splits, encoder)
     if isinstance(model, Custom):
         _require_exportable(out, dataset, model, splits)
-    unit = score_unit(encoder)
+    unit = _score_unit(encoder, training)
     with (
         resource_usage.measure_usage(use_gpu=select_device(training.device) == "cuda") as read_usage,
         mlflow_runs.logged_run(dataset.valid_rows.contract.name, f"train-{out.key[:8]}", out.key) as run_id,
@@ -80,10 +82,17 @@ def train(
             trained = _train_network(out, run, model, initial_weights, engine, read_usage)
         assert trained.resource_usage is not None
         mlflow_runs.log_resource_usage(run_id, trained.resource_usage)
+        simple_models = fit_baselines(run, out)
     shutil.rmtree(fit.checkpoint_folder(out.key), ignore_errors=True)
     hyperparameter_search.delete_search(out.key)
     return trained.model_copy(
-        update={"slice_columns": training.slices, "processor": processor, "val_score": trained.val_score * unit}
+        update={
+            "slice_columns": training.slices,
+            "processor": processor,
+            "val_score": trained.val_score * unit,
+            "stated_score": training.score,
+            "baselines": simple_models,
+        }
     )
 
 
@@ -97,7 +106,6 @@ def _train_network(
 ) -> TrainedNetwork:
     """Trains by gradient descent, and logs the result. The score of the record is in standard units."""
     from bloomery.models.networks.blueprint import num_parameters, write_network
-    from bloomery.models.training.loop import evaluate
 
     result, curves = _fit(out.key, run, model, initial_weights, engine)
     digest = write_network(result.network, result.blueprint, out.path("weights.safetensors"), out.path("network.json"))
@@ -111,7 +119,7 @@ def _train_network(
         run_id=run.run_id,
         num_parameters=num_parameters(result.network),
         epochs=len(result.history),
-        val_score=evaluate(result.network, run.splits.val)[1],
+        val_score=_validate(result.network, run),
         processor="",
         initial_weights=initial_weights,
         privacy=None if privacy_spent is None else Privacy(epsilon=privacy_spent.epsilon, delta=privacy_spent.delta),
@@ -125,7 +133,6 @@ def _train_trees(
     out: Output, run: TrainingRun, model: BoostedTrees, read_usage: Callable[[], ResourceUsage]
 ) -> TrainedNetwork:
     """Fits boosted trees, and logs the result. The score of the record is in standard units."""
-    from bloomery.models.training.loop import evaluate
     from bloomery.tasks.train import tree_training
 
     trees = tree_training.fit_trees(run.dataset, model, run.training, run.splits)
@@ -139,7 +146,7 @@ def _train_trees(
         num_parameters=written.num_parameters,
         epochs=0,
         num_rounds=trees.num_rounds,
-        val_score=evaluate(written.network, run.splits.val)[1],
+        val_score=_validate(written.network, run),
         processor="",
         trees_error=written.error,
         resource_usage=usage,
@@ -152,7 +159,6 @@ def _train_ensemble(
     out: Output, run: TrainingRun, model: TabularEnsemble, engine: Engine, read_usage: Callable[[], ResourceUsage]
 ) -> TrainedNetwork:
     """Fits boosted trees and TabM, and logs the result. The score of the record is in standard units."""
-    from bloomery.models.training.loop import evaluate
     from bloomery.tasks.train import ensemble_training
 
     def fit_network() -> fit.FitResult:
@@ -169,7 +175,7 @@ def _train_ensemble(
         num_parameters=written.num_parameters,
         epochs=len(ensemble.network.history),
         num_rounds=ensemble.trees.num_rounds,
-        val_score=evaluate(written.network, run.splits.val)[1],
+        val_score=_validate(written.network, run),
         processor="",
         trees_error=written.error,
         resource_usage=usage,
@@ -181,9 +187,6 @@ def _train_ensemble(
 def _import(
     out: Output, dataset: Dataset, model: Imported, training: Training, splits: fit.TrainingSplits, encoder: Encoder
 ) -> TrainedNetwork:
-    from bloomery.models.inference.outputs import score_unit
-    from bloomery.models.training.loop import evaluate
-
     path, blueprint_path = out.path("network.onnx"), out.path("network.json")
     with mlflow_runs.logged_run(dataset.valid_rows.contract.name, f"import-{out.key[:8]}", out.key) as run_id:
         run = TrainingRun(run_id, dataset, encoder, splits, training)
@@ -191,14 +194,17 @@ def _import(
         run_logging.log_inputs(run, model, None, processor)
         adapted = import_network.adapt_network(model, dataset, splits, path, blueprint_path)
         import_network.log_adapted_network(run, out, path, adapted)
+        simple_models = fit_baselines(run, out)
     return TrainedNetwork(
         uri=out.uri(path.name),
         network_uri=out.uri(blueprint_path.name),
         run_id=run_id,
         num_parameters=adapted.num_parameters,
         epochs=0,
-        val_score=evaluate(adapted.network, splits.val)[1] * score_unit(encoder),
+        val_score=_validate(adapted.network, run) * _score_unit(encoder, training),
+        stated_score=training.score,
         slice_columns=training.slices,
+        baselines=simple_models,
         processor=processor,
         import_error=adapted.error,
         dataset=dataset,
@@ -210,7 +216,6 @@ def _fit(
     key: str, run: TrainingRun, model: Model, initial_weights: InitialWeights | None, engine: Engine
 ) -> tuple[fit.FitResult, TrainingCurves]:
     """Trains in this process, or in several if the recipe requests them."""
-    from bloomery.models.inference.outputs import score_unit
     from bloomery.models.training.checkpointing import Checkpointer
     from bloomery.models.training.data.batches import num_batches
     from bloomery.models.training.loop import TrainingHooks
@@ -220,7 +225,12 @@ def _fit(
     dataset, training, splits = run.dataset, run.training, run.splits
     steps_per_epoch = -(-num_batches(splits.train, training.batch_size) // training.accumulate)
     curves = TrainingCurves(
-        run.run_id, dataset.task, score_unit(run.encoder), training.epochs, steps_per_epoch, dataset.train.num_rows
+        run.run_id,
+        run.score,
+        _score_unit(run.encoder, training),
+        training.epochs,
+        steps_per_epoch,
+        dataset.train.num_rows,
     )
     if training.devices * training.nodes > 1:
         job = TrainingJob(
@@ -239,6 +249,22 @@ def _fit(
         result = fit.fit_network(splits, blueprint, training, initial_weights, hooks=hooks)
     curves.close()
     return result, curves
+
+
+def _score_unit(encoder: Encoder, training: Training) -> float:
+    """The factor that converts a validation score to the label's units; 1 where `ScoreMeasure` has done so."""
+    from bloomery.models.inference.outputs import score_unit
+    from bloomery.models.training.optimization.score_measure import build_measure
+
+    measure = build_measure(training.score, encoder.features.task, encoder.units)
+    return score_unit(encoder) if measure is None else 1.0
+
+
+def _validate(network: nn.Module, run: TrainingRun) -> float:
+    """The score of the validation split, without its unit."""
+    from bloomery.models.training.loop import evaluate
+
+    return evaluate(network, run.splits.val, measure=fit.score_measure(run.dataset, run.training, run.splits))[1]
 
 
 def _require_exportable(out: Output, dataset: Dataset, model: Custom, splits: fit.TrainingSplits) -> None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from bloomery.data_contracts.records.score_format import SCORE_NAMES, format_score_value
-from bloomery.data_contracts.records.tensor_layout import Task
+from bloomery.data_contracts.records.score_format import format_score_value
+from bloomery.data_contracts.records.scores import Score
 from bloomery.tasks.orchestration.events import Progress, emit, format_duration
 from bloomery.tasks.tracking import mlflow_runs
 
@@ -28,10 +28,10 @@ class TrainingCurves:
     """
 
     def __init__(
-        self, run_id: str, task: Task, unit: float, num_epochs: int, steps_per_epoch: int, num_rows: int
+        self, run_id: str, score: Score, unit: float, num_epochs: int, steps_per_epoch: int, num_rows: int
     ) -> None:
         self.unit = unit
-        self._run_id, self._task = run_id, task
+        self._run_id, self._recipe_score = run_id, score
         self._num_epochs, self._steps_per_epoch, self._num_rows = num_epochs, max(steps_per_epoch, 1), num_rows
         self._pending: list[tuple[int, dict[str, float]]] = []
         psutil.cpu_percent()  # the first call has no interval to measure
@@ -57,7 +57,7 @@ class TrainingCurves:
         started, self._epoch_started = self._epoch_started, time.monotonic()
         self._throughputs.append(self._num_rows / max(self._epoch_started - started, 1e-9))
         step = epoch.number * self._steps_per_epoch
-        name = f"val_{SCORE_NAMES[self._task].lower()}"
+        name = f"val_{self._recipe_score.name}"
         score = epoch.val_score * self.unit
         values = {
             "train_loss": epoch.train_loss,
@@ -66,7 +66,7 @@ class TrainingCurves:
             "learning_rate": epoch.learning_rate,
             "rows_per_second": self._throughputs[-1],
         }
-        self._score = f", validation {SCORE_NAMES[self._task]} {format_score_value(self._task, score)}"
+        self._score = f", validation {self._recipe_score.title} {format_score_value(self._recipe_score, score)}"
         self._add(epoch.number, values, step)
         self._report_progress(step, epoch.number, epoch.train_loss, epoch.learning_rate)
 

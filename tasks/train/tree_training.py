@@ -68,15 +68,15 @@ def _sample_training_rows(dataset: Dataset, train: ExampleSource) -> Examples:
     return sample_examples(settings().path(dataset.train.uri), dataset.key, dataset.layout, num_rows)
 
 
-def evaluate_trees(trees: FittedTrees, dataset: Dataset, splits: fit.TrainingSplits) -> float:
-    """Accuracy, or RMSE in standard units, of the ONNX file on the validation split."""
+def evaluate_trees(trees: FittedTrees, dataset: Dataset, training: Training, splits: fit.TrainingSplits) -> float:
+    """The score of the ONNX file on the validation split: accuracy, RMSE in standard units, or that of the recipe."""
     from bloomery.models.inference.runtime import create_session
     from bloomery.models.onnx_import.importer import SessionModule
     from bloomery.models.training.loop import evaluate
     from bloomery.models.tree_ensembles.onnx_graph import build_onnx
 
     session = create_session(build_onnx(trees, dataset.layout.num_values).SerializeToString())
-    return evaluate(SessionModule(session), splits.val)[1]
+    return evaluate(SessionModule(session), splits.val, measure=fit.score_measure(dataset, training, splits))[1]
 
 
 def write_trees(out: Output, dataset: Dataset, model: BoostedTrees, trees: FittedTrees) -> WrittenTrees:

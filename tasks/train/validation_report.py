@@ -16,6 +16,7 @@ from bloomery.data_contracts.records.key_column import key_column
 from bloomery.data_contracts.records.records import Dataset
 from bloomery.models.evaluation import metrics
 from bloomery.models.evaluation.calibration import calibration_bins, expected_calibration_error
+from bloomery.models.evaluation.scores import compute_metrics, compute_score
 from bloomery.tasks.evaluation import plots
 from bloomery.tasks.evaluation.scoring import GroundTruth, build_ground_truth, class_table, slice_table
 from bloomery.tasks.tracking import mlflow_runs
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from bloomery.models.training.data.batches import Examples
 
+_CURVES = ("accuracy", "rmse")  # each epoch has logged them, and the best is logged by another name
 _NUM_WORST_ROWS = 100
 _NUM_PLOTTED_ROWS = 18
 
@@ -52,6 +54,11 @@ def log_validation_report(run: TrainingRun, folder: Path, network: nn.Module, sp
         captions = _make_captions(plotted, truth, predictions, dataset)
         plots.plot_images(split.x[plotted.copy()].numpy(), captions, folder / "val_worst.png")
     client.log_artifacts(run.run_id, str(folder))
+    scores = compute_metrics(dataset.task, truth.truth, predictions)
+    if run.score.name == "quantile_loss":
+        scores["quantile_loss"] = compute_score(run.score, truth.truth, predictions)
+    values |= {f"best_val_{run.score.name}": scores[run.score.name]} if run.score.name in scores else {}
+    values = {f"val_{name}": value for name, value in scores.items() if name not in _CURVES} | values
     mlflow_runs.log_metrics(run.run_id, values)
 
 

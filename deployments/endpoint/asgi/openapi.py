@@ -184,7 +184,14 @@ def _object(properties: dict[str, Any]) -> dict[str, Any]:
 
 def _prediction_schema(version: LoadedVersion) -> dict[str, Any]:
     if version.is_regression:
-        return _object({"value": _NUMBER})
+        if version.half_width is None:
+            return _object({"value": _NUMBER})
+        level = version.manifest["interval"]["level"]
+        limit = {
+            **_NUMBER,
+            "description": f"the interval contains {level:.0%} of the true values",
+        }
+        return _object({"value": _NUMBER, "lower": limit, "upper": limit})
     probability = {**_NUMBER, "minimum": 0, "maximum": 1}
     return _object(
         {

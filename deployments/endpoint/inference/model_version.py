@@ -81,6 +81,8 @@ class LoadedVersion:
         self.arrow_check = ArrowRowParser(self.contract, self.encoder.columns)
         self.media = _read_media_column(artifacts, self.manifest)
         self.is_regression = self.encoder.features.task == "regression"
+        interval = self.manifest.get("interval")
+        self.half_width: float | None = None if interval is None else interval["half_width"]
         self._session = create_session(artifacts / self.manifest["model"])
         self._class_names = [str(label) for label in self.encoder.classes]
         self.examples: list[dict[str, Any]] = json.loads((artifacts / EXAMPLES).read_text(encoding="utf-8"))
@@ -115,6 +117,9 @@ class LoadedVersion:
 
     def format_predictions(self, outputs: np.ndarray) -> list[dict[str, Any]]:
         """JSON predictions: a label with the probability of each class, or a value in the label's unit."""
+        if self.is_regression and self.half_width is not None:
+            limits = zip(outputs.tolist(), *(values.tolist() for values in self._limits(outputs)), strict=True)
+            return [{"value": value, "lower": lower, "upper": upper} for value, lower, upper in limits]
         if self.is_regression:
             return [{"value": value} for value in outputs.tolist()]
         classes, names = self.encoder.classes, self._class_names
@@ -126,11 +131,19 @@ class LoadedVersion:
     def predictions_table(self, outputs: np.ndarray) -> pa.Table:
         """Predictions as columns; the schema's metadata lists the classes in the order of the probabilities."""
         if self.is_regression:
-            table = pa.table({"value": outputs})
+            limits = (
+                {} if self.half_width is None else dict(zip(("lower", "upper"), self._limits(outputs), strict=True))
+            )
+            table = pa.table({"value": outputs, **limits})
         else:
             labels = pa.array(list(self.encoder.classes)).take(pa.array(outputs.argmax(axis=1)))
             table = pa.table({"label": labels, "probabilities": _list_array(outputs)})
         return table.replace_schema_metadata({"model": self.tag, "classes": json.dumps(self._class_names)})
+
+    def _limits(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The lower and upper limits of the conformal intervals around `values`."""
+        assert self.half_width is not None
+        return values - self.half_width, values + self.half_width
 
     def _self_test(self) -> None:
         """Compares predictions for the bento's example rows with the measured ones. This also warms up ONNX Runtime."""

@@ -206,7 +206,7 @@ def _read_result(run: _PeriodRun) -> PeriodResult:
         return PeriodResult(run.period, "failed", seconds=seconds, error={"exit_code": 1, **document})
     release = Release.model_validate(document)
     choice = release.bento.choice
-    score = format_score_value(choice.candidates.trained.dataset.task, choice.candidate.score.value)
+    score = format_score_value(choice.candidates.trained.score, choice.candidate.score.value)
     run.out.unlink()
     return PeriodResult(run.period, "released", release.version, score=score, seconds=seconds)
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.tree import Tree
 
 from bloomery.data_contracts.errors import BloomeryError
-from bloomery.data_contracts.records.score_format import SCORE_NAMES, format_score
+from bloomery.data_contracts.records.score_format import format_score
 
 if TYPE_CHECKING:
     from bloomery.data_contracts.records.provenance import Provenance
@@ -92,8 +92,9 @@ def _describe_measurements(tags: Mapping[str, str], choice: Choice | None) -> di
         values = {"score": tags.get("score"), "size": tags.get("size_bytes"), "latency": tags.get("p50_ms")}
         units = {"score": "", "size": " bytes", "latency": " ms for one row (p50)"}
         return {name: f"{value}{units[name]}" for name, value in values.items() if value is not None}
-    candidate, dataset = choice.candidate, choice.candidates.trained.dataset
-    score = f"{SCORE_NAMES[dataset.task]} {format_score(dataset.task, candidate.score)}"
+    candidate, trained = choice.candidate, choice.candidates.trained
+    dataset = trained.dataset
+    score = f"{trained.score.title} {format_score(trained.score, candidate.score)}"
     measurements = {"score": f"{score} on {dataset.test.num_rows:,} held-out rows"}
     weakest = candidate.weakest_class
     if weakest is not None:
@@ -167,7 +168,7 @@ def provenance_document(provenance: Provenance) -> list[dict[str, Any]]:
         {
             "name": candidate.name,
             "metrics": f"{candidate.size_bytes / 1000:.1f} kB, p50 {candidate.latency.p50_ms * 1000:.0f} µs, "
-            f"{format_score(trained.dataset.task, candidate.score)}",
+            f"{format_score(trained.score, candidate.score)}",
             "verdict": "; ".join(verdicts[candidate.name].reasons) or "chosen",
         }
         for candidate in provenance.choice.candidates.candidates

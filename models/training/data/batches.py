@@ -20,6 +20,7 @@ from bloomery.data_contracts.records.key_column import key_column
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.features.encoder import ENCODED_INPUT, ENCODED_LABEL
 from bloomery.models.training.data.streaming import ExampleStream, Window, open_stream
+from bloomery.models.training.optimization.score_measure import ScoreMeasure
 from bloomery.models.training.process_group import SINGLE_PROCESS, ProcessGroup
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # x (B, ...), y (B,)
@@ -70,11 +71,13 @@ class TrainingData:
         train: the rows that the network learns from.
         val: the rows that select the best epoch.
         seed: determines the order and the augmentation of the training rows.
+        measure: computes the score of the validation rows; None computes accuracy, or RMSE in standard units.
     """
 
     train: ExampleSource
     val: ExampleSource
     seed: int = 0
+    measure: ScoreMeasure | None = None
 
 
 def open_examples(path: Path, key: str, layout: Layout) -> ExampleSource:

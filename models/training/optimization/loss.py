@@ -23,8 +23,15 @@ def is_regression(y: torch.Tensor) -> bool:
     return y.is_floating_point()
 
 
-def build_loss(loop: Loop, train_y: torch.Tensor) -> BatchLoss:
-    """Builds (outputs_BK, y_B) -> sum of the rows' losses: cross entropy in nats, or squared or Huber error."""
+def build_loss(loop: Loop, train_y: torch.Tensor, quantile: float | None = None) -> BatchLoss:
+    """Builds (outputs_BK, y_B) -> sum of the rows' losses: cross entropy in nats, or squared or Huber error.
+
+    With a `quantile`, a regression learns it by the quantile (pinball) loss, whatever `loop.loss` is.
+
+    Source: Koenker & Bassett 1978, "Regression Quantiles".
+    """
+    if is_regression(train_y) and quantile is not None:
+        return lambda outputs_BK, y_B: _quantile_loss(y_B - outputs_BK.squeeze(1).float(), quantile)
     if is_regression(train_y):
         measure = F.mse_loss if loop.loss == "squared" else F.huber_loss
         return lambda outputs_BK, y_B: measure(outputs_BK.squeeze(1).float(), y_B, reduction="sum")
@@ -40,6 +47,10 @@ def build_loss(loop: Loop, train_y: torch.Tensor) -> BatchLoss:
         )
 
     return cross_entropy
+
+
+def _quantile_loss(errors_B: torch.Tensor, quantile: float) -> torch.Tensor:
+    return torch.maximum(quantile * errors_B, (quantile - 1) * errors_B).sum()
 
 
 def class_weights(y: torch.Tensor, num_classes: int) -> torch.Tensor:

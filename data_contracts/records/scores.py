@@ -1,0 +1,111 @@
+"""The scores by which models are compared: names, directions and units. Their functions are in `models/evaluation`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from bloomery.data_contracts.documents.documents import Document
+from bloomery.data_contracts.records.tensor_layout import Task
+
+ScoreName = Literal[
+    "accuracy",
+    "balanced_accuracy",
+    "macro_f1",
+    "auc",
+    "average_precision",
+    "log_loss",
+    "rmse",
+    "mae",
+    "r2",
+    "mape",
+    "quantile_loss",
+]
+
+
+class ScoreFacts(NamedTuple):
+    """The properties of a score.
+
+    `is_error`: less is better, and a degradation is a relative rise; of the others it is a drop. `is_share`: it is
+    formatted in percent. `has_label_unit`: it is in the units of the label.
+    """
+
+    title: str
+    task: Task
+    is_error: bool = False
+    is_share: bool = True
+    has_label_unit: bool = False
+
+
+SCORES: dict[ScoreName, ScoreFacts] = {
+    "accuracy": ScoreFacts("accuracy", "classification"),
+    "balanced_accuracy": ScoreFacts("balanced accuracy", "classification"),
+    "macro_f1": ScoreFacts("macro F1", "classification"),
+    "auc": ScoreFacts("AUC", "classification"),
+    "average_precision": ScoreFacts("average precision", "classification"),
+    "log_loss": ScoreFacts("log loss", "classification", is_error=True, is_share=False),
+    "rmse": ScoreFacts("RMSE", "regression", is_error=True, is_share=False, has_label_unit=True),
+    "mae": ScoreFacts("MAE", "regression", is_error=True, is_share=False, has_label_unit=True),
+    "r2": ScoreFacts("R²", "regression"),
+    "mape": ScoreFacts("MAPE", "regression", is_error=True),
+    "quantile_loss": ScoreFacts("quantile loss", "regression", is_error=True, is_share=False, has_label_unit=True),
+}
+
+
+class Score(Document):
+    """The score that selects epochs, trials, candidates and champions."""
+
+    name: ScoreName
+    quantile: Annotated[
+        float | None, Field(gt=0, lt=1, description="quantile_loss alone: the quantile that is predicted")
+    ] = None
+
+    @model_validator(mode="after")
+    def _has_its_quantile(self) -> Self:
+        if self.name == "quantile_loss" and self.quantile is None:
+            raise ValueError("quantile_loss needs a quantile, as in `{name: quantile_loss, quantile: 0.9}`")
+        if self.name != "quantile_loss" and self.quantile is not None:
+            raise ValueError(f"`quantile` belongs to quantile_loss, not to {self.name}: leave it out")
+        return self
+
+    @property
+    def title(self) -> str:
+        """The name for people, such as `macro F1`."""
+        return self.facts.title if self.quantile is None else f"{self.facts.title} ({self.quantile:g})"
+
+    @property
+    def facts(self) -> ScoreFacts:
+        """The direction, task and unit of the score."""
+        return SCORES[self.name]
+
+    @property
+    def is_error(self) -> bool:
+        """Whether less is better."""
+        return self.facts.is_error
+
+    def is_better(self, value: float, rival: float) -> bool:
+        """Whether `value` is better than `rival`. Not a number is better than nothing."""
+        return value < rival if self.is_error else value > rival
+
+
+def expand_score(value: Any) -> Any:
+    """Returns `{name: macro_f1}` for `macro_f1`; other values are unchanged."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+ScoreSetting = Annotated[
+    Score | None,
+    BeforeValidator(expand_score, json_schema_input_type=ScoreName | Score | None),
+    Field(
+        description="the score that selects epochs, trials, candidates and champions; "
+        "default: accuracy, or rmse of a regression. quantile_loss needs {name: quantile_loss, quantile: 0.9}"
+    ),
+]
+
+ACCURACY, RMSE = Score(name="accuracy"), Score(name="rmse")
+
+
+def default_score(task: Task) -> Score:
+    """The score of a recipe that names none."""
+    return ACCURACY if task == "classification" else RMSE

@@ -1,0 +1,265 @@
+"""Baselines: simple models that a network should beat, fitted to the same encoded rows.
+
+Shapes: N rows, F features, T steps or tokens, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bloomery.data_contracts.records.scores import Score
+from bloomery.data_contracts.records.tensor_layout import Layout
+
+CONSTANT = ("majority class", "mean", "quantile of the labels")  # baselines that know the labels alone
+SEASONS = (4, 7, 12, 24, 48, 52, 96, 168, 365)  # steps: quarters, days, months, hours, weeks, …
+_MAX_LINEAR_VALUES = 20_000_000  # rows x features x classes
+_MAX_TREE_VALUES = 200_000_000  # rows x features x trees
+_MIN_ROWS, _MAX_ROWS = 2_000, 50_000
+_MAX_TREES, _MIN_ROUNDS, _MAX_ROUNDS = 300, 15, 100
+_MAX_TREE_FEATURES = 1_000
+_MAX_PIXELS = 256  # of each channel; larger images are averaged over squares
+_MAX_STEP_VALUES = 1_024
+_MAX_TREE_CLASSES = 20
+_MAX_TREE_CATEGORIES = 255  # scikit-learn's limit
+_MAX_LINEAR_CLASSES = 200
+
+
+class BaselineRows(NamedTuple):
+    """Encoded rows: x float32 (N, ...), and labels y as int64 classes, or float64 in the units of the label."""
+
+    x: np.ndarray
+    y: np.ndarray
+
+    def sample(self, num_rows: int) -> BaselineRows:
+        """Returns at most `num_rows` evenly spaced rows."""
+        positions = np.linspace(0, len(self.y) - 1, min(num_rows, len(self.y))).round().astype(int)
+        return BaselineRows(self.x[positions], self.y[positions])
+
+
+class FittedBaseline(NamedTuple):
+    """A baseline's predictions, as probabilities (N, K) or numbers (N,), or why it has none."""
+
+    name: str
+    predictions: np.ndarray | None
+    num_rows: int = 0  # that it was fitted to
+    reason: str = ""
+
+
+class LabelWindows(NamedTuple):
+    """The past values of the label in each row's window (N, T), in its units, and the rows to the predicted one."""
+
+    train: np.ndarray
+    test: np.ndarray
+    horizon: int
+
+
+class BaselineTask(NamedTuple):
+    """What baselines are fitted to: `num_classes` is 0 for a regression."""
+
+    score: Score
+    layout: Layout
+    num_classes: int
+    train: BaselineRows
+    test_x: np.ndarray
+    windows: LabelWindows | None = None
+
+
+def fit_baselines(task: BaselineTask) -> Iterator[FittedBaseline]:
+    """Yields each baseline with its predictions for the test rows, the simplest first. Equal arguments, equal results.
+
+    Where there are many rows or features, an even sample of the rows is fitted, so that each takes seconds at most.
+    """
+    yield _fit_constant(task)
+    if task.windows is not None:
+        yield from _fit_naive(task.train.y, task.windows)
+    features = Features(task.layout)
+    yield _fit_linear(task, features)
+    yield _fit_trees(task, features)
+
+
+def _fit_constant(task: BaselineTask) -> FittedBaseline:
+    """The frequencies of the classes, the mean, or for a quantile loss the quantile of the labels."""
+    y, num_rows = task.train.y, len(task.test_x)
+    if task.num_classes:
+        shares_K = np.bincount(y, minlength=task.num_classes) / len(y)
+        return FittedBaseline(CONSTANT[0], np.tile(shares_K, (num_rows, 1)), len(y))
+    if task.score.quantile is not None:
+        return FittedBaseline(CONSTANT[2], np.full(num_rows, np.quantile(y, task.score.quantile)), len(y))
+    return FittedBaseline(CONSTANT[1], np.full(num_rows, y.mean()), len(y))
+
+
+def _fit_naive(train_y: np.ndarray, windows: LabelWindows) -> Iterator[FittedBaseline]:
+    """The last value, and the value one season before the predicted row; the training rows choose the season."""
+    yield FittedBaseline("last value", windows.test[:, -1], len(train_y))
+    lags = {season: season * math.ceil(windows.horizon / season) - windows.horizon for season in SEASONS}
+    lags = {season: lag for season, lag in lags.items() if lag < windows.train.shape[1]}
+    if not lags:
+        reason = f"the window of {windows.train.shape[1]} rows is shorter than any season"
+        yield FittedBaseline("seasonal naive", None, reason=reason)
+        return
+
+    def error(season: int) -> float:
+        return float(np.mean((windows.train[:, -1 - lags[season]] - train_y) ** 2))
+
+    best = min(lags, key=error)
+    yield FittedBaseline(f"seasonal naive ({best} rows)", windows.test[:, -1 - lags[best]], len(train_y))
+
+
+def _fit_linear(task: BaselineTask, features: Features) -> FittedBaseline:
+    """Logistic or ridge regression on standardised features."""
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    name = "logistic regression" if task.num_classes else "ridge regression"
+    if task.num_classes > _MAX_LINEAR_CLASSES:
+        reason = f"{task.num_classes:,} classes, more than {_MAX_LINEAR_CLASSES}, would take too long"
+        return FittedBaseline(name, None, reason=reason)
+    sample = task.train.sample(_num_rows(_MAX_LINEAR_VALUES, features.num_used * max(task.num_classes, 1)))
+    model = LogisticRegression(max_iter=200) if task.num_classes else Ridge()
+    scaler = StandardScaler(with_mean=not features.is_sparse)
+    return _fit(name, task, make_pipeline(scaler, model), features.for_linear, sample)
+
+
+def _fit_trees(task: BaselineTask, features: Features) -> FittedBaseline:
+    """scikit-learn's histogram gradient boosting; with many classes, fewer rounds of larger steps."""
+    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+
+    name = "boosted trees"
+    obstacle = features.tree_obstacle
+    if task.num_classes > _MAX_TREE_CLASSES:
+        obstacle = f"{task.num_classes:,} classes, more than {_MAX_TREE_CLASSES}, would take too long"
+    if obstacle is not None:
+        return FittedBaseline(name, None, reason=obstacle)
+    num_trees_per_round = task.num_classes if task.num_classes > 2 else 1
+    rounds = min(max(_MAX_TREES // num_trees_per_round, _MIN_ROUNDS), _MAX_ROUNDS)
+    options: dict[str, Any] = {
+        "max_iter": rounds,
+        "learning_rate": 0.1 if rounds == _MAX_ROUNDS else 0.3,
+        "categorical_features": features.tree_categories or None,
+        "random_state": 0,
+    }
+    if task.num_classes:
+        model: Any = HistGradientBoostingClassifier(**options)
+    elif task.score.quantile is not None:
+        model = HistGradientBoostingRegressor(loss="quantile", quantile=task.score.quantile, **options)
+    else:
+        model = HistGradientBoostingRegressor(**options)
+    sample = task.train.sample(_num_rows(_MAX_TREE_VALUES, features.num_used * rounds * num_trees_per_round))
+    return _fit(name, task, model, features.for_trees, sample)
+
+
+def _num_rows(max_values: int, values_per_row: int) -> int:
+    return min(max(max_values // max(values_per_row, 1), _MIN_ROWS), _MAX_ROWS)
+
+
+def _fit(
+    name: str, task: BaselineTask, model: Any, convert: Callable[[np.ndarray], Any], sample: BaselineRows
+) -> FittedBaseline:
+    from threadpoolctl import threadpool_limits
+
+    if task.num_classes and len(np.unique(sample.y)) < 2:
+        return FittedBaseline(name, None, reason="the sampled training rows are of one class")
+    # One thread: small trees on several wait for each other, which takes twenty times the CPU time on a busy machine.
+    with warnings.catch_warnings(), threadpool_limits(1):
+        warnings.simplefilter("ignore")  # of iterations that stop before they converge
+        model.fit(convert(sample.x), sample.y)
+        test = convert(task.test_x)
+        if not task.num_classes:
+            return FittedBaseline(name, np.asarray(model.predict(test), np.float64), len(sample.y))
+        shares_NK = np.zeros((len(task.test_x), task.num_classes))
+        shares_NK[:, model.classes_] = model.predict_proba(test)
+        return FittedBaseline(name, shares_NK, len(sample.y))
+
+
+class Features:
+    """Converts encoded rows (N, ...) to the features of baselines (N, F)."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether rows are texts, of which each has few of many words."""
+        return self._layout.kind == "tokens"
+
+    @property
+    def num_used(self) -> int:
+        """The number of features that are not 0 in a row."""
+        layout = self._layout
+        if layout.kind == "flat":
+            return layout.num_values + sum(size for _, size in layout.categories if size <= _MAX_TREE_CATEGORIES)
+        if layout.kind == "sequence":
+            return layout.num_values if layout.num_values <= _MAX_STEP_VALUES else 3 * layout.shape[1]
+        if layout.kind == "image":
+            return layout.shape[0] * math.prod(_pooled_size(layout))
+        return layout.num_values
+
+    @property
+    def tree_obstacle(self) -> str | None:
+        """Why boosted trees cannot read these rows in a reasonable time; None if they can."""
+        if self.is_sparse:
+            return "boosted trees do not read texts"
+        if self.num_used > _MAX_TREE_FEATURES or (self._layout.kind == "image" and self.num_used > _MAX_PIXELS // 2):
+            return f"{self.num_used:,} values of a row would take too long"
+        return None
+
+    @property
+    def tree_categories(self) -> list[int]:
+        """The positions of categories that boosted trees split as such."""
+        return [position for position, size in self._layout.categories if size <= _MAX_TREE_CATEGORIES]
+
+    def for_trees(self, x: np.ndarray) -> np.ndarray:
+        """Returns dense features with categories as numbers."""
+        layout = self._layout
+        x = np.nan_to_num(x.astype(np.float64, copy=False))
+        if layout.kind == "image":
+            return _pool(x, _pooled_size(layout)).reshape(len(x), -1)
+        if layout.kind == "sequence" and layout.num_values > _MAX_STEP_VALUES:
+            return np.concatenate([x.mean(axis=1), x.std(axis=1), x[:, -1]], axis=1)
+        return x.reshape(len(x), -1)
+
+    def for_linear(self, x: np.ndarray) -> Any:
+        """Returns features with one column for each small category; of texts the counts of their words, sparse."""
+        if self.is_sparse:
+            return self._count_tokens(x)
+        dense = self.for_trees(x)
+        one_hot = [
+            np.eye(size)[np.clip(dense[:, position].astype(int), 0, size - 1)]
+            for position, size in self._layout.categories
+            if size <= _MAX_TREE_CATEGORIES
+        ]
+        return np.concatenate([dense, *one_hot], axis=1)
+
+    def _count_tokens(self, x: np.ndarray) -> Any:
+        """The logarithmic counts of the tokens of each row; 0 is padding."""
+        from scipy.sparse import csr_matrix
+
+        tokens_NT = x.reshape(len(x), -1).astype(np.int64)
+        is_token_NT = tokens_NT > 0
+        starts = np.concatenate([[0], np.cumsum(is_token_NT.sum(axis=1))])
+        columns = tokens_NT[is_token_NT]
+        shape = (len(x), self._layout.num_tokens or int(columns.max(initial=0)) + 1)
+        counts = csr_matrix((np.ones(len(columns)), columns, starts), shape=shape)
+        counts.sum_duplicates()
+        return counts.log1p()
+
+
+def _pooled_size(layout: Layout) -> tuple[int, int]:
+    """Height and width at which an image has at most `_MAX_PIXELS`."""
+    _, height, width = layout.shape
+    factor = max(math.ceil(math.sqrt(height * width / _MAX_PIXELS)), 1)
+    return max(height // factor, 1), max(width // factor, 1)
+
+
+def _pool(x_NCHW: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Averages over rectangles, without the remaining rows and columns of pixels."""
+    (height, width), (num_rows, num_columns) = x_NCHW.shape[2:], size
+    tall, wide = height // num_rows, width // num_columns
+    cut = x_NCHW[:, :, : num_rows * tall, : num_columns * wide]
+    return cut.reshape(*x_NCHW.shape[:2], num_rows, tall, num_columns, wide).mean(axis=(3, 5))

@@ -1,0 +1,206 @@
+"""Confidence intervals of every score, and of its paired degradation from one model to another.
+
+Shapes: N rows, K classes, M kinds of rows, D draws.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bloomery.data_contracts.records.records import Interval
+from bloomery.data_contracts.records.scores import Score
+from bloomery.models.evaluation import metrics
+from bloomery.models.evaluation.block_bootstrap import bootstrap_interval
+from bloomery.models.evaluation.scores import compute_score, rank_targets, row_losses
+
+_NUM_DRAWS = 1_000
+_NUM_RANK_DRAWS, _DRAWS_AT_ONCE = 200, 50
+_MAX_RANKED_ROWS = 2_500  # with a class, and as many without it
+_LEVELS = (0.025, 0.975)
+_PSEUDO_ROWS = 0.5  # in each direction of a disagreement
+_TINY = np.finfo(np.float64).tiny
+
+
+def score_interval(score: Score, truth_N: np.ndarray, predictions: np.ndarray) -> Interval:
+    """The score with its 95% interval. The arguments are those of `compute_score`.
+
+    Rows of a regression must be ordered so that dependent rows are close to each other.
+
+    Raises:
+        UndefinedScore: the score does not exist for these labels.
+    """
+    if score.name == "accuracy":
+        return metrics.accuracy(predictions.argmax(axis=1) == truth_N)
+    if score.name == "rmse":
+        return metrics.rmse(truth_N, predictions)
+    value = compute_score(score, truth_N, predictions)
+    losses_N = row_losses(score, truth_N, predictions)
+    if losses_N is not None:
+        low, high = bootstrap_interval(losses_N[:, None], lambda means: means[..., 0], losses_N)
+    elif score.name == "r2":
+        low, high = _explained_limits(truth_N, predictions, predictions, is_drop=False)
+    elif score.name in ("balanced_accuracy", "macro_f1"):
+        classes_N = predictions.argmax(axis=1)
+        low, high = _limits_of_draws(_draw_class_scores(score, truth_N, classes_N, classes_N)[0], value)
+    else:
+        low, high = _limits_of_draws(_draw_rank_scores(score, truth_N, predictions, predictions)[0], value)
+    if score.facts.task == "classification" and not score.is_error:
+        low, high = max(low, 0.0), min(high, 1.0)
+    return _around(value, low, high)
+
+
+def degradation_interval(score: Score, truth_N: np.ndarray, before: np.ndarray, after: np.ndarray) -> Interval:
+    """How much worse `after` is than `before` on the same rows, with a 95% interval; negative is better.
+
+    The drop of a score, or the rise of an error as a share of the error of `before`. Few rows in which both agree are
+    no proof of equality: half a row in each direction of a disagreement is added to each class.
+
+    Raises:
+        UndefinedScore: the score does not exist for these labels.
+
+    Source: Agresti & Min 2005, "Simple improved confidence intervals for comparing matched proportions".
+    """
+    if score.name == "accuracy":
+        return metrics.accuracy_drop(*(values.argmax(axis=1) == truth_N for values in (before, after)))
+    if score.name == "rmse":
+        return metrics.rmse_rise(truth_N, before, after)
+    scores = [compute_score(score, truth_N, values) for values in (before, after)]
+    losses = [row_losses(score, truth_N, values) for values in (before, after)]
+    if losses[0] is not None and losses[1] is not None:
+        return _loss_rise(losses[0], losses[1])
+    value = scores[0] - scores[1]
+    if score.name == "r2":
+        return _around(value, *_explained_limits(truth_N, before, after, is_drop=True))
+    if score.name in ("balanced_accuracy", "macro_f1"):
+        draws = _draw_class_scores(score, truth_N, before.argmax(axis=1), after.argmax(axis=1))
+    else:
+        draws = _draw_rank_scores(score, truth_N, before, after)
+    return _around(value, *_limits_of_draws(draws[0] - draws[1], value))
+
+
+def _around(value: float, low: float, high: float) -> Interval:
+    return Interval(value=value, low=min(low, value), high=max(high, value))
+
+
+def _limits_of_draws(draws: np.ndarray, value: float) -> tuple[float, float]:
+    """The 95% limits of draws (D,), moved so that their mean is `value`."""
+    low, high = np.quantile(draws, _LEVELS) + (value - draws.mean())
+    return float(low), float(high)
+
+
+def _loss_rise(before_N: np.ndarray, after_N: np.ndarray) -> Interval:
+    """The relative rise of a mean loss."""
+    losses_N2 = np.maximum(np.stack([before_N, after_N], axis=1), _TINY)
+    means = losses_N2.mean(axis=0)
+
+    def rise(means: np.ndarray) -> np.ndarray:
+        return np.asarray(means[..., 1] / means[..., 0] - 1)
+
+    low, high = bootstrap_interval(losses_N2, rise, losses_N2[:, 1] / means[1] - losses_N2[:, 0] / means[0])
+    return _around(float(rise(means)), low, high)
+
+
+def _explained_limits(
+    truth_N: np.ndarray, before: np.ndarray, after: np.ndarray, *, is_drop: bool
+) -> tuple[float, float]:
+    """The 95% limits of R², or of its drop."""
+    centred_N = truth_N - truth_N.mean()  # against cancellation
+    squares = [(values - truth_N) ** 2 for values in (before, after)]
+    variance = centred_N.var()
+
+    def statistic(means: np.ndarray) -> np.ndarray:
+        spread = np.maximum(means[..., 3] - means[..., 2] ** 2, _TINY)
+        error = means[..., 1] - means[..., 0] if is_drop else means[..., 1]
+        return np.asarray(error / spread if is_drop else 1 - error / spread)
+
+    errors_N = squares[1] - squares[0] if is_drop else squares[1]
+    influence_N = (errors_N - errors_N.mean() / variance * centred_N**2) * (1 if is_drop else -1)
+    return bootstrap_interval(np.stack([*squares, centred_N, centred_N**2], axis=1), statistic, influence_N)
+
+
+def _draw_class_scores(score: Score, truth_N: np.ndarray, before_N: np.ndarray, after_N: np.ndarray) -> np.ndarray:
+    """Bootstrapped scores (2, D) of two predictions of classes: rows of one kind are exchangeable, so counts suffice.
+
+    Averages are over the classes with rows.
+    """
+    classes = np.unique(truth_N)
+    kinds_M3, counts_M = np.unique(np.stack([truth_N, before_N, after_N], axis=1), axis=0, return_counts=True)
+    wrong = np.full(len(classes), -1)  # no class
+    pseudo = [np.stack([classes, classes, wrong], axis=1), np.stack([classes, wrong, classes], axis=1)]
+    kinds_M3 = np.concatenate([kinds_M3, *pseudo])
+    weights_M = np.concatenate([counts_M, np.full(2 * len(classes), _PSEUDO_ROWS)])
+    random = np.random.default_rng(0)
+    draws_DM = random.multinomial(len(truth_N), weights_M / weights_M.sum(), _NUM_DRAWS).astype(np.float64)
+    scores = np.zeros((2, _NUM_DRAWS))
+    num_drawn = np.zeros(_NUM_DRAWS)
+    for name in classes:
+        is_true_M = kinds_M3[:, 0] == name
+        true_D = draws_DM[:, is_true_M].sum(axis=1)
+        num_drawn += true_D > 0
+        for side in (0, 1):
+            is_predicted_M = kinds_M3[:, side + 1] == name
+            right_D = draws_DM[:, is_true_M & is_predicted_M].sum(axis=1)
+            others_D = true_D
+            if score.name == "macro_f1":
+                others_D = (true_D + draws_DM[:, is_predicted_M].sum(axis=1)) / 2
+            scores[side] += np.where(true_D > 0, right_D / np.maximum(others_D, 0.5), 0.0)
+    return scores / np.maximum(num_drawn, 1)
+
+
+def _draw_rank_scores(score: Score, truth_N: np.ndarray, before_NK: np.ndarray, after_NK: np.ndarray) -> np.ndarray:
+    """Bootstrapped scores (2, D) of two rankings, each the mean over the targets of `rank_targets`.
+
+    Of many rows with or without a class an even sample is drawn from, so that the interval is slightly too wide.
+    """
+    targets = rank_targets(truth_N, before_NK.shape[1])
+    scores = np.zeros((2, _NUM_RANK_DRAWS))
+    for target in targets:
+        rows_N, scales_N = _sample_by_class(truth_N == target)
+        # A row of the class that only the first model ranks first, and one that only the second does.
+        is_positive_N = np.append(truth_N[rows_N] == target, [True, True])
+        rates_N = np.append(np.ones(len(rows_N)), [_PSEUDO_ROWS, _PSEUDO_ROWS])
+        scales_N = np.append(scales_N, [1, 1])
+        sides = [np.append(before_NK[rows_N, target], [2.0, -1.0]), np.append(after_NK[rows_N, target], [-1.0, 2.0])]
+        random = np.random.default_rng(0)
+        orders = [_RankOrder(is_positive_N, values_N) for values_N in sides]
+        for start in range(0, _NUM_RANK_DRAWS, _DRAWS_AT_ONCE):
+            draws_DN = random.poisson(rates_N, (_DRAWS_AT_ONCE, len(rates_N))) * scales_N
+            for side, order in enumerate(orders):
+                scores[side, start : start + _DRAWS_AT_ONCE] += order.scores(score, draws_DN)
+    return scores / len(targets)
+
+
+def _sample_by_class(is_positive_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of at most about `_MAX_RANKED_ROWS` rows with and without the class, and how many each stands for."""
+    positions, scales = [], []
+    for mask_N in (is_positive_N, ~is_positive_N):
+        rows = np.flatnonzero(mask_N)
+        step = max(len(rows) // _MAX_RANKED_ROWS, 1)
+        positions.append(rows[::step])
+        scales.append(np.full(len(positions[-1]), len(rows) / max(len(positions[-1]), 1)))
+    return np.concatenate(positions), np.concatenate(scales)
+
+
+class _RankOrder:
+    """Rows in the order of falling values. Rows with equal values form one group."""
+
+    def __init__(self, is_positive_N: np.ndarray, values_N: np.ndarray) -> None:
+        self._order = np.argsort(-values_N, kind="stable")
+        self._is_positive_N = is_positive_N[self._order]
+        ranked_N = values_N[self._order]
+        self._ends = np.append(np.flatnonzero(np.diff(ranked_N)), len(ranked_N) - 1)
+
+    def scores(self, score: Score, weights_DN: np.ndarray) -> np.ndarray:
+        """The AUC or the average precision (D,) where rows have these weights."""
+        weights_DN = weights_DN[:, self._order]
+        hits, misses = (
+            np.cumsum(weights_DN * is_counted_N, axis=1)[:, self._ends].astype(np.float64)
+            for is_counted_N in (self._is_positive_N, ~self._is_positive_N)
+        )
+        num_hits = np.maximum(hits[:, -1:], 1)
+        new_hits = np.diff(hits, axis=1, prepend=0)
+        if score.name == "average_precision":
+            return np.asarray((new_hits / num_hits * hits / np.maximum(hits + misses, 1)).sum(axis=1))
+        new_misses = np.diff(misses, axis=1, prepend=0)
+        num_misses = np.maximum(misses[:, -1:], 1)
+        return np.asarray((new_misses * (hits - new_hits / 2) / num_hits / num_misses).sum(axis=1))

@@ -1,0 +1,207 @@
+"""Computes the scores of predictions: one function for each name in `data_contracts/records/scores.py`.
+
+Shapes: N rows, K classes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+
+from bloomery.data_contracts.errors import DataUnfit
+from bloomery.data_contracts.records.scores import SCORES, Score, ScoreName
+from bloomery.data_contracts.records.tensor_layout import Task
+from bloomery.models.evaluation.metrics import log_loss, mean_absolute_error
+
+MAX_RANKED_CLASSES = 50  # of more, AUC and average precision are computed only where they are the score
+
+
+class UndefinedScore(ValueError):
+    """The rows have too few classes, or labels for which the score does not exist. The message says why."""
+
+
+def compute_score(score: Score, truth_N: np.ndarray, predictions: np.ndarray) -> float:
+    """The score of `predictions`; not a number where a prediction is not finite.
+
+    Args:
+        truth_N: positions of classes int64, or numbers float64.
+        predictions: probabilities float64 (N, K), or numbers float64 (N,).
+
+    Raises:
+        UndefinedScore: the score does not exist for these labels.
+    """
+    if not len(truth_N):
+        raise UndefinedScore("there are no rows")
+    if not np.isfinite(predictions).all():
+        return float("nan")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scikit-learn warns of classes without rows, which the docstrings describe
+        return float(_FUNCTIONS[score.name](score, truth_N, predictions))
+
+
+def require_score(score: Score, truth_N: np.ndarray, predictions: np.ndarray, split: str) -> float:
+    """`compute_score`, for people.
+
+    Raises:
+        DataUnfit: the score does not exist for the labels of `split`.
+    """
+    try:
+        return compute_score(score, truth_N, predictions)
+    except UndefinedScore as failure:
+        other = "accuracy, macro_f1 or log_loss" if score.facts.task == "classification" else "rmse or mae"
+        raise DataUnfit(
+            f"{score.title} does not exist for the {split} split: {failure}",
+            required="labels for which the recipe's score is defined",
+            where=f"the {split} split and the recipe's `score`",
+            remedy=f"set `score` to {other}, or change `features.split`",
+        ) from failure
+
+
+def compute_metrics(task: Task, truth_N: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
+    """All scores of the task that are defined for these rows, by name; without the quantile loss."""
+    num_classes = predictions.shape[1] if predictions.ndim == 2 else 0
+    values: dict[str, float] = {}
+    for name, facts in SCORES.items():
+        is_slow = name in ("auc", "average_precision") and num_classes > MAX_RANKED_CLASSES
+        if facts.task != task or name == "quantile_loss" or is_slow:
+            continue
+        try:
+            value = compute_score(Score(name=name), truth_N, predictions)
+        except UndefinedScore:
+            continue
+        if np.isfinite(value):
+            values[name] = value
+    return values
+
+
+def rank_targets(truth_N: np.ndarray, num_classes: int) -> list[int]:
+    """The classes whose ranking AUC and average precision measure, each against all others.
+
+    Of two classes the rarer one, or the second if both are equally frequent; of more, each class with rows.
+
+    Raises:
+        UndefinedScore: all rows are of one class.
+    """
+    counts_K = np.bincount(truth_N, minlength=num_classes)
+    present = np.flatnonzero(counts_K)
+    if len(present) < 2:
+        raise UndefinedScore("all rows are of one class")
+    if num_classes == 2:
+        return [0] if counts_K[0] < counts_K[1] else [1]
+    return [int(position) for position in present]
+
+
+def row_losses(score: Score, truth_N: np.ndarray, predictions: np.ndarray) -> np.ndarray | None:
+    """The losses float64 (N,) of rows whose mean is the score; None of a score that is not a mean.
+
+    Raises:
+        UndefinedScore: the score does not exist for these labels.
+    """
+    if score.name == "log_loss":
+        shares_N = predictions[np.arange(len(truth_N)), truth_N]
+        return np.asarray(-np.log(np.maximum(shares_N, np.finfo(np.float64).tiny)))
+    if score.name == "mae":
+        return np.asarray(np.abs(predictions - truth_N))
+    if score.name == "mape":
+        _require_no_zero(truth_N)
+        return np.asarray(np.abs(predictions - truth_N) / np.abs(truth_N))
+    if score.name == "quantile_loss":
+        assert score.quantile is not None
+        errors_N = truth_N - predictions
+        return np.asarray(np.maximum(score.quantile * errors_N, (score.quantile - 1) * errors_N))
+    return None
+
+
+def _accuracy(score: Score, truth_N: np.ndarray, shares_NK: np.ndarray) -> float:
+    return float((shares_NK.argmax(axis=1) == truth_N).mean())
+
+
+def _balanced_accuracy(score: Score, truth_N: np.ndarray, shares_NK: np.ndarray) -> float:
+    """The mean recall of the classes with rows."""
+    from sklearn.metrics import balanced_accuracy_score
+
+    return float(balanced_accuracy_score(truth_N, shares_NK.argmax(axis=1)))
+
+
+def _macro_f1(score: Score, truth_N: np.ndarray, shares_NK: np.ndarray) -> float:
+    """The mean F1 of the classes that have rows or are predicted."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(truth_N, shares_NK.argmax(axis=1), average="macro", zero_division=0))
+
+
+def _auc(score: Score, truth_N: np.ndarray, shares_NK: np.ndarray) -> float:
+    """The mean area under the ROC curve of the classes with rows, each against all others."""
+    from sklearn.metrics import roc_auc_score
+
+    return _mean_rank_score(roc_auc_score, truth_N, shares_NK)
+
+
+def _average_precision(score: Score, truth_N: np.ndarray, shares_NK: np.ndarray) -> float:
+    """The average precision of the rarer of two classes, or the mean over more."""
+    from sklearn.metrics import average_precision_score
+
+    return _mean_rank_score(average_precision_score, truth_N, shares_NK)
+
+
+def _mean_rank_score(function: Callable[..., float], truth_N: np.ndarray, shares_NK: np.ndarray) -> float:
+    targets = rank_targets(truth_N, shares_NK.shape[1])
+    return float(np.mean([function(truth_N == target, shares_NK[:, target]) for target in targets]))
+
+
+def _log_loss(score: Score, truth_N: np.ndarray, shares_NK: np.ndarray) -> float:
+    return log_loss(truth_N, shares_NK)
+
+
+def _rmse(score: Score, truth_N: np.ndarray, values_N: np.ndarray) -> float:
+    from sklearn.metrics import root_mean_squared_error
+
+    return float(root_mean_squared_error(truth_N, values_N))
+
+
+def _mae(score: Score, truth_N: np.ndarray, values_N: np.ndarray) -> float:
+    return mean_absolute_error(truth_N, values_N)
+
+
+def _r2(score: Score, truth_N: np.ndarray, values_N: np.ndarray) -> float:
+    from sklearn.metrics import r2_score
+
+    if not np.var(truth_N) > 0:
+        raise UndefinedScore("all labels are equal, so there is no variance to explain")
+    return float(r2_score(truth_N, values_N))
+
+
+def _mape(score: Score, truth_N: np.ndarray, values_N: np.ndarray) -> float:
+    from sklearn.metrics import mean_absolute_percentage_error
+
+    _require_no_zero(truth_N)
+    return float(mean_absolute_percentage_error(truth_N, values_N))
+
+
+def _require_no_zero(truth_N: np.ndarray) -> None:
+    num_zeros = int(np.count_nonzero(truth_N == 0))
+    if num_zeros:
+        raise UndefinedScore(f"{num_zeros} labels are 0, so that a percentage of them has no meaning")
+
+
+def _quantile_loss(score: Score, truth_N: np.ndarray, values_N: np.ndarray) -> float:
+    from sklearn.metrics import mean_pinball_loss
+
+    return float(mean_pinball_loss(truth_N, values_N, alpha=score.quantile))
+
+
+_FUNCTIONS: dict[ScoreName, Callable[[Score, np.ndarray, np.ndarray], float]] = {
+    "accuracy": _accuracy,
+    "balanced_accuracy": _balanced_accuracy,
+    "macro_f1": _macro_f1,
+    "auc": _auc,
+    "average_precision": _average_precision,
+    "log_loss": _log_loss,
+    "rmse": _rmse,
+    "mae": _mae,
+    "r2": _r2,
+    "mape": _mape,
+    "quantile_loss": _quantile_loss,
+}

@@ -1,0 +1,43 @@
+"""Computes a recipe's score from the outputs of a network, in the units of the label.
+
+Shapes: N rows, K outputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from bloomery.data_contracts.records.scores import Score, default_score
+from bloomery.data_contracts.records.tensor_layout import Task
+from bloomery.models.evaluation.scores import require_score
+from bloomery.models.features.labels import StandardUnits
+
+
+@dataclass(frozen=True)
+class ScoreMeasure:
+    """Scores outputs (N, K) for labels (N,); `units` are those of a regression's standardised labels."""
+
+    score: Score
+    units: StandardUnits | None = None
+
+    def __call__(self, outputs_NK: torch.Tensor, y_N: torch.Tensor) -> float:
+        """Returns the score of validation rows.
+
+        Raises:
+            DataUnfit: the score does not exist for these labels.
+        """
+        if self.units is None:
+            shares_NK = torch.softmax(outputs_NK.double(), dim=1)
+            return require_score(self.score, y_N.numpy(), shares_NK.numpy(), "validation")
+        mean, deviation = self.units.mean, self.units.deviation
+        truth_N, values_N = (mean + deviation * values.double() for values in (y_N, outputs_NK[:, 0]))
+        return require_score(self.score, truth_N.numpy(), values_N.numpy(), "validation")
+
+
+def build_measure(score: Score | None, task: Task, units: StandardUnits | None) -> ScoreMeasure | None:
+    """The measure of a recipe's score; None of the default score, which the loop computes itself in standard units."""
+    if score is None or score == default_score(task):
+        return None
+    return ScoreMeasure(score, units)

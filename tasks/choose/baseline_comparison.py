@@ -1,0 +1,69 @@
+"""Compares the chosen candidate with the baselines on the test split, row by row."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from bloomery.data_contracts.records.key_column import key_column
+from bloomery.data_contracts.records.records import BaselineComparison, Candidate, Candidates
+from bloomery.data_contracts.records.scores import Score
+from bloomery.models.evaluation.baselines import CONSTANT
+from bloomery.models.features.encoder import read_encoder
+from bloomery.tasks.evaluation.scoring import GroundTruth, compare_predictions
+from bloomery.tasks.evaluation.slices import bootstrap_order
+from bloomery.tasks.infrastructure.settings import settings
+from bloomery.tasks.tracking import mlflow_runs
+
+
+def compare_with_baselines(candidates: Candidates, candidate: Candidate) -> tuple[BaselineComparison, ...]:
+    """Compares the candidate with each baseline that was fitted, by the score of the recipe."""
+    trained = candidates.trained
+    fitted = [baseline for baseline in trained.baselines if baseline.predictions_uri and baseline.score]
+    if not fitted:
+        return ()
+    truth, predictions = _read_predictions(candidates, candidate)
+    comparisons = []
+    for baseline in fitted:
+        assert baseline.predictions_uri is not None
+        assert baseline.score is not None
+        before = np.load(settings().path(baseline.predictions_uri), allow_pickle=False)
+        comparisons.append(
+            BaselineComparison(
+                name=baseline.name,
+                score=baseline.score,
+                degradation=compare_predictions(trained.score, truth, before, predictions),
+                is_constant=baseline.name in CONSTANT,
+            )
+        )
+    return tuple(comparisons)
+
+
+def _read_predictions(candidates: Candidates, candidate: Candidate) -> tuple[GroundTruth, np.ndarray]:
+    """The labels of the test rows, and the candidate's probabilities (N, K) or numbers (N,)."""
+    dataset = candidates.trained.dataset
+    table = pq.read_table(settings().path(candidate.predictions_uri))
+    keys = table[key_column(dataset.key)].combine_chunks()
+    if dataset.task == "classification":
+        labels = table["truth"].combine_chunks()
+        positions = pc.index_in(labels, pa.array(list(dataset.classes), labels.type))
+        truth = GroundTruth(keys, positions.to_numpy(zero_copy_only=False), np.arange(len(keys)))
+        return truth, np.array(table["probabilities"].to_pylist(), np.float64)
+    order = bootstrap_order(dataset, read_encoder(settings().path(dataset.encoder_uri)).features, keys)
+    return GroundTruth(keys, table["truth"].to_numpy(), order), table["prediction"].to_numpy()
+
+
+def log_comparisons(run_id: str, score: Score, comparisons: Sequence[BaselineComparison]) -> None:
+    """Logs how much better the candidate is than each baseline, with the limits of the 95% interval."""
+    values: dict[str, float] = {}
+    for comparison in comparisons:
+        slug = re.sub(r"[^a-z0-9]+", "_", comparison.name.lower()).strip("_")
+        worse, name = comparison.degradation, f"gain_over_{slug}"
+        values |= {name: -worse.value, f"{name}_low": -worse.high, f"{name}_high": -worse.low}
+    if values:
+        mlflow_runs.log_metrics(run_id, values)

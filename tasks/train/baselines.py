@@ -1,0 +1,102 @@
+"""Fits baselines to the training split and scores them on the test split, as the network's candidates are scored."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bloomery.data_contracts.records.records import Baseline
+from bloomery.models.features.encoder import Encoder
+from bloomery.tasks.evaluation.scoring import build_ground_truth, compute_all_scores, score_predictions
+from bloomery.tasks.infrastructure.settings import settings
+from bloomery.tasks.orchestration.stage_store import Output
+from bloomery.tasks.tracking import mlflow_runs
+from bloomery.tasks.train.training_run import TrainingRun
+
+if TYPE_CHECKING:
+    from bloomery.models.evaluation.baselines import BaselineTask, LabelWindows
+    from bloomery.models.training.data.batches import Examples
+
+_MAX_ROWS = 50_000  # of the training split that are read
+_PRIVATE = "training is private, and they would learn from the same rows without noise"
+
+
+def fit_baselines(run: TrainingRun, out: Output) -> tuple[Baseline, ...]:
+    """Writes the predictions of each baseline for the test split, and logs its scores; empty if the recipe has none.
+
+    No baseline sees a test row before it is fitted, and the network does not depend on baselines.
+    """
+    from bloomery.models.evaluation import baselines
+    from bloomery.models.training.data.batches import read_examples
+
+    if not run.training.baselines:
+        return ()
+    if run.training.privacy is not None:
+        return (Baseline(name="all baselines", reason=_PRIVATE),)
+    dataset = run.dataset
+    test = read_examples(settings().path(dataset.test.uri), dataset.key, dataset.layout)
+    truth = build_ground_truth(run.encoder, dataset, test)
+    records = []
+    for number, fitted in enumerate(baselines.fit_baselines(_build_task(run, test))):
+        if fitted.predictions is None:
+            records.append(Baseline(name=fitted.name, reason=fitted.reason))
+            continue
+        path = out.path(f"baseline-{number}.npy")
+        np.save(path, fitted.predictions, allow_pickle=False)
+        records.append(
+            Baseline(
+                name=fitted.name,
+                predictions_uri=out.uri(path.name),
+                num_rows=fitted.num_rows,
+                score=score_predictions(run.score, truth, fitted.predictions),
+                metrics=compute_all_scores(run.score, truth, fitted.predictions),
+            )
+        )
+    mlflow_runs.log_metrics(run.run_id, dict(_metrics(records)))
+    return tuple(records)
+
+
+def _build_task(run: TrainingRun, test: Examples) -> BaselineTask:
+    """The rows that baselines are fitted to: at most about 50,000, evenly spaced."""
+    from bloomery.models.evaluation.baselines import BaselineRows, BaselineTask
+    from bloomery.models.training.data.batches import sample_examples
+
+    dataset, units = run.dataset, run.encoder.units
+    train = sample_examples(settings().path(dataset.train.uri), dataset.key, dataset.layout, _MAX_ROWS)
+    x, y = train.x.numpy(), train.y.numpy()
+    if units is None:
+        x, y = x[y >= 0], y[y >= 0]
+    else:
+        y = units.mean + units.deviation * y.astype(np.float64)
+    return BaselineTask(
+        score=run.score,
+        layout=dataset.layout,
+        num_classes=len(dataset.classes),
+        train=BaselineRows(x, y),
+        test_x=test.x.numpy(),
+        windows=_read_label_windows(run.encoder, x, test.x.numpy()),
+    )
+
+
+def _read_label_windows(encoder: Encoder, train: np.ndarray, test: np.ndarray) -> LabelWindows | None:
+    """The past values of the label, if it is a column of the series that a regression reads."""
+    from bloomery.models.evaluation.baselines import LabelWindows
+
+    features, fitted = encoder.features, encoder.fitted[0]
+    series = features.series
+    if series is None or encoder.units is None or fitted.kind != "series" or features.label not in series.columns:
+        return None
+    position = series.columns.index(features.label)
+    mean, scale = fitted.mean[position], fitted.scale[position]
+    past, past_of_test = (mean + scale * x[:, :, position].astype(np.float64) for x in (train, test))
+    return LabelWindows(past, past_of_test, series.horizon)
+
+
+def _metrics(records: list[Baseline]) -> Iterator[tuple[str, float]]:
+    """Names in MLflow, such as `baseline_boosted_trees_accuracy`, and values."""
+    for record in records:
+        slug = re.sub(r"[^a-z0-9]+", "_", record.name.lower()).strip("_")
+        yield from ((f"baseline_{slug}_{name}", value) for name, value in record.metrics.items())
