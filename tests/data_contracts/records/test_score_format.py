@@ -3,7 +3,13 @@
 import pytest
 
 from bloomery.data_contracts.records.records import Interval
-from bloomery.data_contracts.records.score_format import format_degradation, format_score, format_score_value
+from bloomery.data_contracts.records.score_format import (
+    degradation_name,
+    format_degradation,
+    format_score,
+    format_score_value,
+)
+from bloomery.data_contracts.records.scores import Score
 
 
 @pytest.mark.parametrize(
@@ -25,3 +31,13 @@ def test_a_degradation_is_in_points_of_accuracy_or_a_share_of_the_error():
     assert format_degradation("classification", 0.0052) == "0.52 pp"
     assert format_degradation("regression", 0.013) == "1.30%"
     assert (format_score_value("classification", 0.9), format_score_value("regression", 57.98)) == ("90.00%", "58.0")
+
+
+def test_a_named_score_has_its_own_format():
+    macro_f1, log_loss, mape = (Score.model_validate({"name": name}) for name in ("macro_f1", "log_loss", "mape"))
+    assert format_score_value(macro_f1, 0.9) == "90.00%"
+    assert format_score_value(log_loss, 0.25) == "0.250"
+    assert format_score_value(mape, 0.25) == "25.00%"
+    assert [degradation_name(score) for score in (macro_f1, log_loss, "regression")] == ["drop", "rise", "rise"]
+    assert (format_degradation(macro_f1, 0.01), format_degradation(mape, 0.01)) == ("1.00 pp", "1.00%")
+    assert Score(name="quantile_loss", quantile=0.9).title == "quantile loss (0.9)"

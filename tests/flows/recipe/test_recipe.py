@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from bloomery.data_contracts.errors import ContractInvalid, DataMissing, RecipeInvalid
+from bloomery.data_contracts.records.scores import Score
 from bloomery.flows.recipe.recipe import CONTRACTS, RECIPES, bundled_recipes, read_recipe
 
 DIGITS = (RECIPES / "digits.yaml").read_text()
@@ -56,6 +57,11 @@ def test_an_unknown_key_is_refused_with_its_line_and_the_likely_one(tmp_path: Pa
         ("key: id", "key: label", "not a primaryKey"),
         ("column: image", "column: label", "column 'label' is the label"),
         ("objective: balanced", "objective: beauty", "budget.objective: found 'beauty'"),
+        ("gates:\n", "score: rmse\ngates:\n", "RMSE is a score of a regression"),
+        ("gates:\n", "score: f1\ngates:\n", "score.name: found 'f1'"),
+        ("gates:\n", "score: quantile_loss\ngates:\n", "quantile_loss needs a quantile"),
+        ("epochs: 30", "score: {name: auc}\n  epochs: 30", "write `score:` beside `training:`"),
+        ("  min_accuracy: 0.95", "  beats: everything", "gates.beats: found 'everything'"),
         ("objective: balanced", "slice_drop: 5pp", "training.slices names no columns"),
         ("objective: balanced", "accuracy_rise: 1pp", "unknown key; did you mean 'accuracy_drop'?"),
         ("latency_ms: 2.0", "latency_ms: {value: 2.0, percentile: 98}", "budget.latency_ms.percentile: found 98"),
@@ -219,3 +225,21 @@ def test_monitor_settings_do_not_change_the_digest_of_a_recipe(tmp_path: Path) -
     watched = read_recipe(str(write(tmp_path, "gates:\n", "monitor: {psi: 0.5, labels: come/here.csv}\ngates:\n")))
     assert watched.digest == read_recipe("digits").digest
     assert watched.monitor.labels == str(tmp_path / "come" / "here.csv")
+
+
+def test_the_score_of_a_recipe_selects_the_best_epoch_unless_the_recipe_names_a_metric(tmp_path: Path) -> None:
+    recipe = read_recipe(str(write(tmp_path, "gates:\n", "score: macro_f1\ngates:\n")))
+    assert (recipe.training.score, recipe.training.best_by) == (Score(name="macro_f1"), "score")
+    assert (read_recipe("digits").training.score, read_recipe("digits").training.best_by) == (None, "loss")
+    text = write(tmp_path, "gates:\n", "score: {name: auc}\ngates:\n").read_text()
+    (tmp_path / "mine.yaml").write_text(text.replace("epochs: 30", "epochs: 30\n  best_by: last"))
+    training = read_recipe(str(tmp_path / "mine.yaml")).training
+    assert (training.score, training.best_by) == (Score(name="auc"), "last")
+
+
+def test_a_gate_on_baselines_needs_baselines(tmp_path: Path) -> None:
+    path = write(tmp_path, "gates:\n", "gates:\n  beats: baseline\n")
+    assert read_recipe(str(path)).gates.beats == "baseline"
+    path.write_text(path.read_text().replace("epochs: 30", "epochs: 30\n  baselines: false"))
+    with pytest.raises(RecipeInvalid, match=r"training\.baselines is false; leave `beats` out"):
+        read_recipe(str(path))

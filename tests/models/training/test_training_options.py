@@ -14,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from bloomery.data_contracts.records.scores import Score
+from bloomery.models.features.labels import StandardUnits
 from bloomery.models.profiling.flops import count_flops_per_row
 from bloomery.models.training.config import Augment, Loop
 from bloomery.models.training.data.augmentation import augment_batch, batch_generator, mixup
@@ -21,6 +23,7 @@ from bloomery.models.training.data.batches import Examples, TrainingData
 from bloomery.models.training.loop import EpochResult, best_epoch, evaluate, predict, train
 from bloomery.models.training.optimization.loss import build_loss, class_weights, loss_and_metric_sums, loss_and_score
 from bloomery.models.training.optimization.optimizer import EMA, build_optimizer, build_schedule, clip_gradients
+from bloomery.models.training.optimization.score_measure import build_measure
 from tests.examples import examples
 
 CLASSES = torch.tensor([0, 0, 0, 1, 2, 2])
@@ -301,3 +304,35 @@ def test_flops_count_forward_and_backward_without_changing_the_network():
     assert flops == 2 * (3 * (8 * 16 + 16 * 4) - 8 * 16)
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
     assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_the_best_epoch_is_selected_by_the_score_of_the_recipe():
+    rows = regression_rows()
+    measure = build_measure(Score(name="mape"), "regression", StandardUnits(mean=50.0, deviation=4.0))
+    data = TrainingData(rows, rows, measure=measure)
+    network = linear()
+    epochs = train(network, data, Loop(epochs=3, learning_rate=0.1, batch_size=20, best_by="score"))
+    with torch.no_grad():
+        predictions, truth = (50 + 4 * values.double().numpy() for values in (network(rows.x)[:, 0], rows.y))
+    best = min(epoch.val_score for epoch in epochs)
+    assert best == pytest.approx(np.mean(np.abs(predictions - truth) / truth), rel=1e-6)
+    assert evaluate(network, rows, measure=measure)[1] == pytest.approx(best)
+
+
+def test_the_default_score_is_computed_by_the_loop_itself():
+    assert build_measure(None, "classification", None) is None
+    assert build_measure(Score(name="accuracy"), "classification", None) is None
+    measure = build_measure(Score(name="log_loss"), "classification", None)
+    assert measure is not None
+    assert measure(LOGITS, CLASSES) == pytest.approx(F.cross_entropy(LOGITS, CLASSES).item())
+
+
+def test_a_quantile_loss_as_the_score_trains_the_quantile():
+    rows = regression_rows(2_000)
+    noise = torch.randn(2_000, generator=torch.Generator().manual_seed(1))
+    rows = rows._replace(y=rows.y + noise)
+    measure = build_measure(Score(name="quantile_loss", quantile=0.9), "regression", StandardUnits(mean=0, deviation=1))
+    network = linear()
+    train(network, TrainingData(rows, rows, measure=measure), Loop(epochs=10, learning_rate=0.05, best_by="score"))
+    below = (rows.y < predict(network, rows.x)[:, 0]).float().mean().item()
+    assert below == pytest.approx(0.9, abs=0.02)

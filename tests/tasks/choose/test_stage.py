@@ -18,7 +18,7 @@ import pytest
 
 from bloomery.data_contracts.errors import EngineMissing, NoCandidate
 from bloomery.data_contracts.records.lineage import describe_lineage
-from bloomery.data_contracts.records.records import Candidate, Candidates, Choice, Interval, Release
+from bloomery.data_contracts.records.records import Baseline, Candidate, Candidates, Choice, Interval, Release
 from bloomery.models.compression.budget import Budget
 from bloomery.models.features.encoder import ENCODED_INPUT
 from bloomery.models.profiling import rapl
@@ -56,7 +56,9 @@ def candidate(home: Path, name: str, size: int, wrong: np.ndarray, seconds: floa
     classes = pa.array(["down", "up"])
     predictions = np.where(wrong, 1 - TRUTH, TRUTH)
     columns = {"id": np.arange(NUM_ROWS), "truth": classes.take(pa.array(TRUTH))}
-    pq.write_table(pa.table({**columns, "prediction": classes.take(pa.array(predictions))}), home / f"{name}.parquet")
+    columns["prediction"] = classes.take(pa.array(predictions))
+    columns["probabilities"] = pa.array(list(0.1 + 0.8 * np.eye(2)[predictions]))
+    pq.write_table(pa.table(columns), home / f"{name}.parquet")
     times = seconds * np.ones(9), 1e-3 * np.ones(9)
     return {
         "name": name,
@@ -130,6 +132,24 @@ def test_the_choice_is_logged_with_a_ranked_table_and_a_plot_even_if_none_passes
 
     mlflow_runs.client().delete_run(choice.run_id)
     assert choose.lookup(candidates, budget) is None  # the MLflow run is part of the output
+
+
+def test_the_chosen_candidate_is_compared_with_each_baseline(candidates: Candidates, home: Path) -> None:
+    baselines = []
+    for name, is_wrong in (("majority class", TRUTH == 1), ("boosted trees", np.zeros(NUM_ROWS, dtype=bool))):
+        np.save(home / f"{name}.npy", np.eye(2)[np.where(is_wrong, 1 - TRUTH, TRUTH)])
+        score = Interval(value=1 - is_wrong.mean(), low=0.0, high=1.0)
+        baselines.append(Baseline(name=name, predictions_uri=f"{name}.npy", num_rows=9, score=score))
+    baselines.append(Baseline(name="linear regression", reason="too slow"))
+    trained = candidates.trained.model_copy(update={"baselines": tuple(baselines)})
+    choice = choose(candidates.model_copy(update={"trained": trained}), Budget(accuracy_drop=0.2, objective="size"))
+    constant, trees = choice.comparisons
+    assert (constant.name, constant.is_constant, trees.is_constant) == ("majority class", True, False)
+    assert (choice.candidate.name, constant.degradation.value) == ("local", pytest.approx(-0.5 + 0.025))
+    assert (constant.is_beaten, trees.is_beaten, trees.is_better) == (True, False, True)
+    metrics = mlflow_runs.client().get_run(choice.run_id).data.metrics
+    assert metrics["gain_over_majority_class"] == -constant.degradation.value
+    assert metrics["gain_over_boosted_trees_high"] == -trees.degradation.low < 0
 
 
 def test_energy_is_measured_where_the_objective_weighs_it_and_is_in_the_table(

@@ -13,7 +13,13 @@ from bloomery.data_contracts.records.records import (
     Release,
     Verdict,
 )
-from bloomery.tasks.evaluation.candidate_table import candidate_rows, explain_baseline, format_weakest_class
+from bloomery.tasks.evaluation.candidate_table import (
+    candidate_columns,
+    candidate_rows,
+    describe_other_scores,
+    explain_baseline,
+    format_weakest_class,
+)
 
 RECALLS = tuple(
     ClassRecall(name=name, num_rows=rows, num_right=right, num_compared=2 * rows, num_lost=0, num_gained=0)
@@ -69,3 +75,17 @@ def test_the_table_shows_the_weakest_class_and_the_bound(
     assert (row["weakest class"], row["drop, at most"]) == ("50.0% a very long name", "0.40 pp")
     assert format_weakest_class(candidate, width=7) == "50.0% a very…"
     assert format_weakest_class(candidate_of("old", 2)) == ""  # of a version that recorded no recalls
+
+
+def test_the_other_scores_of_the_chosen_candidate_are_listed(
+    release: Release, candidate_of: Callable[..., Candidate]
+) -> None:
+    candidate = candidate_of("fp32", 1).model_copy(
+        update={"metrics": {"accuracy": 0.9, "macro_f1": 0.8, "log_loss": 0.25}}
+    )
+    choice = choose_of(release, [candidate], "fp32", {})
+    assert describe_other_scores(choice) == "fp32 also has macro F1 80.00%, log loss 0.250"
+    columns = candidate_columns(choice.candidates, choice.verdicts, "fp32")
+    assert columns["test_macro_f1"] == [0.8]
+    without = choose_of(release, [candidate_of("fp32", 1)], "fp32", {})
+    assert describe_other_scores(without) == ""

@@ -14,7 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from bloomery.data_contracts.errors import DataMissing, ReleaseRefused
-from bloomery.data_contracts.records.records import Bento, Interval, Release
+from bloomery.data_contracts.records.records import BaselineComparison, Bento, Interval, Release
+from bloomery.data_contracts.records.score_format import degradation_name
+from bloomery.data_contracts.records.scores import Score
 from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.models.evaluation.gates import Gates, RecentData
 from bloomery.models.features.config import Features
@@ -23,7 +25,12 @@ from bloomery.models.inference.outputs import compute_outputs, predictions_from
 from bloomery.models.inference.runtime import create_session
 from bloomery.tasks.evaluation.held_out import read_held_out_rows
 from bloomery.tasks.infrastructure.settings import settings
-from bloomery.tasks.promote.gates import compare_with_champion, require_not_worse, require_score
+from bloomery.tasks.promote.gates import (
+    compare_with_champion,
+    require_better_than_baselines,
+    require_not_worse,
+    require_score,
+)
 from bloomery.tasks.promote.recent_data_gate import require_not_worse_on_recent_data
 
 NUM_ROWS = 300
@@ -85,10 +92,10 @@ def make_bento(home: Path, release: Release, contract_of: Any) -> Any:
         )
         stage_folder = settings().home / "stages" / tag.replace(":", "-")
         stage_folder.mkdir(parents=True)
-        pq.write_table(
-            pa.table({"id": rows["id"], "truth": rows["y"], "prediction": pa.array(predicted)}),
-            stage_folder / "a.parquet",
-        )
+        table = pa.table({"id": rows["id"], "truth": rows["y"], "prediction": pa.array(predicted)})
+        if task == "classification":
+            table = table.append_column("probabilities", pa.array(list(predictions)))
+        pq.write_table(table, stage_folder / "a.parquet")
         pq.write_table(rows, stage_folder / "rows.parquet")
         (stage_folder / "encoder.json").write_text(encoder.model_dump_json())
         folder_uri = str(stage_folder.relative_to(settings().home))
@@ -141,6 +148,71 @@ def test_a_version_that_is_worse_than_the_champion_is_refused(task: Task, gate: 
         check_not_worse(bad, Gates(champion_drop=0.05), version_of(good))
     assert gate in refused.value.where
     check_not_worse(bad, Gates(champion_drop=1.0, champion_rise=99.0), version_of(good))
+
+
+def with_score(bento: Bento, name: str) -> Bento:
+    """The same version by another score."""
+    choice = bento.choice
+    trained = choice.candidates.trained.model_copy(update={"stated_score": Score.model_validate({"name": name})})
+    candidates = choice.candidates.model_copy(update={"trained": trained})
+    return bento.model_copy(update={"choice": choice.model_copy(update={"candidates": candidates})})
+
+
+@pytest.mark.parametrize(
+    ("task", "name"), [("classification", "log_loss"), ("classification", "macro_f1"), ("regression", "r2")]
+)
+def test_versions_are_compared_by_the_score_of_the_recipe(task: Task, name: str, make_bento: Any) -> None:
+    good, bad = make_bento("m:a", task, 0.0), make_bento("m:c", task, 2.0)
+    score = Score.model_validate({"name": name})
+    with pytest.raises(ReleaseRefused, match=f"against champion m:a {score.title} has a") as refused:
+        check_not_worse(with_score(bad, name), Gates(), version_of(good))
+    assert ("champion_rise" if score.is_error else "champion_drop") in refused.value.where
+    check_not_worse(with_score(good, name), Gates(), version_of(bad))
+
+
+def test_each_gate_limits_its_own_score(release: Release, home: Path) -> None:
+    bento = with_score(make_record(release, "m:x", "classification", "nowhere", encoder_for("classification")), "auc")
+    update = {"score": Interval(value=0.8, low=0.7, high=0.9), "metrics": {"accuracy": 0.6, "auc": 0.8}}
+    candidate = bento.choice.candidate.model_copy(update=update)
+    bento = bento.model_copy(update={"choice": bento.choice.model_copy(update={"candidate": candidate})})
+    require_score(bento, Gates(min_accuracy=0.5, min_score=0.75))
+    with pytest.raises(ReleaseRefused, match=r"AUC is 80\.00%"):
+        require_score(bento, Gates(min_score=0.85))
+    with pytest.raises(ReleaseRefused, match=r"accuracy is 60\.00%"):
+        require_score(bento, Gates(min_accuracy=0.7))
+
+
+@pytest.mark.parametrize(
+    ("degradations", "problem"),
+    [
+        ({"majority class": (-0.3, -0.4, -0.2), "boosted trees": (0.01, -0.01, 0.03)}, None),
+        ({"majority class": (-0.3, -0.4, -0.2), "boosted trees": (0.02, 0.01, 0.03)}, "boosted trees has 50.00%"),
+        ({"majority class": (-0.01, -0.05, 0.03)}, "majority class has 50.00%"),
+        ({}, "no baseline was fitted"),
+    ],
+)
+def test_a_version_must_beat_the_baselines_if_the_recipe_says_so(
+    degradations: dict[str, tuple[float, float, float]], problem: str | None, release: Release
+) -> None:
+    comparisons = tuple(
+        BaselineComparison(
+            name=name,
+            score=Interval(value=0.5, low=0.4, high=0.6),
+            degradation=Interval(value=value, low=low, high=high),
+            is_constant=name == "majority class",
+        )
+        for name, (value, low, high) in degradations.items()
+    )
+    bento = release.bento.model_copy(
+        update={"choice": release.bento.choice.model_copy(update={"comparisons": comparisons})}
+    )
+    require_better_than_baselines(bento, Gates())
+    if problem is None:
+        require_better_than_baselines(bento, Gates(beats="baseline"))
+        return
+    with pytest.raises(ReleaseRefused, match=problem) as refused:
+        require_better_than_baselines(bento, Gates(beats="baseline"))
+    assert "gates.beats" in refused.value.where
 
 
 def test_a_champion_with_another_task_is_not_replaced(make_bento: Any) -> None:
@@ -224,6 +296,18 @@ def test_a_version_that_is_worse_on_recent_data_is_refused(task: Task, make_bent
     with pytest.raises(ReleaseRefused, match="on 400 recent labelled rows") as refused:
         require_not_worse_on_recent_data("m", "m:old", "m:new", gates)
     assert "labels" in refused.value.where
+    score = Score(name="log_loss") if task == "classification" else Score(name="r2")
+    with pytest.raises(ReleaseRefused, match=f"{degradation_name(score)} of {score.title} against m:new"):
+        require_not_worse_on_recent_data("m", "m:old", "m:new", gates, score)
+
+
+def test_recent_rows_without_the_score_are_compared_by_the_default(make_bento: Any, home: Path) -> None:
+    make_bento("m:old", "classification", 0.0)
+    make_bento("m:new", "classification", 0.0)
+    write_labels(home, log_requests(home, np.abs(X)), ["up"] * NUM_ROWS)
+    gates = Gates(champion_drop=0.1)
+    result = require_not_worse_on_recent_data("m", "m:new", "m:old", gates, Score(name="auc"))
+    assert "the drop of accuracy" in result
 
 
 def test_missing_recent_data_refuses_no_version_and_is_described(make_bento: Any, home: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from bloomery.data_contracts.errors import DataMissing
 from bloomery.data_contracts.recipe_sections.engine import Engine
 from bloomery.data_contracts.records.lineage import describe_lineage
 from bloomery.data_contracts.records.records import Dataset, TrainedNetwork
+from bloomery.data_contracts.records.scores import Score
 from bloomery.models.compression.config import Compression
 from bloomery.models.features.config import Features
 from bloomery.models.features.input_config import NumberInput
@@ -113,6 +114,17 @@ def test_the_run_of_a_classification_logs_everything(dataset_of, tmp_path: Path)
     assert len(worst) == round((1 - trained.val_score) * trained.dataset.val.num_rows)
     notes = [event.note for event in run_events if isinstance(event, events.Progress)]
     assert any("loss" in note and "rate" in note and "left" in note for note in notes)
+    assert [baseline.name for baseline in trained.baselines] == [
+        "majority class",
+        "logistic regression",
+        "boosted trees",
+    ]
+    constant, linear, _ = trained.baselines
+    assert linear.num_rows == trained.dataset.train.num_rows
+    assert constant.score.value < 0.7 < 0.95 < linear.score.value == linear.metrics["accuracy"]
+    assert metrics["baseline_logistic_regression_macro_f1"] == linear.metrics["macro_f1"]
+    probabilities = np.load(settings().path(linear.predictions_uri))
+    assert probabilities.shape == (trained.dataset.test.num_rows, 2)
 
 
 def test_a_regression_is_logged_in_the_units_of_its_label(dataset_of, tmp_path: Path):
@@ -124,6 +136,8 @@ def test_a_regression_is_logged_in_the_units_of_its_label(dataset_of, tmp_path: 
     assert {"curves.png", "val_predictions.png", "val_worst.json", "val_per_slice.json"} <= artifacts_of(trained)
     errors = [abs(row["truth"] - row["prediction"]) for row in table_of(trained, "val_worst.json", tmp_path)]
     assert errors == sorted(errors, reverse=True)
+    assert [baseline.name for baseline in trained.baselines] == ["mean", "ridge regression", "boosted trees"]
+    assert trained.baselines[1].score.value < 1 < 100 < trained.baselines[0].score.value  # the label is linear
 
 
 def test_a_large_training_split_is_read_from_disk(dataset_of, monkeypatch: pytest.MonkeyPatch):
@@ -131,6 +145,18 @@ def test_a_large_training_split_is_read_from_disk(dataset_of, monkeypatch: pytes
     trained = train(dataset_of(), MLP, QUICK)
     assert trained.val_score > 0.8
     assert "val_per_class.json" in artifacts_of(trained)
+
+
+def test_the_score_of_the_recipe_selects_and_identifies_the_network(dataset_of):
+    dataset, score = dataset_of(), Score(name="log_loss")
+    training = QUICK.model_copy(update={"score": score, "best_by": "score", "explain": None, "baselines": False})
+    trained = train(dataset, MLP, training)
+    history = mlflow_runs.client().get_metric_history(trained.run_id, "val_log_loss")
+    assert trained.val_score == pytest.approx(min(point.value for point in history if point.step), rel=1e-6)
+    assert (trained.score, trained.baselines) == (score, ())
+    default = trained.model_copy(update={"stated_score": None})
+    assert default.score == Score(name="accuracy")
+    assert default.identity() != trained.identity()
 
 
 def test_privacy_and_initial_weights_of_a_training_are_recorded_downstream(dataset_of, home: Path):
@@ -144,6 +170,8 @@ def test_privacy_and_initial_weights_of_a_training_are_recorded_downstream(datas
     trained = train(dataset, model, training, initial_weights)
     assert trained.initial_weights == initial_weights
     assert 2.8 < trained.privacy.epsilon <= 3
+    (skipped,) = trained.baselines
+    assert "without noise" in skipped.reason
     run = mlflow_runs.client().get_run(trained.run_id).data
     assert (run.tags["start"], run.tags["start.sha256"]) == (str(folder), first.digest)
     assert run.metrics["privacy_epsilon"] == trained.privacy.epsilon

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from bloomery.data_contracts.errors import OutputCorrupt
+from bloomery.deployments.endpoint.asgi.openapi import openapi_document
 from bloomery.deployments.endpoint.inference.model_version import LoadedVersion
 
 
@@ -37,6 +39,22 @@ def test_a_version_whose_sums_saturate_on_this_processor_warns(
     (folder / "manifest.json").write_text(json.dumps({**manifest, "needs_vnni": needs_vnni}))
     tag = LoadedVersion(folder).tag
     assert (f"{tag} may predict differently than measured" in caplog.text) == warns
+
+
+def test_values_of_a_version_with_conformal_intervals_have_limits(packaged) -> None:
+    folder = packaged(is_regression=True)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    values = np.array([10.0, 20.0])
+    assert LoadedVersion(folder).format_predictions(values) == [{"value": 10.0}, {"value": 20.0}]
+    interval = {"level": 0.9, "half_width": 1.5, "num_rows": 40, "coverage": {"value": 0.9, "low": 0.8, "high": 0.95}}
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "interval": interval}))
+    version = LoadedVersion(folder)
+    first, _ = version.format_predictions(values)
+    assert first == {"value": 10.0, "lower": 8.5, "upper": 11.5}
+    assert version.predictions_table(values).to_pylist()[1] == {"value": 20.0, "lower": 18.5, "upper": 21.5}
+    schema = openapi_document(version, "off", has_card=False)["components"]["schemas"]["Prediction"]
+    assert schema["required"] == ["value", "lower", "upper"]
+    assert "90%" in schema["properties"]["lower"]["description"]
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "encoder.json", "contract.json"])

@@ -1,0 +1,134 @@
+"""Baselines: what they predict, what they skip and why, and the rows that they are limited to."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from bloomery.data_contracts.records.scores import ACCURACY, RMSE, Score
+from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.evaluation import baselines
+from bloomery.models.evaluation.baselines import BaselineRows, BaselineTask, Features, LabelWindows, fit_baselines
+
+RANDOM = np.random.default_rng(0)
+
+
+def flat(width: int, **options: object) -> Layout:
+    return Layout.model_validate({"kind": "flat", "shape": (width,), **options})
+
+
+def fit(**fields: object) -> dict[str, baselines.FittedBaseline]:
+    return {fitted.name: fitted for fitted in fit_baselines(BaselineTask(**fields))}  # type: ignore[arg-type]
+
+
+def test_linear_rows_are_separated_and_the_majority_is_not():
+    x = RANDOM.normal(size=(600, 3)).astype(np.float32)
+    y = (x[:, 0] > 0.5).astype(np.int64)
+    results = fit(score=ACCURACY, layout=flat(3), num_classes=2, train=BaselineRows(x[:400], y[:400]), test_x=x[400:])
+    accuracies = {name: (fitted.predictions.argmax(axis=1) == y[400:]).mean() for name, fitted in results.items()}
+    assert list(accuracies) == ["majority class", "logistic regression", "boosted trees"]
+    assert accuracies["majority class"] == (y[400:] == 0).mean()
+    assert min(accuracies["logistic regression"], accuracies["boosted trees"]) > 0.95
+    assert all(fitted.predictions.sum(axis=1) == pytest.approx(1) for fitted in results.values())
+
+
+def test_a_class_that_the_sample_lacks_has_probability_0():
+    x = RANDOM.normal(size=(100, 2)).astype(np.float32)
+    y = np.where(x[:, 0] > 0, 2, 0)
+    results = fit(score=ACCURACY, layout=flat(2), num_classes=3, train=BaselineRows(x, y), test_x=x)
+    assert all(fitted.predictions.shape == (100, 3) for fitted in results.values())
+    assert all((fitted.predictions[:, 1] == 0).all() for fitted in results.values())
+
+
+def test_numbers_are_predicted_in_the_units_of_the_label():
+    x = RANDOM.normal(size=(500, 2)).astype(np.float32)
+    y = 1000 + 50 * x[:, 0].astype(np.float64)
+    fields = {"layout": flat(2), "num_classes": 0, "train": BaselineRows(x, y), "test_x": x}
+    results = fit(score=RMSE, **fields)
+    assert list(results) == ["mean", "ridge regression", "boosted trees"]
+    assert results["mean"].predictions == pytest.approx(np.full(500, y.mean()))
+    assert results["ridge regression"].predictions == pytest.approx(y, abs=1)
+    upper = fit(score=Score(name="quantile_loss", quantile=0.9), **fields)
+    assert upper["quantile of the labels"].predictions[0] == pytest.approx(np.quantile(y, 0.9))
+
+
+def test_numbers_of_categories_are_not_quantities_to_logistic_regression():
+    x = RANDOM.integers(0, 6, size=(600, 1)).astype(np.float32)
+    y = (x[:, 0] % 2).astype(np.int64)
+    layout = flat(1, categories=((0, 6),))
+    results = fit(score=ACCURACY, layout=layout, num_classes=2, train=BaselineRows(x, y), test_x=x)
+    for name in ("logistic regression", "boosted trees"):
+        assert (results[name].predictions.argmax(axis=1) == y).all()
+
+
+def test_texts_are_bags_of_words():
+    x = RANDOM.integers(1, 50, size=(300, 8)).astype(np.float32)
+    y = (x == 7).any(axis=1).astype(np.int64)
+    x[:, 6:] = 0  # padding
+    y = (x == 7).any(axis=1).astype(np.int64)
+    layout = Layout(kind="tokens", shape=(8,), num_tokens=50)
+    results = fit(score=ACCURACY, layout=layout, num_classes=2, train=BaselineRows(x, y), test_x=x)
+    assert (results["logistic regression"].predictions.argmax(axis=1) == y).mean() > 0.97
+    assert results["boosted trees"].predictions is None
+    assert "texts" in results["boosted trees"].reason
+    counts = Features(layout).for_linear(x[:1]).toarray()
+    assert counts[0, 0] == 0
+    assert np.expm1(counts).sum() == pytest.approx(6)
+
+
+def test_large_images_are_averaged_and_have_no_trees():
+    layout = Layout(kind="image", shape=(3, 64, 40))
+    x = RANDOM.normal(size=(5, 3, 64, 40)).astype(np.float32)
+    features = Features(layout)
+    assert features.for_linear(x).shape == (5, features.num_used)
+    assert features.num_used <= 3 * 256
+    assert features.for_linear(x)[0, 0] == pytest.approx(x[0, 0, :4, :4].mean(), abs=1e-6)
+    assert features.tree_obstacle is not None
+    assert Features(Layout(kind="image", shape=(1, 8, 8))).tree_obstacle is None
+
+
+def test_naive_forecasts_take_the_last_value_and_that_of_the_season():
+    series = 100 + 10 * np.sin(2 * np.pi * np.arange(400) / 7) + 0.01 * np.arange(400)
+    horizon, length = 3, 20
+    windows = np.lib.stride_tricks.sliding_window_view(series, length)[:-horizon]
+    truth = series[length - 1 + horizon :]
+    train, test = windows[:300], windows[300:]
+    results = fit(
+        score=RMSE,
+        layout=Layout(kind="sequence", shape=(length, 1)),
+        num_classes=0,
+        train=BaselineRows(train[:, :, None].astype(np.float32), truth[:300]),
+        test_x=test[:, :, None].astype(np.float32),
+        windows=LabelWindows(train, test, horizon),
+    )
+    assert list(results)[:3] == ["mean", "last value", "seasonal naive (7 rows)"]
+    assert results["last value"].predictions == pytest.approx(test[:, -1])
+    assert results["seasonal naive (7 rows)"].predictions == pytest.approx(truth[300:], abs=0.1)
+
+
+def test_a_window_shorter_than_any_season_has_no_seasonal_forecast():
+    windows = LabelWindows(np.ones((5, 2)), np.ones((3, 2)), horizon=1)
+    last, seasonal = baselines._fit_naive(np.ones(5), windows)
+    assert (last.name, seasonal.predictions) == ("last value", None)
+    assert "shorter" in seasonal.reason
+
+
+def test_many_rows_are_sampled_evenly(monkeypatch):
+    monkeypatch.setattr(baselines, "_MAX_LINEAR_VALUES", 2_000)
+    monkeypatch.setattr(baselines, "_MIN_ROWS", 100)
+    fitted_rows = []
+    original = LogisticRegression.fit
+
+    def spy(model: LogisticRegression, x: np.ndarray, y: np.ndarray) -> LogisticRegression:
+        fitted_rows.append(len(y))
+        return original(model, x, y)
+
+    monkeypatch.setattr(LogisticRegression, "fit", spy)
+    x = np.arange(2_000, dtype=np.float32)[:, None]
+    y = (x[:, 0] >= 1_000).astype(np.int64)
+    results = fit(score=ACCURACY, layout=flat(1), num_classes=2, train=BaselineRows(x, y), test_x=x[::100])
+    assert fitted_rows == [1_000] == [results["logistic regression"].num_rows]
+    sample = BaselineRows(x, y).sample(5)
+    assert sample.x[:, 0].tolist()[::4] == [0, 1_999]
+    assert all(later > earlier for earlier, later in pairwise(sample.x[:, 0]))
