@@ -39,7 +39,7 @@ def draft_recipe(name: str, plan: DraftPlan, names: dict[str, str], data: dict[s
         features=_features(plan, names),
         model=model,
         training=training,
-        score=_score(plan.label)[0],
+        score=_score(plan.label, is_shuffled=plan.split.by == "key")[0],
         compression=compression,
         budget=budget,
         gates=gates,
@@ -54,7 +54,7 @@ def draft_recipe(name: str, plan: DraftPlan, names: dict[str, str], data: dict[s
     if plan.series is not None:
         for note in plan.series.notes:
             add_comment(document, "features", f"{note[0].upper()}{note[1:]}.")
-    add_comment(document, "score", _score(plan.label)[1])
+    add_comment(document, "score", _score(plan.label, is_shuffled=plan.split.by == "key")[1])
     add_comment(document, "model", f"Sized for about {_num_training_rows(plan):,} training rows.")
     return dump_yaml(document)
 
@@ -201,8 +201,8 @@ def _network(plan: DraftPlan) -> tuple[CommentedMap, CommentedMap, CommentedMap]
     return model, training, CommentedMap(candidates=candidates, fine_tune=inline(fine_tuning))
 
 
-def _score(label: LabelPlan) -> tuple[str, str]:
-    """Returns the score that suits the label, and why."""
+def _score(label: LabelPlan, *, is_shuffled: bool = True) -> tuple[str, str]:
+    """Returns the score that suits the label, and why. Unless rows are shuffled, a split may lack a rare class."""
     if label.standard_deviation is not None:
         return (
             "rmse",
@@ -211,7 +211,7 @@ def _score(label: LabelPlan) -> tuple[str, str]:
     counts = [num_rows for _, num_rows in label.classes]
     if max(counts) < _SKEWED * min(counts):
         return "accuracy", "The score that selects epochs, candidates and versions. No class is rare."
-    if len(counts) == 2 and min(counts) >= _MIN_RANKED_ROWS:
+    if len(counts) == 2 and min(counts) >= _MIN_RANKED_ROWS and is_shuffled:
         return "average_precision", (
             f"One class has {min(counts):,} rows and the other {max(counts):,}: accuracy would hide how well the rare "
             "one is found. This is the average precision of the rare class."
