@@ -263,8 +263,8 @@ def _score_metrics(score: Score, record: Candidate) -> dict[str, float]:
         values |= {title: interval.value, f"{title}_low": interval.low, f"{title}_high": interval.high}
     values |= {f"{compared.split}_disagreement": compared.change for compared in record.disagreements}
     if record.interval is not None:
-        interval, coverage = record.interval, record.interval.coverage
-        values |= {"interval_level": interval.level, "interval_half_width": interval.half_width}
+        coverage = record.interval.coverage
+        values |= {"interval_level": record.interval.level, "interval_half_width": record.interval.half_width}
         values |= {"interval_coverage": coverage.value, "interval_coverage_low": coverage.low}
         values |= {"interval_coverage_high": coverage.high}
     if record.flips is not None:
