@@ -47,7 +47,7 @@ class Gates(Document):
         Literal["baseline"] | None,
         Field(
             description="baseline: the version must be better than the majority class or the mean beyond chance, and "
-            "not worse than any other baseline beyond chance"
+            "not be shown to be worse than another baseline by more than champion_drop or champion_rise"
         ),
     ] = None
     num_rows: Annotated[int, Field(ge=1, description="held-out rows that are sent to the bento over HTTP")] = 100

@@ -63,12 +63,14 @@ def require_better_than_baselines(bento: Bento, gates: Gates) -> None:
     """Requires what `gates.beats` says of the comparisons with the baselines.
 
     Raises:
-        ReleaseRefused: the version is not shown to beat the constant baseline, or a baseline is better beyond chance.
+        ReleaseRefused: the version is not shown to beat the constant baseline, or is shown to be worse than a baseline
+            by more than the margin against the champion.
     """
     if gates.beats is None:
         return
     score, comparisons = bento.choice.candidates.trained.score, bento.choice.comparisons
-    losses = [comparison for comparison in comparisons if comparison.is_better]
+    margin = gates.champion_rise if score.is_error else gates.champion_drop
+    losses = [comparison for comparison in comparisons if comparison.degradation.low > margin]
     losses = losses or [item for item in comparisons if item.is_constant and not item.is_beaten]
     if comparisons and not losses:
         return
@@ -76,7 +78,8 @@ def require_better_than_baselines(bento: Bento, gates: Gates) -> None:
     results = [describe_comparison(score, comparison) for comparison in losses]
     raise ReleaseRefused(
         f"the model has {score.title} {value} on the held-out rows: {'; '.join(results) or 'no baseline was fitted'}",
-        required="a model that is better than always predicting the same beyond chance, and not worse than a baseline",
+        required="a model that is better than always predicting the same beyond chance, and not shown to be worse than "
+        f"a baseline by more than {format_degradation(score, margin)}",
         where="the recipe's gates.beats",
         remedy="use a stronger model, more rows or other columns; or leave `beats` out to release it nevertheless"
         if results

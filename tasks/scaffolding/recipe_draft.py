@@ -248,7 +248,7 @@ def _budget_and_gates(plan: DraftPlan) -> tuple[CommentedMap, CommentedMap]:
         gates,
         "beats",
         f"Always predicting the most frequent class is right for {plan.label.majority_share:.1%} of the rows. A "
-        "version must be better than that beyond chance, and no worse than any other baseline of the run.",
+        "version must be better than that beyond chance, and no other baseline better by more than champion_drop.",
         2,
     )
     return budget, gates
@@ -263,7 +263,7 @@ def _for_regression(standard_deviation: float, num_test: int) -> tuple[Commented
         gates,
         "beats",
         f"Always predicting the mean has an RMSE of {standard_deviation:.3g}. A version must be better than that "
-        "beyond chance, and no worse than any other baseline of the run.",
+        "beyond chance, and no other baseline better by more than champion_rise.",
         2,
     )
     return budget, gates

@@ -185,8 +185,8 @@ def test_each_gate_limits_its_own_score(release: Release, home: Path) -> None:
 @pytest.mark.parametrize(
     ("degradations", "problem"),
     [
-        ({"majority class": (-0.3, -0.4, -0.2), "boosted trees": (0.01, -0.01, 0.03)}, None),
-        ({"majority class": (-0.3, -0.4, -0.2), "boosted trees": (0.02, 0.01, 0.03)}, "boosted trees has 50.00%"),
+        ({"majority class": (-0.3, -0.4, -0.2), "boosted trees": (0.02, 0.005, 0.03)}, None),
+        ({"majority class": (-0.3, -0.4, -0.2), "boosted trees": (0.04, 0.02, 0.06)}, "boosted trees has 50.00%"),
         ({"majority class": (-0.01, -0.05, 0.03)}, "majority class has 50.00%"),
         ({}, "no baseline was fitted"),
     ],

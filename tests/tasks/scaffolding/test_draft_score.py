@@ -1,8 +1,10 @@
 """The score that a draft selects by: one that rare classes cannot hide behind."""
 
+from types import SimpleNamespace
+
 import pytest
 
-from bloomery.tasks.scaffolding.draft_planning import LabelPlan
+from bloomery.tasks.scaffolding.label_planning import LabelPlan
 from bloomery.tasks.scaffolding.recipe_draft import _score
 
 
@@ -17,7 +19,7 @@ from bloomery.tasks.scaffolding.recipe_draft import _score
     ],
 )
 def test_the_score_of_classes_follows_from_their_counts(counts, score):
-    label = LabelPlan("label", "integer", 0, classes=tuple(enumerate(counts)))
+    label = LabelPlan(SimpleNamespace(name="label"), "integer", classes=tuple(enumerate(counts)))
     name, reason = _score(label)
     assert name == score
     assert (f"{min(counts):,}" in reason) == (score != "accuracy")
@@ -25,4 +27,4 @@ def test_the_score_of_classes_follows_from_their_counts(counts, score):
 
 
 def test_a_quantity_has_an_error():
-    assert _score(LabelPlan("label", "number", 0, standard_deviation=2.0))[0] == "rmse"
+    assert _score(LabelPlan(SimpleNamespace(name="label"), "number", standard_deviation=2.0))[0] == "rmse"

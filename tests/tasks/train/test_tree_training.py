@@ -36,6 +36,7 @@ def test_trees_are_logged_as_a_network_is_and_only_fp32_is_a_candidate(dataset_o
     assert {path.suffix for path in settings().path(trained.uri).parent.iterdir() if path.is_file()} == {
         ".onnx",
         ".json",
+        ".npy",  # the predictions of baselines
     }
     specs = (CandidateSpec(name="fp32"), CandidateSpec(name="int8", quantize="static"))
     (fp32,) = compress(trained, Compression(latency_rounds=5, candidates=specs)).candidates
