@@ -101,7 +101,13 @@ def test_predictions_over_http_equal_the_measured_ones(
     )
     response = json.loads(completed.stdout.splitlines()[-1])
     assert response["model"] == diabetes_release["bento"]["tag"]
-    assert all(set(item) == {"value"} for item in response["predictions"])
+    assert all(item["lower"] < item["value"] < item["upper"] for item in response["predictions"])
+    interval = diabetes_release["bento"]["choice"]["candidate"]["interval"]
+    truth = predictions["truth"].to_numpy()
+    is_covered = [
+        item["lower"] <= value <= item["upper"] for item, value in zip(response["predictions"], truth, strict=True)
+    ]
+    assert np.mean(is_covered) == pytest.approx(interval["coverage"]["value"], abs=0.02)
     values = [item["value"] for item in response["predictions"]]
     assert values == pytest.approx(
         predictions["prediction"].to_pylist(), abs=1e-3 * float(np.std(predictions["truth"]))

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from bloomery.data_contracts.records.records import Interval, Release
+from bloomery.data_contracts.records.scores import ACCURACY
 from bloomery.flows.cli.display import LineConsole, ProgressDisplay, _candidates, print_release
 from bloomery.tasks.orchestration import events
 
@@ -27,7 +28,7 @@ def candidate(name: str) -> Any:
 def test_a_long_name_wraps_and_no_number_is_cut_off():
     items = [candidate("fp32"), candidate("a-candidate-with-a-very-long-na")]
     candidates = SimpleNamespace(
-        candidates=items, trained=SimpleNamespace(dataset=SimpleNamespace(task="classification"))
+        candidates=items, trained=SimpleNamespace(dataset=SimpleNamespace(task="classification"), score=ACCURACY)
     )
     verdicts = [SimpleNamespace(name=item.name, passed=False) for item in items]
     choice = SimpleNamespace(candidates=candidates, verdicts=verdicts, candidate=items[0])
