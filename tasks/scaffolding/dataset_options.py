@@ -14,13 +14,8 @@ from bloomery.tasks.ingest.readers.application_files.huggingface import (
     read_media_column,
 )
 from bloomery.tasks.ingest.readers.media import MediaFile
+from bloomery.tasks.scaffolding.column_names import SPLIT_NAMES
 from bloomery.tasks.scaffolding.media_options import infer_audio_options, infer_image_options
-
-SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"} | {
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
-}
 
 
 class ApplicationOptions(NamedTuple):

@@ -194,9 +194,11 @@ def _reason_to_leave_out(statistics: ColumnStatistics, num_rows: int) -> str | N
     if not num_present:
         return "it has no values"
     if statistics.num_invalid > _MAX_INVALID_SHARE * num_rows:
-        what = {"integer": "whole numbers from -2^63 to 2^63 - 1", "number": "finite numbers"}.get(
-            statistics.logical_type, f"of type {statistics.logical_type}"
-        )
+        what = {
+            "integer": "whole numbers from -2^63 to 2^63 - 1",
+            "number": "finite numbers",
+            "array": "arrays with a value in every place",
+        }.get(statistics.logical_type, f"of type {statistics.logical_type}")
         return f"{statistics.num_invalid:,} of its {num_present:,} values are not {what}"
     return None
 

@@ -24,7 +24,8 @@ from bloomery.tasks.scaffolding.json_records import find_records
 from bloomery.tasks.scaffolding.media_options import infer_audio_options, infer_image_options, media_files
 from bloomery.tasks.scaffolding.sequence_options import (
     are_sequence_files,
-    find_labelled_file,
+    assign_files,
+    find_labelled_files,
     holds_sequences,
     infer_sequence_options,
 )
@@ -124,7 +125,7 @@ def infer_reader_options(sources: Sequence[str], label: str, user_options: UserO
     array_shape: tuple[int, ...] = ()
     if kind == "csv":
         csv_options, csv_notes = _infer_csv_options(paths, label, stated, user_options.files)
-        options |= csv_options
+        options = _without_source(options) | csv_options if "sources" in csv_options else options | csv_options
         notes |= {name: note for name, note in csv_notes.items() if name not in stated or note != "as requested"}
     elif kind == "json" and not in_sources and "records" not in stated:
         options, notes = _add_records(options, notes)
@@ -177,11 +178,17 @@ def _infer_csv_options(
     options: dict[str, Any] = {}
     notes: dict[str, str] = {}
     if pattern is None and len(paths) == 1 and len(files) > 1 and stated.get("unit") != "file":
-        labelled = find_labelled_file(files, label)
-        if labelled is not None:
-            files = [labelled]
-            options["files"] = f"^{re.escape(labelled.relative)}$"
+        labelled = find_labelled_files(files, label)
+        by_part = assign_files(files) if len(labelled) == len(files) and "path_pattern" not in stated else {}
+        if len(labelled) == 1:
+            files = labelled
+            options["files"] = _pattern_of(labelled[0])
             notes["files"] = f"it is the only file with {label}"
+        elif by_part:
+            options["sources"] = [
+                {"source": paths[0], "files": _pattern_of(file), "part": part} for part, file in by_part.items()
+            ]
+            notes["sources"] = "the names of the files say which split they are"
     known = {name: stated[name] for name in _DIALECT_OPTIONS if name in stated}
     may_be_sequences = "unit" not in stated and "path_pattern" not in stated
     if stated.get("unit") == "file" or (may_be_sequences and are_sequence_files(files, label)):
@@ -190,6 +197,10 @@ def _infer_csv_options(
         notes["path_pattern"] = "as requested; each line of a file is a row, unless --unit is file"
     dialect = infer_dialect(files, label, known)
     return {**options, **dialect.options}, {**notes, **dialect.notes}
+
+
+def _pattern_of(file: FileLocation) -> str:
+    return f"^{re.escape(file.relative)}$"
 
 
 def _find_csv_files(path: str, pattern: str | None, unit: str | None) -> list[FileLocation]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from itertools import islice
+from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -15,11 +16,12 @@ from bloomery.tasks.ingest import locations
 from bloomery.tasks.ingest.locations import FileLocation, folder_label
 from bloomery.tasks.ingest.readers import delimited
 from bloomery.tasks.ingest.readers.sequences.sequence_files import FirstFault
+from bloomery.tasks.scaffolding.column_names import SPLIT_NAMES
 from bloomery.tasks.scaffolding.csv_dialect import infer_dialect
 from bloomery.tasks.scaffolding.text_encoding import infer_encoding, read_sample
 
 NO_LABEL = "\0"  # a text that no header has
-_MIN_FILES = 10
+_MIN_FILES = 2
 _MAX_ALTERNATIVES = 20  # files of which one may be meant
 _NUM_LINES = 5
 _SAMPLE_BYTES = 4_096
@@ -57,12 +59,25 @@ def _hold_numbers(files: Sequence[FileLocation]) -> bool:
     return True
 
 
-def find_labelled_file(files: Sequence[FileLocation], label: str) -> FileLocation | None:
-    """Returns the only one of a few files that has the label in its first lines; None if several or none have it."""
+def find_labelled_files(files: Sequence[FileLocation], label: str) -> list[FileLocation]:
+    """Returns which of a few files have the label in their first lines; none where there are many files."""
     if len(files) > _MAX_ALTERNATIVES:
-        return None
-    labelled = [file for file in files if _starts_with(file, label)]
-    return labelled[0] if len(labelled) == 1 else None
+        return []
+    return [file for file in files if _starts_with(file, label)]
+
+
+def assign_files(files: Sequence[FileLocation]) -> dict[str, FileLocation]:
+    """Returns the files by the split in their names: train and test, perhaps val; nothing if one has another name."""
+    by_part: dict[str, FileLocation] = {}
+    for file in files:
+        words = re.findall(r"[a-z]+", PurePosixPath(file.relative).name.lower().partition(".")[0])
+        parts = [SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES]
+        if len(parts) != 1 or parts[0] in by_part:
+            return {}
+        by_part[parts[0]] = file
+    if not {"train", "test"} <= by_part.keys():
+        return {}
+    return {part: by_part[part] for part in ("train", "val", "test") if part in by_part}
 
 
 def _starts_with(file: FileLocation, label: str) -> bool:

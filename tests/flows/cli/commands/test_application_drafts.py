@@ -148,6 +148,17 @@ def test_the_file_of_a_zip_with_the_label_is_found(home: Path, tmp_path: Path) -
     assert draft_recipe(tmp_path, tmp_path / "rows.zip", "label", UserOptions(files="train")).data.files == "train"
 
 
+def test_files_of_a_zip_that_are_named_by_splits_become_sources(home: Path, tmp_path: Path) -> None:
+    rows = "a,label\n" + "".join(f"{n / 4},{n % 2}\n" for n in range(NUM_ROWS))
+    source = write_zip(tmp_path / "rows.zip", {"my_test.csv": rows, "in/my-train.csv": rows, "notes.txt": "a"})
+    recipe = draft_recipe(tmp_path, source, "label")
+    assert [(origin.files, origin.part) for origin in recipe.data.source_files] == [
+        (r"^in/my\-train\.csv$", "train"),
+        (r"^my_test\.csv$", "test"),
+    ]
+    assert validate_rows(recipe).num_rows == 2 * NUM_ROWS
+
+
 def test_arrays_of_several_lengths_become_sequences(home: Path, tmp_path: Path) -> None:
     chance = random.Random(0)
     lengths = [chance.randint(3, 30) for _ in range(NUM_ROWS)]
