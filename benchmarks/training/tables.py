@@ -69,7 +69,7 @@ def run_draft(table: Table, csv: Path, folder: Path, *, quick: bool) -> None:
     """Runs `bloomery init` and `bloomery run` in a state folder of their own; a draft is not edited."""
     environment = os.environ | {"BLOOMERY_HOME": str(folder / "home")}
     name = table.name.replace("_", "-")
-    command = [sys.executable, "-m", "bloomery.flows.cli.main"]
+    command = [sys.executable, "-P", "-m", "bloomery.flows.cli"]
     recipe = folder / f"{name}.yaml"
     if not recipe.exists():
         options = ["--data", str(csv), "--label", table.label, "--output", str(folder)]
