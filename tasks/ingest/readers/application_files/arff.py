@@ -31,6 +31,7 @@ _BATCH_ROWS = 8_192
 _MAX_HEADER_LINES = 1_000_000
 _DATE = re.compile(r"(?i)^(@attribute .*\S) date( *['\"].*)?$")  # liac-arff does not read this type
 _RANGE = re.compile(r"(?i)(?<= )(real|integer|numeric) *\[[^\[\]]*\]$")  # of KEEL's files
+_UNQUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^,{}'"]+""")  # or quoted, to step over it
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
 
 AttributeType: TypeAlias = "str | list[str]"  # a name in upper case, or the values of a nominal attribute
@@ -140,13 +141,27 @@ def _open(raw: io.BufferedReader, location: FileLocation, data: DataSource) -> t
                 }
                 return stream, _Header(attributes, number)
             date = _DATE.match(text.replace("\t", " ")) if text[:1] == "@" else None
-            lines.append(f"{date[1]} STRING" if date else _RANGE.sub(r"\1", text))
+            lines.append(f"{date[1]} STRING" if date else _quote_declared_values(_RANGE.sub(r"\1", text)))
     except UnicodeDecodeError as failure:
         problem = f"its header is not {data.encoding or 'utf-8'}: {failure}"
         raise unreadable_error(location.path, problem, required, "ARFF", options=("encoding",)) from failure
     except (arff.ArffException, ValueError) as failure:
         raise unreadable_error(location.path, f"its header is invalid: {failure}", required, "ARFF") from failure
     raise unreadable_error(location.path, "it has no line @data", required, "ARFF")
+
+
+def _quote_declared_values(line: str) -> str:
+    """Returns the line with quotes around declared values with blanks, which Weka writes and other tools do not."""
+    name, brace, values = line.partition("{")
+    return f"{name}{brace}{_quote_blanks(values)}" if line[:1] == "@" and values.endswith("}") else line
+
+
+def _quote_blanks(values: str) -> str:
+    def quote(match: re.Match[str]) -> str:
+        value = match[0].strip()
+        return f"'{value}'" if value[:1] not in ("", "'", '"') and re.search(r"\s", value) else match[0]
+
+    return _UNQUOTED.sub(quote, values)
 
 
 def _make_parser(header: _Header) -> Callable[[str], list[str | None]]:
@@ -162,7 +177,12 @@ def _make_parser(header: _Header) -> Callable[[str], list[str | None]]:
     decoder = arff.DenseGeneratorData()
 
     def parse(row: str) -> list[str | None]:
-        return list(next(decoder.decode_rows([row], conversors)))
+        try:
+            return list(next(decoder.decode_rows([row], conversors)))
+        except arff.BadLayout:
+            if row.startswith("{"):
+                raise
+            return list(next(decoder.decode_rows([_quote_blanks(row)], conversors)))
 
     return parse
 

@@ -41,6 +41,15 @@ def test_rows_have_the_types_of_their_attributes(ingest_rows, tmp_path: Path) ->
     assert not result.malformed
 
 
+def test_blanks_need_no_quotes(ingest_rows, tmp_path: Path) -> None:
+    path = tmp_path / "rows.arff"
+    header = "@relation r\n@attribute 'a b' numeric\n@attribute cause {External Causes, 'a, b c',Skin }\n"
+    path.write_text(f"{header}@attribute note string\n@data\n1,External Causes,so far\n2,'a, b c', Skin \n")
+    result = ingest_rows(source=str(path))
+    assert [tuple(row.values()) for row in result.rows] == [(1, "External Causes", "so far"), (2, "a, b c", "Skin")]
+    assert not result.malformed
+
+
 def test_rows_that_do_not_fit_the_header_are_malformed(ingest_rows, tmp_path: Path) -> None:
     path = tmp_path / "rows.arff"
     rows = ["1,2", "x,2,d,n,c", "1,2,d,n,z", "1,2,'d,n,c", "{9 1}", "1,2,d,n,c"]
