@@ -221,8 +221,16 @@ def _class_leaks(rows: _Rows, label: str) -> Iterator[Leak]:
         is_known = np.isfinite(values) if values.dtype.kind == "f" else values >= 0
         is_known &= classes >= 0
         clause = _describe_classes(values[is_known], classes[is_known]) if is_known.sum() >= _MIN_ROWS else ""
-        if clause:
+        if clause or (clause := _describe_missing(~is_known & (classes >= 0), classes)):
             yield Leak((name,), clause, label)
+
+
+def _describe_missing(is_missing: np.ndarray, classes: np.ndarray) -> str:
+    """Returns how missing values determine the class, as a cause of death does; empty if they do not."""
+    known_classes = classes[classes >= 0]
+    if not _describe_classes(is_missing[classes >= 0].astype(np.int64), known_classes):
+        return ""
+    return "{columns} has a value in every row of some classes of {label}, and in no row of the others"
 
 
 def _describe_classes(values: np.ndarray, classes: np.ndarray) -> str:

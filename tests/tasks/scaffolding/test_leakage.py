@@ -74,6 +74,11 @@ CLASSES: dict[str, tuple[dict[str, object], list[str]]] = {
     ),
     "a sum": ({"a": KIND % 2, "b": B % 4, "y": KIND % 2 + B % 4}, ["y is the sum of a and b"]),
     "limits": ({"a": Y, "y": np.digitize(Y, [80, 120])}, ["limits of a alone separate the classes of y"]),
+    "values of one class alone": (
+        {"a": [f"cause {b % 5}" if kind == 1 else None for kind, b in zip(KIND, B, strict=True)], "y": KIND},
+        ["a has a value in every row of some classes of y, and in no row of the others"],
+    ),
+    "values of one class in most rows": ({"a": np.where((KIND == 1) & (B % 7 > 0), B, np.nan), "y": KIND}, []),
     "a good predictor": ({"a": Y, "b": B, "y": (Y + CHANCE.normal(0, 5, 300) > 100).astype(int)}, []),
     "an identifier": ({"a": [f"row {number}" for number in range(300)], "y": KIND}, []),
 }
