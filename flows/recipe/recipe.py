@@ -25,7 +25,7 @@ from bloomery.data_contracts.recipe_sections.periods import (
     period_start,
 )
 from bloomery.data_contracts.records.provenance import RecipeDocument
-from bloomery.data_contracts.records.scores import ScoreSetting
+from bloomery.data_contracts.records.scores import ScoreSetting, default_score
 from bloomery.flows.recipe.consistency import find_inconsistencies
 from bloomery.flows.recipe.feature_checks import check_sample_rates
 from bloomery.flows.recipe.limit_checks import find_misplaced_limits
@@ -275,11 +275,12 @@ def _resolve_period(recipe: RecipeFile, period: str | None, path: Path) -> str |
 
 
 def _with_score(training: Training, file: RecipeFile) -> Training:
-    """Returns the training with the recipe's score, which also selects the best epoch if the recipe names no metric."""
+    """Returns the training with the recipe's score; other scores than the default also select the best epoch."""
     if file.score is None:
         return training
     values: dict[str, Any] = {"score": file.score}
-    is_trained = file.model.kind not in ("imported", "boosted_trees") and training.privacy is None
+    is_default = file.score == default_score(file.features.task)  # the loss tells equally accurate epochs apart
+    is_trained = not is_default and file.model.kind not in ("imported", "boosted_trees") and training.privacy is None
     if is_trained and "best_by" not in training.model_fields_set:
         values["best_by"] = "score"
     return training.model_copy(update=values)

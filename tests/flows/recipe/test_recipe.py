@@ -230,6 +230,8 @@ def test_monitor_settings_do_not_change_the_digest_of_a_recipe(tmp_path: Path) -
 def test_the_score_of_a_recipe_selects_the_best_epoch_unless_the_recipe_names_a_metric(tmp_path: Path) -> None:
     recipe = read_recipe(str(write(tmp_path, "gates:\n", "score: macro_f1\ngates:\n")))
     assert (recipe.training.score, recipe.training.best_by) == (Score(name="macro_f1"), "score")
+    default = read_recipe(str(write(tmp_path, "gates:\n", "score: accuracy\ngates:\n")))
+    assert (default.training.score, default.training.best_by) == (Score(name="accuracy"), "loss")
     assert (read_recipe("digits").training.score, read_recipe("digits").training.best_by) == (None, "loss")
     text = write(tmp_path, "gates:\n", "score: {name: auc}\ngates:\n").read_text()
     (tmp_path / "mine.yaml").write_text(text.replace("epochs: 30", "epochs: 30\n  best_by: last"))
