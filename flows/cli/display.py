@@ -257,7 +257,8 @@ def _candidates(release: Release) -> Table:
     )
     table.add_column("candidate", overflow="fold")  # in a narrow terminal names wrap and no number is cut off
     weakest = ["weakest"] if score.facts.task == "classification" else []
-    for heading in (score.title, *weakest, degradation_name(score), "size", "p50", "time", "verdict"):
+    title = score.title.replace(" ", "\n", 1)  # narrow, so that the names of candidates need not wrap
+    for heading in (title, *weakest, degradation_name(score), "size", "p50", "time", "verdict"):
         table.add_column(heading, justify="left" if heading == "verdict" else "right", no_wrap=True)
     for candidate in choice.candidates.candidates:
         is_chosen, passed = candidate.name == choice.candidate.name, verdicts[candidate.name].passed

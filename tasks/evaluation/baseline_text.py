@@ -16,8 +16,9 @@ def describe_comparison(score: Score, comparison: BaselineComparison) -> str:
 def _describe_difference(score: Score, comparison: BaselineComparison) -> str:
     """How much better or worse the baseline is, as seen from the baseline."""
     degradation = comparison.degradation
-    if degradation.value == 0 == degradation.low == degradation.high:
-        return "which is equal"
+    if degradation.value == 0:
+        low, high = (format_degradation(score, number) for number in (degradation.low, degradation.high))
+        return f"no difference (95% interval {low} to {high})"
     direction = "better" if degradation.value > 0 else "worse"
     sign = 1 if degradation.value > 0 else -1
     ends = sorted((sign * degradation.low, sign * degradation.high))
@@ -55,7 +56,7 @@ def explain_loss(choice: Choice) -> str | None:
     if not losses:
         return None
     shown = [comparison for comparison in losses if comparison.is_better]
-    remark = "The model loses to" if shown else "The model is behind, though not beyond chance,"
+    remark = "The model loses to a baseline" if shown else "A baseline is ahead of the model, though not beyond chance"
     listed = "; ".join(describe_comparison(score, comparison) for comparison in shown or losses)
     value = format_score_value(score, candidate.score.value)
-    return f"{remark} a baseline: {candidate.name} has {score.title} {value}, and {listed}."
+    return f"{remark}: {candidate.name} has {score.title} {value}, and {listed}."

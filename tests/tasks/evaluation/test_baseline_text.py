@@ -31,6 +31,7 @@ def test_a_comparison_is_seen_from_the_baseline():
         "majority class has 90.00%, 50.00 pp worse (95% interval 40.00 pp to 60.00 pp)"
     )
     assert "0.900, 2.00% better" in describe_comparison(RMSE, LOST)
+    assert "no difference (95% interval" in describe_comparison(ACCURACY, comparison_of("mean", 0.0, -0.01, 0.01))
     assert [verdict_on_baseline(item) for item in (LOST, BEHIND, BEATEN)] == [
         "better",
         "no difference shown",
