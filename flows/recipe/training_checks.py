@@ -114,6 +114,7 @@ def check_boosted_trees(features: Features, training: Training) -> Iterator[str]
                 f"training.{name}: boosted trees are not trained by gradient descent; leave it out, and set "
                 "`max_rounds`, `patience` or `learning_rate` of the section `model`"
             )
+    yield from _check_quantile("boosted_trees", training)
     if training.class_weights != "none" and features.task == "regression":
         yield "training.class_weights: a regression has no classes"
     if training.explain is not None and training.explain.method == "integrated_gradients":
@@ -124,6 +125,11 @@ def check_boosted_trees(features: Features, training: Training) -> Iterator[str]
     for path in () if search is None else search.space:
         if path.startswith("training.") and path != "training.class_weights":
             yield f"training.search.space: {path} has no effect on boosted trees; leave it out"
+
+
+def _check_quantile(kind: str, training: Training) -> Iterator[str]:
+    if training.score is not None and training.score.quantile is not None:
+        yield f"score: the trees of {kind} predict means, not quantiles; use a tabm or an mlp"
 
 
 def check_training(features: Features, model: Model, training: Training) -> Iterator[str]:
@@ -154,6 +160,8 @@ def _check_tabular_ensemble(model: TabM | TabularEnsemble, training: Training) -
         yield "model: `edges` are quantiles of the training rows, which the training computes; leave them out"
     if training.devices * training.nodes > 1:
         yield f"training.devices: a network of kind {model.kind} is trained in one process; leave it out"
+    if isinstance(model, TabularEnsemble):
+        yield from _check_quantile(model.kind, training)
     if isinstance(model, TabularEnsemble) and training.start_from is not None:
         yield "training.start_from: boosted trees have no weights to start from; leave it out"
 

@@ -192,6 +192,14 @@ def test_tabular_ensembles_are_trained_in_one_process_on_tables(kind):
     assert "which the training computes" in problem
 
 
+def test_a_score_of_the_recipe_suits_trees_unless_it_is_of_a_quantile():
+    assert find_problems(NUMBER, model=TREES, training={"score": {"name": "macro_f1"}}) == []
+    quantile = {"score": {"name": "quantile_loss", "quantile": 0.9}}
+    for kind in ("boosted_trees", "tabular_ensemble"):
+        problems = find_problems(NUMBER, model={"kind": kind}, label="price", task="regression", training=quantile)
+        assert [problem for problem in problems if f"the trees of {kind} predict means, not quantiles" in problem]
+
+
 def test_boosted_trees_have_no_candidate_search_and_no_other_formats():
     (problem,) = find_problems(NUMBER, model=TREES, search=True)
     assert "compression.search: boosted_trees consists of trees" in problem
