@@ -12,7 +12,7 @@ import signal
 import sys
 from types import FrameType
 
-from bentoml_cli.cli import cli
+from bentoml_cli.serve import serve_command as cli  # `bentoml_cli.cli` would import every other command, too
 from circus.sighandler import SysHandler
 
 

@@ -158,7 +158,7 @@ def history_table(name: str, changes: Sequence[Promotion]) -> Table:
 
     table = Table(title=name, title_justify="left")
     for heading in ("time", "action", "from", "to", "by", "reason", "metrics"):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")  # no name is cut off
     for change in reversed(changes):
         replaced = "" if change.replaced is None else str(change.replaced)
         row = (f"{change.at:%Y-%m-%d %H:%M:%S}Z", change.action, replaced, str(change.version))

@@ -98,7 +98,7 @@ def _describe_measurements(tags: Mapping[str, str], choice: Choice | None) -> di
     measurements = {"score": f"{score} on {dataset.test.num_rows:,} held-out rows"}
     weakest = candidate.weakest_class
     if weakest is not None:
-        recall = f"{weakest.num_right:,} of {weakest.num_rows:,} held-out rows of {weakest.name}"
+        recall = f"{weakest.num_right:,} of {weakest.num_rows:,} held-out rows of the class {weakest.name}"
         measurements["weakest class"] = f"{weakest.recall:.1%}: {recall}"
     latency = candidate.latency
     time_relative = "" if candidate.name == choice.candidates.baseline else f", {latency.ratio.value:.2f}x that of fp32"
@@ -111,16 +111,16 @@ def _describe_measurements(tags: Mapping[str, str], choice: Choice | None) -> di
 
 def _describe_origin(facts: Mapping[str, Any], choice: Choice | None) -> dict[str, str]:
     tags = facts["tags"]
-    data = [tags.get("data.source", "unknown")]
+    origin = {"data": tags.get("data.source", "unknown")}
     if choice is not None:
         dataset = choice.candidates.trained.dataset
-        data.append(
-            f"{dataset.train.num_rows:,} rows for training, {dataset.val.num_rows:,} for validation, "
+        origin["rows"] = (
+            f"{dataset.train.num_rows:,} for training, {dataset.val.num_rows:,} for validation, "
             f"{dataset.test.num_rows:,} held out, {dataset.valid_rows.num_quarantined:,} quarantined"
         )
     promotions: list[str] = facts["promotions"]
     return {
-        "data": "; ".join(data),
+        **origin,
         "contract": tags.get("contract", "unknown"),
         "registered": facts["created"],
         "promoted": promotions[-1] if promotions else str(facts["release"]).split("\n")[0],

@@ -77,8 +77,8 @@ def test_the_summary_of_a_version_has_what_a_person_asks_for(release: Release) -
     output = console.file.getvalue()  # type: ignore[attr-defined]
     for words in (
         *("digits version 2 (champion)", "accuracy 50.0% (40.0–60.0) on 358 held-out rows"),
-        *("92.5%: 37 of 40 held-out rows of one", "12.3 kB (int8)", "1,000 µs for one row (p50)"),
-        *("sklearn:digits; 1,253 rows for training", "7 quarantined", "d 1", "2026-11-28T00:36:02Z"),
+        *("92.5%: 37 of 40 held-out rows of the class one", "12.3 kB (int8)", "1,000 µs for one row (p50)"),
+        *("sklearn:digits", "1,253 for training", "7 quarantined", "d 1", "2026-11-28T00:36:02Z"),
         *("run by ann@host: [better]", "digits:393d05862ebd2aab"),
     ):
         assert words in output, output
