@@ -12,7 +12,8 @@ import signal
 import sys
 from types import FrameType
 
-from bentoml_cli.serve import serve_command as cli  # `bentoml_cli.cli` would import every other command, too
+from bentoml._internal.context import server_context
+from bentoml_cli.serve import serve_command  # `bentoml_cli.cli` would import every other command, too
 from circus.sighandler import SysHandler
 
 
@@ -26,8 +27,9 @@ def main() -> None:
         forward(handler, signal.SIGTERM if number == signal.SIGHUP else number, frame)
 
     SysHandler.signal = handle
+    server_context.service_type = "cli"  # names this process in log lines
     try:
-        cli()
+        serve_command()
     finally:
         if received and remedy:
             message = f"\nstopped by {received[0]}: the endpoint has ended\n  do:       {remedy}"
