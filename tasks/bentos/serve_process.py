@@ -12,12 +12,13 @@ import signal
 import sys
 from types import FrameType
 
-from bentoml._internal.context import server_context
 from bentoml_cli.serve import serve_command  # `bentoml_cli.cli` would import every other command, too
 from circus.sighandler import SysHandler
 
 
 def main() -> None:
+    from bentoml._internal.context import server_context
+
     remedy = sys.argv.pop(1)
     received: list[str] = []
     forward = SysHandler.signal
