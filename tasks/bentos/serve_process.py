@@ -12,13 +12,11 @@ import signal
 import sys
 from types import FrameType
 
-from bentoml_cli.serve import serve_command  # `bentoml_cli.cli` would import every other command, too
+from bentoml_cli.cli import cli
 from circus.sighandler import SysHandler
 
 
 def main() -> None:
-    from bentoml._internal.context import server_context
-
     remedy = sys.argv.pop(1)
     received: list[str] = []
     forward = SysHandler.signal
@@ -28,9 +26,8 @@ def main() -> None:
         forward(handler, signal.SIGTERM if number == signal.SIGHUP else number, frame)
 
     SysHandler.signal = handle
-    server_context.service_type = "cli"  # names this process in log lines
     try:
-        serve_command()
+        cli()
     finally:
         if received and remedy:
             message = f"\nstopped by {received[0]}: the endpoint has ended\n  do:       {remedy}"
