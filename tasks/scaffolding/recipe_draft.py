@@ -104,7 +104,8 @@ def _features(plan: DraftPlan, names: dict[str, str]) -> CommentedMap:
     section = CommentedMap(key=names.get(plan.key.name, plan.key.name), label=names[plan.label.name])
     if plan.label.task == "regression":
         section["task"] = "regression"
-    add_comment(section, "task" if "task" in section else "label", f"A {plan.task.name}: {plan.task.reason}.", 2)
+    place = "task" if "task" in section else "label"
+    add_comment(section, place, f"{plan.task.name.capitalize()}: {plan.task.reason}.", 2)
     section["inputs"] = _inputs(plan, names)
     for leak in plan.leaks:
         add_comment(section, "inputs", f"Leakage: {leak.describe(names)}.", 2)
