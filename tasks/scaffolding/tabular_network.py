@@ -43,6 +43,7 @@ def draft_tabular_network(num_rows: int, batch_size: int) -> tuple[CommentedMap,
     training = CommentedMap(
         epochs=min(max(_ROWS_SEEN // num_rows, _MIN_EPOCHS), _MAX_EPOCHS),
         patience=size.patience,
+        best_by="loss",
         batch_size=max(batch_size, _MIN_BATCH_SIZE),
         schedule="constant",
         learning_rate=0.002,
@@ -51,6 +52,9 @@ def draft_tabular_network(num_rows: int, batch_size: int) -> tuple[CommentedMap,
         num_threads=size.num_threads,
     )
     add_comment(training, "epochs", "At most; training stops earlier, when the validation loss no longer improves.", 2)
+    add_comment(
+        training, "best_by", "The loss selects the epoch: the score of few validation rows changes by chance.", 2
+    )
     compression = CommentedMap(candidates=CommentedSeq([inline({"name": "fp32"})]))
     add_comment(
         compression,

@@ -24,4 +24,5 @@ def test_it_suits_the_number_of_rows(num_rows: int, models: int, members: int, e
     assert (model.trees.models, model.network.members) == (models, members)
     assert (training.epochs, training.batch_size, training.schedule) == (epochs, 32, "constant")
     assert training.patience is not None
+    assert "best_by" in training.model_fields_set  # otherwise the recipe's score would select the epoch
     assert [spec.name for spec in compression.candidates or ()] == ["fp32"]
