@@ -86,7 +86,13 @@ class RegistryModel:
             raise _mlflow_error(failure.found, []) from failure
         index = data.index if isinstance(data, pd.DataFrame) else None
         predictions = pd.DataFrame(self.version.format_predictions(np.concatenate(outputs)), index=index)
-        return predictions.iloc[:, 0] if _is_evaluated() else predictions
+        return self._label_or_value(predictions) if _is_evaluated() else predictions
+
+    def _label_or_value(self, predictions: pd.DataFrame) -> pd.Series[Any]:
+        """The first column, as the source has it: the classes of a boolean label are text in a prediction."""
+        column = self.version.contract.column(self.version.encoder.features.label)
+        is_boolean = column is not None and column.logical_type == "boolean" and "label" in predictions
+        return predictions["label"] == "true" if is_boolean else predictions.iloc[:, 0]
 
     def _parse(self, data: Any) -> pa.RecordBatch:
         """The rows in the contract's types. Raises RowsRefused as the endpoint does for a JSON request."""

@@ -53,7 +53,7 @@ class Draft:
 def init(
     data: Any,
     *,
-    label: str,
+    label: str | Sequence[str],
     name: str | None = None,
     output: str | Path = ".",
     force: bool = False,
@@ -63,8 +63,8 @@ def init(
 
     Args:
         data: A DataFrame of pandas or Polars, an Arrow table, or a file, folder, pattern or table as for `--data`; or
-            several, such as `["train=a.csv", "test=b.csv"]`. A table is written to `NAME.parquet` in `output`.
-        label: The column to predict.
+            several by split, such as `{"train": a, "test": b}`. A table is written to `NAME.parquet` in `output`.
+        label: The column to predict; several for a task with several labels.
         name: Name of the model; by default that of the file.
         output: The folder to write to.
         force: Whether existing files are replaced.
@@ -74,20 +74,24 @@ def init(
         BloomeryError: as the command does; its text says what to do.
     """
     model_name, folder = name or _name_of(data), Path(output)
-    arguments = ["--label", label, "--output", str(folder), *(["--force"] if force else [])]
-    arguments += _to_arguments(options)
-    data_file = folder / f"{model_name}.parquet" if is_frame(data) else None
-    if data_file is not None:
-        _require_absent(data_file, force)
-        write_frame(data, data_file)
-    sources = [data_file] if data_file is not None else [data] if isinstance(data, str | Path) else list(data)
-    for source in sources:
-        arguments += ["--data", str(source)]
+    labels = [label] if isinstance(label, str) else list(label)
+    arguments = [word for column in labels for word in ("--label", str(column))]
+    arguments += ["--output", str(folder), *(["--force"] if force else []), *_to_arguments(options)]
+    files: list[Path] = []
     try:
+        for part, source in _parts_of(data):
+            if is_frame(source):
+                path = folder / (f"{model_name}-{part}.parquet" if part else f"{model_name}.parquet")
+                _require_absent(path, force)
+                files.append(path)
+                write_frame(source, path)
+                source = path
+            arguments += ["--data", f"{part}={source}" if part else str(source)]
         document = call_command("init", model_name, *arguments)
     except BaseException:
-        if data_file is not None and not (folder / f"{model_name}.yaml").exists():
-            data_file.unlink(missing_ok=True)
+        if not (folder / f"{model_name}.yaml").exists():
+            for path in files:
+                path.unlink(missing_ok=True)
         raise
     return Draft(
         name=model_name,
@@ -116,6 +120,26 @@ def run(recipe: str | Path | Draft, period: str | None = None) -> Model:
     document = call_command("run", reference, *([] if period is None else ["--period", period]))
     release = Release.model_validate(document)
     return load(f"{release.name}:{release.version}")
+
+
+def _parts_of(data: Any) -> list[tuple[str, Any]]:
+    """The sources, each with the name of its split or "". Raises SettingInvalid for what is no source."""
+    if isinstance(data, Mapping):
+        parts = [(str(name), source) for name, source in data.items()]
+    elif is_frame(data) or not isinstance(data, Sequence) or isinstance(data, str):
+        parts = [("", data)]
+    else:
+        parts = [("", source) for source in data]
+    unreadable = [source for _, source in parts if not (is_frame(source) or isinstance(source, str | Path))]
+    if unreadable or not parts:
+        raise SettingInvalid(
+            f"the data is {f'a {type(unreadable[0]).__name__}' if unreadable else 'empty'}",
+            required="a DataFrame of pandas or Polars, an Arrow table, or a path; or several of them by split, such as "
+            '{"train": a, "test": b}',
+            where="the argument `data` of bloomery.init",
+            remedy="convert it, such as with pandas.DataFrame(data)",
+        )
+    return parts
 
 
 def _name_of(data: Any) -> str:

@@ -294,6 +294,17 @@ def test_dates_may_be_times_at_midnight_or_text(contract_of: Callable[..., Any])
         moments._parse(pd.DataFrame({"day": ["2024-02-29", "soon"]}))
 
 
+def test_an_evaluator_gets_boolean_labels_as_the_source_has_them(contract_of: Callable[..., Any]) -> None:
+    version: Any = SimpleNamespace(
+        contract=contract_of({"name": "paid", "logicalType": "boolean"}),
+        encoder=SimpleNamespace(columns=[], features=SimpleNamespace(label="paid")),
+    )
+    predictions = pd.DataFrame({"label": ["true", "false"], "probabilities": [{}, {}]})
+    assert registry_model.RegistryModel(version)._label_or_value(predictions).tolist() == [True, False]
+    version.contract = contract_of({"name": "paid", "logicalType": "string"})
+    assert registry_model.RegistryModel(version)._label_or_value(predictions).tolist() == ["true", "false"]
+
+
 def test_values_are_compared_as_in_json() -> None:
     values = registry_model._to_json(
         {"day": date(2024, 2, 29), "time": pd.Timestamp("2024-02-29T12:00:00"), "none": pd.NaT, "array": np.arange(2)}

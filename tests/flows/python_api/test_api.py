@@ -143,6 +143,18 @@ def test_a_frame_is_written_beside_its_draft(tmp_path: Path, monkeypatch: pytest
     assert not (tmp_path / "other.parquet").exists()
     bloomery.init(["train=a.csv", Path("b.csv")], label="kind", name="files", output=tmp_path)
     assert calls[-1][-4:] == ("--data", "train=a.csv", "--data", "b.csv")
+    bloomery.init({"train": frame, "test": "b.csv"}, label=["kind", "size"], name="split", output=tmp_path)
+    assert calls[-1][-4:] == ("--data", f"train={tmp_path / 'split-train.parquet'}", "--data", "test=b.csv")
+    assert calls[-1][2:6] == ("--label", "kind", "--label", "size")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [(5, "a int"), ([], "empty"), ({"a": [1, 2]}, "a list"), ([{"a": 1}], "a dict"), (None, "a NoneType")],
+)
+def test_other_data_is_refused(data: Any, message: str) -> None:
+    with pytest.raises(SettingInvalid, match=f"the data is {message}"):
+        bloomery.init(data, label="a", name="other")
 
 
 @pytest.mark.slow
