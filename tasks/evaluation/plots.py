@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bloomery.tasks.evaluation.figures import save_figure
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -45,7 +47,7 @@ def plot_training_curves(epochs: Sequence[EpochResult], score: Score, unit: floa
     remark = " (%)" if score.facts.is_share else " (units of the label)" if score.facts.has_label_unit else ""
     score_axes.set(ylabel=f"validation {score.title}{remark}")
     figure.legend(handles=[*loss_axes.lines, *score_axes.lines], loc="outside upper center", ncols=3, frameon=False)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, 120)
 
 
 def plot_confusion_matrix(counts: np.ndarray, classes: Sequence[object], path: Path) -> None:
@@ -64,7 +66,7 @@ def plot_confusion_matrix(counts: np.ndarray, classes: Sequence[object], path: P
     for row, column in zip(*np.nonzero(counts), strict=True):
         color = "white" if shares[row, column] > 0.5 else "black"
         axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=color, fontsize=8)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, 120)
 
 
 def plot_calibration(bins: CalibrationBins, error: float, path: Path) -> None:
@@ -82,7 +84,7 @@ def plot_calibration(bins: CalibrationBins, error: float, path: Path) -> None:
     )
     count_axes.bar(centres, bins.counts / max(bins.counts.sum(), 1), width=0.9 / num_bins, color=_GREY)
     count_axes.set(xlabel="predicted probability", ylabel="share of rows", xlim=(0, 1))
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, 120)
 
 
 def plot_predictions(truth_N: np.ndarray, predictions_N: np.ndarray, path: Path) -> None:
@@ -99,7 +101,7 @@ def plot_predictions(truth_N: np.ndarray, predictions_N: np.ndarray, path: Path)
         axes.scatter(truth_N, predictions_N, s=9, alpha=0.5, color=_BLUE, linewidths=0)
     axes.plot(limits, limits, color=_GREY, ls="--")
     axes.set(xlabel="truth", ylabel="prediction", aspect="equal")
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, 120)
 
 
 def plot_images(x_NCHW: np.ndarray, captions: Sequence[str], path: Path) -> None:
@@ -115,7 +117,7 @@ def plot_images(x_NCHW: np.ndarray, captions: Sequence[str], path: Path) -> None
     for axes, x_CHW, caption in zip(grid, x_NCHW, captions, strict=False):
         _draw_image(axes, x_CHW)
         axes.set_title(caption, fontsize=8, parse_math=False)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, 120)
 
 
 def _draw_image(axes: Axes, x_CHW: np.ndarray) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from bloomery.data_contracts.monitoring import Drift, MonitoringReport
 from bloomery.data_contracts.odcs.distributions import reference_column
+from bloomery.tasks.evaluation.figures import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,7 +40,7 @@ def plot_drift(report: MonitoringReport, limit: float, path: Path) -> None:
             axes.set_axis_off()
         else:
             _plot_shares(axes, drift)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, 110)
 
 
 def _plot_bars(axes: Axes, drifts: Sequence[Drift], limit: float) -> None:

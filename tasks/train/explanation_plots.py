@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from bloomery.tasks.evaluation.figures import save_figure
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -45,7 +47,7 @@ def plot_image_rows(x_BCHW: np.ndarray, weights_BCHW: np.ndarray, titles: Sequen
         left.set_title(title, fontsize=8, parse_math=False, loc="left")
         for axes in (left, right):
             axes.set(xticks=[], yticks=[])
-    figure.savefig(path, dpi=_DPI)
+    save_figure(figure, path, _DPI)
 
 
 def plot_sequence_rows(
@@ -59,7 +61,7 @@ def plot_sequence_rows(
         limit = float(np.abs(weights_BTF[row]).max()) or 1.0
         _plot_steps(axes, weights_BTF[row], columns, steps_per_group, limit, _COLOR_MAP)
         axes.set_title(title, fontsize=8, parse_math=False, loc="left")
-    figure.savefig(path, dpi=_DPI)
+    save_figure(figure, path, _DPI)
 
 
 def plot_column_rows(
@@ -77,7 +79,7 @@ def plot_column_rows(
         axes.axvline(0, color="black", lw=0.6)
         axes.tick_params(axis="x", labelsize=7)
         axes.set_title(title, fontsize=8, parse_math=False, loc="left")
-    figure.savefig(path, dpi=_DPI)
+    save_figure(figure, path, _DPI)
 
 
 def plot_importance(weights: np.ndarray, columns: Sequence[str], steps_per_group: int, path: Path) -> None:
@@ -105,7 +107,7 @@ def plot_importance(weights: np.ndarray, columns: Sequence[str], steps_per_group
             image = axes.imshow(weights, cmap="Greys", vmin=0, aspect="auto")
             axes.set(xticks=[], yticks=[])
         figure.colorbar(image).set_label("mean absolute weight", fontsize=8)
-    figure.savefig(path, dpi=_DPI)
+    save_figure(figure, path, _DPI)
 
 
 class _Word(NamedTuple):
