@@ -30,7 +30,8 @@ def test_the_notebook_runs_from_a_frame_to_predictions(tmp_path: Path, create_ho
     home, folder = create_home(tmp_path / "home"), tmp_path / "work"
     folder.mkdir()
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    frame, draft, model, candidates, matrix, card, predictions, refusal = execute(notebook, folder, home)
+    outputs = execute(notebook, folder, home)
+    frame, draft, model, candidates, matrix, card, predictions, refusal, front, digits_matrix = outputs
     assert "proline" in frame["data"]["text/html"]
     assert "wine: 178 rows" in draft["data"]["text/html"]
     assert (folder / "wine.parquet").is_file()
@@ -43,6 +44,8 @@ def test_the_notebook_runs_from_a_frame_to_predictions(tmp_path: Path, create_ho
     assert "<iframe" in card["data"]["text/html"]
     assert all(name in predictions["data"]["text/html"] for name in ("label", "probabilities", "class_"))
     assert "column alcohol" in refusal["text"]
+    assert all(name in front["data"]["text/html"] for name in ("fp32", "int8", "pruned"))
+    assert len(re.findall(r">(\d+)</td>", digits_matrix["data"]["text/html"])) == 100
     assert (home / "mlflow").is_dir()
     assert not (folder / ".bloomery").exists()
 
