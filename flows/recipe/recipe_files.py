@@ -48,6 +48,8 @@ def find_recipe(reference: str) -> Path:
         return path.resolve()
     if path.name == reference:
         match = _find_by_name(path.stem if path.suffix in SUFFIXES else reference)
+        if match is not None and path.suffix in SUFFIXES and match.suffix != path.suffix:
+            match = None
     else:
         match = _with_suffix(path)
     if match is None and path.is_file():

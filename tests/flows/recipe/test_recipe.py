@@ -65,6 +65,7 @@ def test_an_unknown_key_is_refused_with_its_line_and_the_likely_one(tmp_path: Pa
         ("objective: balanced", "slice_drop: 5pp", "training.slices names no columns"),
         ("objective: balanced", "accuracy_rise: 1pp", "unknown key; did you mean 'accuracy_drop'?"),
         ("latency_ms: 2.0", "latency_ms: {value: 2.0, percentile: 98}", "budget.latency_ms.percentile: found 98"),
+        ("training:\n  epochs: 30\n", "training:\n  search: {trials: 2}\n", "training.epochs: missing; a network"),
         ("training:\n  epochs: 30\n  seed: 0\n", "", "training.epochs: missing; a network of kind cnn is trained"),
     ],
 )

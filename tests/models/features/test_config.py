@@ -122,7 +122,6 @@ def test_the_name_of_a_candidate_can_be_the_name_of_a_file(name):
         (Loop, {"epochs": 1, "learning_rate": float("nan")}),
         (Loop, {"epochs": 9, "best_by": "last", "patience": 2}),
         (Training, {"epochs": 1, "seed": -1}),
-        (Training, {"search": {"trials": 2}}),
         (Training, {"epochs": 1, "sed": 1}),
         (Budget, {"accuracy_drop": 0}),
         (Gates, {"min_accuracy": 1.1}),

@@ -46,8 +46,6 @@ def test_the_champion_predicts_the_held_out_rows_as_measured(release: Release) -
 
 
 def test_a_version_is_logged_once(release: Release) -> None:
-    from bloomery.tasks.registry.model_registry import find_version
-
     uri = log_model(release.bento)
     assert log_model(release.bento) == uri
-    assert find_version("digits@champion").source == uri
+    assert mlflow_runs.client().get_model_version_by_alias("digits", "champion").source == uri

@@ -220,7 +220,7 @@ def test_a_numeric_label_becomes_a_regression(case: str, home: Path, tmp_path: P
     recipe = draft_recipe(tmp_path, tmp_path / "rows.csv", "label")
     assert (recipe.features.task, recipe.model.kind) == ("regression", "tabular_ensemble")
     assert recipe.budget.model_fields_set == {"error_rise", "objective"}
-    assert recipe.gates.model_fields_set == {"champion_rise"}
+    assert recipe.gates.model_fields_set == {"beats", "champion_rise"}
     assert f"RMSE of {np.std(FIGURES[case]):.3g}" in (tmp_path / "mine.yaml").read_text()
     assert validate_rows(recipe).num_quarantined == 0
 
