@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
-from bloomery.tasks.scaffolding.draft_planning import DraftPlan
-from bloomery.tasks.scaffolding.input_planning import is_code, sounds_personal
-from bloomery.tasks.scaffolding.profiler import ColumnProfile
+from bloomery.tasks.scaffolding.planning.draft_planning import DraftPlan
+from bloomery.tasks.scaffolding.planning.input_planning import is_code, sounds_personal
+from bloomery.tasks.scaffolding.profiling.profiler import ColumnProfile
 from bloomery.tasks.scaffolding.yaml_writer import add_comment, add_end_comment, dump_yaml, inline
 
 _MAX_LISTED_VALUES = 30  # values of a text column that are listed one by one

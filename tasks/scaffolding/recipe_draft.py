@@ -9,8 +9,8 @@ from typing import Any
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from bloomery.models.compression.config import CandidateSpec, default_candidates
-from bloomery.tasks.scaffolding.draft_planning import DraftPlan, LabelPlan
-from bloomery.tasks.scaffolding.split_planning import usual_shares
+from bloomery.tasks.scaffolding.planning.draft_planning import DraftPlan, LabelPlan
+from bloomery.tasks.scaffolding.planning.split_planning import usual_shares
 from bloomery.tasks.scaffolding.tabular_network import draft_tabular_network
 from bloomery.tasks.scaffolding.yaml_writer import add_blank_line, add_comment, dump_yaml, inline
 

@@ -19,9 +19,9 @@ from bloomery.flows.cli.exit_codes import reporting_errors
 
 if TYPE_CHECKING:
     from bloomery.data_contracts.recipe_sections.data_source import DataSource
-    from bloomery.tasks.scaffolding.draft_planning import ColumnRoles, DraftPlan
-    from bloomery.tasks.scaffolding.number_inference import InferredNumbers
-    from bloomery.tasks.scaffolding.reader_options import ReaderOptions, UserOptions
+    from bloomery.tasks.scaffolding.planning.draft_planning import ColumnRoles, DraftPlan
+    from bloomery.tasks.scaffolding.profiling.number_inference import InferredNumbers
+    from bloomery.tasks.scaffolding.source_options.reader_options import ReaderOptions, UserOptions
 
 
 class ProjectDraft(NamedTuple):
@@ -92,9 +92,9 @@ def init(
     from bloomery.tasks.infrastructure.settings import require_state_folder
 
     with reporting_errors(as_json):
-        from bloomery.tasks.scaffolding.draft_planning import ColumnRoles
-        from bloomery.tasks.scaffolding.reader_options import UserOptions
-        from bloomery.tasks.scaffolding.task_inference import parse_request, require_one_label
+        from bloomery.tasks.scaffolding.planning.draft_planning import ColumnRoles
+        from bloomery.tasks.scaffolding.planning.task_inference import parse_request, require_one_label
+        from bloomery.tasks.scaffolding.source_options.reader_options import UserOptions
 
         require_state_folder()
         groups = task_options.parse_groups(group)
@@ -161,12 +161,12 @@ def write_drafts(
     """
     from bloomery.tasks.infrastructure.settings import settings
     from bloomery.tasks.ingest.option_names import drafting
-    from bloomery.tasks.scaffolding.column_names import contract_names
     from bloomery.tasks.scaffolding.contract_draft import draft_contract
-    from bloomery.tasks.scaffolding.draft_planning import plan_draft
-    from bloomery.tasks.scaffolding.profiler import profile_source
-    from bloomery.tasks.scaffolding.reader_options import infer_reader_options, recipe_options
+    from bloomery.tasks.scaffolding.planning.draft_planning import plan_draft
+    from bloomery.tasks.scaffolding.profiling.column_names import contract_names
+    from bloomery.tasks.scaffolding.profiling.profiler import profile_source
     from bloomery.tasks.scaffolding.recipe_draft import draft_recipe
+    from bloomery.tasks.scaffolding.source_options.reader_options import infer_reader_options, recipe_options
 
     _require_name(name)
     contract, recipe = output / f"{name}.odcs.yaml", output / f"{name}.yaml"
@@ -281,7 +281,7 @@ def _to_draft_error(error: BloomeryError, paths: Sequence[Path], scratch: str) -
 
 def list_inferences(draft: ProjectDraft) -> list[tuple[str, str]]:
     """Returns each inferred option and its value, with the reason if there is one."""
-    from bloomery.tasks.scaffolding.column_names import format_names
+    from bloomery.tasks.scaffolding.profiling.column_names import format_names
 
     plan, notes = draft.plan, draft.reader_options.notes
     inferences = [

@@ -11,7 +11,7 @@ from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.tasks.ingest import locations
 from bloomery.tasks.ingest.readers import delimited
 from bloomery.tasks.ingest.readers.base import MalformedWriter
-from bloomery.tasks.scaffolding.csv_dialect import CsvDialect, infer_dialect
+from bloomery.tasks.scaffolding.source_options.csv_dialect import CsvDialect, infer_dialect
 
 
 def read_with_inferred_dialect(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from bloomery.tasks.scaffolding.date_inference import (
+from bloomery.tasks.scaffolding.profiling.date_inference import (
     CUT_NOTE,
     DAY_FIRST_NOTE,
     MONTH_FIRST_NOTE,

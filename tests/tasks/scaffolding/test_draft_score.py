@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from bloomery.tasks.scaffolding.label_planning import LabelPlan
+from bloomery.tasks.scaffolding.planning.label_planning import LabelPlan
 from bloomery.tasks.scaffolding.recipe_draft import _score
 
 

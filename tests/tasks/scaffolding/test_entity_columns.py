@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from bloomery.tasks.scaffolding.entity_columns import find_entities, is_birth_date, names_event
-from bloomery.tasks.scaffolding.profiler import ColumnProfile, SourceProfile
+from bloomery.tasks.scaffolding.planning.entity_columns import find_entities, is_birth_date, names_event
+from bloomery.tasks.scaffolding.profiling.profiler import ColumnProfile, SourceProfile
 
 
 def make_column(name: str, values: list[Any]) -> ColumnProfile:

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
-from bloomery.tasks.scaffolding.leakage import find_leaks
-from bloomery.tasks.scaffolding.profiler import profile_source
+from bloomery.tasks.scaffolding.profiling.leakage import find_leaks
+from bloomery.tasks.scaffolding.profiling.profiler import profile_source
 
 CHANCE = np.random.default_rng(0)
 A, B, C = (CHANCE.integers(0, 500, 300) for _ in range(3))

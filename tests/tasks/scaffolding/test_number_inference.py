@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
-from bloomery.tasks.scaffolding.profiler import SourceProfile, profile_source
+from bloomery.tasks.scaffolding.profiling.profiler import SourceProfile, profile_source
 
 NUM = 60
 

@@ -17,19 +17,19 @@ from bloomery.data_contracts.errors import DataMissing, DataUnfit
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.flows.cli.commands.reading_options import parse_names
 from bloomery.tasks.ingest import locations
-from bloomery.tasks.scaffolding.column_names import contract_names, find_column, format_names
-from bloomery.tasks.scaffolding.column_profiles import TextColumnProfiler, TypedColumnProfiler
-from bloomery.tasks.scaffolding.csv_dialect import infer_dialect
-from bloomery.tasks.scaffolding.date_inference import FormatCounter
-from bloomery.tasks.scaffolding.format_detection import detect_format
-from bloomery.tasks.scaffolding.input_planning import sounds_personal
-from bloomery.tasks.scaffolding.profiler import (
+from bloomery.tasks.scaffolding.planning.input_planning import sounds_personal
+from bloomery.tasks.scaffolding.profiling.column_names import contract_names, find_column, format_names
+from bloomery.tasks.scaffolding.profiling.column_profiles import TextColumnProfiler, TypedColumnProfiler
+from bloomery.tasks.scaffolding.profiling.date_inference import FormatCounter
+from bloomery.tasks.scaffolding.profiling.profiler import (
     ColumnProfile,
     SourceProfile,
     count_distinct_rows,
     profile_source,
     standard_deviation,
 )
+from bloomery.tasks.scaffolding.source_options.csv_dialect import infer_dialect
+from bloomery.tasks.scaffolding.source_options.format_detection import detect_format
 from bloomery.tasks.scaffolding.yaml_writer import add_comment, dump_yaml, inline
 
 CUTS = st.lists(st.integers(0, 40), max_size=4)

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from bloomery.data_contracts.errors import RecipeInvalid
-from bloomery.tasks.scaffolding.profiler import ColumnProfile
-from bloomery.tasks.scaffolding.task_inference import (
+from bloomery.tasks.scaffolding.planning.task_inference import (
     estimate_num_distinct,
     infer_label_task,
     parse_request,
     require_one_label,
 )
+from bloomery.tasks.scaffolding.profiling.profiler import ColumnProfile
 
 CHANCE = np.random.default_rng(0)
 

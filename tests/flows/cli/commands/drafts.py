@@ -8,8 +8,8 @@ from bloomery.data_contracts.records.records import ValidRows
 from bloomery.flows.cli.commands.init import write_drafts
 from bloomery.flows.recipe.recipe import Recipe, read_recipe
 from bloomery.tasks.ingest.stage import ingest, locate_source
-from bloomery.tasks.scaffolding.draft_planning import ColumnRoles
-from bloomery.tasks.scaffolding.reader_options import UserOptions
+from bloomery.tasks.scaffolding.planning.draft_planning import ColumnRoles
+from bloomery.tasks.scaffolding.source_options.reader_options import UserOptions
 from bloomery.tasks.validate.stage import validate
 
 

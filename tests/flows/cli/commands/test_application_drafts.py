@@ -19,7 +19,7 @@ from PIL import Image
 
 from bloomery.data_contracts.errors import DataMissing
 from bloomery.flows.recipe.recipe import Recipe
-from bloomery.tasks.scaffolding.reader_options import UserOptions
+from bloomery.tasks.scaffolding.source_options.reader_options import UserOptions
 from tests.flows.cli.commands.drafts import draft_recipe, input_kinds, validate_rows
 
 NUM_ROWS = 200

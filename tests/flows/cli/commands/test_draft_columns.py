@@ -17,8 +17,8 @@ import pytest
 from bloomery.data_contracts.requests.arrow_rows import ArrowRowParser
 from bloomery.data_contracts.requests.json_rows import JsonRowParser
 from bloomery.flows.cli.commands.init import list_inferences, write_drafts
-from bloomery.tasks.scaffolding.draft_planning import ColumnRoles
-from bloomery.tasks.scaffolding.reader_options import UserOptions
+from bloomery.tasks.scaffolding.planning.draft_planning import ColumnRoles
+from bloomery.tasks.scaffolding.source_options.reader_options import UserOptions
 from tests.flows.cli.commands.drafts import draft_recipe, input_kinds, validate_rows
 
 NUM = 240

@@ -14,8 +14,8 @@ import pytest
 from bloomery.data_contracts.errors import DataUnfit, RecipeInvalid
 from bloomery.flows.cli.commands.init import write_drafts
 from bloomery.flows.recipe.recipe import read_recipe
-from bloomery.tasks.scaffolding.draft_planning import ColumnRoles
-from bloomery.tasks.scaffolding.reader_options import UserOptions
+from bloomery.tasks.scaffolding.planning.draft_planning import ColumnRoles
+from bloomery.tasks.scaffolding.source_options.reader_options import UserOptions
 from tests.flows.cli.commands.drafts import HALVES, draft_recipe, input_kinds, validate_rows, write_shop
 
 
@@ -272,7 +272,7 @@ def test_a_header_with_duplicate_or_missing_names_is_skipped(
 
 
 def test_rows_too_wide_to_be_compared_stay(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bloomery.tasks.scaffolding.draft_planning._MAX_COMPARED_COLUMNS", 50)
+    monkeypatch.setattr("bloomery.tasks.scaffolding.planning.draft_planning._MAX_COMPARED_COLUMNS", 50)
     names = ",".join(f"c{number}" for number in range(60))
     chance = random.Random(0)
     lines = "".join(",".join(str(chance.randint(0, 9)) for _ in range(60)) + f",{n % 2}\n" for n in range(60))

@@ -10,8 +10,8 @@ from scipy.io import wavfile
 
 from bloomery.flows.cli.commands.init import list_inferences, write_drafts
 from bloomery.flows.recipe.recipe import read_recipe
-from bloomery.tasks.scaffolding.draft_planning import ColumnRoles
-from bloomery.tasks.scaffolding.reader_options import UserOptions
+from bloomery.tasks.scaffolding.planning.draft_planning import ColumnRoles
+from bloomery.tasks.scaffolding.source_options.reader_options import UserOptions
 from tests.flows.cli.commands.drafts import draft_recipe, validate_rows
 
 RANDOM = np.random.default_rng(0)

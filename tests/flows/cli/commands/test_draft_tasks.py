@@ -19,9 +19,9 @@ from bloomery.tasks.infrastructure import duckdb_session
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.prepare.duckdb_engine import DUCKDB_FUNCTIONS
 from bloomery.tasks.prepare.split_sql import names_by_alias, require_no_leakage, split_query
-from bloomery.tasks.scaffolding.draft_planning import ColumnRoles
-from bloomery.tasks.scaffolding.reader_options import UserOptions
-from bloomery.tasks.scaffolding.task_inference import TaskRequest
+from bloomery.tasks.scaffolding.planning.draft_planning import ColumnRoles
+from bloomery.tasks.scaffolding.planning.task_inference import TaskRequest
+from bloomery.tasks.scaffolding.source_options.reader_options import UserOptions
 from tests.flows.cli.commands.drafts import input_kinds, validate_rows
 
 FIRST_DAY = dt.date(2022, 1, 3)

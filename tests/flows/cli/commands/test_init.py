@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from bloomery.data_contracts.errors import BloomeryError, DataMissing, DataUnfit, RecipeInvalid, StateUnwritable
 from bloomery.flows.cli.commands.init import write_drafts
 from bloomery.flows.recipe.recipe import read_recipe
-from bloomery.tasks.scaffolding.draft_planning import ColumnRoles
-from bloomery.tasks.scaffolding.reader_options import UserOptions
+from bloomery.tasks.scaffolding.planning.draft_planning import ColumnRoles
+from bloomery.tasks.scaffolding.source_options.reader_options import UserOptions
 from tests.examples import examples
 from tests.flows.cli.commands.drafts import HALVES, draft_recipe, rename_columns, validate_rows, write_shop
 

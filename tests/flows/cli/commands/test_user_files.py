@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from bloomery.data_contracts.errors import BloomeryError, DataMissing, DataUnfit, RecipeInvalid
 from bloomery.flows.cli.main import app
 from bloomery.tasks.scaffolding import recipe_draft
-from bloomery.tasks.scaffolding.reader_options import UserOptions
+from bloomery.tasks.scaffolding.source_options.reader_options import UserOptions
 from tests.flows.cli.commands.drafts import draft_recipe, input_kinds, validate_rows
 
 

@@ -23,8 +23,8 @@ from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.tasks.infrastructure import duckdb_session
 from bloomery.tasks.infrastructure.parquet import read_batches
 from bloomery.tasks.infrastructure.sql_text import quote_text
-from bloomery.tasks.scaffolding.column_names import matching_names
-from bloomery.tasks.scaffolding.column_profiles import (
+from bloomery.tasks.scaffolding.profiling.column_names import matching_names
+from bloomery.tasks.scaffolding.profiling.column_profiles import (
     MARKERS,
     ArrayColumnProfiler,
     ColumnProfiler,
@@ -32,10 +32,10 @@ from bloomery.tasks.scaffolding.column_profiles import (
     TextColumnProfiler,
     TypedColumnProfiler,
 )
-from bloomery.tasks.scaffolding.date_inference import FormatCounter, InferredFormat, choose_format
-from bloomery.tasks.scaffolding.number_inference import InferredNumbers
-from bloomery.tasks.scaffolding.sequence_planning import describe_uneven_arrays
-from bloomery.tasks.scaffolding.source_rows import ROWS_FILE, SourceRows, logical_type_of, read_source_rows
+from bloomery.tasks.scaffolding.profiling.date_inference import FormatCounter, InferredFormat, choose_format
+from bloomery.tasks.scaffolding.profiling.number_inference import InferredNumbers
+from bloomery.tasks.scaffolding.profiling.sequence_planning import describe_uneven_arrays
+from bloomery.tasks.scaffolding.profiling.source_rows import ROWS_FILE, SourceRows, logical_type_of, read_source_rows
 
 _WHOLE_DECIMAL = r"decimal\d+\(\d+, 0\)"  # the type of whole numbers in databases
 _MAX_INVALID_SHARE = 0.05  # of the rows; a column with more is left out, since it would quarantine them

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from bloomery.tasks.scaffolding.input_planning import split_words
-from bloomery.tasks.scaffolding.profiler import ColumnProfile, SourceProfile
+from bloomery.tasks.scaffolding.planning.input_planning import split_words
+from bloomery.tasks.scaffolding.profiling.profiler import ColumnProfile, SourceProfile
 
 _MAX_CATEGORIES = 30  # values of an id that nothing else is known about; more are entities
 MIN_GROUPS = 5  # with fewer, a split would be decided by one or two of them

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bloomery.data_contracts.errors import DataUnfit
-from bloomery.tasks.scaffolding.entity_columns import names_event
-from bloomery.tasks.scaffolding.input_planning import (
+from bloomery.tasks.scaffolding.planning.entity_columns import names_event
+from bloomery.tasks.scaffolding.planning.input_planning import (
     CALENDAR_WORDS,
     InputPlan,
     PlannedInput,
@@ -18,10 +18,10 @@ from bloomery.tasks.scaffolding.input_planning import (
     is_row_number,
     split_words,
 )
-from bloomery.tasks.scaffolding.profiler import ColumnProfile, SourceProfile
-from bloomery.tasks.scaffolding.row_order import MICROSECONDS_PER_DAY, RowTable, measure_order
-from bloomery.tasks.scaffolding.split_planning import Shares, SplitPlan, find_boundaries, is_time, require_time
-from bloomery.tasks.scaffolding.task_inference import TaskRequest
+from bloomery.tasks.scaffolding.planning.split_planning import Shares, SplitPlan, find_boundaries, is_time, require_time
+from bloomery.tasks.scaffolding.planning.task_inference import TaskRequest
+from bloomery.tasks.scaffolding.profiling.profiler import ColumnProfile, SourceProfile
+from bloomery.tasks.scaffolding.profiling.row_order import MICROSECONDS_PER_DAY, RowTable, measure_order
 
 _MAX_GROUP_COLUMNS = 8  # columns that may name a series, which are tried alone and in pairs
 _MAX_REPEATED_SHARE = 0.005  # of the rows that may have the time of another row of their series

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.ingest.locations import FileLocation
 from bloomery.tasks.ingest.readers.csv_lexer import Lexer, QuoteRepair
-from bloomery.tasks.scaffolding.csv_header import (
+from bloomery.tasks.scaffolding.source_options.csv_header import (
     MAX_HEADER_ROW,
     NUMBER_OR_DATE,
     CsvHeader,
@@ -29,7 +29,7 @@ from bloomery.tasks.scaffolding.csv_header import (
     fit_header,
     locate_label,
 )
-from bloomery.tasks.scaffolding.text_encoding import infer_encoding, not_csv_error, read_sample
+from bloomery.tasks.scaffolding.source_options.text_encoding import infer_encoding, not_csv_error, read_sample
 
 _DELIMITERS = (",", ";", "\t", "|", ":", " ", "^", "~", "\x01")
 _MAX_ROWS = 500  # with which a dialect is tried

@@ -16,8 +16,8 @@ from bloomery.data_contracts.validation.casting import cast_column
 from bloomery.tasks.infrastructure import duckdb_session
 from bloomery.tasks.infrastructure.parquet import read_batches, write_rows
 from bloomery.tasks.ingest.column_changes import mark_missing
-from bloomery.tasks.scaffolding.profiler import ColumnProfile
-from bloomery.tasks.scaffolding.source_rows import ROWS_FILE
+from bloomery.tasks.scaffolding.profiling.profiler import ColumnProfile
+from bloomery.tasks.scaffolding.profiling.source_rows import ROWS_FILE
 
 MICROSECONDS_PER_DAY = 86_400_000_000
 _MAX_OUT_OF_ORDER = 0.2  # of the steps in time: half of them go back in rows without an order

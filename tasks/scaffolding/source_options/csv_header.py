@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from bloomery.data_contracts.errors import DataMissing
 from bloomery.tasks.ingest.locations import FileLocation
-from bloomery.tasks.scaffolding.column_names import unused_name
+from bloomery.tasks.scaffolding.profiling.column_names import unused_name
 
 NUMBER_OR_DATE = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?|\d{4}-\d{2}-\d{2}.*")
 MAX_HEADER_ROW = 100  # rows in front of the header

@@ -10,20 +10,25 @@ from typing import NamedTuple
 
 from bloomery.data_contracts.errors import DataUnfit
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
-from bloomery.tasks.scaffolding.column_names import find_column, unused_name
-from bloomery.tasks.scaffolding.input_planning import InputPlan, is_row_number, plan_inputs, split_words
-from bloomery.tasks.scaffolding.label_planning import LabelPlan, plan_label
-from bloomery.tasks.scaffolding.leakage import Leak, find_leaks
-from bloomery.tasks.scaffolding.profiler import ColumnProfile, SourceProfile, count_distinct_rows
-from bloomery.tasks.scaffolding.series_planning import (
+from bloomery.tasks.scaffolding.planning.input_planning import InputPlan, is_row_number, plan_inputs, split_words
+from bloomery.tasks.scaffolding.planning.label_planning import LabelPlan, plan_label
+from bloomery.tasks.scaffolding.planning.series_planning import (
     SeriesPlan,
     SeriesRequest,
     is_bare_series,
     plan_series,
     plan_series_inputs,
 )
-from bloomery.tasks.scaffolding.split_planning import SplitPlan, SplitRequest, plan_split
-from bloomery.tasks.scaffolding.task_inference import TaskChoice, TaskRequest, infer_label_task, may_be_forecast
+from bloomery.tasks.scaffolding.planning.split_planning import SplitPlan, SplitRequest, plan_split
+from bloomery.tasks.scaffolding.planning.task_inference import (
+    TaskChoice,
+    TaskRequest,
+    infer_label_task,
+    may_be_forecast,
+)
+from bloomery.tasks.scaffolding.profiling.column_names import find_column, unused_name
+from bloomery.tasks.scaffolding.profiling.leakage import Leak, find_leaks
+from bloomery.tasks.scaffolding.profiling.profiler import ColumnProfile, SourceProfile, count_distinct_rows
 
 MIN_ROWS = 30
 _MAX_COMPARED_COLUMNS = 1_000  # in which rows are compared: an engine groups by no more

@@ -8,8 +8,8 @@ from typing import Any, Literal, NamedTuple
 
 from bloomery.data_contracts.errors import DataUnfit
 from bloomery.data_contracts.records.tensor_layout import Task
-from bloomery.tasks.scaffolding.profiler import ColumnProfile, SourceProfile, count_values, standard_deviation
-from bloomery.tasks.scaffolding.task_inference import is_whole
+from bloomery.tasks.scaffolding.planning.task_inference import is_whole
+from bloomery.tasks.scaffolding.profiling.profiler import ColumnProfile, SourceProfile, count_values, standard_deviation
 
 MIN_ROWS_PER_CLASS = 10  # with fewer, the training split might have none
 _MAX_CLASSES = 1_000

@@ -16,9 +16,9 @@ from bloomery.tasks.ingest import locations
 from bloomery.tasks.ingest.locations import FileLocation, folder_label
 from bloomery.tasks.ingest.readers import delimited
 from bloomery.tasks.ingest.readers.sequences.sequence_files import FirstFault
-from bloomery.tasks.scaffolding.column_names import SPLIT_NAMES
-from bloomery.tasks.scaffolding.csv_dialect import infer_dialect
-from bloomery.tasks.scaffolding.text_encoding import infer_encoding, read_sample
+from bloomery.tasks.scaffolding.profiling.column_names import SPLIT_NAMES
+from bloomery.tasks.scaffolding.source_options.csv_dialect import infer_dialect
+from bloomery.tasks.scaffolding.source_options.text_encoding import infer_encoding, read_sample
 
 NO_LABEL = "\0"  # a text that no header has
 _MIN_FILES = 2

@@ -20,9 +20,13 @@ from bloomery.tasks.ingest.column_changes import drop_columns, is_abnormal, norm
 from bloomery.tasks.ingest.readers.base import DECLARED_VALUES, SOURCE_TYPE, MalformedWriter, RowStream
 from bloomery.tasks.ingest.readers.sequences.nested_arrays import flat_type, flatten_arrays, nesting_depth
 from bloomery.tasks.ingest.stage import read_sources
-from bloomery.tasks.scaffolding.column_names import matching_names
-from bloomery.tasks.scaffolding.column_profiles import MARKERS
-from bloomery.tasks.scaffolding.number_inference import InferredNumbers, rewrite_inferred_numbers, without_notation
+from bloomery.tasks.scaffolding.profiling.column_names import matching_names
+from bloomery.tasks.scaffolding.profiling.column_profiles import MARKERS
+from bloomery.tasks.scaffolding.profiling.number_inference import (
+    InferredNumbers,
+    rewrite_inferred_numbers,
+    without_notation,
+)
 
 _MAX_MALFORMED_SHARE = 0.2
 _READING_OPTIONS = "set --delimiter, --quote, --escape, --skip-lines, --trailing-delimiter, --columns or --format"

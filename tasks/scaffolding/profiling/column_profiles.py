@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 
 from bloomery.data_contracts.odcs.base import LogicalType
 from bloomery.data_contracts.validation.casting import cast_column, find_uncastable
-from bloomery.tasks.scaffolding.column_sums import MAX_COUNTED_VALUES, Range, ValueCounter
-from bloomery.tasks.scaffolding.date_inference import (
+from bloomery.tasks.scaffolding.profiling.column_sums import MAX_COUNTED_VALUES, Range, ValueCounter
+from bloomery.tasks.scaffolding.profiling.date_inference import (
     CUT_NOTE,
     MIDNIGHT_NOTE,
     DateShapes,

@@ -23,7 +23,7 @@ from bloomery.data_contracts.recipe_sections.source_paths import (
 from bloomery.tasks.ingest.locations import is_hidden
 from bloomery.tasks.ingest.readers.application_files import huggingface
 from bloomery.tasks.ingest.zip_members import ZIP_ERRORS
-from bloomery.tasks.scaffolding.json_records import find_records
+from bloomery.tasks.scaffolding.source_options.json_records import find_records
 
 _START_BYTES = 65_536
 _MAGIC_BYTES = {b"PAR1": "parquet", b"ORC": "orc", b"ARROW1": "arrow"} | {

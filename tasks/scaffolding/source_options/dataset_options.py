@@ -14,8 +14,8 @@ from bloomery.tasks.ingest.readers.application_files.huggingface import (
     read_media_column,
 )
 from bloomery.tasks.ingest.readers.media import MediaFile
-from bloomery.tasks.scaffolding.column_names import SPLIT_NAMES
-from bloomery.tasks.scaffolding.media_options import infer_audio_options, infer_image_options
+from bloomery.tasks.scaffolding.profiling.column_names import SPLIT_NAMES
+from bloomery.tasks.scaffolding.source_options.media_options import infer_audio_options, infer_image_options
 
 
 class ApplicationOptions(NamedTuple):

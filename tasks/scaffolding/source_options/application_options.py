@@ -14,11 +14,17 @@ from bloomery.tasks.ingest import locations
 from bloomery.tasks.ingest.locations import FileLocation
 from bloomery.tasks.ingest.readers.application_files import sqlite, xlsx
 from bloomery.tasks.ingest.readers.application_files.numpy_arrays import ArrayHeader, list_arrays, read_texts
-from bloomery.tasks.scaffolding.column_names import SPLIT_NAMES
-from bloomery.tasks.scaffolding.csv_header import MAX_HEADER_ROW, Row, find_header, fit_header, locate_label
-from bloomery.tasks.scaffolding.dataset_options import ApplicationOptions, infer_dataset_options
-from bloomery.tasks.scaffolding.sequence_options import have_folder_labels
-from bloomery.tasks.scaffolding.text_encoding import infer_encoding
+from bloomery.tasks.scaffolding.profiling.column_names import SPLIT_NAMES
+from bloomery.tasks.scaffolding.source_options.csv_header import (
+    MAX_HEADER_ROW,
+    Row,
+    find_header,
+    fit_header,
+    locate_label,
+)
+from bloomery.tasks.scaffolding.source_options.dataset_options import ApplicationOptions, infer_dataset_options
+from bloomery.tasks.scaffolding.source_options.sequence_options import have_folder_labels
+from bloomery.tasks.scaffolding.source_options.text_encoding import infer_encoding
 
 APPLICATIONS = ("xlsx", "sqlite", "arff", "numpy", "huggingface")
 _MAX_ROWS = 500  # of a sheet, with which its header is found

@@ -12,9 +12,9 @@ from typing import Any, Literal, NamedTuple, cast, get_args
 
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.tensor_layout import Task
-from bloomery.tasks.scaffolding.entity_columns import counts_things, names_code
-from bloomery.tasks.scaffolding.input_planning import split_words
-from bloomery.tasks.scaffolding.profiler import ColumnProfile
+from bloomery.tasks.scaffolding.planning.entity_columns import counts_things, names_code
+from bloomery.tasks.scaffolding.planning.input_planning import split_words
+from bloomery.tasks.scaffolding.profiling.profiler import ColumnProfile
 
 DraftTask = Literal["classification", "regression", "forecasting"]
 SplitKind = Literal["key", "group", "time"]

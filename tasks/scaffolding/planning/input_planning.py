@@ -10,8 +10,8 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
-from bloomery.tasks.scaffolding.profiler import ColumnProfile, SourceProfile
-from bloomery.tasks.scaffolding.sequence_planning import image_shape, plan_steps, sequence_options
+from bloomery.tasks.scaffolding.profiling.profiler import ColumnProfile, SourceProfile
+from bloomery.tasks.scaffolding.profiling.sequence_planning import image_shape, plan_steps, sequence_options
 
 _MAX_ONE_HOT = 50  # categories that get a place each
 _MIN_VALUES = 20  # a column with fewer could have none in the training split

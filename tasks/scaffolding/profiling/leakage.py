@@ -16,8 +16,8 @@ import pyarrow as pa
 from bloomery.data_contracts.validation.casting import cast_column
 from bloomery.tasks.infrastructure.parquet import read_batches
 from bloomery.tasks.ingest.column_changes import mark_missing
-from bloomery.tasks.scaffolding.profiler import ColumnProfile, SourceProfile
-from bloomery.tasks.scaffolding.source_rows import ROWS_FILE
+from bloomery.tasks.scaffolding.profiling.profiler import ColumnProfile, SourceProfile
+from bloomery.tasks.scaffolding.profiling.source_rows import ROWS_FILE
 
 _MAX_ROWS = 10_000
 _MIN_ROWS = 50  # with fewer, chance alone may order a column like the label

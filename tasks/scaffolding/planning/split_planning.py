@@ -13,18 +13,18 @@ from typing import Any, Literal, NamedTuple
 
 from bloomery.data_contracts.errors import DataUnfit
 from bloomery.models.features.splits import SPLITS, hash_threshold
-from bloomery.tasks.scaffolding.entity_columns import (
+from bloomery.tasks.scaffolding.planning.entity_columns import (
     MIN_GROUPS,
     Entity,
     find_entities,
     is_birth_date,
     names_event,
 )
-from bloomery.tasks.scaffolding.input_planning import split_words
-from bloomery.tasks.scaffolding.label_planning import LabelPlan
-from bloomery.tasks.scaffolding.profiler import ColumnProfile, SourceProfile
-from bloomery.tasks.scaffolding.row_order import RowTable, measure_order
-from bloomery.tasks.scaffolding.task_inference import SplitKind
+from bloomery.tasks.scaffolding.planning.input_planning import split_words
+from bloomery.tasks.scaffolding.planning.label_planning import LabelPlan
+from bloomery.tasks.scaffolding.planning.task_inference import SplitKind
+from bloomery.tasks.scaffolding.profiling.profiler import ColumnProfile, SourceProfile
+from bloomery.tasks.scaffolding.profiling.row_order import RowTable, measure_order
 
 Shares = tuple[float, float, float]
 _MIN_SHARE = 0.4  # of the rows that a split should have

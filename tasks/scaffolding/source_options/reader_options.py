@@ -13,16 +13,20 @@ from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.recipe_sections.data_source import DataSource, SourceFile
 from bloomery.tasks.ingest import locations
 from bloomery.tasks.ingest.locations import FileLocation
-from bloomery.tasks.scaffolding.application_options import (
+from bloomery.tasks.scaffolding.source_options.application_options import (
     APPLICATIONS,
     find_label_array,
     infer_application_options,
 )
-from bloomery.tasks.scaffolding.csv_dialect import infer_dialect
-from bloomery.tasks.scaffolding.format_detection import detect_format, find_label_file, read_image_shape
-from bloomery.tasks.scaffolding.json_records import find_records
-from bloomery.tasks.scaffolding.media_options import infer_audio_options, infer_image_options, media_files
-from bloomery.tasks.scaffolding.sequence_options import (
+from bloomery.tasks.scaffolding.source_options.csv_dialect import infer_dialect
+from bloomery.tasks.scaffolding.source_options.format_detection import detect_format, find_label_file, read_image_shape
+from bloomery.tasks.scaffolding.source_options.json_records import find_records
+from bloomery.tasks.scaffolding.source_options.media_options import (
+    infer_audio_options,
+    infer_image_options,
+    media_files,
+)
+from bloomery.tasks.scaffolding.source_options.sequence_options import (
     are_sequence_files,
     assign_files,
     find_labelled_files,

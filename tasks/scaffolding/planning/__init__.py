@@ -1,0 +1,1 @@
+"""What a draft states: task, label, inputs, series and split, with reasons."""

@@ -1,0 +1,1 @@
+"""What the rows of a source show: columns, types, statistics, order, leaks."""

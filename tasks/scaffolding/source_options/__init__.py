@@ -1,0 +1,1 @@
+"""How a source is read: format, text, and options of the readers."""
