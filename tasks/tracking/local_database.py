@@ -1,7 +1,8 @@
 """Reads runs and versions from MLflow's local database, without MLflow, whose import takes two seconds.
 
 Commands that only look up what exists use it. Whatever it cannot read with certainty it leaves to MLflow's client, by
-`DatabaseUnreadable`: another tracking store, another layout of the tables, and a database in use by a migration.
+`DatabaseUnreadable`: another tracking store or registry, another layout of the tables, and a database in use by a
+migration.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.tracking.model_versions import ModelVersion
 
 _TIMEOUT_S = 60.0
-_WORKSPACE_VARIABLES = ("MLFLOW_ENABLE_WORKSPACES", "MLFLOW_WORKSPACE")
+_PREFIX = "sqlite:///"
+# With these the client uses a workspace, or another registry than the tracking store.
+_CLIENT_VARIABLES = ("MLFLOW_ENABLE_WORKSPACES", "MLFLOW_WORKSPACE", "MLFLOW_REGISTRY_URI")
 _PROMPT = "mlflow.prompt.is_prompt"  # the tag of registered prompts, which are no models
 _VERSIONS = (
     "select v.name, v.version, v.description, v.creation_time from model_versions v "
@@ -91,9 +94,11 @@ def read_metrics(run_id: str) -> dict[str, float]:
 @contextmanager
 def _connect() -> Iterator[sqlite3.Connection | None]:
     """Yields a connection that only reads, or None if nothing was ever registered here."""
-    if not settings().tracking_is_local or any(os.environ.get(name) for name in _WORKSPACE_VARIABLES):
-        raise DatabaseUnreadable(settings().tracking_uri)
-    database = Path(settings().tracking_uri.removeprefix("sqlite:///"))
+    uri = settings().tracking_uri
+    is_plain = uri.startswith(_PREFIX) and "?" not in uri  # neither a driver nor options of SQLAlchemy
+    if not is_plain or any(os.environ.get(name) for name in _CLIENT_VARIABLES):
+        raise DatabaseUnreadable(uri)
+    database = Path(uri.removeprefix(_PREFIX))
     if not database.is_file():
         yield None
         return

@@ -107,8 +107,19 @@ def test_what_cannot_be_read_with_certainty_is_left_to_the_client(home: Path, mo
         for read in READS:
             with pytest.raises(DatabaseUnreadable):
                 read()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    settings.cache_clear()
-    for read in READS:
-        with pytest.raises(DatabaseUnreadable):
-            read()
+    for uri in ("http://127.0.0.1:9", f"sqlite:///{database}?timeout=60", f"sqlite+pysqlite:///{database}"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        settings.cache_clear()
+        for read in READS:
+            with pytest.raises(DatabaseUnreadable):
+                read()
+
+
+def test_another_registry_is_read_by_the_client(client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow's client writes versions there, so the local database has none or old ones."""
+    assert model_registry.find_champion("digits") is not None
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"sqlite:///{tmp_path}/registry.db")
+    mlflow_runs.client.cache_clear()
+    assert model_registry.find_champion("digits") is None
+    mlflow_runs.client().create_registered_model("beans")
+    assert model_registry.list_names() == ["beans"]
