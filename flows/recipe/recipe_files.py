@@ -168,6 +168,8 @@ def _find_by_name(name: str) -> Path | None:
 
 
 def _with_suffix(path: Path) -> Path | None:
+    if not path.name:  # the current folder or the root
+        return None
     return next((file for suffix in SUFFIXES if (file := path.with_name(path.name + suffix)).is_file()), None)
 
 

@@ -123,6 +123,9 @@ def test_two_files_of_one_name_must_be_told_apart(write_recipe: WriteRecipe) -> 
         ("sub", ["'sub' is a folder", "such as sub/mine.yaml"]),
         ("sub/mien.yaml", ["there is no recipe 'sub/mien.yaml'; did you mean sub/mine.yaml?"]),
         ("nowhere/x.yaml", ["the folder has none"]),
+        (".", ["'.' is a folder", "such as wine.yaml"]),
+        ("./", ["'./' is a folder", "such as wine.yaml"]),
+        ("/", ["'/' is a folder"]),
     ],
 )
 def test_an_unknown_recipe_is_an_error_with_similar_ones(
