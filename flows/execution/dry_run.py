@@ -44,6 +44,7 @@ def dry_run(recipe: Recipe) -> DryRun:
     from bloomery.tasks.train.initial_weights import locate_initial_weights
 
     planned: list[PlannedStage] = []
+    records: dict[str, Any] = {}
 
     def lookup_of(stage: Any) -> Any:
         def find_output(*arguments: Any) -> Any:
@@ -51,6 +52,7 @@ def dry_run(recipe: Recipe) -> DryRun:
             record = stage.lookup(*arguments)
             if record is None:
                 raise _NotStored
+            records[stage.name] = record
             planned.append(PlannedStage(stage.name, record.digest, time.perf_counter() - start_time))
             return record
 
@@ -67,4 +69,6 @@ def dry_run(recipe: Recipe) -> DryRun:
     except _NotStored:
         missing = (PlannedStage(stage.name, None) for stage in STAGES[len(planned) :])
         return DryRun([*planned, *missing], source, None)
-    return DryRun(planned, source, release)
+    # An earlier run may have stored the bento and the release, and chosen the same file among other candidates.
+    bento = records["package"].model_copy(update={"choice": records["choose"]})
+    return DryRun(planned, source, release.model_copy(update={"bento": bento}))
