@@ -110,6 +110,8 @@ def _describe_measurements(tags: Mapping[str, str], choice: Choice | None) -> di
 
 
 def _describe_origin(facts: Mapping[str, Any], choice: Choice | None) -> dict[str, str]:
+    from bloomery.tasks.registry.champion import ROLLED_BACK
+
     tags = facts["tags"]
     origin = {"data": tags.get("data.source", "unknown")}
     if choice is not None:
@@ -119,11 +121,13 @@ def _describe_origin(facts: Mapping[str, Any], choice: Choice | None) -> dict[st
             f"{dataset.test.num_rows:,} held out, {dataset.valid_rows.num_quarantined:,} quarantined"
         )
     promotions: list[str] = facts["promotions"]
+    release = str(facts["release"]).split("\n")[0]
+    is_in_effect = bool(promotions) and not release.startswith(ROLLED_BACK)
     return {
         **origin,
         "contract": tags.get("contract", "unknown"),
         "registered": facts["created"],
-        "promoted": promotions[-1] if promotions else str(facts["release"]).split("\n")[0],
+        "promoted": promotions[-1] if is_in_effect else "; ".join([*promotions[-1:], release]),
         "bento": str(facts["bento"]),
     }
 
@@ -216,16 +220,16 @@ def _add_stages(root: Tree, stages: list[dict[str, Any]]) -> None:
     """Adds a branch for each stage, each inside the previous one."""
     branch = root
     for stage in stages:
-        branch = branch.add(f"[bold]{stage['stage']}[/] {stage['description']}")
+        branch = branch.add(f"[bold]{stage['stage']}[/] {escape(stage['description'])}")
         for what, digest in stage["digests"].items():
             branch.add(f"{what} [dim]{digest[:16]}[/]")
         for name in ("report", "code", "seed", "processor", "machine", "lock"):
             if stage.get(name) is not None:
                 value = str(stage[name])
-                branch.add(f"{name} [dim]{value[:16] if name in ('code', 'lock') else value}[/]")
+                branch.add(f"{name} [dim]{escape(value[:16] if name in ('code', 'lock') else value)}[/]")
         for candidate in stage.get("candidates", ()):
             colour = "green" if candidate["verdict"] == "chosen" else "dim"
-            branch.add(f"{candidate['name']}: {candidate['metrics']} [{colour}]{candidate['verdict']}[/]")
+            branch.add(f"{candidate['name']}: {candidate['metrics']} [{colour}]{escape(candidate['verdict'])}[/]")
 
 
 def version_summary(document: dict[str, Any]) -> Table:
@@ -250,17 +254,18 @@ def version_tree(document: dict[str, Any]) -> Tree:
         root.add(f"[yellow]freed by `bloomery gc` on {document['freed']}[/]: run its recipe again to rebuild its bento")
     metrics = root.add("metrics")
     for name, value in document["metrics"].items():
-        metrics.add(f"{name} {value:g}")
+        metrics.add(escape(f"{name} {value:g}"))
     if "provenance" in document:
         _add_stages(root.add("lineage, from the source"), document["provenance"])
     else:  # packaged before bentos contained their provenance
         branch = root.add("lineage, newest first")
         for line in document["lineage"]:
-            branch = branch.add(f"[bold]{line['stage']}[/] {line['description']} [dim]{line['digest'][:16]}[/]")
+            what = escape(line["description"])
+            branch = branch.add(f"[bold]{line['stage']}[/] {what} [dim]{line['digest'][:16]}[/]")
     promotions = root.add("promotions")
     for line in document["promotions"]:
-        promotions.add(line)
+        promotions.add(escape(line))
     tags = root.add("tags")
     for name, value in document["tags"].items():
-        tags.add(f"{name} = {value}")
+        tags.add(escape(f"{name} = {value}"))
     return root

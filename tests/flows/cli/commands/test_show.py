@@ -89,3 +89,30 @@ def test_the_summary_of_a_version_without_its_bento_has_what_the_registry_knows(
     summary = show.summarize_version(FACTS, None)
     assert (summary["score"], summary["size"], summary["data"]) == ("98.80%", "1234 bytes", "sklearn:digits")
     assert "weakest class" not in summary
+
+
+def test_a_version_that_was_rolled_back_is_not_shown_as_promoted() -> None:
+    facts = {**FACTS, "aliases": [], "release": "rolled back: too many [false] alarms\n…"}
+    summary = show.summarize_version(facts, None)
+    assert summary["promoted"] == "2026-11-28 run by ann@host: [better]; rolled back: too many [false] alarms"
+    assert show.summarize_version(FACTS, None)["promoted"] == "2026-11-28 run by ann@host: [better]"
+    refused = {**FACTS, "promotions": [], "release": "refused: too slow"}
+    assert show.summarize_version(refused, None)["promoted"] == "refused: too slow"
+
+
+def test_words_in_brackets_are_shown_with_all_facts() -> None:
+    """They are no markup: a reason, a path or the name of a class may have them."""
+    lineage = [{"stage": "ingest", "digest": "a" * 64, "description": "rows of data/[ab]*.csv"}]
+    document = {
+        **FACTS,
+        "description": "int8",
+        "metrics": {"recall.[x]": 0.5},
+        "lineage": lineage,
+        "promotions": ["promote by ann: [wip] [/retry]"],
+        "tags": {"release": "refused: recall of [/other] is 10%"},
+    }
+    console = Console(file=io.StringIO(), width=160)
+    console.print(show.version_tree(document))
+    output = console.file.getvalue()  # type: ignore[attr-defined]
+    for words in ("data/[ab]*.csv", "recall.[x] 0.5", "[wip] [/retry]", "recall of [/other] is 10%"):
+        assert words in output
