@@ -389,8 +389,8 @@ def _print(draft: ProjectDraft) -> None:
     console.print(table)
     if len(inferences) > 40:
         console.print(f"… and {len(inferences) - 40} more, see the files")
-    console.print(
-        f"\nwritten: [bold]{escape(str(draft.contract))}[/] and [bold]{escape(str(draft.recipe))}[/]\n\nnext:"
-    )
-    console.print(f"  bloomery check {escape(str(draft.recipe))}", soft_wrap=True)
-    console.print(f"  bloomery run {escape(str(draft.recipe))}", soft_wrap=True)
+    files = f"[bold]{escape(str(draft.contract))}[/] and [bold]{escape(str(draft.recipe))}[/]"
+    console.print(f"\nwritten: {files}\n\nnext:", soft_wrap=True)
+    recipe = escape(shlex.quote(str(draft.recipe)))
+    console.print(f"  bloomery check {recipe}", soft_wrap=True)
+    console.print(f"  bloomery run {recipe}", soft_wrap=True)

@@ -97,6 +97,16 @@ def test_numbers_in_another_notation_reach_the_contract(home: Path, tmp_path: Pa
     assert "12% is read as 12" in " ".join(text.replace("#", "").split())
 
 
+def test_the_printed_paths_and_commands_can_be_copied(home: Path, tmp_path: Path) -> None:
+    """Also where the folder has a blank and its path is longer than a line."""
+    write_rows(tmp_path / "rows.csv", "{n},{f},{y}", "a,b,label")
+    folder = tmp_path / f"my drafts {'x' * 60}"
+    arguments = ["--data", str(tmp_path / "rows.csv"), "--label", "label", "-o", str(folder)]
+    output = CliRunner().invoke(app, ["init", "mine", *arguments]).stdout
+    assert f"written: {folder}/mine.odcs.yaml and {folder}/mine.yaml\n" in output
+    assert f"  bloomery run '{folder}/mine.yaml'\n" in output
+
+
 def test_a_loss_of_many_lines_is_an_error_that_names_the_options(home: Path, tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.csv", "{n},x,{y}", "a,b,label", **{f"line_{number}": "1,2" for number in range(80)})
     with pytest.raises(
