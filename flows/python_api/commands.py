@@ -73,24 +73,26 @@ def init(
     Raises:
         BloomeryError: as the command does; its text says what to do.
     """
+    parts = _parts_of(data)
     model_name, folder = name or _name_of(data), Path(output)
     labels = [label] if isinstance(label, str) else list(label)
     arguments = [word for column in labels for word in ("--label", str(column))]
     arguments += ["--output", str(folder), *(["--force"] if force else []), *_to_arguments(options)]
-    files: list[Path] = []
+    new_files: list[Path] = []
     try:
-        for part, source in _parts_of(data):
+        for part, source in parts:
             if is_frame(source):
                 path = folder / (f"{model_name}-{part}.parquet" if part else f"{model_name}.parquet")
                 _require_absent(path, force)
-                files.append(path)
+                if not path.exists():
+                    new_files.append(path)
                 write_frame(source, path)
                 source = path
             arguments += ["--data", f"{part}={source}" if part else str(source)]
         document = call_command("init", model_name, *arguments)
     except BaseException:
         if not (folder / f"{model_name}.yaml").exists():
-            for path in files:
+            for path in new_files:
                 path.unlink(missing_ok=True)
         raise
     return Draft(
@@ -123,7 +125,10 @@ def run(recipe: str | Path | Draft, period: str | None = None) -> Model:
 
 
 def _parts_of(data: Any) -> list[tuple[str, Any]]:
-    """The sources, each with the name of its split or "". Raises SettingInvalid for what is no source."""
+    """The sources, each with the name of its split or "". Raises SettingInvalid for what is no source.
+
+    Of several tables each needs a split, since its name is part of the file's.
+    """
     if isinstance(data, Mapping):
         parts = [(str(name), source) for name, source in data.items()]
     elif is_frame(data) or not isinstance(data, Sequence) or isinstance(data, str):
@@ -139,13 +144,20 @@ def _parts_of(data: Any) -> list[tuple[str, Any]]:
             where="the argument `data` of bloomery.init",
             remedy="convert it, such as with pandas.DataFrame(data)",
         )
+    if len(parts) > 1 and any(not part and is_frame(source) for part, source in parts):
+        raise SettingInvalid(
+            f"the data is a list of {len(parts)} tables or paths, and the tables have no names",
+            required='one table, or several by split, such as {"train": a, "test": b}',
+            where="the argument `data` of bloomery.init",
+            remedy="name the splits; or join the tables to one, such as with pandas.concat",
+        )
     return parts
 
 
 def _name_of(data: Any) -> str:
     """The name of the first file, as a model may be named. Raises SettingInvalid for a table, which has none."""
-    source = data if isinstance(data, str | Path) else data[0] if isinstance(data, Sequence) and data else None
-    if source is None:
+    source = data[0] if isinstance(data, list | tuple) else data
+    if not isinstance(source, str | Path):
         raise SettingInvalid(
             f"a {type(data).__name__} has no name",
             required="a name for the model",

@@ -96,8 +96,19 @@ def test_a_model_is_named_for_its_file(data: Any, name: str) -> None:
 
 
 def test_a_table_needs_a_name() -> None:
-    with pytest.raises(SettingInvalid, match="a DataFrame has no name"):
-        bloomery.init(pd.DataFrame({"a": [1]}), label="a")
+    frame = pd.DataFrame({"a": [1]})
+    for data, kind in ((frame, "DataFrame"), ([frame], "list"), ({"train": frame, "test": "b.csv"}, "dict")):
+        with pytest.raises(SettingInvalid, match=f"a {kind} has no name"):
+            bloomery.init(data, label="a")
+
+
+def test_several_tables_need_a_split_each(tmp_path: Path) -> None:
+    """Their files would have one name: the second would replace the first."""
+    frame = pd.DataFrame({"a": [1]})
+    for data in ([frame, frame], [frame, "rows.csv"]):
+        with pytest.raises(SettingInvalid, match="a list of 2 tables or paths, and the tables have no names"):
+            bloomery.init(data, label="a", name="x", output=tmp_path, force=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_errors_of_a_command_are_exceptions() -> None:
@@ -141,6 +152,10 @@ def test_a_frame_is_written_beside_its_draft(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(DataUnfit, match="no column colour"):
         bloomery.init(frame, label="colour", name="other", output=tmp_path)
     assert not (tmp_path / "other.parquet").exists()
+    (tmp_path / "kept.parquet").touch()  # perhaps the only copy of the rows
+    with pytest.raises(DataUnfit, match="no column colour"):
+        bloomery.init(frame, label="colour", name="kept", output=tmp_path, force=True)
+    assert (tmp_path / "kept.parquet").exists()
     bloomery.init(["train=a.csv", Path("b.csv")], label="kind", name="files", output=tmp_path)
     assert calls[-1][-4:] == ("--data", "train=a.csv", "--data", "b.csv")
     bloomery.init({"train": frame, "test": "b.csv"}, label=["kind", "size"], name="split", output=tmp_path)
