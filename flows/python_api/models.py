@@ -21,6 +21,7 @@ def load(reference: str) -> Model:
 
     Raises:
         DataMissing: there is none.
+        DataUnfit: it was not registered by Bloomery.
     """
     from bloomery.tasks.infrastructure.settings import require_state_folder
 
@@ -29,6 +30,13 @@ def load(reference: str) -> Model:
         from bloomery.tasks.registry.model_registry import BENTO, find_version
 
         version = find_version(reference)
+        if BENTO not in version.tags:
+            raise DataUnfit(
+                f"{version.name} version {version.version} was not registered by Bloomery",
+                required=f"a version with the tag `{BENTO}`",
+                where="the MLflow model registry",
+                remedy="load it with mlflow.pyfunc.load_model, or name a version that `bloomery run` has made",
+            )
         return Model(version.name, int(version.version), version.tags[BENTO], version.tags.get("score", ""))
 
 
@@ -178,13 +186,17 @@ class Model:
 
 @contextlib.contextmanager
 def _registry() -> Iterator[None]:
-    """Uses the state folder's registry inside the `with` block, and then again the one that the notebook has used."""
+    """Uses the state folder's registry inside the `with` block, and then again the one that the notebook has used.
+
+    Where that was MLFLOW_TRACKING_URI or MLflow's default, no address is left set: it would outweigh a variable that
+    the notebook sets later.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the progress bars that Jupyter could show
         import mlflow
 
     variable = os.environ.get("MLFLOW_TRACKING_URI")
-    before = mlflow.get_tracking_uri()
+    before: Any = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
     from bloomery.tasks.infrastructure.settings import settings
     from bloomery.tasks.tracking.mlflow_runs import client
 
@@ -193,6 +205,8 @@ def _registry() -> Iterator[None]:
         mlflow.set_tracking_uri(settings().tracking_uri)
         yield
     finally:
-        mlflow.set_tracking_uri(before)
-        if variable is None:
-            os.environ.pop("MLFLOW_TRACKING_URI", None)
+        address: Any = None if before == variable else before
+        mlflow.set_tracking_uri(address)
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+        if variable is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = variable

@@ -21,6 +21,7 @@ from bloomery.data_contracts import errors
 from bloomery.data_contracts.errors import ContractBroken, DataMissing, DataUnfit, SettingInvalid
 from bloomery.data_contracts.records.records import Release
 from bloomery.flows.python_api import command_process, commands
+from bloomery.tasks.tracking import mlflow_runs
 from tests.conftest import copy_state
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -205,6 +206,37 @@ def test_a_recipe_runs_in_a_running_event_loop_and_its_version_predicts(
     assert mlflow.get_tracking_uri() == tracking
     with pytest.raises(DataMissing, match="the registry has no nobody"):
         bloomery.load("nobody")
+
+
+@pytest.mark.usefixtures("home")
+def test_the_tracking_address_of_the_notebook_stays_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow
+
+    def look_up() -> None:
+        with pytest.raises(DataMissing):
+            bloomery.load("nobody")
+
+    unset: Any = None
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(unset)
+    look_up()
+    assert not mlflow.is_tracking_uri_set()
+    for address in ("http://127.0.0.1:9", "http://127.0.0.1:10"):  # each is set after a look-up
+        os.environ["MLFLOW_TRACKING_URI"] = address
+        assert mlflow.get_tracking_uri() == address
+        look_up()
+    mlflow.set_tracking_uri("http://127.0.0.1:11")
+    look_up()
+    assert mlflow.get_tracking_uri() == os.environ["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:11"
+    mlflow.set_tracking_uri(unset)
+
+
+def test_a_version_of_another_tool_is_refused(home: Path) -> None:
+    client = mlflow_runs.client()
+    client.create_registered_model("foreign")
+    client.create_model_version("foreign", source=str(home))
+    with pytest.raises(DataUnfit, match="foreign version 1 was not registered by Bloomery"):
+        bloomery.load("foreign:1")
 
 
 @pytest.mark.slow
