@@ -15,6 +15,7 @@ from bloomery.data_contracts.records.records import BaselineComparison, Candidat
 from bloomery.data_contracts.records.scores import Score
 from bloomery.models.evaluation.baselines import CONSTANT
 from bloomery.models.features.encoder import read_encoder
+from bloomery.tasks.evaluation.held_out import read_probabilities
 from bloomery.tasks.evaluation.scoring import GroundTruth, compare_predictions
 from bloomery.tasks.evaluation.slices import bootstrap_order
 from bloomery.tasks.infrastructure.settings import settings
@@ -53,7 +54,7 @@ def _read_predictions(candidates: Candidates, candidate: Candidate) -> tuple[Gro
         labels = table["truth"].combine_chunks()
         positions = pc.index_in(labels, pa.array(list(dataset.classes), labels.type))
         truth = GroundTruth(keys, positions.to_numpy(zero_copy_only=False), np.arange(len(keys)))
-        return truth, np.array(table["probabilities"].to_pylist(), np.float64)
+        return truth, read_probabilities(table)
     order = bootstrap_order(dataset, read_encoder(settings().path(dataset.encoder_uri)).features, keys)
     return GroundTruth(keys, table["truth"].to_numpy(), order), table["prediction"].to_numpy()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import date
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -21,6 +22,11 @@ _MAX_BACKGROUND_BYTES = 4_000_000  # fewer rows where they are wide
 def read_measured_predictions(choice: Choice) -> pa.Table:
     """Reads key, truth and prediction of each test row; for classes also their probabilities."""
     return pq.read_table(settings().path(choice.candidate.predictions_uri))
+
+
+def read_probabilities(predictions: pa.Table) -> np.ndarray:
+    """The column of probabilities as float64 (N, K)."""
+    return np.asarray(pc.list_flatten(predictions["probabilities"])).reshape(predictions.num_rows, -1)
 
 
 def read_held_out_rows(choice: Choice) -> pa.Table:

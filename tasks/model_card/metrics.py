@@ -18,7 +18,7 @@ from bloomery.models.evaluation import metrics
 from bloomery.models.evaluation.calibration import CalibrationBins, calibration_bins, expected_calibration_error
 from bloomery.models.evaluation.scores import compute_metrics
 from bloomery.models.features.encoder import read_encoder
-from bloomery.tasks.evaluation.held_out import read_measured_predictions
+from bloomery.tasks.evaluation.held_out import read_measured_predictions, read_probabilities
 from bloomery.tasks.evaluation.scoring import GroundTruth, slice_table
 from bloomery.tasks.evaluation.slices import bootstrap_order
 from bloomery.tasks.infrastructure.settings import settings
@@ -63,7 +63,7 @@ def compute_card_metrics(choice: Choice) -> CardMetrics:
     classes: tuple[ClassResult, ...] = ()
     if dataset.task == "classification":
         truth_N = _class_positions(table["truth"], dataset.classes)
-        predictions = np.array(table["probabilities"].to_pylist(), np.float64)
+        predictions = read_probabilities(table)
         order = np.arange(len(keys))
         bins = calibration_bins(truth_N, predictions)
         classes = _class_results(truth_N, predictions, dataset.classes)

@@ -24,7 +24,7 @@ from bloomery.models.evaluation.score_intervals import degradation_interval
 from bloomery.models.features.encoder import Encoder, encode, read_encoder
 from bloomery.tasks.bentos.bento_store import artifacts_folder
 from bloomery.tasks.evaluation.baseline_text import describe_comparison
-from bloomery.tasks.evaluation.held_out import read_held_out_rows, read_measured_predictions
+from bloomery.tasks.evaluation.held_out import read_held_out_rows, read_measured_predictions, read_probabilities
 from bloomery.tasks.evaluation.slices import bootstrap_order
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.registry import model_registry
@@ -155,7 +155,7 @@ def _measure_degradation(bento: Bento, champion: Encoder, champion_predictions: 
     if dataset.task == "classification":
         names = [str(name) for name in dataset.classes]
         truth = np.array([names.index(str(name)) for name in table["truth"].to_pylist()])
-        after = np.array(table["probabilities"].to_pylist(), np.float64)
+        after = read_probabilities(table)
         before = align_classes(champion, champion_predictions, names)
         return degradation_interval(trained.score, truth, before, np.pad(after, ((0, 0), (0, 1))))
     features = read_encoder(settings().path(dataset.encoder_uri)).features
