@@ -15,6 +15,7 @@ from bloomery.data_contracts.records.scores import SCORES, Score, ScoreName
 from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.models.evaluation.metrics import log_loss, mean_absolute_error
 
+RANKINGS = ("auc", "average_precision")  # scores of the order of rows by their probability of a class
 MAX_RANKED_CLASSES = 50  # of more, AUC and average precision are computed only where they are the score
 
 
@@ -64,7 +65,7 @@ def compute_metrics(task: Task, truth_N: np.ndarray, predictions: np.ndarray) ->
     num_classes = predictions.shape[1] if predictions.ndim == 2 else 0
     values: dict[str, float] = {}
     for name, facts in SCORES.items():
-        is_slow = name in ("auc", "average_precision") and num_classes > MAX_RANKED_CLASSES
+        is_slow = name in RANKINGS and num_classes > MAX_RANKED_CLASSES
         if facts.task != task or name == "quantile_loss" or is_slow:
             continue
         try:

@@ -21,6 +21,7 @@ from bloomery.data_contracts.records.scores import ACCURACY, RMSE, Score, defaul
 from bloomery.models.evaluation.gates import Gates
 from bloomery.models.evaluation.metrics import accuracy_drop
 from bloomery.models.evaluation.score_intervals import degradation_interval
+from bloomery.models.evaluation.scores import RANKINGS
 from bloomery.models.features.encoder import Encoder, encode, read_encoder
 from bloomery.tasks.bentos.bento_store import artifacts_folder
 from bloomery.tasks.evaluation.baseline_text import describe_comparison
@@ -157,7 +158,7 @@ def _measure_degradation(bento: Bento, champion: Encoder, champion_predictions: 
         truth = np.array([names.index(str(name)) for name in table["truth"].to_pylist()])
         after = read_probabilities(table)
         before = align_classes(champion, champion_predictions, names)
-        return degradation_interval(trained.score, truth, before, np.pad(after, ((0, 0), (0, 1))))
+        return compare_aligned(trained.score, truth, before, np.pad(after, ((0, 0), (0, 1))))
     features = read_encoder(settings().path(dataset.encoder_uri)).features
     order = bootstrap_order(dataset, features, table[key_column(dataset.key)].combine_chunks())
     truth, predictions = (table[name].to_numpy()[order] for name in ("truth", "prediction"))
@@ -171,6 +172,19 @@ def align_classes(encoder: Encoder, probabilities_NK: np.ndarray, names: Sequenc
     for column_N, name in zip(probabilities_NK.T, encoder.classes, strict=True):
         aligned[:, positions.get(str(name), len(names))] += column_N
     return aligned
+
+
+def compare_aligned(score: Score, truth_N: np.ndarray, before_NL: np.ndarray, after_NL: np.ndarray) -> Interval:
+    """The degradation from `before` to `after`, both from `align_classes`.
+
+    No row has the class of the last column, so rankings leave it out: two classes stay two, and the rarer one counts.
+
+    Raises:
+        UndefinedScore: the score does not exist for these labels.
+    """
+    if score.name in RANKINGS:
+        before_NL, after_NL = before_NL[:, :-1], after_NL[:, :-1]
+    return degradation_interval(score, truth_N, before_NL, after_NL)
 
 
 def predicted_labels(encoder: Encoder, probabilities_NK: np.ndarray) -> np.ndarray:

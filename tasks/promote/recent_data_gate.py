@@ -29,7 +29,7 @@ from bloomery.tasks.monitoring.delayed_labels import (
     read_bento_contract,
     read_labels,
 )
-from bloomery.tasks.promote.gates import align_classes, predicted_labels, read_bento_encoder, run_bento
+from bloomery.tasks.promote.gates import align_classes, compare_aligned, predicted_labels, read_bento_encoder, run_bento
 
 _MAX_ROWS = 20_000  # the newest
 
@@ -137,4 +137,4 @@ def _measure_degradation(score: Score, truth: pa.ChunkedArray, champion: _Versio
     is_known = np.isin(labels, names)
     positions = np.array([names.index(label) for label in labels[is_known]], np.int64)
     before, after = (align_classes(*version, names)[is_known] for version in (champion, candidate))
-    return degradation_interval(score, positions, before, after)
+    return compare_aligned(score, positions, before, after)

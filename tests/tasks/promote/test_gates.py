@@ -19,6 +19,7 @@ from bloomery.data_contracts.records.score_format import degradation_name
 from bloomery.data_contracts.records.scores import Score
 from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.models.evaluation.gates import Gates, RecentData
+from bloomery.models.evaluation.score_intervals import degradation_interval
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import Encoder, encode, fit, partial_statistics
 from bloomery.models.inference.outputs import compute_outputs, predictions_from
@@ -26,6 +27,8 @@ from bloomery.models.inference.runtime import create_session
 from bloomery.tasks.evaluation.held_out import read_held_out_rows
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.promote.gates import (
+    align_classes,
+    compare_aligned,
     compare_with_champion,
     require_better_than_baselines,
     require_not_worse,
@@ -168,6 +171,20 @@ def test_versions_are_compared_by_the_score_of_the_recipe(task: Task, name: str,
         check_not_worse(with_score(bad, name), Gates(), version_of(good))
     assert ("champion_rise" if score.is_error else "champion_drop") in refused.value.where
     check_not_worse(with_score(good, name), Gates(), version_of(bad))
+
+
+@pytest.mark.parametrize("name", ["auc", "average_precision", "macro_f1", "log_loss"])
+def test_a_column_for_the_classes_of_the_champion_alone_changes_no_score(name: str) -> None:
+    random = np.random.default_rng(2)
+    truth = (random.random(500) < 0.1).astype(int)
+    score = Score.model_validate({"name": name})
+    versions = []
+    for noise in (1.0, 1.5):
+        share = 1 / (1 + np.exp(-(3 * truth - 2 + noise * random.normal(size=500))))
+        versions.append(np.stack([1 - share, share], axis=1))
+    aligned = [align_classes(encoder_for("classification"), shares, ["down", "up"]) for shares in versions]
+    assert [shares.shape for shares in aligned] == [(500, 3)] * 2
+    assert compare_aligned(score, truth, *aligned) == degradation_interval(score, truth, *versions)
 
 
 def test_each_gate_limits_its_own_score(release: Release, home: Path) -> None:
