@@ -81,6 +81,7 @@ def fit_boosted_trees(
     The labels decide the task: class indices, or standardised values of a regression.
     """
     is_regression = bool(np.issubdtype(train.y.dtype, np.floating))
+    val = val if is_regression else _with_known_classes(val, train.y)
     models, first_losses = [], None
     for number in range(config.models):
         model = _make_model(config, len(train.y), seed + number, is_regression, balance_classes)
@@ -93,6 +94,12 @@ def fit_boosted_trees(
         first_losses = first_losses or losses
     assert first_losses is not None
     return FittedTrees(tuple(models), num_outputs, first_losses)
+
+
+def _with_known_classes(val: LabelledRows, train_y: np.ndarray) -> LabelledRows:
+    """The rows of the classes that the trees are fitted to: scikit-learn has no loss for others."""
+    is_known_N = np.isin(val.y, train_y)
+    return val if is_known_N.all() else LabelledRows(val.x[is_known_N], val.y[is_known_N])
 
 
 def predict_outputs(trees: FittedTrees, x: np.ndarray) -> np.ndarray:

@@ -111,3 +111,14 @@ def test_the_file_needs_nothing_of_python_and_reads_any_number_of_rows(tmp_path:
     session = onnxruntime.InferenceSession(str(save(fit(4), tmp_path / "trees.onnx")))
     for num_rows in (0, 1, 33):
         assert session.run(None, {"x": make_rows(4, 40).x[:num_rows]})[0].shape == (num_rows, 4)
+
+
+def test_validation_rows_of_a_class_that_the_fitted_rows_lack_do_not_count() -> None:
+    rows, val = make_rows(3), make_rows(3, 200, seed=1)
+    kept, known = rows.y != 1, val.y != 1
+    present = LabelledRows(rows.x[kept], rows.y[kept])
+    trees, expected = (
+        fit_boosted_trees(SMALL, present, chosen, 3, seed=0, balance_classes=False)
+        for chosen in (val, LabelledRows(val.x[known], val.y[known]))
+    )
+    assert trees.losses == expected.losses
