@@ -150,7 +150,7 @@ def _draw_class_scores(score: Score, truth_N: np.ndarray, before_N: np.ndarray, 
 def _draw_rank_scores(score: Score, truth_N: np.ndarray, before_NK: np.ndarray, after_NK: np.ndarray) -> np.ndarray:
     """Bootstrapped scores (2, D) of two rankings, each the mean over the targets of `rank_targets`.
 
-    Of many rows with or without a class an even sample is drawn from, so that the interval is slightly too wide.
+    Of many rows with or without a class an even sample is drawn from, in which each row stands for several.
     """
     targets = rank_targets(truth_N, before_NK.shape[1])
     scores = np.zeros((2, _NUM_RANK_DRAWS))
@@ -158,13 +158,13 @@ def _draw_rank_scores(score: Score, truth_N: np.ndarray, before_NK: np.ndarray, 
         rows_N, scales_N = _sample_by_class(truth_N == target)
         # A row of the class that only the first model ranks first, and one that only the second does.
         is_positive_N = np.append(truth_N[rows_N] == target, [True, True])
-        rates_N = np.append(np.ones(len(rows_N)), [_PSEUDO_ROWS, _PSEUDO_ROWS])
-        scales_N = np.append(scales_N, [1, 1])
+        # How often each of the rows that a row stands for is drawn adds up: a Poisson number, too, not a multiple.
+        rates_N = np.append(scales_N, [_PSEUDO_ROWS, _PSEUDO_ROWS])
         sides = [np.append(before_NK[rows_N, target], [2.0, -1.0]), np.append(after_NK[rows_N, target], [-1.0, 2.0])]
         random = np.random.default_rng(0)
         orders = [_RankOrder(is_positive_N, values_N) for values_N in sides]
         for start in range(0, _NUM_RANK_DRAWS, _DRAWS_AT_ONCE):
-            draws_DN = random.poisson(rates_N, (_DRAWS_AT_ONCE, len(rates_N))) * scales_N
+            draws_DN = random.poisson(rates_N, (_DRAWS_AT_ONCE, len(rates_N)))
             for side, order in enumerate(orders):
                 scores[side, start : start + _DRAWS_AT_ONCE] += order.scores(score, draws_DN)
     return scores / len(targets)

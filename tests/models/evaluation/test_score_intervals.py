@@ -87,3 +87,14 @@ def test_rows_of_one_class_and_perfect_predictions_have_an_interval():
     interval = score_interval(Score(name="average_precision"), np.array([0, 1] * 25), perfect)
     assert (interval.value, interval.high) == (1, 1)
     assert interval.low < 1
+
+
+@pytest.mark.parametrize("name", ["auc", "average_precision"])
+def test_a_sample_of_many_rows_gives_the_interval_of_all_of_them(name):
+    """The limits come closer with the root of the number of rows, although only some of the rows are drawn from."""
+    random = np.random.default_rng(5)
+    truth = np.arange(80_000) % 2
+    share = 1 / (1 + np.exp(-(1.5 * (truth - 0.5) + random.normal(size=len(truth)))))
+    shares = np.stack([1 - share, share], axis=1)
+    few, many = (score_interval(Score(name=name), truth[:num], shares[:num]) for num in (5_000, 80_000))
+    assert 0.18 < (many.high - many.low) / (few.high - few.low) < 0.35
