@@ -27,6 +27,7 @@ _MAX_STEP_VALUES = 1_024
 _MAX_TREE_CLASSES = 20
 _MAX_TREE_CATEGORIES = 255  # scikit-learn's limit
 _MAX_LINEAR_CLASSES = 200
+_BLOCK_VALUES = 16_000_000  # that are converted at once
 
 
 class BaselineRows(NamedTuple):
@@ -138,6 +139,7 @@ def _fit_trees(task: BaselineTask, features: Features) -> FittedBaseline:
         return FittedBaseline(name, None, reason=obstacle)
     num_trees_per_round = task.num_classes if task.num_classes > 2 else 1
     rounds = min(max(_MAX_TREES // num_trees_per_round, _MIN_ROUNDS), _MAX_ROUNDS)
+    sample = task.train.sample(_num_rows(_MAX_TREE_VALUES, features.num_used * rounds * num_trees_per_round))
     options: dict[str, Any] = {
         "max_iter": rounds,
         "learning_rate": 0.1 if rounds == _MAX_ROUNDS else 0.3,
@@ -150,8 +152,13 @@ def _fit_trees(task: BaselineTask, features: Features) -> FittedBaseline:
         model = HistGradientBoostingRegressor(loss="quantile", quantile=task.score.quantile, **options)
     else:
         model = HistGradientBoostingRegressor(**options)
-    sample = task.train.sample(_num_rows(_MAX_TREE_VALUES, features.num_used * rounds * num_trees_per_round))
-    return _fit(name, task, model, features.for_trees, sample)
+    return _fit(name, task, model, features.for_trees, _without_single_rows(sample) if task.num_classes else sample)
+
+
+def _without_single_rows(sample: BaselineRows) -> BaselineRows:
+    """The rows of classes with several: scikit-learn, which stops early by a share of each class, fails at one row."""
+    has_several_N = np.bincount(sample.y)[sample.y] > 1
+    return BaselineRows(sample.x[has_several_N], sample.y[has_several_N])
 
 
 def _num_rows(max_values: int, values_per_row: int) -> int:
@@ -169,12 +176,21 @@ def _fit(
     with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore")  # of iterations that stop before they converge
         model.fit(convert(sample.x), sample.y)
-        test = convert(task.test_x)
-        if not task.num_classes:
-            return FittedBaseline(name, np.asarray(model.predict(test), np.float64), len(sample.y))
-        shares_NK = np.zeros((len(task.test_x), task.num_classes))
-        shares_NK[:, model.classes_] = model.predict_proba(test)
-        return FittedBaseline(name, shares_NK, len(sample.y))
+        predict = model.predict_proba if task.num_classes else model.predict
+        blocks = _blocks(task.test_x, Features(task.layout).num_used)
+        predictions = np.concatenate([predict(convert(block)) for block in blocks])
+    if not task.num_classes:
+        return FittedBaseline(name, predictions.astype(np.float64), len(sample.y))
+    shares_NK = np.zeros((len(task.test_x), task.num_classes))
+    shares_NK[:, model.classes_] = predictions
+    return FittedBaseline(name, shares_NK, len(sample.y))
+
+
+def _blocks(x: np.ndarray, num_used: int = 0) -> list[np.ndarray]:
+    """Blocks of rows whose values, or `num_used` features of each row, need little memory in float64."""
+    values_per_row = max(math.prod(x.shape[1:]), num_used, 1)
+    num_blocks = math.ceil(len(x) * values_per_row / _BLOCK_VALUES)
+    return np.array_split(x, max(min(num_blocks, len(x)), 1))
 
 
 class Features:
@@ -217,9 +233,10 @@ class Features:
     def for_trees(self, x: np.ndarray) -> np.ndarray:
         """Returns dense features with categories as numbers."""
         layout = self._layout
-        x = np.nan_to_num(x.astype(np.float64, copy=False))
         if layout.kind == "image":
-            return _pool(x, _pooled_size(layout)).reshape(len(x), -1)
+            size = _pooled_size(layout)
+            return np.concatenate([_pool(_as_numbers(block), size) for block in _blocks(x)]).reshape(len(x), -1)
+        x = _as_numbers(x)
         if layout.kind == "sequence" and layout.num_values > _MAX_STEP_VALUES:
             return np.concatenate([x.mean(axis=1), x.std(axis=1), x[:, -1]], axis=1)
         return x.reshape(len(x), -1)
@@ -248,6 +265,10 @@ class Features:
         counts = csr_matrix((np.ones(len(columns)), columns, starts), shape=shape)
         counts.sum_duplicates()
         return counts.log1p()
+
+
+def _as_numbers(x: np.ndarray) -> np.ndarray:
+    return np.nan_to_num(x.astype(np.float64, copy=False))
 
 
 def _pooled_size(layout: Layout) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bloomery.data_contracts.records.records import Baseline
+from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.features.encoder import Encoder
 from bloomery.tasks.evaluation.scoring import build_ground_truth, compute_all_scores, score_predictions
 from bloomery.tasks.infrastructure.settings import settings
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from bloomery.models.training.data.batches import Examples
 
 _MAX_ROWS = 50_000  # of the training split that are read
+_MAX_BYTES = 1 << 30  # of these rows; wide rows are fewer
 _PRIVATE = "training is private, and they would learn from the same rows without noise"
 
 
@@ -60,12 +62,13 @@ def fit_baselines(run: TrainingRun, out: Output) -> tuple[Baseline, ...]:
 
 
 def _build_task(run: TrainingRun, test: Examples) -> BaselineTask:
-    """The rows that baselines are fitted to: at most about 50,000, evenly spaced."""
+    """The rows that baselines are fitted to: at most about 50,000 and 1 GiB, evenly spaced."""
     from bloomery.models.evaluation.baselines import BaselineRows, BaselineTask
     from bloomery.models.training.data.batches import sample_examples
 
     dataset, units = run.dataset, run.encoder.units
-    train = sample_examples(settings().path(dataset.train.uri), dataset.key, dataset.layout, _MAX_ROWS)
+    num_rows = _num_rows_read(dataset.layout)
+    train = sample_examples(settings().path(dataset.train.uri), dataset.key, dataset.layout, num_rows)
     x, y = train.x.numpy(), train.y.numpy()
     if units is None:
         x, y = x[y >= 0], y[y >= 0]
@@ -79,6 +82,10 @@ def _build_task(run: TrainingRun, test: Examples) -> BaselineTask:
         test_x=test.x.numpy(),
         windows=_read_label_windows(run.encoder, x, test.x.numpy()),
     )
+
+
+def _num_rows_read(layout: Layout) -> int:
+    return min(_MAX_ROWS, max(_MAX_BYTES // (4 * layout.num_values), 1))
 
 
 def _read_label_windows(encoder: Encoder, train: np.ndarray, test: np.ndarray) -> LabelWindows | None:

@@ -132,3 +132,32 @@ def test_many_rows_are_sampled_evenly(monkeypatch):
     sample = BaselineRows(x, y).sample(5)
     assert sample.x[:, 0].tolist()[::4] == [0, 1_999]
     assert all(later > earlier for earlier, later in pairwise(sample.x[:, 0]))
+
+
+def test_many_rows_of_which_one_class_has_a_single_one_are_fitted():
+    """scikit-learn holds rows of each class out where there are more than 10,000, which a single row does not allow."""
+    x = RANDOM.normal(size=(10_100, 2)).astype(np.float32)
+    y = (x[:, 0] > 0).astype(np.int64)
+    y[5] = 2
+    task = {"score": ACCURACY, "layout": flat(2), "num_classes": 3, "train": BaselineRows(x, y), "test_x": x[:500]}
+    trees = fit(**task)["boosted trees"]
+    assert trees.num_rows == 10_099
+    assert (trees.predictions.argmax(axis=1) == y[:500]).mean() > 0.95
+
+
+@pytest.mark.parametrize("layout", [flat(6, categories=((5, 4),)), Layout(kind="image", shape=(1, 2, 3))])
+def test_test_rows_are_converted_in_blocks(layout, monkeypatch):
+    x = RANDOM.normal(size=(300, *layout.shape)).astype(np.float32)
+    if layout.kind == "flat":
+        x[:, 5] = RANDOM.integers(0, 4, 300)
+    y = (x.reshape(300, 6)[:, 0] > 0).astype(np.int64)
+    task = {"score": ACCURACY, "layout": layout, "num_classes": 2, "train": BaselineRows(x[:200], y[:200])}
+    at_once = fit(**task, test_x=x[200:])
+    sizes = []
+    original = Features.for_trees
+    monkeypatch.setattr(Features, "for_trees", lambda self, rows: sizes.append(len(rows)) or original(self, rows))
+    monkeypatch.setattr(baselines, "_BLOCK_VALUES", 100)
+    in_blocks = fit(**task, test_x=x[200:])
+    assert max(size for size in sizes if size != 200) <= 100 // 6 + 1
+    for name, fitted in at_once.items():
+        assert in_blocks[name].predictions == pytest.approx(fitted.predictions)
