@@ -5,6 +5,7 @@ A column declared as integer may hold texts, and one that is imported from CSV h
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -24,6 +25,7 @@ from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream, unrea
 _BATCH_ROWS = 8_192
 _MAX_WHOLE = 2**53  # of a float
 _BOOLEANS = {0: "false", 1: "true"}
+_WHOLE_TABLE = re.compile(r'select \* from ("(?:[^"]|"")+")')
 
 
 def read(data: DataSource, origin: SourceFile, malformed: MalformedWriter) -> RowStream:
@@ -118,12 +120,12 @@ def _list_tables(connection: sqlite3.Connection, location: FileLocation) -> list
 
 def _describe(connection: sqlite3.Connection, statement: str, location: FileLocation) -> list[tuple[str, str]]:
     """Returns the columns of a statement, each with its declared type where it is the column of a table."""
-    cursor = _execute(connection, f"select * from ({statement}) limit 0", location)
+    cursor = _execute(connection, f"select * from ({statement}\n) limit 0", location)  # it may end with a comment
     names = [str(column[0]) for column in cursor.description]
-    table = statement.removeprefix("select * from ")
+    table = _WHOLE_TABLE.fullmatch(statement)
     declared = {}
-    if table.startswith('"'):
-        pragma = _execute(connection, f"pragma table_info({table})", location)
+    if table is not None:
+        pragma = _execute(connection, f"pragma table_info({table[1]})", location)
         declared = {str(row[1]): str(row[2]).upper() for row in _fetch(pragma, location)}
     return [(name, declared.get(name, "")) for name in names]
 
@@ -132,7 +134,7 @@ def _find_blobs(connection: sqlite3.Connection, statement: str, location: FileLo
     """Returns the columns in which a value is no text, number or null."""
     names = [name for name, _ in _describe(connection, statement, location)]
     tests = ", ".join(f"max(typeof({_quote(name)}) = 'blob')" for name in names)
-    (flags,) = _fetch(_execute(connection, f"select {tests} from ({statement})", location), location)
+    (flags,) = _fetch(_execute(connection, f"select {tests} from ({statement}\n)", location), location)
     return {name for name, is_blob in zip(names, flags, strict=True) if is_blob}
 
 

@@ -83,3 +83,11 @@ def test_a_file_that_is_no_database_or_not_complete_is_refused(home: Path, tmp_p
     (tmp_path / "rows.sqlite-wal").write_bytes(b"changes")
     with pytest.raises(DataMissing, match=r"its last changes are in rows\.sqlite-wal"):
         ingest(locate_source(DataSource(source=str(path))))
+
+
+@pytest.mark.parametrize("end", ["", ";", " -- the newest first"])
+def test_a_query_may_name_a_table_in_quotes(end: str, ingest_rows, tmp_path: Path) -> None:
+    rows = """insert into "a b" values (1, 'u'), (2, 'v'), (3, 'w')"""
+    source = write_database(tmp_path / "rows.sqlite", 'create table "a b"(x, y)', rows)
+    query = f'select * from "a b" where x > 1 order by x desc{end}'
+    assert ingest_rows(source=source, query=query).rows == [{"x": "3", "y": "w"}, {"x": "2", "y": "v"}]
