@@ -38,6 +38,12 @@ _ROW_GROUP_BYTES = 64 << 20
 _CHANNELS = (1, 3, 4)
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 _LABEL_COLUMN = "label"
+# The unit in which times of each unit of NumPy are read; months of a duration have no length.
+_READ_UNITS = {"h": "s", "m": "s", "s": "s", "ms": "ms", "us": "us", "ns": "ns", "ps": "ns", "fs": "ns", "as": "ns"}
+_READ_UNITS_BY_KIND = {
+    "M": {"Y": "D", "M": "D", "W": "D", "D": "D", **_READ_UNITS},
+    "m": {"W": "s", "D": "s", **_READ_UNITS},
+}
 
 
 class ArrayHeader(NamedTuple):
@@ -190,7 +196,8 @@ def _require_supported(header: ArrayHeader) -> None:
                 f"array {header.column} has pickled Python objects, which may run code and are never loaded",
                 "numbers, booleans, times, or texts (saved as array.astype(str))",
             )
-        if base.kind not in "biufSUMm" or (base.kind == "f" and base.itemsize > 8):
+        is_time_without_unit = base.kind in _READ_UNITS_BY_KIND and _time_type(base) is None
+        if base.kind not in "biufSUMm" or (base.kind == "f" and base.itemsize > 8) or is_time_without_unit:
             problem = f"array {header.column} is of type {base}"
             raise _arrays_error(header.path, problem, "numbers of at most 64 bits, texts, booleans or times")
     if not header.shape:
@@ -241,7 +248,13 @@ def _element_type(dtype: np.dtype) -> pa.DataType:
         return pa.string()
     if dtype.kind == "f" and dtype.itemsize == 2:
         return pa.float32()
-    return pa.array(np.zeros(0, dtype.newbyteorder("="))).type
+    return pa.array(np.zeros(0, _time_type(dtype) or dtype.newbyteorder("="))).type
+
+
+def _time_type(dtype: np.dtype) -> np.dtype | None:
+    """Returns the type as which dates, times and durations are read; None for other types and without a unit."""
+    unit = _READ_UNITS_BY_KIND.get(dtype.kind, {}).get(np.datetime_data(dtype)[0] if dtype.kind in "Mm" else "")
+    return None if unit is None else np.dtype(f"{dtype.kind}8[{unit}]")
 
 
 def _read_batches(
@@ -315,7 +328,7 @@ def _to_array(values: np.ndarray) -> pa.Array:
         return pa.array([text.decode("utf-8", "backslashreplace") for text in values.tolist()], pa.string())
     if values.dtype.kind == "U":
         return pa.array(values.tolist(), pa.string())
-    native = np.ascontiguousarray(values.astype(values.dtype.newbyteorder("=")))
+    native = np.ascontiguousarray(values.astype(_time_type(values.dtype) or values.dtype.newbyteorder("=")))
     return pa.array(native.astype(np.float32) if native.dtype == np.float16 else native)
 
 

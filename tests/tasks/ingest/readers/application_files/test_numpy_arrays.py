@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +120,26 @@ def test_an_incomplete_file_is_refused(home: Path, tmp_path: Path) -> None:
     path.write_bytes(b"no array")
     with pytest.raises(DataMissing, match="array rows: the magic string is not correct"):
         ingest(locate_source(DataSource(source=str(path))))
+
+
+def test_times_of_any_unit_are_read(ingest_rows, tmp_path: Path) -> None:
+    arrays = {
+        "month": np.array(["2024-03", "NaT"], "M8[M]"),
+        "week": np.array(["2024-03-07", "NaT"], "M8[W]"),
+        "hour": np.array(["2024-03-01T05", "NaT"], ">M8[h]"),
+        "quarter": np.array(["2024-03-01T05:15", "NaT"], "M8[15m]"),
+        "took": np.array([2, "NaT"], "m8[D]"),
+    }
+    np.savez(tmp_path / "rows.npz", **arrays)
+    first, second = ingest_rows(source=str(tmp_path / "rows.npz")).rows
+    assert first == {
+        "month": dt.date(2024, 3, 1),
+        "week": dt.date(2024, 3, 7),
+        "hour": dt.datetime(2024, 3, 1, 5),
+        "quarter": dt.datetime(2024, 3, 1, 5, 15),
+        "took": 2 * 86_400.0,
+    }
+    assert set(second.values()) == {None}
+    np.save(tmp_path / "times.npy", np.array(["NaT"], "M8"))
+    with pytest.raises(DataMissing, match="is of type datetime64"):
+        ingest(locate_source(DataSource(source=str(tmp_path / "times.npy"))))
