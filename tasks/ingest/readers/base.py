@@ -80,7 +80,10 @@ def canonical_type(arrow_type: pa.DataType) -> pa.DataType:
     """Returns the type of the same values in the usual layout: no dictionary, no large and no view type.
 
     Decimal numbers become float64, or int64 without decimals; durations and times of day become float64, in seconds.
+    Numbers of 16 bits become float32, since Arrow cannot compare them.
     """
+    if pa.types.is_float16(arrow_type):
+        return pa.float32()
     if pa.types.is_decimal(arrow_type) and arrow_type.scale == 0 and arrow_type.precision <= _INT64_DIGITS:
         return pa.int64()
     if pa.types.is_decimal(arrow_type) or pa.types.is_duration(arrow_type) or pa.types.is_time(arrow_type):
@@ -93,6 +96,8 @@ def canonical_type(arrow_type: pa.DataType) -> pa.DataType:
         return pa.binary()
     if pa.types.is_list(arrow_type) or pa.types.is_large_list(arrow_type):
         return pa.list_(canonical_type(arrow_type.value_type))
+    if pa.types.is_fixed_size_list(arrow_type):
+        return pa.list_(canonical_type(arrow_type.value_type), arrow_type.list_size)
     if pa.types.is_struct(arrow_type):
         return pa.struct([(field.name, canonical_type(field.type)) for field in arrow_type])
     return arrow_type

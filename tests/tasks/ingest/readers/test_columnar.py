@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bloomery.data_contracts.errors import DataMissing
+from bloomery.tasks.ingest.readers.columnar import read_raw_batches
 
 TABLE = pa.table({"id": pa.array([1, 2], pa.int32()), "word": ["x", None], "image": pa.array([[1], [2, 3]])})
 
@@ -85,3 +86,19 @@ def test_a_damaged_file_is_reported(ingest_rows, tmp_path: Path, suffix: str) ->
     path.write_bytes(b"\x13" * 40)
     with pytest.raises(DataMissing, match="cannot be read as"):
         ingest_rows(source=str(path))
+
+
+def test_numbers_of_16_bits_are_widened_in_arrays_too(ingest_rows, tmp_path: Path) -> None:
+    numbers = pa.array([[1.5, 2.0], [0.25, 3.0]], pa.list_(pa.float32()))
+    columns = {
+        "a": pa.array([1.5, None], pa.float32()).cast(pa.float16()),
+        "b": numbers.cast(pa.list_(pa.float16())),
+        "c": numbers.cast(pa.list_(pa.float32(), 2)).cast(pa.list_(pa.float16(), 2)),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    result = ingest_rows(source=str(tmp_path / "rows.parquet"))
+    assert result.rows == [
+        {"a": 1.5, "b": [1.5, 2.0], "c": [1.5, 2.0]},
+        {"a": None, "b": [0.25, 3.0], "c": [0.25, 3.0]},
+    ]
+    assert result.table.schema.field("b").type == pa.list_(pa.float32())
