@@ -119,8 +119,7 @@ def find_files(data: DataSource, source: str) -> list[FileLocation]:
         if info.type == pafs.FileType.File:
             return [FileLocation(filesystem, path, PurePosixPath(path).name)]
         if info.type == pafs.FileType.Directory:
-            suffixes = suffixes_of(data.kind, data.unit)
-            locations = _list_files(filesystem, path, lambda name: suffix_without_compression(name) in suffixes)
+            locations = _list_files(filesystem, path, lambda name: _is_of_format(data, name))
         else:
             root, pattern = _split_pattern(path)
             locations = _list_files(filesystem, root, re.compile(_to_regex(pattern)).fullmatch) if pattern else []
@@ -196,6 +195,15 @@ def _list_files(filesystem: pafs.FileSystem, root: str, is_match: Callable[[str]
         if info.type == pafs.FileType.File and not is_hidden(relative) and is_match(relative):
             locations.append(FileLocation(filesystem, info.path, relative))
     return sorted(locations, key=lambda location: location.relative)
+
+
+def _is_of_format(data: DataSource, relative: str) -> bool:
+    """Whether a file in a folder has rows of the source, by its name.
+
+    The package `datasets` keeps changed copies of the rows, `cache-….arrow`, beside them.
+    """
+    is_copy = data.kind == "huggingface" and PurePosixPath(relative).name.startswith("cache-")
+    return not is_copy and suffix_without_compression(relative) in suffixes_of(data.kind, data.unit)
 
 
 def is_hidden(relative: str) -> bool:

@@ -48,10 +48,15 @@ def read_raw_schema(file: pa.NativeFile, kind: str) -> pa.Schema:
     return _open_arrow(file).schema
 
 
-def read_raw_batches(file: pa.NativeFile, kind: str) -> Iterator[pa.RecordBatch]:
-    """Yields the rows of a file of format `kind` in its own types."""
+def read_raw_batches(
+    file: pa.NativeFile, kind: str, max_rows: int = _BATCH_ROWS, names: list[str] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Yields the rows of a file of format `kind` in its own types.
+
+    Of Parquet, a batch has at most `max_rows` rows, and the columns `names` alone are read.
+    """
     if kind == "parquet":
-        yield from pq.ParquetFile(file, pre_buffer=False).iter_batches(_BATCH_ROWS)
+        yield from pq.ParquetFile(file, pre_buffer=False).iter_batches(max_rows, columns=names)
     elif kind == "orc":
         from pyarrow import orc
 

@@ -41,7 +41,7 @@ def infer_application_options(
         DataMissing: a file cannot be read, or it is not clear which of its sheets or tables is meant.
     """
     if kind == "huggingface":
-        return infer_dataset_options(paths, stated)
+        return infer_dataset_options(paths, label, stated)
     if kind == "numpy":
         return _infer_arrays(paths, label, stated)
     origin = SourceFile(source=paths[0], files=stated.get("files"))

@@ -9,6 +9,7 @@ from bloomery.data_contracts.errors import DataMissing
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.tasks.ingest.readers.application_files.huggingface import (
     DatasetSplit,
+    has_labels,
     list_splits,
     media_columns,
     read_media_column,
@@ -27,8 +28,10 @@ class ApplicationOptions(NamedTuple):
     origins: tuple[dict[str, Any], ...] = ()
 
 
-def infer_dataset_options(paths: Sequence[str], stated: Mapping[str, Any]) -> ApplicationOptions:
+def infer_dataset_options(paths: Sequence[str], label: str, stated: Mapping[str, Any]) -> ApplicationOptions:
     """Returns the sources for the splits of a data set, and the options that decode its images or recordings.
+
+    A split of which no row has a label, as those of competitions have, is not read.
 
     Raises:
         DataMissing: there is no file, or there are several splits and none has rows to train with.
@@ -39,8 +42,13 @@ def infer_dataset_options(paths: Sequence[str], stated: Mapping[str, Any]) -> Ap
     origins: tuple[dict[str, Any], ...] = ()
     sources: list[dict[str, Any]] = [{"source": path} for path in paths]
     if splits:
-        by_part = _assign_parts(splits)
-        ignored = [split.name for split in splits if split not in by_part.values()]
+        labelled = [split for split in splits if has_labels(_data_source(split), label)] or splits
+        by_part = _assign_parts(labelled)
+        ignored = [
+            split.name + ("" if split in labelled else " (no row has a label)")
+            for split in splits
+            if split not in by_part.values()
+        ]
         note = f"the data set has these splits; not read: {', '.join(ignored)}" if ignored else "they are its splits"
         sources = [_origin(split) for split in by_part.values()]
         if len(by_part) == 1:
@@ -55,6 +63,10 @@ def infer_dataset_options(paths: Sequence[str], stated: Mapping[str, Any]) -> Ap
 
 def _origin(split: DatasetSplit) -> dict[str, Any]:
     return {"source": split.folder} | ({} if split.files is None else {"files": split.files})
+
+
+def _data_source(split: DatasetSplit) -> DataSource:
+    return DataSource(format="huggingface", **_origin(split))
 
 
 def _assign_parts(splits: Sequence[DatasetSplit]) -> dict[str, DatasetSplit]:

@@ -39,6 +39,7 @@ FEATURES = b"huggingface"  # of a schema's metadata
 _ROW_GROUP_SIZE = 1_024  # of rows with images or recordings
 _BATCH_ROWS = 256
 _SPLITS = re.compile(r"(?:^|[/_-])(train|training|validation|valid|val|dev|test)(?=[-._/]|$)")
+_SHARD = re.compile(r"(?:^|[/_-])([\w.]+)-[0-9]{5}-of-[0-9]{5}")  # a file of a split with another name
 SAMPLE_RATE = "sample_rate"  # the column beside a column of recordings
 
 Media: TypeAlias = Literal["image", "audio"]
@@ -101,8 +102,24 @@ def list_splits(source: str) -> list[DatasetSplit]:
         return []
     data = DataSource(source=source, format="huggingface")
     relatives = [file.relative for file in locations.find_files(data, source)]
-    matches = [match[1] for relative in relatives if (match := _SPLITS.search(relative))]
-    return [DatasetSplit(name, source, rf"(^|[/_-]){name}(?=[-._/])") for name in dict.fromkeys(matches)]
+    names = dict.fromkeys(match[1] for relative in relatives if (match := _SPLITS.search(relative)))
+    if names:
+        others = (_SHARD.search(relative) for relative in relatives if _SPLITS.search(relative) is None)
+        names |= dict.fromkeys(match[1] for match in others if match is not None)
+    return [DatasetSplit(name, source, rf"(^|[/_-]){re.escape(name)}(?=[-._/])") for name in names]
+
+
+def has_labels(source: DataSource, label: str) -> bool:
+    """Whether a row has a value in the column `label`, or there is no such column. A class of -1 is no value."""
+    for location in locations.find_row_files(source, source.source_files[0]):
+        column = next((item for item in _columns(_read_raw_schema(location)) if item.field.name == label), None)
+        if column is None:
+            return True
+        for batch in _read_raw_batches(location, [label]):
+            known = pc.greater_equal(batch[label], 0) if column.class_names else batch[label].is_valid()
+            if known.true_count:
+                return True
+    return False
 
 
 def media_columns(source: DataSource) -> dict[str, Media]:
@@ -159,7 +176,7 @@ def _read_raw_schema(location: FileLocation) -> pa.Schema:
 
 def _read_raw_batches(location: FileLocation, names: list[str] | None = None) -> Iterator[pa.RecordBatch]:
     with location.open_file() as file:
-        for batch in columnar.read_raw_batches(file, _file_kind(location)):
+        for batch in columnar.read_raw_batches(file, _file_kind(location), _BATCH_ROWS, names):
             batches = (batch.slice(start, _BATCH_ROWS) for start in range(0, batch.num_rows, _BATCH_ROWS))
             yield from (part.select(names) if names is not None else part for part in batches)
 

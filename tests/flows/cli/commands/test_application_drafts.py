@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from bloomery.data_contracts.errors import DataMissing
+from bloomery.data_contracts.errors import DataMissing, DataUnfit
 from bloomery.flows.recipe.recipe import Recipe
 from bloomery.tasks.scaffolding.source_options.reader_options import UserOptions
 from tests.flows.cli.commands.drafts import draft_recipe, input_kinds, validate_rows
@@ -312,3 +312,19 @@ def test_images_of_a_parquet_file_are_learnt_from(home: Path, tmp_path: Path) ->
     assert recipe.features.inputs[0].model_dump()["shape"] == (1, 9, 8)
     assert recipe.model.kind == "cnn"
     assert validate_rows(recipe).num_rows == 60
+
+
+def test_a_split_without_labels_is_not_read(home: Path, tmp_path: Path) -> None:
+    for name in ("train", "validation", "test"):
+        labels = [-1 if name == "test" else n % 2 for n in range(120)]
+        columns = {"a": pa.array([n % 17 / 4 for n in range(120)]), "label": pa.array(labels)}
+        write_dataset(tmp_path / "set", name, columns, {"label": {"_type": "ClassLabel", "names": ["no", "yes"]}})
+    (tmp_path / "set" / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "validation", "test"]}))
+    recipe = draft_recipe(tmp_path, tmp_path / "set", "label")
+    assert [(Path(origin.source).name, origin.part) for origin in recipe.data.source_files] == [
+        ("train", "train"),
+        ("validation", "test"),
+    ]
+    text = " ".join((tmp_path / "mine.yaml").read_text().replace("#", "").split())
+    assert "not read: test (no row has a label)" in text
+    assert validate_rows(recipe).num_rows == 240

@@ -102,3 +102,12 @@ def test_numbers_of_16_bits_are_widened_in_arrays_too(ingest_rows, tmp_path: Pat
         {"a": None, "b": [0.25, 3.0], "c": [0.25, 3.0]},
     ]
     assert result.table.schema.field("b").type == pa.list_(pa.float32())
+
+
+def test_parquet_is_read_in_batches_of_a_size(tmp_path: Path) -> None:
+    table = pa.table({"a": [1, 2, 3, 4, 5], "b.c": [{"d": number} for number in range(5)]})
+    pq.write_table(table, tmp_path / "rows.parquet", row_group_size=3)
+    with pa.OSFile(str(tmp_path / "rows.parquet")) as file:
+        batches = list(read_raw_batches(file, "parquet", 2, ["b.c"]))
+    assert max(batch.num_rows for batch in batches) == 2
+    assert [name for batch in batches for name in batch.schema.names] == ["b.c"] * len(batches)

@@ -16,6 +16,7 @@ from scipy.io import wavfile
 
 from bloomery.data_contracts.errors import DataMissing
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
+from bloomery.tasks.ingest.locations import find_row_files
 from bloomery.tasks.ingest.readers.application_files.huggingface import has_features, is_dataset, list_splits
 from bloomery.tasks.ingest.stage import ingest, locate_source
 
@@ -117,3 +118,21 @@ def test_folders_and_names_of_files_tell_the_splits(tmp_path: Path) -> None:
     assert [is_dataset(folder) for folder in (saved, saved / "train", hub, tmp_path / "none")] == [True] * 3 + [False]
     pq.write_table(pa.table({"a": [1]}), tmp_path / "rows.parquet")
     assert not has_features(tmp_path / "rows.parquet")
+
+
+def test_changed_copies_beside_the_rows_are_not_read(ingest_rows, tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    save_split(folder, to_table({"label": pa.array([1, 0])}, {"label": CLASSES}))
+    (folder / "cache-0a1b2c3d.arrow").write_bytes((folder / "data-00000-of-00001.arrow").read_bytes())
+    assert ingest_rows(source=str(folder), format="huggingface").rows == [{"label": "dog"}, {"label": "cat"}]
+
+
+def test_splits_of_other_names_are_listed_beside_the_usual_ones(tmp_path: Path) -> None:
+    for name in ("train", "test", "extra_1"):
+        pq.write_table(to_table({"label": pa.array([0])}, {}), tmp_path / f"{name}-00000-of-00001.parquet")
+    splits = {split.name: split for split in list_splits(str(tmp_path))}
+    assert sorted(splits) == ["extra_1", "test", "train"]
+    source = DataSource(source=splits["extra_1"].folder, files=splits["extra_1"].files, format="huggingface")
+    assert [file.relative for file in find_row_files(source, source.source_files[0])] == [
+        "extra_1-00000-of-00001.parquet"
+    ]
