@@ -152,8 +152,8 @@ def infer_reader_options(sources: Sequence[str], label: str, user_options: UserO
         array_shape = read_image_shape(paths[0])
     kept = {name: value for name, value in stated.items() if name not in _DIALECT_OPTIONS or kind != "csv"}
     data = _validate({**options, **kept})
-    if kind == "images" and data.size is not None:
-        array_shape = (1 if data.mode == "L" else 3, *data.size)
+    if data.mode is not None and len(array_shape) == 3:
+        array_shape = (1 if data.mode == "L" else 3, *(data.size or array_shape[1:]))
     return ReaderOptions(data, notes, array_shape)
 
 

@@ -328,3 +328,21 @@ def test_a_split_without_labels_is_not_read(home: Path, tmp_path: Path) -> None:
     text = " ".join((tmp_path / "mine.yaml").read_text().replace("#", "").split())
     assert "not read: test (no row has a label)" in text
     assert validate_rows(recipe).num_rows == 240
+
+
+def test_a_requested_mode_and_size_decide_the_shape_of_images(home: Path, tmp_path: Path) -> None:
+    chance = np.random.default_rng(0)
+    files = []
+    for number in range(60):
+        path = tmp_path / "pictures" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(chance.integers(0, 255, (9, 8, 3), np.uint8)).save(path)
+        files.append({"bytes": path.read_bytes(), "path": None})
+    recipe = draft_recipe(tmp_path, tmp_path / "pictures", "label", UserOptions(mode="L"))
+    assert recipe.features.inputs[0].model_dump()["shape"] == (1, 9, 8)
+    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": ["a", "b"]}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    table = pa.table({"image": files, "label": [0, 1] * 30}).replace_schema_metadata(metadata)
+    pq.write_table(table, tmp_path / "rows.parquet")
+    recipe = draft_recipe(tmp_path, tmp_path / "rows.parquet", "label", UserOptions(mode="L", size=(6, 5)))
+    assert recipe.features.inputs[0].model_dump()["shape"] == (1, 6, 5)
