@@ -33,6 +33,7 @@ from bloomery.tasks.scaffolding.source_options.sequence_options import (
     holds_sequences,
     infer_sequence_options,
 )
+from bloomery.tasks.scaffolding.source_options.split_folders import infer_split_folders
 
 _SPLITS = ("train", "val", "test")
 
@@ -151,10 +152,21 @@ def infer_reader_options(sources: Sequence[str], label: str, user_options: UserO
     elif kind == "idx":
         array_shape = read_image_shape(paths[0])
     kept = {name: value for name, value in stated.items() if name not in _DIALECT_OPTIONS or kind != "csv"}
-    data = _validate({**options, **kept})
+    data, notes = _with_split_folders(_validate({**options, **kept}), label, notes)
     if data.mode is not None and len(array_shape) == 3:
         array_shape = (1 if data.mode == "L" else 3, *(data.size or array_shape[1:]))
     return ReaderOptions(data, notes, array_shape)
+
+
+def _with_split_folders(data: DataSource, label: str, notes: dict[str, str]) -> tuple[DataSource, dict[str, str]]:
+    """Returns a source for each split where the folders of classes lie in folders named by splits."""
+    is_by_folder = data.kind in ("images", "audio") or (data.kind == "text" and data.unit == "file")
+    if not is_by_folder or label != "label" or data.source is None or data.files or data.path_pattern:
+        return data, notes
+    options, split_notes = infer_split_folders(data)
+    if not options:
+        return data, notes
+    return _validate({**_without_source(recipe_options(data)), **options}), notes | split_notes
 
 
 def _add_records(options: dict[str, Any], notes: dict[str, str]) -> tuple[dict[str, Any], dict[str, str]]:

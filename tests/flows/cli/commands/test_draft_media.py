@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -62,3 +63,39 @@ def test_photographs_are_drafted_upright_and_their_number_is_said(home: Path, tm
     assert recipe.data.size is None
     assert {getattr(source, "shape", None) for source in recipe.features.inputs} == {(1, 20, 30)}
     assert validate_rows(recipe).num_rows == 40
+
+
+def write_pictures(folder: Path, num: int) -> None:
+    folder.mkdir(parents=True)
+    for number in range(num):
+        Image.fromarray(RANDOM.integers(0, 256, (8, 8), np.uint8)).save(folder / f"{number}.png")
+
+
+def test_folders_named_by_splits_become_sources(home: Path, tmp_path: Path) -> None:
+    for part, num in (("train", 30), ("validation", 15)):
+        for name in ("cat", "dog"):
+            write_pictures(tmp_path / "pictures" / "in" / part / name, num)
+    shutil.copy(tmp_path / "pictures" / "in" / "train" / "cat" / "0.png", tmp_path / "pictures" / "in" / "all.png")
+    recipe = draft_recipe(tmp_path, tmp_path / "pictures", "label")
+    assert [(origin.files, origin.part) for origin in recipe.data.source_files] == [
+        ("^in/train/", "train"),
+        ("^in/validation/", "test"),
+    ]
+    assert recipe.features.split.by == "given"
+    text = " ".join((tmp_path / "mine.yaml").read_text().replace("#", "").split())
+    assert "not read: 1 files beside these folders" in text
+    assert validate_rows(recipe).num_rows == 90
+
+
+def test_files_without_a_folder_of_a_class_are_no_class(home: Path, tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        write_pictures(tmp_path / "pictures" / "train" / name, 30)
+    write_pictures(tmp_path / "pictures" / "test", 20)
+    recipe = draft_recipe(tmp_path, tmp_path / "pictures", "label")
+    assert (recipe.data.files, validate_rows(recipe).num_rows) == ("^train/", 60)
+    assert "validValues: [cat, dog]" in (tmp_path / "mine.odcs.yaml").read_text()
+    text = " ".join((tmp_path / "mine.yaml").read_text().replace("#", "").split())
+    assert "not read, since it has no folders of classes: test" in text
+    write_pictures(tmp_path / "vehicles" / "train", 30)  # a class
+    write_pictures(tmp_path / "vehicles" / "car", 30)
+    assert draft_recipe(tmp_path, tmp_path / "vehicles", "label").data.files is None
