@@ -35,6 +35,7 @@ _ARFF_START = re.compile(rb"(?i)(\xef\xbb\xbf)?(\s*(%[^\n]*)?\n)*\s*@relation\b"
 _HTML_START = re.compile(rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype|html|\?xml|table|head)\b")
 _WORKBOOK_MAGIC = (b"PK", _OLE_MAGIC)
 _BESIDE_DATA = ("xlsx", "sqlite", "text")  # formats of files that may lie beside the data in a folder or zip
+_ABOUT_DATA = re.compile(r"(?i)(readme|licen[cs]e|copying|notice|citation|changelog|attribution)")
 _BYTE_ORDER_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\xef\xbb\xbf")
 
 
@@ -101,7 +102,8 @@ def _detect_in_folder(folder: Path) -> str:
         for path in folder.rglob("*")
         if path.is_file() and not any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
     ]
-    formats = sorted({kind for path in files if (kind := _detect_by_suffix(path.name)) is not None})
+    rows = [path for path in files if not _ABOUT_DATA.match(path.name)] or files
+    formats = sorted({kind for path in rows if (kind := _detect_by_suffix(path.name)) is not None})
     if len(formats) > 1:
         formats = [kind for kind in formats if kind not in ("xlsx", "sqlite")] or formats
     if len(formats) == 1:

@@ -346,3 +346,13 @@ def test_a_requested_mode_and_size_decide_the_shape_of_images(home: Path, tmp_pa
     pq.write_table(table, tmp_path / "rows.parquet")
     recipe = draft_recipe(tmp_path, tmp_path / "rows.parquet", "label", UserOptions(mode="L", size=(6, 5)))
     assert recipe.features.inputs[0].model_dump()["shape"] == (1, 6, 5)
+
+
+def test_notes_about_the_data_may_lie_beside_it_in_a_folder(home: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    (folder / "rows.csv").write_text("a,label\n" + "".join(f"{n / 3},{n % 2}\n" for n in range(90)))
+    (folder / "README.txt").write_text("About the rows")
+    (folder / "LICENSE.txt").write_text("Free to use")
+    recipe = draft_recipe(tmp_path, folder, "label")
+    assert (recipe.data.kind, validate_rows(recipe).num_rows) == ("csv", 90)
