@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from bloomery.data_contracts.errors import DataUnfit
 from bloomery.data_contracts.odcs.base import LogicalType
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
+from bloomery.data_contracts.recipe_sections.source_options import OPTIONS
 from bloomery.tasks.infrastructure.parquet import RowWriter, read_batches, row_group_size_of
 from bloomery.tasks.ingest.column_changes import drop_columns, is_abnormal, normalize_texts, select_columns
 from bloomery.tasks.ingest.readers.base import DECLARED_VALUES, SOURCE_TYPE, MalformedWriter, RowStream
@@ -29,10 +30,12 @@ from bloomery.tasks.scaffolding.profiling.number_inference import (
 )
 
 _MAX_MALFORMED_SHARE = 0.2
-_READING_OPTIONS = "set --delimiter, --quote, --escape, --skip-lines, --trailing-delimiter, --columns or --format"
+# Options that may explain malformed rows, of which a format has some.
+_READING_OPTIONS = ("delimiter", "quote", "escape", "skip_lines", "trailing_delimiter", "columns", "records", "sheet")
 _MEDIA_OPTIONS = {
     "images": "convert these files, or set --path-pattern",
     "audio": "convert these files, or set --resample, --mono or --path-pattern",
+    "huggingface": "convert its images or recordings, or set --resample or --mono",
 }
 ROWS_FILE, MALFORMED_FILE = "profiled.parquet", "malformed.parquet"
 _MAX_NORMALIZED_LENGTH = 200  # characters; longer texts are no categories
@@ -93,7 +96,7 @@ def read_source_rows(data: DataSource, scratch: Path, label: str) -> SourceRows:
             f"there are no rows, and {malformed.num_lines} malformed lines {first_malformed}".strip(),
             required="rows to learn from",
             where=data.description,
-            remedy=f"choose other data, or {_MEDIA_OPTIONS.get(data.kind, _READING_OPTIONS)}",
+            remedy=f"choose other data, or {_describe_options(data)}",
         )
     _require_few_malformed(writer.num_rows, malformed.num_lines, first_malformed, data)
     numbers = rewrite_inferred_numbers(path, data)
@@ -145,10 +148,15 @@ def _require_few_malformed(num_rows: int, num_malformed: int, first_malformed: s
             f"{num_malformed:,} of {num_all:,} rows are malformed; {first_malformed}",
             required=f"at most {_MAX_MALFORMED_SHARE:.0%} malformed rows",
             where=data.description,
-            remedy=_MEDIA_OPTIONS.get(
-                data.kind, f"{_READING_OPTIONS} if the file is written in another way; else correct it"
-            ),
+            remedy=_describe_options(data)
+            + ("" if data.kind in _MEDIA_OPTIONS else " if the file is written in another way; else correct it"),
         )
+
+
+def _describe_options(data: DataSource) -> str:
+    """Returns the options that say how such a source is written, as a clause."""
+    flags = [f"--{option.replace('_', '-')}" for option in _READING_OPTIONS if option in OPTIONS[data.kind]]
+    return _MEDIA_OPTIONS.get(data.kind, f"set {', '.join(flags)} or --format" if flags else "set --format")
 
 
 def logical_type_of(arrow_type: pa.DataType) -> LogicalType | None:

@@ -356,3 +356,15 @@ def test_notes_about_the_data_may_lie_beside_it_in_a_folder(home: Path, tmp_path
     (folder / "LICENSE.txt").write_text("Free to use")
     recipe = draft_recipe(tmp_path, folder, "label")
     assert (recipe.data.kind, validate_rows(recipe).num_rows) == ("csv", 90)
+
+
+def test_an_error_about_malformed_rows_names_options_of_the_format(home: Path, tmp_path: Path) -> None:
+    header = "@relation r\n@attribute a real\n@attribute label {0,1}\n@data\n"
+    (tmp_path / "rows.arff").write_text(header + "1,0,2\n" * 90)
+    with pytest.raises(DataUnfit, match=r"choose other data, or set --format$"):
+        draft_recipe(tmp_path, tmp_path / "rows.arff", "label")
+    write_dataset(
+        tmp_path, "set", {"image": pa.array([{"bytes": b"x", "path": None}] * 40)}, {"image": {"_type": "Image"}}
+    )
+    with pytest.raises(DataMissing, match="there are no images in column image"):
+        draft_recipe(tmp_path, tmp_path / "set", "label")
