@@ -15,7 +15,13 @@ from bloomery.tasks.ingest import locations
 from bloomery.tasks.ingest.locations import FileLocation
 from bloomery.tasks.ingest.readers import files
 from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream, unreadable_error
-from bloomery.tasks.ingest.readers.json_types import JsonType, build_schema, json_type_name, widen_types
+from bloomery.tasks.ingest.readers.json_types import (
+    JsonType,
+    build_batch,
+    build_schema,
+    json_type_name,
+    widen_types,
+)
 
 _BATCH_ROWS = 8_192
 
@@ -49,7 +55,7 @@ def _read_schema(location: FileLocation, data: DataSource, records: str | None) 
     for number, item in enumerate(_read_items(location, records), 1):
         row = _to_row(item, data.columns)
         if isinstance(row, dict):
-            widen_types(fields, row, _item_name(number, records), location)
+            widen_types(fields, row, _item_name(number, records), location, data.drop or ())
     return build_schema(fields, location)
 
 
@@ -64,14 +70,9 @@ def _read_batches(
         else:
             malformed.add(location.relative, None, _to_text(item), f"{_item_name(number, records)}: {row}")
         if len(rows) == _BATCH_ROWS:
-            yield _to_batch(rows, schema)
+            yield build_batch(rows, schema, data.drop or ())
             rows = []
-    yield _to_batch(rows, schema)
-
-
-def _to_batch(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.RecordBatch:
-    columns = [pa.array([row.get(field.name) for row in rows], field.type) for field in schema]
-    return pa.RecordBatch.from_arrays(columns, schema=schema)
+    yield build_batch(rows, schema, data.drop or ())
 
 
 def _read_items(location: FileLocation, records: str | None) -> list[Any]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import TypeAlias
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 
@@ -23,23 +23,39 @@ def json_type_name(value: object) -> str:
     return _NAMES.get(type(value), "null" if value is None else "array" if isinstance(value, list) else "object")
 
 
-def widen_types(fields: dict[str, JsonType], row: Mapping[str, JsonValue], where: str, location: FileLocation) -> None:
+def widen_types(
+    fields: dict[str, JsonType],
+    row: Mapping[str, JsonValue],
+    where: str,
+    location: FileLocation,
+    dropped: Collection[str] = (),
+) -> None:
     """Widens the type of each column in `fields` so that it holds the values of `row` too.
+
+    The columns `dropped` may have values of any type, since they are read as null.
 
     Raises:
         DataMissing: there is no such type; the message says `where` the row is.
     """
     for name, value in row.items():
         try:
-            fields[name] = _widen(fields.get(name), value)
+            fields[name] = _widen(fields.get(name), None if name in dropped else value)
         except TypeError as conflict:
             problem = f"{where}, column {name}: {conflict}"
-            raise unreadable_error(location.path, problem, "values of one type in each column") from conflict
+            required = "values of one type in each column that is not left out"
+            raise unreadable_error(location.path, problem, required, options=("drop", "format")) from conflict
 
 
 def build_schema(fields: Mapping[str, JsonType], location: FileLocation) -> pa.Schema:
     """Returns a column for each field, in their order."""
     return pa.schema([(name, _arrow_type(json_type, name, location)) for name, json_type in fields.items()])
+
+
+def build_batch(rows: Sequence[Mapping[str, Any]], schema: pa.Schema, dropped: Collection[str] = ()) -> pa.RecordBatch:
+    """Returns the rows in the types of `schema`, with null in the columns `dropped`."""
+    cells = ([None if field.name in dropped else row.get(field.name) for row in rows] for field in schema)
+    arrays = [pa.array(column, field.type) for column, field in zip(cells, schema, strict=True)]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 def _widen(json_type: JsonType, value: JsonValue) -> JsonType:
@@ -83,7 +99,7 @@ def _arrow_type(json_type: JsonType, name: str, location: FileLocation) -> pa.Da
     if isinstance(json_type, dict):
         if not json_type:
             problem = f"column {name} has objects without a key"
-            raise unreadable_error(location.path, problem, "objects with keys, or no column")
+            raise unreadable_error(location.path, problem, "objects with keys, or no column", options=("drop",))
         fields = [(key, _arrow_type(inner, f"{name}.{key}", location)) for key, inner in json_type.items()]
         return pa.struct(fields)
     if isinstance(json_type, list):

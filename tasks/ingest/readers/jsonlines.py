@@ -14,7 +14,14 @@ from bloomery.data_contracts.recipe_sections.data_source import DataSource, Sour
 from bloomery.tasks.ingest.locations import FileLocation
 from bloomery.tasks.ingest.readers import files
 from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream, printable_text
-from bloomery.tasks.ingest.readers.json_types import JsonType, JsonValue, build_schema, json_type_name, widen_types
+from bloomery.tasks.ingest.readers.json_types import (
+    JsonType,
+    JsonValue,
+    build_batch,
+    build_schema,
+    json_type_name,
+    widen_types,
+)
 
 _BATCH_LINES = 8_192
 
@@ -38,7 +45,7 @@ def _read_schema(location: FileLocation, data: DataSource) -> pa.Schema:
                 row = _parse(line)
             except ValueError:
                 continue  # the second reading sets the line aside
-            widen_types(fields, row or {}, f"line {number}", location)
+            widen_types(fields, row or {}, f"line {number}", location, data.drop or ())
     return build_schema(fields, location)
 
 
@@ -57,8 +64,7 @@ def _read_batches(
                     continue
                 if row is not None:
                     rows.append(row)
-            columns = [pa.array([row.get(field.name) for row in rows], field.type) for field in schema]
-            yield pa.RecordBatch.from_arrays(columns, schema=schema)
+            yield build_batch(rows, schema, data.drop or ())
 
 
 def _parse(line: bytes) -> dict[str, JsonValue] | None:

@@ -147,3 +147,16 @@ def test_an_object_of_columns_is_a_table(ingest_rows, tmp_path: Path, document: 
 def test_columns_of_several_lengths_are_no_table(home: Path, tmp_path: Path) -> None:
     with pytest.raises(DataMissing, match="the document is object"):
         ingest(locate_source(DataSource(source=write(tmp_path, {"a": [1, 2], "b": [1]}))))
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl"])
+def test_a_column_that_is_left_out_may_have_values_of_any_type(kind: str, ingest_rows, tmp_path: Path) -> None:
+    rows = [{"a": 1, "b": {}, "c": 1}, {"a": 2, "b": {}, "c": "x"}]
+    text = json.dumps(rows) if kind == "json" else "\n".join(map(json.dumps, rows))
+    source = str(tmp_path / f"rows.{kind}")
+    Path(source).write_text(text)
+    assert ingest_rows(source=source, drop=["b", "c"]).rows == [{"a": 1}, {"a": 2}]
+    with pytest.raises(DataMissing, match=r"column c: found \"x\"(.|\n)*set `drop`"):
+        ingest_rows(source=source, drop=["b"])
+    with pytest.raises(DataMissing, match=r"column b has objects without a key(.|\n)*set `drop`"):
+        ingest_rows(source=source, drop=["c"])
