@@ -244,6 +244,14 @@ def _plan_split(
             remedy="give one --group or --time",
         )
     request = SplitRequest(roles.task.split, roles.time, next(iter(roles.groups), None))
+    for kind, column in (("time", request.time), ("group", request.group)):
+        if column is not None and request.kind not in (None, kind):
+            raise DataUnfit(
+                f"the rows cannot be split by {request.kind} and by {column} at once",
+                required="options that name one split",
+                where=f"--split {request.kind}",
+                remedy=f"omit --split or --{kind}",
+            )
     return plan_split(profile, scratch, label, request, reserved)
 
 

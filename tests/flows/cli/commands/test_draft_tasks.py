@@ -251,6 +251,13 @@ def test_rows_are_split_by_time_where_they_have_one(case: str, home: Path, tmp_p
         assert max(moments["val"]) < min(moments["test"])
 
 
+@pytest.mark.parametrize(("kind", "option"), [("key", "time"), ("group", "time"), ("time", "group"), ("key", "group")])
+def test_options_of_two_splits_are_refused(kind: Any, option: str, home: Path, tmp_path: Path) -> None:
+    column: dict[str, Any] = {"time": "order_date"} if option == "time" else {"groups": ("order_date",)}
+    with pytest.raises(DataUnfit, match=rf"by {kind} and by order_date at once(.|\n)*omit --split or --{option}"):
+        draft(tmp_path, make_orders(ordered=True), "kept", task=TaskRequest(split=kind), **column)
+
+
 def test_a_time_that_separates_the_classes_does_not_split(home: Path, tmp_path: Path) -> None:
     rows = [{**row, "kept": "no" if number < 250 else "yes"} for number, row in enumerate(make_orders(ordered=True))]
     recipe, lines = draft(tmp_path, rows, "kept")
