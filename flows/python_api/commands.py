@@ -64,7 +64,7 @@ def init(
     Args:
         data: A DataFrame of pandas or Polars, an Arrow table, or a file, folder, pattern or table as for `--data`; or
             several by split, such as `{"train": a, "test": b}`. A table is written to `NAME.parquet` in `output`.
-        label: The column to predict; several for a task with several labels.
+        label: The column to predict. Several are refused; the error says what is possible instead.
         name: Name of the model; by default that of the file.
         output: The folder to write to.
         force: Whether existing files are replaced.
