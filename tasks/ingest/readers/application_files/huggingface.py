@@ -95,9 +95,9 @@ def is_dataset(folder: Path) -> bool:
 def list_splits(source: str) -> list[DatasetSplit]:
     """Returns the splits of a data set; none where its files name none."""
     folder = Path(source)
-    names = folder / "dataset_dict.json"
-    if names.is_file():
-        return [DatasetSplit(str(name), str(folder / name)) for name in json.loads(names.read_text())["splits"]]
+    listing = folder / "dataset_dict.json"
+    if listing.is_file():
+        return [DatasetSplit(str(name), str(folder / name)) for name in json.loads(listing.read_text())["splits"]]
     if not folder.is_dir() or (folder / "state.json").is_file():
         return []
     data = DataSource(source=source, format="huggingface")
