@@ -3,9 +3,11 @@
 import importlib.metadata
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
+from hatchling.builders.wheel import WheelBuilder
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("prefect", "torch", "pyspark", "mlflow", "bentoml", "great_expectations", "onnxruntime", "pandas")
@@ -83,3 +85,15 @@ def test_nothing_in_flows_hides_an_installed_package_or_the_standard_library() -
     names = {path.stem for path in (ROOT / "flows").iterdir() if not path.name.startswith("__")}
     assert {"pipeline", "monitor", "watch"} <= names
     assert not names & {*sys.stdlib_module_names, *importlib.metadata.packages_distributions()}
+
+
+def test_a_wheel_has_all_rooms_and_an_editable_install_only_a_path(tmp_path: Path) -> None:
+    builder = WheelBuilder(str(ROOT))
+    names = {}
+    for version in ("standard", "editable"):
+        (wheel,) = builder.build(directory=str(tmp_path / version), versions=[version])
+        names[version] = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    modules = [f"bloomery/{room}/__init__.py" for room in ("data_contracts", "models", "tasks", "flows", "deployments")]
+    assert names["standard"] > {"bloomery/__init__.py", "bloomery/deployments/recipes/digits.yaml", *modules}
+    # A `bloomery` in site-packages would come before the one of the checkout, and hide its rooms.
+    assert names["editable"] == {"_bloomery.pth"}
