@@ -18,6 +18,7 @@ from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.deployments.endpoint.telemetry.metrics import Metrics
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import STATISTICS, encode, fit, partial_statistics
+from tests.deployments.artifacts import write_artifacts
 
 COLUMNS: tuple[dict[str, Any], ...] = (
     {"name": "id", "logicalType": "integer", "required": True, "primaryKey": True, "primaryKeyPosition": 1},
@@ -115,24 +116,9 @@ def packaged(tmp_path_factory: pytest.TempPathFactory, contract_of: Callable[...
         if is_regression:
             weights, biases = weights[:, :1], biases[:1]
         _write_network(folder / "model.onnx", weights, biases)
-        (folder / "encoder.json").write_text(encoder.model_dump_json())
-        (folder / "contract.json").write_text(contract.model_dump_json(by_alias=True, exclude_defaults=True))
-        (folder / "examples.json").write_text("[]")
-        (folder / "background.json").write_text(
-            json.dumps([{named(name): value for name, value in row.items()} for row in ROWS])
-        )
-        files = ("model.onnx", "encoder.json", "contract.json", "examples.json", "background.json")
-        manifest = {
-            "tag": tag,
-            "files": {name: digest_of_file(folder / name) for name in files},
-            "model": "model.onnx",
-            "columns": [named(name) for name in ("age", "height", "town")],
-            "candidate": "fp32",
-            "is_row_by_row": False,
-            "test_score": {"name": "accuracy", "value": 0.9, "low": 0.8, "high": 0.95},
-            "parents": [],
-        }
-        (folder / "manifest.json").write_text(json.dumps(manifest))
+        columns = [named(name) for name in ("age", "height", "town")]
+        background = json.dumps([{named(name): value for name, value in row.items()} for row in ROWS])
+        write_artifacts(folder, tag, columns, contract, encoder, {"background.json": background})
         return folder
 
     return make

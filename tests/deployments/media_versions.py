@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,11 @@ import numpy as np
 import onnx
 import pyarrow as pa
 
-from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import STATISTICS, encode, fit, partial_statistics
 from bloomery.models.media.config import MEDIA_FILE, AudioDecoding, ImageDecoding, MediaColumn
+from tests.deployments.artifacts import write_artifacts
 
 IMAGE_SHAPE = (3, 2, 3)  # channels, height, width
 IMAGE = MediaColumn(column="picture", decoding=ImageDecoding(mode="RGB"), shape=IMAGE_SHAPE)
@@ -59,26 +58,7 @@ def package_version(folder: Path, media: MediaColumn, contract_of: Callable[...,
     rows = pa.table({"id": range(8), name: pa.array(values.tolist(), pa.list_(item_type)), "label": ["a", "b"] * 4})
     encoder = fit(features, next(iter(partial_statistics(features, rows.to_batches())))[STATISTICS].to_pylist())
     _write_network(folder / "model.onnx", encode(encoder, rows).shape[1:], random)
-    texts = {
-        "encoder.json": encoder.model_dump_json(),
-        "contract.json": contract.model_dump_json(by_alias=True, exclude_defaults=True),
-        "examples.json": "[]",
-        "background.json": "[]",
-        MEDIA_FILE: media.model_dump_json(),
-    }
-    for file_name, text in texts.items():
-        (folder / file_name).write_text(text)
-    manifest = {
-        "tag": "pictures:one",
-        "files": {file_name: digest_of_file(folder / file_name) for file_name in ("model.onnx", *texts)},
-        "model": "model.onnx",
-        "columns": [name],
-        "candidate": "fp32",
-        "is_row_by_row": False,
-        "test_score": {"name": "accuracy", "value": 0.9, "low": 0.8, "high": 0.95},
-        "parents": [],
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    write_artifacts(folder, "pictures:one", [name], contract, encoder, {MEDIA_FILE: media.model_dump_json()})
     return folder
 
 

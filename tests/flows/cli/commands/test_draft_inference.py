@@ -72,11 +72,16 @@ def test_a_key_column_is_detected_or_else_rows_are_numbered(home: Path, tmp_path
         draft_recipe(tmp_path, tmp_path / "with.parquet", "label", key="a")
 
 
-def test_given_splits_are_kept(home: Path, tmp_path: Path) -> None:
+def write_given_splits(folder: Path, num_values: dict[str, int]) -> list[str]:
+    """Writes 80 training and 40 test rows with columns of so many distinct values, and returns what `--data` takes."""
     for part, num in (("train", 80), ("test", 40)):
-        lines = "".join(f"{number % 9},{number % 2}\n" for number in range(num))
-        (tmp_path / f"{part}.csv").write_text(f"a,label\n{lines}")
-    sources = [f"{part}={tmp_path / part}.csv" for part in ("train", "test")]
+        lines = (",".join(str(number % distinct) for distinct in num_values.values()) for number in range(num))
+        (folder / f"{part}.csv").write_text("\n".join([",".join(num_values), *lines, ""]))
+    return [f"{part}={folder / part}.csv" for part in ("train", "test")]
+
+
+def test_given_splits_are_kept(home: Path, tmp_path: Path) -> None:
+    sources = write_given_splits(tmp_path, {"a": 9, "label": 2})
     draft = write_drafts("mine", sources, ColumnRoles("label"), UserOptions(), output=tmp_path)
     recipe = read_recipe(str(draft.recipe))
     assert (recipe.features.split.by, recipe.features.split.column) == ("given", "part")
@@ -87,10 +92,7 @@ def test_given_splits_are_kept(home: Path, tmp_path: Path) -> None:
 
 
 def test_a_given_split_beside_a_column_of_its_name_is_kept(home: Path, tmp_path: Path) -> None:
-    for part, num in (("train", 80), ("test", 40)):
-        lines = "".join(f"{number % 9},{number % 4},{number % 2}\n" for number in range(num))
-        (tmp_path / f"{part}.csv").write_text(f"part,part_3,label\n{lines}")
-    sources = [f"{part}={tmp_path / part}.csv" for part in ("train", "test")]
+    sources = write_given_splits(tmp_path, {"part": 9, "part_3": 4, "label": 2})
     draft = write_drafts("mine", sources, ColumnRoles("label"), UserOptions(), output=tmp_path)
     recipe = read_recipe(str(draft.recipe))
     assert recipe.features.split.column == "part_2"
