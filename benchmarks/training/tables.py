@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
+from scipy.stats import rankdata
 from table_sources import TABLES, Table, read_table
 
 OURS = "bloomery"
@@ -88,15 +89,13 @@ def run_stages(recipe_path: str) -> None:
 
     apply_engine_environment()
     require_state_folder()
+    from recipes import prepare_rows
+
     from bloomery.flows.recipe.recipe import read_recipe
     from bloomery.flows.stages import PLAIN_STAGES
-    from bloomery.tasks.ingest.stage import locate_source
 
     recipe = read_recipe(recipe_path)
-    raw_rows = PLAIN_STAGES.ingest(locate_source(recipe.data, recipe.contract.personal_columns))
-    valid_rows = PLAIN_STAGES.validate(raw_rows, recipe.contract)
-    dataset = PLAIN_STAGES.prepare(valid_rows, recipe.features, recipe.engine_settings)
-    trained = PLAIN_STAGES.train(dataset, recipe.model, recipe.training, None, recipe.engine_settings)
+    trained = PLAIN_STAGES.train(prepare_rows(recipe), recipe.model, recipe.training, None, recipe.engine_settings)
     candidates = PLAIN_STAGES.compress(trained, recipe.compression)
     PLAIN_STAGES.choose(candidates, recipe.budget)
 
@@ -165,7 +164,7 @@ def print_report(comparisons: list[Comparison]) -> None:
     for comparison in comparisons:
         metric = next(iter(comparison.scores[OURS]))
         values = [scores[metric] for scores in comparison.scores.values()]
-        ranks.append(rank(values))
+        ranks.append(list(rankdata([-value for value in values])))  # 1 is the highest; equal values share a rank
         distance = 1 - values[0] / max(values)
         note = " **" if distance > _MAX_DISTANCE else ""
         print(
@@ -175,11 +174,6 @@ def print_report(comparisons: list[Comparison]) -> None:
         )
     means = np.mean(ranks, axis=0)
     print(f"| mean rank | | | {' | '.join(f'{value:.2f}' for value in means)} | | | |")
-
-
-def rank(values: list[float]) -> list[float]:
-    """Rank 1 is the highest value; equal values share the mean of their ranks."""
-    return [1 + sum(other > value for other in values) + (values.count(value) - 1) / 2 for value in values]
 
 
 def main() -> None:
