@@ -167,10 +167,7 @@ class RegistryModel:
     def _parse_rows(self, rows: Any) -> pa.RecordBatch:
         """As the endpoint parses the rows of a JSON request, which may have files as bytes or in base64."""
         values = [_to_json(row) for row in rows] if isinstance(rows, Sequence) else rows
-        media = self.version.media
-        if media is None or not any(
-            isinstance(row, dict) and isinstance(row.get(media.column), dict) for row in values
-        ):
+        if not self._has_files(values):
             return self.version.row_check.parse_table(values).combine_chunks().to_batches()[0]
         limits = read_limits()
         limits = limits._replace(  # those of a request are for each row here
@@ -198,11 +195,7 @@ def _to_json(value: Any) -> Any:
         return [_to_json(item) for item in value]
     if isinstance(value, np.generic):
         value = value.item()
-    if (
-        value is None
-        or (isinstance(value, float) and math.isnan(value))
-        or type(value).__name__ in ("NaTType", "NAType")
-    ):
+    if type(value).__name__ in _MISSING or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, datetime):
         return (value if value.tzinfo else value.replace(tzinfo=UTC)).isoformat()

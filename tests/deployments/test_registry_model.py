@@ -324,3 +324,5 @@ def test_images_may_be_files(tmp_path: Path, contract_of: Callable[..., Any]) ->
         assert pictures.predict(data).to_dict("records") == expected
     with pytest.raises(Exception, match=r"row 1, column picture: found .* but must be an image as in training"):
         pictures.predict(pd.DataFrame([files[0], {"picture": b"no image"}]))
+    with pytest.raises(Exception, match="the request: found 5, but input should be a valid list"):
+        pictures.predict({"rows": 5})
