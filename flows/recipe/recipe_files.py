@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -141,21 +140,21 @@ def own_recipes() -> dict[str, Path]:
     recipes = {name: Path(path) for name, path in _known().items() if _name_in(Path(path)) == name}
     folder = Path.cwd().resolve()
     if folder != RECIPES:
-        for path in _recipes_in(folder):
-            name = _name_in(path) or path.stem
+        for path, stated_name in _recipes_in(folder).items():
+            name = stated_name or path.stem
             if name not in recipes or recipes[name].parent != folder:
                 recipes[name] = path
     return dict(sorted(recipes.items()))
 
 
 def _find_by_name(name: str) -> Path | None:
-    """Raises SettingInvalid if several files of the current folder have this name, and none is called so."""
+    """Raises SettingInvalid if several recipes of the current folder have this name, and none as its file name."""
     for path in (Path(f"{name}{suffix}") for suffix in SUFFIXES):
         if _name_in(path) is not None:
             return path
     if name in bundled_recipes():
         return RECIPES / f"{name}.yaml"
-    paths = [path for path in _recipes_in(Path.cwd()) if _name_in(path) == name]
+    paths = [path for path, path_name in _recipes_in(Path.cwd()).items() if path_name == name]
     if len(paths) > 1:
         raise SettingInvalid(
             f"{len(paths)} recipes are named {name!r}: {', '.join(path.name for path in paths)}",
@@ -173,13 +172,14 @@ def _with_suffix(path: Path) -> Path | None:
     return next((file for suffix in SUFFIXES if (file := path.with_name(path.name + suffix)).is_file()), None)
 
 
-def _recipes_in(folder: Path) -> Iterator[Path]:
-    """Yields the recipes of a folder by name. Other YAML files, such as contracts, are no recipes."""
+def _recipes_in(folder: Path) -> dict[Path, str]:
+    """Returns the `name` of each recipe in a folder, by file. Other YAML files, such as contracts, are no recipes."""
     try:
         paths = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
     except OSError:
-        return
-    yield from (path for path in paths[:_MAX_FILES] if _name_in(path) is not None)
+        return {}
+    names = ((path, _name_in(path)) for path in paths[:_MAX_FILES])
+    return {path: name for path, name in names if name is not None}
 
 
 def _name_in(path: Path) -> str | None:
@@ -212,14 +212,13 @@ def _known() -> dict[str, str]:
 
 
 def _missing_error(reference: str, path: Path) -> DataMissing:
-    folder = path if path.is_dir() else path.parent
-    files = [file.name for file in _recipes_in(folder)]
     if path.name == reference and not path.is_dir():
         names = sorted({*bundled_recipes(), *own_recipes()})
         required = f"one of {', '.join(names)}, or the path of a YAML file"
         where = f"{RECIPES} and {Path.cwd()}"
     else:
-        names = [str(folder / file) for file in files]
+        folder = path if path.is_dir() else path.parent
+        names = [str(folder / file.name) for file in _recipes_in(folder)]
         required = "the path of a recipe" + (f", such as {', '.join(names[:5])}" if names else "; the folder has none")
         where = str(folder.absolute())
     found = f"{reference!r} is a folder" if path.is_dir() else f"there is no recipe {reference!r}"
