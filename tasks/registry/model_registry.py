@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from bloomery.data_contracts.documents.similar_names import suggest_names
 from bloomery.data_contracts.errors import DataMissing
@@ -65,7 +66,24 @@ def find_by_alias(name: str, alias: str) -> ModelVersion | None:
     try:
         return local_database.find_by_alias(name, alias)
     except DatabaseUnreadable:
-        return _find_with_client(name, "", alias)
+        return _find_with_client(lambda: client().get_model_version_by_alias(name, alias))
+
+
+def _find_by_number(name: str, number: str) -> ModelVersion | None:
+    try:
+        return local_database.find_version(name, number)
+    except DatabaseUnreadable:
+        return _find_with_client(lambda: client().get_model_version(name, number))
+
+
+def _find_with_client(find: Callable[[], Any]) -> ModelVersion | None:
+    """The version that `find`, a call of MLflow's client, returns; None if there is no such version."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return ModelVersion.from_mlflow(find())
+    except MlflowException:
+        return None
 
 
 def bento_of(version: ModelVersion | None) -> str | None:
@@ -94,14 +112,7 @@ def find_version(reference: str) -> ModelVersion:
     """
     name, _, alias = reference.partition("@")
     name, _, number = name.partition(":")
-    try:
-        version = (
-            local_database.find_version(name, number)
-            if number
-            else local_database.find_by_alias(name, alias or CHAMPION)
-        )
-    except DatabaseUnreadable:
-        version = _find_with_client(name, number, alias or CHAMPION)
+    version = _find_by_number(name, number) if number else find_by_alias(name, alias or CHAMPION)
     if version is not None:
         return version
     names = list_names()
@@ -112,18 +123,6 @@ def find_version(reference: str) -> ModelVersion:
         remedy="use `NAME@champion`, or `NAME:3` for version 3; `bloomery show NAME` lists the versions, and "
         "`bloomery run RECIPE` makes one",
     )
-
-
-def _find_with_client(name: str, number: str, alias: str) -> ModelVersion | None:
-    """The version of this number, or of this alias if the number is empty."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        if number:
-            return ModelVersion.from_mlflow(client().get_model_version(name, number))
-        return ModelVersion.from_mlflow(client().get_model_version_by_alias(name, alias))
-    except MlflowException:
-        return None
 
 
 def _describe_alternatives(name: str, names: list[str]) -> str:
