@@ -104,12 +104,12 @@ def _execute(result: str, arguments: list[str]) -> None:
     from bloomery.flows.cli.display import ProgressDisplay
     from bloomery.flows.cli.main import main
 
-    progress = open(os.dup(1), "w", encoding="utf-8")  # noqa: SIM115 - open until the process ends
-    document = os.open(result, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    os.dup2(document, 1)
-    sys.argv = ["bloomery", *arguments]
-    with ProgressDisplay(Console(file=progress, force_terminal=False)):
-        main()
+    with open(os.dup(1), "w", encoding="utf-8") as progress:
+        document = os.open(result, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.dup2(document, 1)
+        sys.argv = ["bloomery", *arguments]
+        with ProgressDisplay(Console(file=progress, force_terminal=False)):
+            main()
 
 
 if __name__ == "__main__":
