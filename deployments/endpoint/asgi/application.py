@@ -169,7 +169,7 @@ class Application:
 
         async def decode_and_submit() -> None:
             try:
-                rows = await self._read_rows(batcher.version, request, body, self._limits.rows)
+                rows = await self._decode_rows(batcher.version, request, body, self._limits.rows)
             except Exception as failure:
                 finish(failure)
             else:
@@ -182,9 +182,12 @@ class Application:
     async def _read_rows(
         self, version: LoadedVersion, request: _Request, body: bytes, max_rows: int
     ) -> list[Row] | pa.RecordBatch:
-        """Validated rows. A thread decodes files, so that other requests need not wait."""
-        if not has_files(version, request.media_type, body):
-            return _parse_rows(version, request.media_type, body, max_rows)
+        if has_files(version, request.media_type, body):
+            return await self._decode_rows(version, request, body, max_rows)
+        return _parse_rows(version, request.media_type, body, max_rows)
+
+    async def _decode_rows(self, version: LoadedVersion, request: _Request, body: bytes, max_rows: int) -> list[Row]:
+        """Validated rows of a request with files. A thread decodes them, so that other requests need not wait."""
         content_type = request.headers[b"content-type"] if request.media_type == MULTIPART else b""
         parse = partial(parse_media_rows, version, content_type, body, self._limits._replace(rows=max_rows))
         return await asyncio.get_running_loop().run_in_executor(self._decoding_threads, parse)
