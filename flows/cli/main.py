@@ -119,10 +119,9 @@ def show(
         from bloomery.tasks.registry.bento_provenance import is_bento
 
         draw: Callable[[dict[str, Any]], Tree | Table]
-        reference = name if is_bento(name) else resolve_model(name)
         if is_bento(name):
             document, draw = views.bento_document(name), views.bento_tree
-        elif "@" in reference or ":" in reference:
+        elif "@" in (reference := resolve_model(name)) or ":" in reference:
             document = views.version_document(reference)
             draw = views.version_tree if everything else views.version_summary
         else:
