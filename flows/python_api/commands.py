@@ -64,7 +64,7 @@ def init(
     Args:
         data: A DataFrame of pandas or Polars, an Arrow table, or a file, folder, pattern or table as for `--data`; or
             several by split, such as `{"train": a, "test": b}`. A table is written to `NAME.parquet` in `output`.
-        label: The column to predict. Several are refused; the error says what is possible instead.
+        label: The column to predict. A list of several is refused, with an error that says what is possible instead.
         name: Name of the model; by default that of the file.
         output: The folder to write to.
         force: Whether existing files are replaced.
@@ -127,7 +127,7 @@ def run(recipe: str | Path | Draft, period: str | None = None) -> Model:
 def _parts_of(data: Any) -> list[tuple[str, Any]]:
     """The sources, each with the name of its split or "". Raises SettingInvalid for what is no source.
 
-    Of several tables each needs a split, since its name is part of the file's.
+    Each of several tables needs a split, whose name becomes part of its file's name.
     """
     if isinstance(data, Mapping):
         parts = [(str(name), source) for name, source in data.items()]

@@ -109,8 +109,9 @@ class RestartingServer:
                 next_probe = time.monotonic() + _PROBE_INTERVAL_S
 
     def _responds_within(self, limit_s: float) -> bool:
-        """Whether the server responds to a probe. Returns early if it ends, for a probe in the backlog then waits for
-        the next server, which this thread has to start.
+        """Whether the server responds to a probe in time. Returns as soon as the server ends.
+
+        A probe that still waits in the backlog would be answered by the next server, which this thread has to start.
         """
         assert self._tether is not None
         responses: list[bool] = []

@@ -35,7 +35,7 @@ class _File(NamedTuple):
 
 
 def has_files(version: LoadedVersion, media_type: str, body: bytes) -> bool:
-    """Whether a request may contain files, which take longer to decode than the event loop may be blocked."""
+    """Whether a request may contain files, whose decoding would block the event loop for too long."""
     return version.media is not None and (media_type == MULTIPART or _BASE64_KEY in body)
 
 
@@ -95,7 +95,7 @@ def _parse_rows_part(content: bytes) -> list[Any]:
 
 
 def _read_json(media: MediaColumn, body: bytes) -> tuple[list[Any], dict[int, _File]]:
-    """Returns the rows, and the files among their cells by row. A body without `{"rows": [...]}` has none of both."""
+    """Returns the rows, and the files among their cells by row. A body without `{"rows": [...]}` has neither."""
     try:
         document = from_json(body)
     except ValueError:
