@@ -6,18 +6,13 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from bloomery.data_contracts.records.key_column import key_column
 from bloomery.data_contracts.records.records import BaselineComparison, Candidate, Candidates
 from bloomery.data_contracts.records.scores import Score
 from bloomery.models.evaluation.baselines import CONSTANT
-from bloomery.models.features.encoder import read_encoder
-from bloomery.tasks.evaluation.held_out import read_probabilities
-from bloomery.tasks.evaluation.scoring import GroundTruth, compare_predictions
-from bloomery.tasks.evaluation.slices import bootstrap_order
+from bloomery.tasks.evaluation.held_out import ground_truth, predicted_values
+from bloomery.tasks.evaluation.scoring import compare_predictions
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.tracking import mlflow_runs
 
@@ -28,7 +23,8 @@ def compare_with_baselines(candidates: Candidates, candidate: Candidate) -> tupl
     fitted = [baseline for baseline in trained.baselines if baseline.predictions_uri and baseline.score]
     if not fitted:
         return ()
-    truth, predictions = _read_predictions(candidates, candidate)
+    table = pq.read_table(settings().path(candidate.predictions_uri))
+    truth, predictions = ground_truth(trained.dataset, table), predicted_values(trained.dataset, table)
     comparisons = []
     for baseline in fitted:
         assert baseline.predictions_uri is not None
@@ -43,20 +39,6 @@ def compare_with_baselines(candidates: Candidates, candidate: Candidate) -> tupl
             )
         )
     return tuple(comparisons)
-
-
-def _read_predictions(candidates: Candidates, candidate: Candidate) -> tuple[GroundTruth, np.ndarray]:
-    """The labels of the test rows, and the candidate's probabilities (N, K) or numbers (N,)."""
-    dataset = candidates.trained.dataset
-    table = pq.read_table(settings().path(candidate.predictions_uri))
-    keys = table[key_column(dataset.key)].combine_chunks()
-    if dataset.task == "classification":
-        labels = table["truth"].combine_chunks()
-        positions = pc.index_in(labels, pa.array(list(dataset.classes), labels.type))
-        truth = GroundTruth(keys, positions.to_numpy(zero_copy_only=False), np.arange(len(keys)))
-        return truth, read_probabilities(table)
-    order = bootstrap_order(dataset, read_encoder(settings().path(dataset.encoder_uri)).features, keys)
-    return GroundTruth(keys, table["truth"].to_numpy(), order), table["prediction"].to_numpy()
 
 
 def log_comparisons(run_id: str, score: Score, comparisons: Sequence[BaselineComparison]) -> None:

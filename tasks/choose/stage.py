@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bloomery.data_contracts.documents.digests import digest_of_document
-from bloomery.data_contracts.records.key_column import key_column
 from bloomery.data_contracts.records.records import Candidates, Choice
 from bloomery.models.compression.budget import Budget
-from bloomery.models.features.encoder import read_encoder
 from bloomery.models.profiling.latency import ComparedFiles, take_batch
 from bloomery.tasks.choose import ranking
 from bloomery.tasks.choose.baseline_comparison import compare_with_baselines, log_comparisons
 from bloomery.tasks.choose.budget_verdicts import SubgroupDegradations, decide_candidate, no_candidate_error
-from bloomery.tasks.evaluation.scoring import GroundTruth, degradation_by_class, degradation_by_slice
-from bloomery.tasks.evaluation.slices import bootstrap_order
+from bloomery.tasks.evaluation.held_out import decode_column, ground_truth
+from bloomery.tasks.evaluation.scoring import degradation_by_class, degradation_by_slice
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.orchestration.stage import stage
 from bloomery.tasks.orchestration.stage_store import Output
@@ -126,29 +122,13 @@ def _subgroup_degradations(candidates: Candidates, budget: Budget) -> dict[str, 
         candidate.name: pq.read_table(settings().path(candidate.predictions_uri)) for candidate in candidates.candidates
     }
     baseline = tables[candidates.baseline]
-    keys = baseline[key_column(dataset.key)].combine_chunks()
-    if dataset.task == "classification":
-        order = np.arange(len(keys))
-    else:
-        order = bootstrap_order(dataset, read_encoder(settings().path(dataset.encoder_uri)).features, keys)
-    truth = GroundTruth(keys, _decode_column(baseline, "truth", candidates), order)
-    before = _decode_column(baseline, "prediction", candidates)
+    truth, before = ground_truth(dataset, baseline), decode_column(dataset, baseline["prediction"])
     degradations = {}
     for name, table in tables.items():
         if name != candidates.baseline:
-            after = _decode_column(table, "prediction", candidates)
+            after = decode_column(dataset, table["prediction"])
             degradations[name] = SubgroupDegradations(
                 degradation_by_slice(dataset, columns, truth, before, after),
                 degradation_by_class(dataset, truth, before, after) if budget.class_drop is not None else (),
             )
     return degradations
-
-
-def _decode_column(predictions: pa.Table, column: str, candidates: Candidates) -> np.ndarray:
-    """Positions of classes (N,), or numbers (N,) for a regression."""
-    dataset = candidates.trained.dataset
-    if dataset.task == "regression":
-        return np.asarray(predictions[column].to_numpy())
-    values = predictions[column].combine_chunks()
-    positions = pc.index_in(values, pa.array(list(dataset.classes), values.type))
-    return np.asarray(positions.to_numpy(zero_copy_only=False))

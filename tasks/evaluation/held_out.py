@@ -11,7 +11,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bloomery.data_contracts.records.key_column import key_column
-from bloomery.data_contracts.records.records import Choice
+from bloomery.data_contracts.records.records import Choice, Dataset
+from bloomery.models.features.encoder import read_encoder
+from bloomery.tasks.evaluation.scoring import GroundTruth
+from bloomery.tasks.evaluation.slices import bootstrap_order
 from bloomery.tasks.infrastructure.parquet import read_batches
 from bloomery.tasks.infrastructure.settings import settings
 
@@ -24,9 +27,29 @@ def read_measured_predictions(choice: Choice) -> pa.Table:
     return pq.read_table(settings().path(choice.candidate.predictions_uri))
 
 
-def read_probabilities(predictions: pa.Table) -> np.ndarray:
-    """The column of probabilities as float64 (N, K)."""
+def ground_truth(dataset: Dataset, predictions: pa.Table) -> GroundTruth:
+    """The true labels beside measured predictions."""
+    keys, truth_N = predictions[key_column(dataset.key)].combine_chunks(), decode_column(dataset, predictions["truth"])
+    if dataset.task == "classification":
+        return GroundTruth(keys, truth_N, np.arange(len(keys)))
+    features = read_encoder(settings().path(dataset.encoder_uri)).features
+    return GroundTruth(keys, truth_N, bootstrap_order(dataset, features, keys))
+
+
+def predicted_values(dataset: Dataset, predictions: pa.Table) -> np.ndarray:
+    """The measured predictions: probabilities float64 (N, K), or numbers (N,)."""
+    if dataset.task == "regression":
+        return decode_column(dataset, predictions["prediction"])
     return np.asarray(pc.list_flatten(predictions["probabilities"])).reshape(predictions.num_rows, -1)
+
+
+def decode_column(dataset: Dataset, values: pa.ChunkedArray) -> np.ndarray:
+    """True or predicted labels as positions of classes int64 (N,), or as numbers (N,)."""
+    if dataset.task == "regression":
+        return np.asarray(values.to_numpy())
+    labels = values.combine_chunks()
+    positions = pc.index_in(labels, pa.array(list(dataset.classes), labels.type))
+    return np.asarray(positions.to_numpy(zero_copy_only=False), np.int64)
 
 
 def read_held_out_rows(choice: Choice) -> pa.Table:

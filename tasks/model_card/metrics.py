@@ -8,20 +8,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from bloomery.data_contracts.records.key_column import key_column
 from bloomery.data_contracts.records.records import Choice, Interval
 from bloomery.data_contracts.records.scores import Score
 from bloomery.models.evaluation import metrics
 from bloomery.models.evaluation.calibration import CalibrationBins, calibration_bins, expected_calibration_error
 from bloomery.models.evaluation.scores import compute_metrics
-from bloomery.models.features.encoder import read_encoder
-from bloomery.tasks.evaluation.held_out import read_measured_predictions, read_probabilities
+from bloomery.tasks.evaluation.held_out import ground_truth, predicted_values, read_measured_predictions
 from bloomery.tasks.evaluation.scoring import GroundTruth, slice_table
-from bloomery.tasks.evaluation.slices import bootstrap_order
-from bloomery.tasks.infrastructure.settings import settings
 
 
 class ClassResult(NamedTuple):
@@ -58,34 +52,21 @@ def compute_card_metrics(choice: Choice) -> CardMetrics:
     """Computes the metrics from the predictions that `compress` has stored, without running the model."""
     dataset = choice.candidates.trained.dataset
     table = read_measured_predictions(choice)
-    keys = table[key_column(dataset.key)].combine_chunks()
+    truth, predictions = ground_truth(dataset, table), predicted_values(dataset, table)
     bins: CalibrationBins | None = None
     classes: tuple[ClassResult, ...] = ()
     if dataset.task == "classification":
-        truth_N = _class_positions(table["truth"], dataset.classes)
-        predictions = read_probabilities(table)
-        order = np.arange(len(keys))
-        bins = calibration_bins(truth_N, predictions)
-        classes = _class_results(truth_N, predictions, dataset.classes)
-    else:
-        truth_N, predictions = table["truth"].to_numpy(), table["prediction"].to_numpy()
-        order = bootstrap_order(dataset, read_encoder(settings().path(dataset.encoder_uri)).features, keys)
+        bins = calibration_bins(truth.truth, predictions)
+        classes = _class_results(truth.truth, predictions, dataset.classes)
     return CardMetrics(
         score=choice.candidate.score,
-        num_rows=len(keys),
-        further=_further_metrics(choice.candidates.trained.score, truth_N, predictions),
+        num_rows=table.num_rows,
+        further=_further_metrics(choice.candidates.trained.score, truth.truth, predictions),
         classes=classes,
-        slices=_slice_results(choice, GroundTruth(keys, truth_N, order), predictions),
+        slices=_slice_results(choice, truth, predictions),
         bins=bins,
         calibration_error=None if bins is None else expected_calibration_error(bins),
     )
-
-
-def _class_positions(labels: pa.ChunkedArray, classes: tuple[int | str, ...]) -> np.ndarray:
-    """The position of each label among the classes, int64 (N,)."""
-    values = labels.combine_chunks()
-    positions = pc.index_in(values, pa.array(list(classes), values.type))
-    return np.asarray(positions.to_numpy(zero_copy_only=False), np.int64)
 
 
 def _further_metrics(score: Score, truth_N: np.ndarray, predictions: np.ndarray) -> dict[str, float]:

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 
 from bloomery.data_contracts.errors import ReleaseRefused
-from bloomery.data_contracts.records.key_column import key_column
 from bloomery.data_contracts.records.records import Bento, Interval
 from bloomery.data_contracts.records.score_format import (
     degradation_name,
@@ -25,9 +24,13 @@ from bloomery.models.evaluation.scores import RANKINGS
 from bloomery.models.features.encoder import Encoder, encode, read_encoder
 from bloomery.tasks.bentos.bento_store import artifacts_folder
 from bloomery.tasks.evaluation.baseline_text import describe_comparison
-from bloomery.tasks.evaluation.held_out import read_held_out_rows, read_measured_predictions, read_probabilities
-from bloomery.tasks.evaluation.slices import bootstrap_order
-from bloomery.tasks.infrastructure.settings import settings
+from bloomery.tasks.evaluation.held_out import (
+    ground_truth,
+    predicted_values,
+    read_held_out_rows,
+    read_measured_predictions,
+)
+from bloomery.tasks.evaluation.scoring import compare_predictions
 from bloomery.tasks.registry import model_registry
 
 if TYPE_CHECKING:
@@ -153,16 +156,12 @@ def _measure_degradation(bento: Bento, champion: Encoder, champion_predictions: 
     if trained.score == ACCURACY:
         truth, predictions = (np.array(table[name].to_pylist(), dtype=object) for name in ("truth", "prediction"))
         return accuracy_drop(predicted_labels(champion, champion_predictions) == truth, predictions == truth)
+    labels, after = ground_truth(dataset, table), predicted_values(dataset, table)
     if dataset.task == "classification":
         names = [str(name) for name in dataset.classes]
-        truth = np.array([names.index(str(name)) for name in table["truth"].to_pylist()])
-        after = read_probabilities(table)
         before = align_classes(champion, champion_predictions, names)
-        return compare_aligned(trained.score, truth, before, np.pad(after, ((0, 0), (0, 1))))
-    features = read_encoder(settings().path(dataset.encoder_uri)).features
-    order = bootstrap_order(dataset, features, table[key_column(dataset.key)].combine_chunks())
-    truth, predictions = (table[name].to_numpy()[order] for name in ("truth", "prediction"))
-    return degradation_interval(trained.score, truth, champion_predictions[order], predictions)
+        return compare_aligned(trained.score, labels.truth, before, np.pad(after, ((0, 0), (0, 1))))
+    return compare_predictions(trained.score, labels, champion_predictions, after)
 
 
 def align_classes(encoder: Encoder, probabilities_NK: np.ndarray, names: Sequence[str]) -> np.ndarray:
