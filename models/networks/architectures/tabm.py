@@ -70,6 +70,9 @@ class TabularEnsemble(nn.Module):
 class NumberEmbedding(nn.Module):
     """x_BN float32 -> float32 (B, sum of `widths`): embeddings of the numbers with bins, and the others as they are."""
 
+    _embedded: torch.Tensor
+    _others: torch.Tensor
+
     def __init__(self, config: TabM, num_numbers: int) -> None:
         from rtdl_num_embeddings import PiecewiseLinearEmbeddings
 
@@ -89,10 +92,10 @@ class NumberEmbedding(nn.Module):
         )
 
     def forward(self, x_BN: torch.Tensor) -> torch.Tensor:
-        others_BN = x_BN.index_select(1, self._others)  # type: ignore[arg-type]
+        others_BN = x_BN.index_select(1, self._others)
         if self.pieces is None:
             return others_BN
-        embedded_BW = self.pieces(x_BN.index_select(1, self._embedded)).flatten(1)  # type: ignore[arg-type]
+        embedded_BW = self.pieces(x_BN.index_select(1, self._embedded)).flatten(1)
         return torch.cat([embedded_BW, others_BN], dim=1)
 
 
