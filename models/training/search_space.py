@@ -105,9 +105,13 @@ def default_networks(layout: Layout) -> tuple[Model, ...]:
     """The networks that `model: auto` tries on rows of this layout, the most promising first."""
     match layout.kind:
         case "flat":
-            trees, network = BoostedTrees(kind="boosted_trees"), TabM(kind="tabm")
-            ensemble = TabularEnsemble(kind="tabular_ensemble", trees=trees, network=network)
-            return trees, network, ensemble, Mlp(kind="mlp"), FtTransformer(kind="ft_transformer")
+            return (
+                BoostedTrees(kind="boosted_trees"),
+                TabM(kind="tabm"),
+                TabularEnsemble(kind="tabular_ensemble"),
+                Mlp(kind="mlp"),
+                FtTransformer(kind="ft_transformer"),
+            )
         case "tokens":
             return Transformer(kind="transformer"), Rnn(kind="rnn", cell="gru", pooling="max"), Gpt(kind="gpt")
         case "sequence":
