@@ -138,7 +138,6 @@ def _measure_difference(network: SessionModule, ensemble: FittedEnsemble, x: tor
 
 def log_ensemble(run: TrainingRun, out: Output, ensemble: FittedEnsemble, written: WrittenEnsemble) -> None:
     """Logs the weights of the members and the validation report; the losses of the network are logged by epoch."""
-    from bloomery.models.inference.outputs import score_unit
     from bloomery.tasks.evaluation.plots import plot_training_curves
 
     run_id, history = run.run_id, ensemble.network.history
@@ -159,8 +158,7 @@ def log_ensemble(run: TrainingRun, out: Output, ensemble: FittedEnsemble, writte
     mlflow_runs.client().log_artifact(run_id, str(out.path("network.onnx")), "network")
     folder = out.path("report")
     folder.mkdir()
-    unit = score_unit(run.encoder) if fit.score_measure(run.dataset, run.training, run.splits) is None else 1.0
-    plot_training_curves(history, run.score, unit, folder / "curves.png")
+    plot_training_curves(history, run.score, run.score_unit, folder / "curves.png")
     run_logging.log_validation(run, folder, written.network)
     # As a function, since the session has no gradients.
     log_run_explanations(run, out.path("explanations"), written.network.forward, sample)

@@ -59,12 +59,12 @@ def train(
         return _import(out, dataset, model, training, splits, encoder)
     if isinstance(model, Custom):
         _require_exportable(out, dataset, model, splits)
-    unit = _score_unit(encoder, training)
     with (
         resource_usage.measure_usage(use_gpu=select_device(training.device) == "cuda") as read_usage,
         mlflow_runs.logged_run(dataset.valid_rows.contract.name, f"train-{out.key[:8]}", out.key) as run_id,
     ):
         run = TrainingRun(run_id, dataset, encoder, splits, training)
+        unit = run.score_unit
         if training.search is not None or model.kind == "auto":
             search = hyperparameter_search.run_search(
                 hyperparameter_search.SearchJob(out.key, run_id, dataset, model, training, initial_weights, unit)
@@ -201,7 +201,7 @@ def _import(
         run_id=run_id,
         num_parameters=adapted.num_parameters,
         epochs=0,
-        val_score=_validate(adapted.network, run) * _score_unit(encoder, training),
+        val_score=_validate(adapted.network, run) * run.score_unit,
         stated_score=training.score,
         slice_columns=training.slices,
         baselines=simple_models,
@@ -227,7 +227,7 @@ def _fit(
     curves = TrainingCurves(
         run.run_id,
         run.score,
-        _score_unit(run.encoder, training),
+        run.score_unit,
         training.epochs,
         steps_per_epoch,
         dataset.train.num_rows,
@@ -251,20 +251,11 @@ def _fit(
     return result, curves
 
 
-def _score_unit(encoder: Encoder, training: Training) -> float:
-    """The factor that converts a validation score to the label's units; 1 where `ScoreMeasure` has done so."""
-    from bloomery.models.inference.outputs import score_unit
-    from bloomery.models.training.optimization.score_measure import build_measure
-
-    measure = build_measure(training.score, encoder.features.task, encoder.units)
-    return score_unit(encoder) if measure is None else 1.0
-
-
 def _validate(network: nn.Module, run: TrainingRun) -> float:
     """The score of the validation split, without its unit."""
     from bloomery.models.training.loop import evaluate
 
-    return evaluate(network, run.splits.val, measure=fit.score_measure(run.dataset, run.training, run.splits))[1]
+    return evaluate(network, run.splits.val, measure=run.measure)[1]
 
 
 def _require_exportable(out: Output, dataset: Dataset, model: Custom, splits: fit.TrainingSplits) -> None:
