@@ -18,8 +18,8 @@ from bloomery.models.training.config import Training
 from bloomery.tasks.orchestration.stage_store import Output
 from bloomery.tasks.tracking import mlflow_runs
 from bloomery.tasks.train import fit, run_logging, tree_training
-from bloomery.tasks.train.explanations import log_run_explanations
 from bloomery.tasks.train.training_run import TrainingRun
+from bloomery.tasks.train.tree_training import WrittenTrees
 
 if TYPE_CHECKING:
     import torch
@@ -45,15 +45,6 @@ class FittedEnsemble(NamedTuple):
 
         network_NK = predict(self.network.network, x).numpy()
         return blend_outputs(predict_outputs(self.trees, x.numpy()), network_NK, self.tree_weight)
-
-
-class WrittenEnsemble(NamedTuple):
-    """The ONNX file of an ensemble. `error` is the largest difference of an output from its members' average."""
-
-    network: SessionModule
-    digest: str
-    num_parameters: int
-    error: float
 
 
 def fit_ensemble(
@@ -89,7 +80,7 @@ def evaluate_ensemble(
     return score_outputs(outputs_NK, sample.y) if measure is None else measure(torch.from_numpy(outputs_NK), sample.y)
 
 
-def write_ensemble(out: Output, run: TrainingRun, model: TabularEnsemble, ensemble: FittedEnsemble) -> WrittenEnsemble:
+def write_ensemble(out: Output, run: TrainingRun, model: TabularEnsemble, ensemble: FittedEnsemble) -> WrittenTrees:
     """Writes `network.onnx` and `network.json`, and compares the file with both members on the rows of all splits.
 
     Raises:
@@ -123,7 +114,7 @@ def write_ensemble(out: Output, run: TrainingRun, model: TabularEnsemble, ensemb
         )
     num_numbers = count_numbers(ensemble.trees) if ensemble.tree_weight > 0 else 0
     num_weights = num_parameters(ensemble.network.network) if ensemble.tree_weight < 1 else 0
-    return WrittenEnsemble(network, digest_of_file(path), num_numbers + num_weights, error)
+    return WrittenTrees(network, digest_of_file(path), num_numbers + num_weights, error)
 
 
 def _measure_difference(network: SessionModule, ensemble: FittedEnsemble, x: torch.Tensor) -> float:
@@ -136,7 +127,7 @@ def _measure_difference(network: SessionModule, ensemble: FittedEnsemble, x: tor
     return float(np.abs(expected_NK - outputs_NK).max()) if len(x) else 0.0
 
 
-def log_ensemble(run: TrainingRun, out: Output, ensemble: FittedEnsemble, written: WrittenEnsemble) -> None:
+def log_ensemble(run: TrainingRun, out: Output, ensemble: FittedEnsemble, written: WrittenTrees) -> None:
     """Logs the weights of the members and the validation report; the losses of the network are logged by epoch."""
     from bloomery.tasks.evaluation.plots import plot_training_curves
 
@@ -155,10 +146,7 @@ def log_ensemble(run: TrainingRun, out: Output, ensemble: FittedEnsemble, writte
         },
         step=len(history),
     )
-    mlflow_runs.client().log_artifact(run_id, str(out.path("network.onnx")), "network")
     folder = out.path("report")
     folder.mkdir()
     plot_training_curves(history, run.score, run.score_unit, folder / "curves.png")
-    run_logging.log_validation(run, folder, written.network)
-    # As a function, since the session has no gradients.
-    log_run_explanations(run, out.path("explanations"), written.network.forward, sample)
+    run_logging.log_onnx_network(run, out, written.network, sample)

@@ -12,7 +12,6 @@ from bloomery.models.networks.config import Imported
 from bloomery.tasks.orchestration.stage_store import Output
 from bloomery.tasks.tracking import mlflow_runs
 from bloomery.tasks.train import fit, run_logging
-from bloomery.tasks.train.explanations import log_run_explanations
 from bloomery.tasks.train.training_run import TrainingRun
 
 if TYPE_CHECKING:
@@ -65,20 +64,14 @@ def adapt_network(
     )
 
 
-def log_adapted_network(run: TrainingRun, out: Output, path: Path, adapted: AdaptedNetwork) -> None:
+def log_adapted_network(run: TrainingRun, out: Output, adapted: AdaptedNetwork) -> None:
     """Logs the same as for a trained network, except for what only training measures."""
-    run_id, client = run.run_id, mlflow_runs.client()
     sample = fit.sample_validation_rows(run.dataset, run.splits.val)
     metrics = {
         "num_parameters": adapted.num_parameters,
         "import_error": adapted.error,
         "rows_per_second": run_logging.measure_rows_per_second(adapted.network, sample),
     }
-    mlflow_runs.log_metrics(run_id, metrics)
-    client.set_tag(run_id, "imported.changes", "; ".join(adapted.changes) or "none")
-    client.log_artifact(run_id, str(path), "network")
-    folder = out.path("report")
-    folder.mkdir()
-    run_logging.log_validation(run, folder, adapted.network)
-    # As a function, since the session has no gradients.
-    log_run_explanations(run, out.path("explanations"), adapted.network.forward, sample)
+    mlflow_runs.log_metrics(run.run_id, metrics)
+    mlflow_runs.client().set_tag(run.run_id, "imported.changes", "; ".join(adapted.changes) or "none")
+    run_logging.log_onnx_network(run, out, adapted.network, sample)

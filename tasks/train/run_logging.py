@@ -17,12 +17,14 @@ from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.orchestration.stage_store import Output
 from bloomery.tasks.tracking import mlflow_runs
 from bloomery.tasks.train import fit
+from bloomery.tasks.train.explanations import log_run_explanations
 from bloomery.tasks.train.training_run import TrainingRun
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from bloomery.models.onnx_import.importer import SessionModule
     from bloomery.models.training.data.batches import Examples
     from bloomery.tasks.train.training_curves import TrainingCurves
 
@@ -105,6 +107,16 @@ def log_validation(run: TrainingRun, folder: Path, network: nn.Module) -> Exampl
     mlflow_runs.client().set_tag(run.run_id, "reported_rows", rows)
     log_validation_report(run, folder, network, sample)
     return sample
+
+
+def log_onnx_network(run: TrainingRun, out: Output, network: SessionModule, sample: Examples) -> None:
+    """Logs `network.onnx`, the validation report with the files that `report` already has, and explanations."""
+    mlflow_runs.client().log_artifact(run.run_id, str(out.path("network.onnx")), "network")
+    folder = out.path("report")
+    folder.mkdir(exist_ok=True)
+    log_validation(run, folder, network)
+    # As a function, since the session has no gradients.
+    log_run_explanations(run, out.path("explanations"), network.forward, sample)
 
 
 def measure_rows_per_second(network: nn.Module, sample: Examples) -> float:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from bloomery.models.features.encoder import Encoder
+    from bloomery.models.tree_ensembles.boosting import FittedTrees
+    from bloomery.tasks.train.tree_training import WrittenTrees
 
 _DEFAULT_ENGINE = Engine()
 
@@ -139,20 +141,7 @@ def _train_trees(
     written = tree_training.write_trees(out, run.dataset, model, trees)
     usage = read_usage()
     tree_training.log_trees(run, out, trees, written)
-    return TrainedNetwork(
-        uri=out.uri("network.onnx"),
-        network_uri=out.uri("network.json"),
-        run_id=run.run_id,
-        num_parameters=written.num_parameters,
-        epochs=0,
-        num_rounds=trees.num_rounds,
-        val_score=_validate(written.network, run),
-        processor="",
-        trees_error=written.error,
-        resource_usage=usage,
-        dataset=run.dataset,
-        digest=written.digest,
-    )
+    return _record_trees(out, run, trees, written, 0, usage)
 
 
 def _train_ensemble(
@@ -168,13 +157,20 @@ def _train_ensemble(
     written = ensemble_training.write_ensemble(out, run, model, ensemble)
     usage = read_usage()
     ensemble_training.log_ensemble(run, out, ensemble, written)
+    return _record_trees(out, run, ensemble.trees, written, len(ensemble.network.history), usage)
+
+
+def _record_trees(
+    out: Output, run: TrainingRun, trees: FittedTrees, written: WrittenTrees, epochs: int, usage: ResourceUsage
+) -> TrainedNetwork:
+    """The record of boosted trees, or of an ensemble with them whose network has learnt for `epochs`."""
     return TrainedNetwork(
         uri=out.uri("network.onnx"),
         network_uri=out.uri("network.json"),
         run_id=run.run_id,
         num_parameters=written.num_parameters,
-        epochs=len(ensemble.network.history),
-        num_rounds=ensemble.trees.num_rounds,
+        epochs=epochs,
+        num_rounds=trees.num_rounds,
         val_score=_validate(written.network, run),
         processor="",
         trees_error=written.error,
@@ -193,7 +189,7 @@ def _import(
         processor = configure_processor(training)
         run_logging.log_inputs(run, model, None, processor)
         adapted = import_network.adapt_network(model, dataset, splits, path, blueprint_path)
-        import_network.log_adapted_network(run, out, path, adapted)
+        import_network.log_adapted_network(run, out, adapted)
         simple_models = fit_baselines(run, out)
     return TrainedNetwork(
         uri=out.uri(path.name),

@@ -17,7 +17,6 @@ from bloomery.tasks.orchestration.events import Progress, emit
 from bloomery.tasks.orchestration.stage_store import Output
 from bloomery.tasks.tracking import mlflow_runs
 from bloomery.tasks.train import fit, run_logging
-from bloomery.tasks.train.explanations import log_run_explanations
 from bloomery.tasks.train.training_run import TrainingRun
 
 if TYPE_CHECKING:
@@ -31,7 +30,10 @@ _MAX_BYTES = 1 << 30  # of training rows, which scikit-learn needs in memory; of
 
 
 class WrittenTrees(NamedTuple):
-    """The ONNX file of boosted trees. `error` is the largest difference of an output from scikit-learn's."""
+    """The ONNX file of boosted trees, or of an ensemble with them.
+
+    `error` is the largest difference of an output from scikit-learn's, or from the average of the ensemble's members.
+    """
 
     network: SessionModule
     digest: str
@@ -128,9 +130,4 @@ def log_trees(run: TrainingRun, out: Output, trees: FittedTrees, written: Writte
         },
         step=trees.num_rounds,
     )
-    mlflow_runs.client().log_artifact(run_id, str(out.path("network.onnx")), "network")
-    folder = out.path("report")
-    folder.mkdir()
-    run_logging.log_validation(run, folder, written.network)
-    # As a function, since the session has no gradients.
-    log_run_explanations(run, out.path("explanations"), written.network.forward, sample)
+    run_logging.log_onnx_network(run, out, written.network, sample)
