@@ -104,15 +104,23 @@ def rmse_rise(truth_N: np.ndarray, before_N: np.ndarray, after_N: np.ndarray) ->
 
     Positive is worse. Rows must be ordered so that dependent rows are close to each other.
     """
-    squared_N2 = np.stack([_squared_errors(truth_N, before_N), _squared_errors(truth_N, after_N)], axis=1)
+    return loss_rise(_squared_errors(truth_N, before_N), _squared_errors(truth_N, after_N), is_squared=True)
+
+
+def loss_rise(before_N: np.ndarray, after_N: np.ndarray, *, is_squared: bool = False) -> Interval:
+    """The relative rise of a mean loss, or of the root of the mean of squares, from one model to another.
+
+    Positive is worse. Rows must be ordered so that dependent rows are close to each other.
+    """
     # Avoids a division by 0; compared with a model without errors, every error is a huge rise.
-    squared_N2 = np.maximum(squared_N2, np.finfo(np.float64).tiny)
-    means = squared_N2.mean(axis=0)
+    losses_N2 = np.maximum(np.stack([before_N, after_N], axis=1), np.finfo(np.float64).tiny)
+    means = losses_N2.mean(axis=0)
 
     def rise(means: np.ndarray) -> np.ndarray:
-        return np.asarray(np.sqrt(means[..., 1] / means[..., 0]) - 1)
+        ratios = means[..., 1] / means[..., 0]
+        return np.asarray((np.sqrt(ratios) if is_squared else ratios) - 1)
 
-    low, high = bootstrap_interval(squared_N2, rise, squared_N2[:, 1] / means[1] - squared_N2[:, 0] / means[0])
+    low, high = bootstrap_interval(losses_N2, rise, losses_N2[:, 1] / means[1] - losses_N2[:, 0] / means[0])
     return Interval(value=float(rise(means)), low=low, high=high)
 
 

@@ -67,7 +67,7 @@ def degradation_interval(score: Score, truth_N: np.ndarray, before: np.ndarray, 
     scores = [compute_score(score, truth_N, values) for values in (before, after)]
     losses = [row_losses(score, truth_N, values) for values in (before, after)]
     if losses[0] is not None and losses[1] is not None:
-        return _loss_rise(losses[0], losses[1])
+        return metrics.loss_rise(losses[0], losses[1])
     value = scores[0] - scores[1]
     if score.name == "r2":
         return _around(value, *_explained_limits(truth_N, before, after, is_drop=True))
@@ -86,18 +86,6 @@ def _limits_of_draws(draws: np.ndarray, value: float) -> tuple[float, float]:
     """The 95% limits of draws (D,), moved so that their mean is `value`."""
     low, high = np.quantile(draws, _LEVELS) + (value - draws.mean())
     return float(low), float(high)
-
-
-def _loss_rise(before_N: np.ndarray, after_N: np.ndarray) -> Interval:
-    """The relative rise of a mean loss."""
-    losses_N2 = np.maximum(np.stack([before_N, after_N], axis=1), _TINY)
-    means = losses_N2.mean(axis=0)
-
-    def rise(means: np.ndarray) -> np.ndarray:
-        return np.asarray(means[..., 1] / means[..., 0] - 1)
-
-    low, high = bootstrap_interval(losses_N2, rise, losses_N2[:, 1] / means[1] - losses_N2[:, 0] / means[0])
-    return _around(float(rise(means)), low, high)
 
 
 def _explained_limits(
