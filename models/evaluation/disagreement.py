@@ -31,15 +31,17 @@ def bound_accuracy_drop(training: ChangedRows, held_out: ChangedRows) -> float:
     this is demonstrable, the rows held out count alone. One of the two may have no rows.
     """
     counts = ChangedRows(training.num_changed + held_out.num_changed, training.num_rows + held_out.num_rows)
-    if training.num_rows and held_out.num_rows and changes_more(held_out, training):
+    if changes_more(held_out, training):
         counts = held_out
     return proportion(counts.num_changed, counts.num_rows).high
 
 
 def changes_more(left: ChangedRows, right: ChangedRows) -> bool:
-    """Whether a larger share of `left` changes, by Fisher's exact test."""
+    """Whether a demonstrably larger share of `left` changes, by Fisher's exact test; False if one has no rows."""
     from scipy.stats import fisher_exact
 
+    if not left.num_rows or not right.num_rows:
+        return False
     table = [[counts.num_changed, counts.num_rows - counts.num_changed] for counts in (left, right)]
     return bool(fisher_exact(table, alternative="greater").pvalue < _SIGNIFICANCE)
 
@@ -51,11 +53,18 @@ def bound_error_rise(training_N: np.ndarray, held_out_N: np.ndarray, error: floa
     where those of rows held out are demonstrably larger, they count alone. `error` is the RMSE of fp32.
     """
     changes_N = np.concatenate([training_N, held_out_N])
-    if len(training_N) and len(held_out_N) and root_mean_square(held_out_N).low > root_mean_square(training_N).high:
+    if changes_further(held_out_N, training_N):
         changes_N = held_out_N
-    return root_mean_square(changes_N).high / max(error, np.finfo(np.float64).tiny)
+    return _root_mean_square(changes_N).high / max(error, np.finfo(np.float64).tiny)
 
 
-def root_mean_square(changes_N: np.ndarray) -> Interval:
+def changes_further(left_N: np.ndarray, right_N: np.ndarray) -> bool:
+    """Whether the changes in `left_N` are demonstrably larger than those in `right_N`; False if one has no rows."""
+    if not len(left_N) or not len(right_N):
+        return False
+    return _root_mean_square(left_N).low > _root_mean_square(right_N).high
+
+
+def _root_mean_square(changes_N: np.ndarray) -> Interval:
     """The root mean square of changes, with its 95% interval."""
     return rmse(np.zeros_like(changes_N), changes_N)

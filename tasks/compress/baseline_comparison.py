@@ -5,7 +5,6 @@ Shapes: N rows of a split, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -18,14 +17,15 @@ from bloomery.models.evaluation.disagreement import (
     ChangedRows,
     bound_accuracy_drop,
     bound_error_rise,
+    changes_further,
     changes_more,
-    root_mean_square,
 )
 from bloomery.models.evaluation.score_intervals import degradation_interval
 from bloomery.models.evaluation.scores import UndefinedScore, compute_score
 from bloomery.models.features.encoder import Encoder
 from bloomery.tasks.compress.built_candidate import BuiltCandidate
 from bloomery.tasks.compress.candidate_builder import CandidateSplits
+from bloomery.tasks.evaluation.scoring import decode_labels, point_predictions
 
 if TYPE_CHECKING:
     from bloomery.models.training.data.batches import Examples
@@ -77,9 +77,7 @@ def predict_splits(
 
 def prediction_changes(before: SplitPredictions, after: SplitPredictions) -> dict[Split, np.ndarray]:
     """The differences (N,) of a candidate's predictions from those of fp32 in each split; 0 where they are equal."""
-    points = ({split: _points(values) for split, values in predictions.items()} for predictions in (before, after))
-    before_points, after_points = points
-    return {split: after_points[split] - values_N for split, values_N in before_points.items()}
+    return {split: point_predictions(after[split]) - point_predictions(values) for split, values in before.items()}
 
 
 def measure_disagreements(task: Task, changes: dict[Split, np.ndarray]) -> tuple[Disagreement, ...]:
@@ -107,40 +105,18 @@ def bound_degradation(
     if score.name == "accuracy":
         return bound_accuracy_drop(*counts)
     if score.name == "rmse":
-        error = compute_score(score, _truth(encoder, samples["test"]), before["test"])
+        error = compute_score(score, decode_labels(encoder, samples["test"]), before["test"])
         return bound_error_rise(training_N, held_out_N, error)
     labelled = [split for split in before if split != "unlabelled" and samples[split].num_rows]
-    if _changes_less_in_training(score, counts, training_N, held_out_N):
+    is_classification = score.facts.task == "classification"
+    if changes_more(counts[1], counts[0]) if is_classification else changes_further(held_out_N, training_N):
         labelled.remove("train")
-    truth_N = np.concatenate([_truth(encoder, samples[split]) for split in labelled])
+    truth_N = np.concatenate([decode_labels(encoder, samples[split]) for split in labelled])
     rows = (np.concatenate([predictions[split] for split in labelled]) for predictions in (before, after))
     try:
         return degradation_interval(score, truth_N, *rows).high
     except UndefinedScore:
         return None
-
-
-def _changes_less_in_training(
-    score: Score, counts: Sequence[ChangedRows], training_N: np.ndarray, held_out_N: np.ndarray
-) -> bool:
-    """Whether the predictions of training rows demonstrably change less than those of rows held out."""
-    if not len(training_N) or not len(held_out_N):
-        return False
-    if score.facts.task == "classification":
-        return changes_more(counts[1], counts[0])
-    return root_mean_square(held_out_N).low > root_mean_square(training_N).high
-
-
-def _truth(encoder: Encoder, rows: Examples) -> np.ndarray:
-    """The labels: positions of classes, or numbers in the units of the label."""
-    from bloomery.models.inference.outputs import predictions_from
-
-    return rows.y.numpy() if encoder.units is None else predictions_from(encoder, rows.y.numpy()[:, None])
-
-
-def _points(predictions: np.ndarray) -> np.ndarray:
-    """The positions of the most probable classes (N,), or the numbers."""
-    return predictions.argmax(axis=1) if predictions.ndim == 2 else predictions
 
 
 def measure_intervals(
@@ -149,7 +125,7 @@ def measure_intervals(
     """The conformal interval of a regression by the errors of validation rows, and its coverage of the test rows."""
     if "val" not in predictions:
         return None
-    calibration, test = (predictions[split] - _truth(encoder, samples[split]) for split in ("val", "test"))
+    calibration, test = (predictions[split] - decode_labels(encoder, samples[split]) for split in ("val", "test"))
     return measure_interval(calibration, test)
 
 
@@ -162,7 +138,7 @@ def measure_recalls(
     held_out: tuple[Split, ...] = tuple(split for split in ("val", "test") if split in before)
     truth_N = np.concatenate([samples[split].y.numpy() for split in held_out])
     correct_before, correct_after = (
-        np.concatenate([_points(predictions[split]) for split in held_out]) == truth_N
+        np.concatenate([point_predictions(predictions[split]) for split in held_out]) == truth_N
         for predictions in (before, after)
     )
     is_test = np.concatenate([np.full(samples[split].num_rows, split == "test") for split in held_out])

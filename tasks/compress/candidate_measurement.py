@@ -227,7 +227,7 @@ def _log_candidate(
 def _log_tables(run_id: str, trained: TrainedNetwork, predictions: _Predictions) -> None:
     """Logs the metrics and the degradation of each class and of each slice."""
     dataset, truth, client = trained.dataset, predictions.truth, mlflow_runs.client()
-    before, after = (point_predictions(dataset.task, values) for values in (predictions.baseline, predictions.values))
+    before, after = (point_predictions(values) for values in (predictions.baseline, predictions.values))
     if dataset.task == "classification":
         table = class_table(dataset.classes, truth, predictions.values)
         drops = {part.value: part.degradation for part in degradation_by_class(dataset, truth, before, after)}

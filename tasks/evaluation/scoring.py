@@ -40,12 +40,17 @@ class GroundTruth(NamedTuple):
 
 
 def build_ground_truth(encoder: Encoder, dataset: Dataset, split: Examples) -> GroundTruth:
+    truth_N = decode_labels(encoder, split)
+    if dataset.task == "classification":
+        return GroundTruth(split.key, truth_N, np.arange(len(split.key)))
+    return GroundTruth(split.key, truth_N, bootstrap_order(dataset, encoder.features, split.key))
+
+
+def decode_labels(encoder: Encoder, split: Examples) -> np.ndarray:
+    """Returns the labels of encoded rows: positions of classes (N,), or numbers (N,) in the units of the label."""
     from bloomery.models.inference.outputs import predictions_from
 
-    if dataset.task == "classification":
-        return GroundTruth(split.key, split.y.numpy(), np.arange(len(split.key)))
-    truth_N = predictions_from(encoder, split.y.numpy()[:, None])
-    return GroundTruth(split.key, truth_N, bootstrap_order(dataset, encoder.features, split.key))
+    return split.y.numpy() if encoder.units is None else predictions_from(encoder, split.y.numpy()[:, None])
 
 
 def score_predictions(score: Score, truth: GroundTruth, predictions: np.ndarray) -> Interval:
@@ -95,9 +100,9 @@ def measure_degradation(
     return metrics.rmse_rise(truth.truth[order_N], before[order_N], after[order_N])
 
 
-def point_predictions(task: Task, predictions: np.ndarray) -> np.ndarray:
+def point_predictions(predictions: np.ndarray) -> np.ndarray:
     """Returns the positions of the most probable classes (N,) from probabilities (N, K); numbers (N,) are unchanged."""
-    return predictions.argmax(axis=1) if task == "classification" else predictions
+    return predictions.argmax(axis=1) if predictions.ndim == 2 else predictions
 
 
 class SliceDegradation(NamedTuple):
