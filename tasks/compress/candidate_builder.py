@@ -6,6 +6,7 @@ import hashlib
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -55,8 +56,9 @@ class CandidateBuilder:
     compression: Compression
     float_candidates: dict[str, BuiltCandidate] = field(default_factory=dict)
 
-    def build_measure(self) -> ScoreMeasure | None:
-        """Returns the measure of the recipe's score; None of the default score."""
+    @cached_property
+    def measure(self) -> ScoreMeasure | None:
+        """The measure of the recipe's score; None of the default score."""
         from bloomery.models.features.encoder import read_encoder
         from bloomery.models.training.optimization.score_measure import build_measure
 
@@ -196,7 +198,7 @@ def _build_float(
             SEED,
             device,
             on_epoch,
-            builder.build_measure(),
+            builder.measure,
         )
         network = compress_network(network, blueprint, spec, fine_tuning)
     ranges = None

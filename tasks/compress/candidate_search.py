@@ -174,7 +174,7 @@ def _score(builder: CandidateBuilder, built: BuiltCandidate) -> float:
     val = builder.splits.val
     x, y = (even_sample(tensor, _NUM_SCORING_ROWS) for tensor in (val.x, val.y))
     outputs = compute_outputs(create_session(built.path), x.numpy(), is_row_by_row=built.is_row_by_row)
-    measure = builder.build_measure()
+    measure = builder.measure
     return score_outputs(outputs, y) if measure is None else measure(torch.from_numpy(outputs), y)
 
 
