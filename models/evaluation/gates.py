@@ -9,6 +9,7 @@ from pydantic import Field
 
 from bloomery.data_contracts.documents.documents import Document
 from bloomery.data_contracts.documents.durations import Duration
+from bloomery.data_contracts.records.scores import Score
 
 
 class RecentData(Document):
@@ -54,3 +55,7 @@ class Gates(Document):
     recent: Annotated[
         RecentData, Field(description="recent rows on which the version must not be worse either, by the same limit")
     ] = RecentData()
+
+    def champion_limit(self, score: Score) -> float:
+        """The upper limit for the degradation of `score` against the champion: a drop, or the rise of an error."""
+        return self.champion_rise if score.is_error else self.champion_drop

@@ -73,7 +73,7 @@ def require_better_than_baselines(bento: Bento, gates: Gates) -> None:
     if gates.beats is None:
         return
     score, comparisons = bento.choice.candidates.trained.score, bento.choice.comparisons
-    margin = gates.champion_rise if score.is_error else gates.champion_drop
+    margin = gates.champion_limit(score)
     losses = [comparison for comparison in comparisons if comparison.degradation.low > margin]
     losses = losses or [item for item in comparisons if item.is_constant and not item.is_beaten]
     if comparisons and not losses:
@@ -135,7 +135,7 @@ def require_not_worse(bento: Bento, gates: Gates, champion: ModelVersion | None,
         )
     score = bento.choice.candidates.trained.score
     gate = "champion_rise" if score.is_error else "champion_drop"
-    limit = gates.champion_rise if score.is_error else gates.champion_drop
+    limit = gates.champion_limit(score)
     if degradation is not None and degradation.high > limit:
         value, low, high = (
             format_degradation(score, number) for number in (degradation.value, degradation.low, degradation.high)

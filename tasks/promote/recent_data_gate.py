@@ -77,7 +77,7 @@ def require_not_worse_on_recent_data(
     except UndefinedScore:
         score = default
         degradation = _measure_degradation(score, truth, *versions)
-    limit = gates.champion_rise if score.is_error else gates.champion_drop
+    limit = gates.champion_limit(score)
     result = _describe_result(score, champion, degradation)
     if degradation.high > limit:
         raise ReleaseRefused(
