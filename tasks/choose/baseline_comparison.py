@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +10,7 @@ import pyarrow.parquet as pq
 from bloomery.data_contracts.records.records import BaselineComparison, Candidate, Candidates
 from bloomery.data_contracts.records.scores import Score
 from bloomery.models.evaluation.baselines import CONSTANT
+from bloomery.tasks.evaluation.baseline_text import metric_part
 from bloomery.tasks.evaluation.held_out import ground_truth, predicted_values
 from bloomery.tasks.evaluation.scoring import compare_predictions
 from bloomery.tasks.infrastructure.settings import settings
@@ -45,8 +45,7 @@ def log_comparisons(run_id: str, score: Score, comparisons: Sequence[BaselineCom
     """Logs how much better the candidate is than each baseline, with the limits of the 95% interval."""
     values: dict[str, float] = {}
     for comparison in comparisons:
-        slug = re.sub(r"[^a-z0-9]+", "_", comparison.name.lower()).strip("_")
-        worse, name = comparison.degradation, f"gain_over_{slug}"
+        worse, name = comparison.degradation, f"gain_over_{metric_part(comparison.name)}"
         values |= {name: -worse.value, f"{name}_low": -worse.high, f"{name}_high": -worse.low}
     if values:
         mlflow_runs.log_metrics(run_id, values)

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 from bloomery.data_contracts.records.records import BaselineComparison, Choice
 from bloomery.data_contracts.records.score_format import format_degradation, format_score, format_score_value
 from bloomery.data_contracts.records.scores import Score
+
+
+def metric_part(name: str) -> str:
+    """Returns a baseline's name as a part of the names of its metrics in MLflow, such as `boosted_trees`."""
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
 
 def describe_comparison(score: Score, comparison: BaselineComparison) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ import numpy as np
 from bloomery.data_contracts.records.records import Baseline
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.features.encoder import Encoder
+from bloomery.tasks.evaluation.baseline_text import metric_part
 from bloomery.tasks.evaluation.scoring import build_ground_truth, compute_all_scores, score_predictions
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.orchestration.stage_store import Output
@@ -105,5 +105,5 @@ def _read_label_windows(encoder: Encoder, train: np.ndarray, test: np.ndarray) -
 def _metrics(records: list[Baseline]) -> Iterator[tuple[str, float]]:
     """Names in MLflow, such as `baseline_boosted_trees_accuracy`, and values."""
     for record in records:
-        slug = re.sub(r"[^a-z0-9]+", "_", record.name.lower()).strip("_")
-        yield from ((f"baseline_{slug}_{name}", value) for name, value in record.metrics.items())
+        prefix = f"baseline_{metric_part(record.name)}"
+        yield from ((f"{prefix}_{name}", value) for name, value in record.metrics.items())
