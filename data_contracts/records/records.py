@@ -146,6 +146,9 @@ class TrainedNetwork(Record):
     import_error: float | None = None  # of an imported network: largest difference from the original file's outputs
     trees_error: float | None = None  # of boosted trees: largest difference from the outputs of scikit-learn
     initial_weights: InitialWeights | None = None  # that training started from
+    privacy: Privacy | None = None  # None without a guarantee
+    resource_usage: ResourceUsage | None = None
+    dataset: Dataset
 
     @property
     def file_error(self) -> float | None:
@@ -154,7 +157,7 @@ class TrainedNetwork(Record):
 
     @property
     def origin(self) -> str:
-        """What led to the weights."""
+        """How the weights came about, such as `after 12 epochs`."""
         if self.import_error is not None:
             return "imported as trained"
         rounds = () if self.num_rounds is None else (f"{self.num_rounds} rounds of boosting",)
@@ -174,10 +177,6 @@ class TrainedNetwork(Record):
     def score(self) -> Score:
         """The score by which candidates and versions are compared."""
         return self.stated_score or default_score(self.dataset.task)
-
-    privacy: Privacy | None = None  # None without a guarantee
-    resource_usage: ResourceUsage | None = None
-    dataset: Dataset
 
 
 class Latency(Document):
@@ -346,12 +345,12 @@ class BaselineComparison(Document):
 
     @property
     def is_beaten(self) -> bool:
-        """Whether the candidate is better beyond chance."""
+        """Whether the candidate is significantly better than the baseline: the 95% interval is below 0."""
         return self.degradation.high < 0
 
     @property
     def is_better(self) -> bool:
-        """Whether the candidate is worse beyond chance."""
+        """Whether the baseline is significantly better than the candidate: the 95% interval is above 0."""
         return self.degradation.low > 0
 
 

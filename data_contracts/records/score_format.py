@@ -13,7 +13,7 @@ DEGRADATION_NAMES: dict[Task, str] = {"classification": "drop", "regression": "r
 
 
 def degradation_name(score: Score | Task) -> str:
-    """What a worse score is: a `drop`, or a `rise` of an error."""
+    """The word for the change to a worse score: `rise` for an error, and `drop` for any other score."""
     return "rise" if as_score(score).is_error else "drop"
 
 

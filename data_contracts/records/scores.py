@@ -27,7 +27,7 @@ ScoreName = Literal[
 class ScoreFacts(NamedTuple):
     """The properties of a score.
 
-    `is_error`: less is better, and a degradation is a relative rise; of the others it is a drop. `is_share`: it is
+    `is_error`: lower is better, and a degradation is a relative rise; of other scores it is a drop. `is_share`: it is
     formatted in percent. `has_label_unit`: it is in the units of the label.
     """
 
@@ -81,11 +81,11 @@ class Score(Document):
 
     @property
     def is_error(self) -> bool:
-        """Whether less is better."""
+        """Whether a lower score is better."""
         return self.facts.is_error
 
     def is_better(self, value: float, rival: float) -> bool:
-        """Whether `value` is better than `rival`. Not a number is better than nothing."""
+        """Whether `value` is better than `rival`; False if one of them is not a number."""
         return value < rival if self.is_error else value > rival
 
 
