@@ -54,7 +54,7 @@ def require_score(bento: Bento, gates: Gates) -> None:
         if limit is None:
             continue
         value = _metric(bento, measured)
-        if value > limit if measured.is_error else value < limit:
+        if measured.is_better(limit, value):
             raise ReleaseRefused(
                 f"{measured.title} is {format_score_value(measured, value)} on the held-out rows",
                 required=f"at {'most' if measured.is_error else 'least'} {format_score_value(measured, limit)}",
