@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from bloomery.data_contracts.errors import DataMissing
+from bloomery.data_contracts.expressions.sql import quote_name
 from bloomery.data_contracts.recipe_sections.data_source import DataSource, SourceFile
 from bloomery.tasks.ingest.locations import FileLocation
 from bloomery.tasks.ingest.option_names import option_names
@@ -47,7 +48,7 @@ def list_tables(location: FileLocation) -> list[str]:
 def list_columns(location: FileLocation, table: str) -> list[str]:
     """Returns the names of the columns of a table or view."""
     with closing(_connect(location)) as connection:
-        return [name for name, _ in _describe(connection, f"select * from {_quote(table)}", location)]
+        return [name for name, _ in _describe(connection, f"select * from {quote_name(table)}", location)]
 
 
 def _read_schema(location: FileLocation, data: DataSource) -> pa.Schema:
@@ -55,7 +56,7 @@ def _read_schema(location: FileLocation, data: DataSource) -> pa.Schema:
         statement = _statement(connection, location, data)
         names = [name for name, _ in _describe(connection, statement, location)]
         require_number_columns(names, data, location.path)
-        blobs = _find_blobs(connection, statement, location)
+        blobs = _find_blobs(connection, statement, names, location)
     return pa.schema([(name, pa.binary() if name in blobs else pa.string()) for name in names])
 
 
@@ -66,10 +67,10 @@ def _read_batches(
     with closing(_connect(location)) as connection:
         statement = _statement(connection, location, data)
         columns = _describe(connection, statement, location)
+        booleans = {name for name, declared in columns if declared in ("BOOL", "BOOLEAN")}
         cursor = _execute(connection, statement, location)
         while rows := _fetch(cursor, location):
             by_name = dict(zip([name for name, _ in columns], zip(*rows, strict=True), strict=True))
-            booleans = {name for name, declared in columns if declared in ("BOOL", "BOOLEAN")}
             cells = [[_to_text(value, name in booleans) for value in by_name[name]] for name in texts.names]
             batch = to_text_batch([*zip(*cells, strict=True)], texts, data)
             arrays = [
@@ -110,7 +111,7 @@ def _statement(connection: sqlite3.Connection, location: FileLocation, data: Dat
             where=location.path,
             remedy=f"name one by {option_names('table')}, or join several by {option_names('query')}",
         )
-    return f"select * from {_quote(matches[0])}"
+    return f"select * from {quote_name(matches[0])}"
 
 
 def _list_tables(connection: sqlite3.Connection, location: FileLocation) -> list[str]:
@@ -130,10 +131,11 @@ def _describe(connection: sqlite3.Connection, statement: str, location: FileLoca
     return [(name, declared.get(name, "")) for name in names]
 
 
-def _find_blobs(connection: sqlite3.Connection, statement: str, location: FileLocation) -> set[str]:
+def _find_blobs(
+    connection: sqlite3.Connection, statement: str, names: Sequence[str], location: FileLocation
+) -> set[str]:
     """Returns the columns in which a value is no text, number or null."""
-    names = [name for name, _ in _describe(connection, statement, location)]
-    tests = ", ".join(f"max(typeof({_quote(name)}) = 'blob')" for name in names)
+    tests = ", ".join(f"max(typeof({quote_name(name)}) = 'blob')" for name in names)
     (flags,) = _fetch(_execute(connection, f"select {tests} from ({statement}\n)", location), location)
     return {name for name, is_blob in zip(names, flags, strict=True) if is_blob}
 
@@ -152,7 +154,7 @@ def _fetch(cursor: sqlite3.Cursor, location: FileLocation) -> Sequence[tuple[Any
         raise _database_error(location, failure) from failure
 
 
-def _database_error(location: FileLocation, failure: sqlite3.Error) -> Exception:
+def _database_error(location: FileLocation, failure: sqlite3.Error) -> DataMissing:
     required = "a complete SQLite file without a password, and a query that it can run"
     return unreadable_error(location.path, failure, required, "sqlite", options=("table", "query"))
 
@@ -167,8 +169,3 @@ def _to_text(value: object, is_boolean: bool) -> str | None:
 
 def _to_bytes(value: object) -> bytes | None:
     return value if value is None or isinstance(value, bytes) else str(value).encode()
-
-
-def _quote(name: str) -> str:
-    escaped = name.replace('"', '""')
-    return f'"{escaped}"'
