@@ -20,7 +20,7 @@ from bloomery.tasks.ingest.readers import files
 from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream, printable_text, unreadable_error
 from bloomery.tasks.ingest.readers.csv_faults import Faults
 from bloomery.tasks.ingest.readers.csv_lexer import Lexer, QuoteRepair, split_lines, split_records
-from bloomery.tasks.ingest.readers.number_texts import notation_of, rewrite_columns
+from bloomery.tasks.ingest.readers.number_texts import notation_of, require_number_columns, rewrite_columns
 from bloomery.tasks.ingest.readers.text_streams import end_lines_with_feeds, join_chunks, to_stream, transcode_to_utf8
 
 MAX_ROW_BYTES = 4 << 20
@@ -49,10 +49,7 @@ def read_schema(location: FileLocation, data: DataSource) -> pa.Schema:
     """Returns the columns of a file, which are all strings."""
     with location.open_stream() as raw:
         names = _open(raw, location, data).names
-    unknown = [name for name in data.numbers or () if name not in names]
-    if unknown:
-        problem = f"numbers: there is no column {', '.join(unknown)}"
-        raise unreadable_error(location.path, problem, f"some of {', '.join(names)}", options=("numbers",))
+    require_number_columns(names, data, location.path)
     return pa.schema([(name, pa.string()) for name in names])
 
 

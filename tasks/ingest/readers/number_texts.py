@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
+from bloomery.tasks.ingest.readers.base import unreadable_error
 
 _SPACES = " \u00a0\u2009\u202f"  # between groups of digits, spaces of all widths are written alike
 _APOSTROPHES = "'\u2019"
@@ -59,6 +60,14 @@ def notation_of(data: DataSource) -> NumberNotation | None:
     if data.decimal is None and data.thousands is None and data.units is None:
         return None
     return NumberNotation(data.decimal or ".", data.thousands or "", data.units or ())
+
+
+def require_number_columns(names: Sequence[str], data: DataSource, path: str) -> None:
+    """Raises DataMissing where the option `numbers` names a column that does not exist."""
+    unknown = [name for name in data.numbers or () if name not in names]
+    if unknown:
+        problem = f"numbers: there is no column {', '.join(unknown)}"
+        raise unreadable_error(path, problem, f"some of {', '.join(names)}", options=("numbers",))
 
 
 def rewrite_numbers(texts: pa.Array, notation: NumberNotation) -> pa.Array:

@@ -20,11 +20,11 @@ from bloomery.data_contracts.recipe_sections.data_source import DataSource, Sour
 from bloomery.tasks.ingest.locations import FileLocation
 from bloomery.tasks.ingest.option_names import option_names
 from bloomery.tasks.ingest.readers import files
-from bloomery.tasks.ingest.readers.application_files.text_cells import require_number_columns, to_text_batch
+from bloomery.tasks.ingest.readers.application_files.text_cells import float_text, to_text_batch
 from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream, unreadable_error
+from bloomery.tasks.ingest.readers.number_texts import require_number_columns
 
 _BATCH_ROWS = 8_192
-_MAX_WHOLE = 2**53  # of a float
 _BOOLEANS = {0: "false", 1: "true"}
 _WHOLE_TABLE = re.compile(r'select \* from ("(?:[^"]|"")+")')
 
@@ -162,9 +162,9 @@ def _database_error(location: FileLocation, failure: sqlite3.Error) -> DataMissi
 def _to_text(value: object, is_boolean: bool) -> str | None:
     if is_boolean and value in _BOOLEANS:
         return _BOOLEANS[int(str(value))]
-    if isinstance(value, float) and value.is_integer() and abs(value) < _MAX_WHOLE:
-        return str(int(value))
-    return None if value is None else repr(value) if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return float_text(value)
+    return None if value is None else str(value)
 
 
 def _to_bytes(value: object) -> bytes | None:

@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
-from bloomery.tasks.ingest.readers.base import unreadable_error
 from bloomery.tasks.ingest.readers.number_texts import notation_of, rewrite_columns
+
+_MAX_WHOLE = 2**53  # of a float
 
 
 def to_text_batch(rows: Sequence[Sequence[str | None]], schema: pa.Schema, data: DataSource) -> pa.RecordBatch:
@@ -27,9 +28,6 @@ def to_text_batch(rows: Sequence[Sequence[str | None]], schema: pa.Schema, data:
     return batch if notation is None else rewrite_columns(batch, notation, data.numbers)
 
 
-def require_number_columns(names: Sequence[str], data: DataSource, path: str) -> None:
-    """Raises DataMissing where the option `numbers` names a column that does not exist."""
-    unknown = [name for name in data.numbers or () if name not in names]
-    if unknown:
-        problem = f"numbers: there is no column {', '.join(unknown)}"
-        raise unreadable_error(path, problem, f"some of {', '.join(names)}", options=("numbers",))
+def float_text(value: float) -> str:
+    """Returns a number as CSV would have it: without decimals where it is whole and a float holds it exactly."""
+    return str(int(value)) if value.is_integer() and abs(value) < _MAX_WHOLE else repr(value)

@@ -18,8 +18,9 @@ from bloomery.data_contracts.recipe_sections.data_source import DataSource, Sour
 from bloomery.tasks.ingest.locations import FileLocation
 from bloomery.tasks.ingest.option_names import option_names
 from bloomery.tasks.ingest.readers import files
-from bloomery.tasks.ingest.readers.application_files.text_cells import require_number_columns, to_text_batch
+from bloomery.tasks.ingest.readers.application_files.text_cells import float_text, to_text_batch
 from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream, unreadable_error
+from bloomery.tasks.ingest.readers.number_texts import require_number_columns
 from bloomery.tasks.ingest.zip_members import ZIP_ERRORS
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 _BATCH_ROWS = 8_192
 _OLE_MAGIC = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"  # of .xls, and of workbooks with a password
-_MAX_WHOLE = 2**53  # of a float
 _COMPLETE = "a complete workbook (.xlsx) without a password"
 
 
@@ -217,7 +217,7 @@ def _to_text(cell: Any) -> str | None:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
-        return str(int(value)) if value.is_integer() and abs(value) < _MAX_WHOLE else repr(value)
+        return float_text(value)
     if isinstance(value, dt.datetime):
         return _moment_text(value, str(cell.number_format))
     if isinstance(value, dt.timedelta):
