@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -133,6 +134,12 @@ def _convert(values: pa.Array, arrow_type: pa.DataType) -> pa.Array:
     if pa.types.is_decimal(values.type):  # by way of its digits, since Arrow's own cast is off in the last place
         return values.cast(pa.string()).cast(arrow_type)
     return values.cast(arrow_type)
+
+
+def equal_lists(values: pa.Array, size: int, num_lists: int, mask: pa.BooleanArray | None = None) -> pa.ListArray:
+    """Returns lists of `size` consecutive values each; null where `mask` is true."""
+    offsets = pa.array(np.arange(num_lists + 1, dtype=np.int32) * np.int32(size))
+    return pa.ListArray.from_arrays(offsets, values, mask=mask)
 
 
 def printable_text(text: bytes) -> str:

@@ -19,7 +19,7 @@ from bloomery.data_contracts.recipe_sections.data_source import DataSource, Sour
 from bloomery.tasks.infrastructure.parquet import ROW_GROUP_SIZE
 from bloomery.tasks.ingest import locations
 from bloomery.tasks.ingest.locations import FileLocation
-from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream, unreadable_error
+from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream, equal_lists, unreadable_error
 
 _TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _BATCH_BYTES = 8 << 20
@@ -102,8 +102,7 @@ def _read_batches(location: FileLocation, schema: pa.Schema, labels: np.ndarray 
             if num_rows <= 0:
                 break
             values = np.frombuffer(_read_exactly(stream, num_rows * header.row_bytes, location), header.type)
-            offsets = pa.array(np.arange(num_rows + 1, dtype=np.int32) * np.int32(size))
-            images = pa.ListArray.from_arrays(offsets, pa.array(values.astype(header.type.newbyteorder("="))))
+            images = equal_lists(pa.array(values.astype(header.type.newbyteorder("="))), size, num_rows)
             label_column = [] if labels is None else [pa.array(labels[start : start + num_rows])]
             arrays = [images.cast(schema.field("image").type), *label_column]
             yield pa.RecordBatch.from_arrays(arrays, schema=schema)

@@ -28,6 +28,7 @@ from bloomery.tasks.ingest.readers.base import (
     RowStream,
     canonical_type,
     conform_batch,
+    equal_lists,
     unreadable_error,
 )
 from bloomery.tasks.ingest.zip_members import ZIP_ERRORS
@@ -315,7 +316,9 @@ def _to_arrays(header: ArrayHeader, block: np.ndarray) -> list[pa.Array]:
     if len(block.shape) == 4 and header.image_shape and block.shape[-1] in _CHANNELS:
         block = np.moveaxis(block, -1, 1)
     if len(block.shape) == 3 and not header.image_shape:
-        return [_to_lists(_to_lists(_to_array(block.reshape(-1)), block.shape[2]), block.shape[1])]
+        num_rows, num_steps, width = block.shape
+        steps = equal_lists(_to_array(block.reshape(-1)), width, num_rows * num_steps)
+        return [equal_lists(steps, num_steps, num_rows)]
     return [_to_array(block.reshape(len(block), -1))]
 
 
@@ -323,18 +326,13 @@ def _to_array(values: np.ndarray) -> pa.Array:
     """Returns a vector as an array, and a matrix as an array of lists."""
     if values.ndim > 1:
         size = math.prod(values.shape[1:])
-        return _to_lists(_to_array(np.ascontiguousarray(values).reshape(-1)), size, len(values))
+        return equal_lists(_to_array(np.ascontiguousarray(values).reshape(-1)), size, len(values))
     if values.dtype.kind == "S":
         return pa.array([text.decode("utf-8", "backslashreplace") for text in values.tolist()], pa.string())
     if values.dtype.kind == "U":
         return pa.array(values.tolist(), pa.string())
     native = np.ascontiguousarray(values.astype(_time_type(values.dtype) or values.dtype.newbyteorder("=")))
     return pa.array(native.astype(np.float32) if native.dtype == np.float16 else native)
-
-
-def _to_lists(values: pa.Array, size: int, num_lists: int | None = None) -> pa.Array:
-    num_lists = len(values) // size if num_lists is None else num_lists
-    return pa.ListArray.from_arrays(pa.array(np.arange(num_lists + 1, dtype=np.int32) * np.int32(size)), values)
 
 
 def _arrays_error(path: str, problem: str, required: str) -> DataMissing:

@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from bloomery.tasks.ingest.readers.base import equal_lists
+
 
 class FlatArrays(NamedTuple):
     """Arrays without inner arrays, and how many inner ones of each depth had which length, from the outside in."""
@@ -83,8 +85,7 @@ def _inner_arrays(values: pa.Array) -> pa.Array:
     step_type, width = _step_type(inner.type), inner.type.num_fields
     columns = [column.cast(step_type) for column in inner.flatten()]
     order = np.arange(width * len(inner)).reshape(width, len(inner)).T.reshape(-1)
-    offsets = pa.array(np.arange(len(inner) + 1, dtype=np.int32) * np.int32(width))
-    return pa.ListArray.from_arrays(offsets, pa.concat_arrays(columns).take(pa.array(order)), mask=inner.is_null())
+    return equal_lists(pa.concat_arrays(columns).take(pa.array(order)), width, len(inner), mask=inner.is_null())
 
 
 def _flatten_once(values: pa.Array, inner: pa.Array) -> pa.Array:

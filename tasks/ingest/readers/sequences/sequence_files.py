@@ -13,7 +13,7 @@ from bloomery.data_contracts.validation.casting import cast_column
 from bloomery.tasks.ingest import locations
 from bloomery.tasks.ingest.locations import FileLocation
 from bloomery.tasks.ingest.readers import delimited
-from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream, unreadable_error
+from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream, equal_lists, unreadable_error
 from bloomery.tasks.ingest.readers.media import path_fields, path_values
 
 VALUES = "values"  # the column of the sequences
@@ -125,5 +125,4 @@ def _read_array(file: FileLocation) -> pa.Array | str:
 def _to_steps(numbers: np.ndarray, is_missing: np.ndarray) -> pa.Array:
     """Returns the rows of a matrix as arrays."""
     num_steps, width = numbers.shape
-    offsets = pa.array(np.arange(num_steps + 1, dtype=np.int32) * np.int32(width))
-    return pa.ListArray.from_arrays(offsets, pa.array(numbers.reshape(-1), mask=is_missing.reshape(-1)))
+    return equal_lists(pa.array(numbers.reshape(-1), mask=is_missing.reshape(-1)), width, num_steps)
