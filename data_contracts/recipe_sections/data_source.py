@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -241,10 +241,10 @@ class DataSource(Document):
             raise ValueError(
                 f"{', '.join(unsupported)}: no meaning for a source of format {self.kind}; {supported_text}"
             )
-        for option, fitting in (*((name, name) for name in OF_ONE_SOURCE), ("files", "path_pattern")):
-            if fitting not in supported and any(getattr(origin, option) for origin in self.sources or ()):
+        for option in OF_ONE_SOURCE:
+            if option not in supported and any(getattr(origin, option) for origin in self.sources or ()):
                 raise ValueError(f"{option}: no meaning for a source of format {self.kind}")
-        for option in (*OF_ONE_SOURCE, "files"):
+        for option in OF_ONE_SOURCE:
             if getattr(self, option) is not None and self.sources is not None:
                 raise ValueError(f"{option}: set it for each of the `sources`")
 
@@ -289,15 +289,8 @@ class DataSource(Document):
     @property
     def source_files(self) -> tuple[SourceFile, ...]:
         """The sources in reading order."""
-        return self.sources or (
-            SourceFile(
-                source=self.source or "",
-                files=self.files,
-                labels=self.labels,
-                records=self.records,
-                arrays=self.arrays,
-            ),
-        )
+        options: dict[str, Any] = {name: getattr(self, name) for name in OF_ONE_SOURCE}
+        return self.sources or (SourceFile(source=self.source or "", **options),)
 
     @property
     def kind(self) -> str:

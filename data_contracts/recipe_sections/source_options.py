@@ -7,7 +7,7 @@ _OF_ROWS = ("row_id", *_OF_COLUMNS)
 _OF_FILES = ("files", "path_pattern", *_OF_ROWS)
 _OF_CELLS = ("strip", "decimal", "thousands", "units", "numbers")
 OF_TEXT_CELLS = ("csv", "xlsx", "sqlite")
-OF_ONE_SOURCE = ("labels", "records", "arrays")
+OF_ONE_SOURCE = ("labels", "records", "arrays", "files")  # where there are `sources`, each of them has its own
 OPTIONS: dict[str, tuple[str, ...]] = {
     "parquet": _OF_FILES,
     "orc": _OF_FILES,

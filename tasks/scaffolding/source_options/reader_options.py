@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.recipe_sections.data_source import DataSource, SourceFile
+from bloomery.data_contracts.recipe_sections.source_options import OF_ONE_SOURCE
 from bloomery.tasks.ingest import locations
 from bloomery.tasks.ingest.locations import FileLocation
 from bloomery.tasks.scaffolding.source_options.application_options import (
@@ -111,9 +112,7 @@ def infer_reader_options(sources: Sequence[str], label: str, user_options: UserO
     if kind == "text" and is_open and holds_sequences(paths[0], label):
         kind, stated = "csv", {**stated, "unit": "file"}
     in_sources: dict[str, Any] = {
-        name: stated.pop(name)
-        for name in ("records", "labels", "arrays", "files")
-        if splits[0][0] is not None and name in stated
+        name: stated.pop(name) for name in OF_ONE_SOURCE if splits[0][0] is not None and name in stated
     }
     origins: dict[str, Any]
     if splits[0][0] is None:
