@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -85,11 +86,12 @@ def query_names(columns: Sequence[str]) -> dict[str, str]:
 
     Columns that differ from others in case alone have another name there, which `adapt_names` writes into queries.
     """
-    used_names = {name.lower() for name in columns}
+    counts = Counter(name.lower() for name in columns)
+    used_names = set(counts)
     names: dict[str, str] = {}
     for position, column in enumerate(columns):
         name = column
-        if sum(column.lower() == other_name.lower() for other_name in columns) > 1:
+        if counts[column.lower()] > 1:
             name = f"{column} ({position})"
             while name.lower() in used_names:
                 name = f"{name}'"
