@@ -149,7 +149,7 @@ def plan_draft(
         reserved[split_column] = "it names the split"
         _require_no_order(roles)
     task, series = _plan_task(profile, data, scratch, roles, tuple(reserved))
-    label_plan = plan_label(_column(profile, roles.label), profile, scratch, split_column, task.label_task)
+    label_plan = plan_label(profile.existing_column(roles.label), scratch, split_column, task.label_task)
     if series is not None:
         split, inputs = series.split, plan_series_inputs(profile, series, label_plan.column, reserved)
     else:
@@ -211,7 +211,7 @@ def _plan_task(
     profile: SourceProfile, data: DataSource, scratch: Path, roles: ColumnRoles, reserved: tuple[str, ...]
 ) -> tuple[TaskChoice, SeriesPlan | None]:
     """Returns the task, and the series where a forecast is requested or the label has nothing but its past."""
-    request, label = roles.task, _column(profile, roles.label)
+    request, label = roles.task, profile.existing_column(roles.label)
     task = infer_label_task(label, data.kind, request.task)
     columns = SeriesRequest(label, roles.time, roles.groups, request, reserved)
     if task.is_forecast:
@@ -289,10 +289,6 @@ def _require_rows(num_kept: int, profile: SourceProfile, data: DataSource, label
         )
 
 
-def _column(profile: SourceProfile, name: str) -> ColumnProfile:
-    return next(column for column in profile.columns if column.name == name)
-
-
 def _count_quarantined(
     profile: SourceProfile, label: LabelPlan, data: DataSource, split: SplitPlan, series: SeriesPlan | None
 ) -> int:
@@ -300,14 +296,14 @@ def _count_quarantined(
     rates = profile.column("sample_rate") if data.kind == "audio" else None
     num_other_rates = sum(num for _, num in (rates.value_counts or ())[1:]) if rates is not None else 0
     num_invalid = sum(column.num_invalid for column in profile.columns)
-    num_unplaced = sum(_column(profile, name).num_missing for name in _required_columns(split, series))
+    num_unplaced = sum(profile.existing_column(name).num_missing for name in _required_columns(split, series))
     num_unlabelled = label.num_missing if series is None else 0
     return profile.num_malformed + num_invalid + num_unlabelled + label.num_rare_rows + num_other_rates + num_unplaced
 
 
 def _plan_key(profile: SourceProfile, names: dict[str, str], requested: str | None, reserved: Sequence[str]) -> KeyPlan:
     if requested is not None:
-        name, column = requested, _column(profile, requested)
+        name, column = requested, profile.existing_column(requested)
         if name in reserved or not column.is_unique or column.logical_type not in ("integer", "string"):
             counts = f"{column.num_missing} missing and {column.num_distinct:,} distinct values"
             raise DataUnfit(

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 from bloomery.data_contracts.errors import DataUnfit
 from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.tasks.scaffolding.planning.task_inference import is_whole
-from bloomery.tasks.scaffolding.profiling.profiler import ColumnProfile, SourceProfile, count_values, standard_deviation
+from bloomery.tasks.scaffolding.profiling.profiler import ColumnProfile, count_values, standard_deviation
 
 MIN_ROWS_PER_CLASS = 10  # with fewer, the training split might have none
 _MAX_CLASSES = 1_000
@@ -51,9 +51,7 @@ class LabelPlan(NamedTuple):
         return classes & {_as_class(value, self.logical_type) for value in values if value is not None}
 
 
-def plan_label(
-    column: ColumnProfile, profile: SourceProfile, scratch: Path, split_column: str | None, task: Task
-) -> LabelPlan:
+def plan_label(column: ColumnProfile, scratch: Path, split_column: str | None, task: Task) -> LabelPlan:
     """Returns the plan for a label of classes or quantities, as the `task` says.
 
     Raises:
@@ -65,8 +63,8 @@ def plan_label(
     all_classes = _count_classes(column.value_counts or (), logical_type)
     train_classes = all_classes
     if split_column is not None:
-        train_classes = _count_classes(_count_labels(column, "train", profile, scratch).items(), logical_type)
-        _require_known_labels(column, profile, scratch)
+        train_classes = _count_classes(_count_labels(column, "train", scratch).items(), logical_type)
+        _require_known_labels(column, scratch)
     common_classes = sorted(value for value, num in train_classes.items() if num >= MIN_ROWS_PER_CLASS)
     if not 2 <= len(common_classes) <= _MAX_CLASSES:
         num_common = f"{len(common_classes)} of them in at least {MIN_ROWS_PER_CLASS} rows"
@@ -106,7 +104,7 @@ def _count_classes(counts: Iterable[tuple[Any, int]], logical_type: str) -> dict
     return classes
 
 
-def _count_labels(column: ColumnProfile, split: str, profile: SourceProfile, scratch: Path) -> dict[Any, int]:
+def _count_labels(column: ColumnProfile, split: str, scratch: Path) -> dict[Any, int]:
     counts = count_values(scratch, column.name, split)
     return {value: num for value, num in counts.items() if value not in column.missing}
 
@@ -149,11 +147,11 @@ def _class_type(column: ColumnProfile) -> Literal["integer", "string", "boolean"
     return logical_type
 
 
-def _require_known_labels(column: ColumnProfile, profile: SourceProfile, scratch: Path) -> None:
+def _require_known_labels(column: ColumnProfile, scratch: Path) -> None:
     """Raises DataUnfit where another split has rows, but none of a class of the training split."""
-    train_labels = set(_count_labels(column, "train", profile, scratch))
+    train_labels = set(_count_labels(column, "train", scratch))
     for split in ("val", "test"):
-        labels = set(_count_labels(column, split, profile, scratch))
+        labels = set(_count_labels(column, split, scratch))
         if labels and not labels & train_labels:
             examples = ", ".join(map(str, sorted(labels, key=str)[:5]))
             raise _label_error(column, f"{split} has none of the labels of train, but {examples}")

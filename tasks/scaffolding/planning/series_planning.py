@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bloomery.data_contracts.errors import DataUnfit
-from bloomery.tasks.scaffolding.planning.entity_columns import names_event
 from bloomery.tasks.scaffolding.planning.input_planning import (
     CALENDAR_WORDS,
     InputPlan,
@@ -18,10 +17,18 @@ from bloomery.tasks.scaffolding.planning.input_planning import (
     is_row_number,
     split_words,
 )
-from bloomery.tasks.scaffolding.planning.split_planning import Shares, SplitPlan, find_boundaries, is_time, require_time
+from bloomery.tasks.scaffolding.planning.split_planning import (
+    Shares,
+    SplitPlan,
+    choose_time,
+    find_times,
+    require_time,
+    split_sql,
+    usual_shares,
+)
 from bloomery.tasks.scaffolding.planning.task_inference import TaskRequest
 from bloomery.tasks.scaffolding.profiling.profiler import ColumnProfile, SourceProfile
-from bloomery.tasks.scaffolding.profiling.row_order import MICROSECONDS_PER_DAY, RowTable, measure_order
+from bloomery.tasks.scaffolding.profiling.row_order import MICROSECONDS_PER_DAY, RowTable
 
 _MAX_GROUP_COLUMNS = 8  # columns that may name a series, which are tried alone and in pairs
 _MAX_REPEATED_SHARE = 0.005  # of the rows that may have the time of another row of their series
@@ -29,7 +36,6 @@ _MAX_REQUESTED_SHARE = 0.05  # the same where the user names the columns
 _MIN_REGULAR_SHARE = 0.5  # of the windows that must stay if rows are required to be equally far apart
 _MIN_USUAL_SHARE = 0.6  # of the steps in time of a table that is taken for series without a request
 _MIN_STEPS = 30  # moments of all rows
-_LONG_SERIES = 1_000  # moments, of which a tenth is enough for val
 # Rows in a window, by the longest step in days: a day of hours, two weeks of days, a quarter of weeks, a year of months
 _LAGS = ((1 / 48, 30), (0.5, 24), (4, 14), (20, 13), (62, 12), (200, 8), (math.inf, 5))
 
@@ -80,7 +86,12 @@ class _Series(NamedTuple):
     @property
     def shares(self) -> Shares:
         """The shares of train, val and test."""
-        return (0.7, 0.1, 0.2) if self.num_moments >= _LONG_SERIES else (0.6, 0.2, 0.2)
+        return usual_shares(self.num_moments)
+
+    @property
+    def usual_days(self) -> float:
+        """The usual step in days; 1 where the time is a whole number."""
+        return self.usual_step / MICROSECONDS_PER_DAY if self.time.logical_type != "integer" else 1.0
 
     def over(self, column: str) -> str:
         """Returns a window function over one series in order of time."""
@@ -112,7 +123,7 @@ def plan_series(profile: SourceProfile, scratch: Path, request: SeriesRequest) -
 
 
 def _describe_steps(series: _Series) -> str:
-    days = series.usual_step / MICROSECONDS_PER_DAY if series.time.logical_type != "integer" else 0
+    days = series.usual_days
     periods = ((28, 31, "months"), (90, 92, "quarters"), (365, 366, "years"))
     names = [name for shortest, longest, name in periods if shortest <= days <= longest]
     return f"{names[0]} are not equally long" if names else "the rows are not equally far apart"
@@ -123,7 +134,7 @@ def is_bare_series(profile: SourceProfile, label: str, scratch: Path, reserved: 
 
     Rows must be about equally far apart: single events, such as the ratings of users, are no series.
     """
-    times = [column for column in profile.columns if column.name not in reserved and is_time(column)]
+    times = find_times(profile, reserved)
     if len(times) != 1:
         return False
     others = [column for column in profile.columns if column.name not in (label, times[0].name, *reserved)]
@@ -157,10 +168,10 @@ def _may_name_series(column: ColumnProfile) -> bool:
 
 def _choose_time(profile: SourceProfile, scratch: Path, request: SeriesRequest) -> ColumnProfile:
     if request.time is not None:
-        column = next(column for column in profile.columns if column.name == request.time)
+        column = profile.existing_column(request.time)
         require_time(column)
         return column
-    times = [column for column in profile.columns if column.name not in request.reserved and is_time(column)]
+    times = find_times(profile, request.reserved)
     if not times:
         dates = ", ".join(column.name for column in profile.columns if column.logical_type in ("date", "timestamp"))
         raise DataUnfit(
@@ -169,7 +180,7 @@ def _choose_time(profile: SourceProfile, scratch: Path, request: SeriesRequest) 
             where="--task forecasting",
             remedy="name it with --time; if dates are in several columns, join them first",
         )
-    return min(times, key=lambda column: (not names_event(column.name), not measure_order(scratch, column).is_ordered))
+    return choose_time(times, scratch)
 
 
 def _choose_groups(
@@ -251,8 +262,7 @@ def _measure_series(scratch: Path, groups: Sequence[ColumnProfile], time: Column
 
 def _choose_length(series: _Series, horizon: int, requested: int | None) -> int:
     """Returns the rows in a window: those of a usual season, if every split has enough rows for several windows."""
-    first_val, first_test = find_boundaries(series.table, series.shares)
-    part = f"case when moment >= {first_test} then 'test' when moment >= {first_val} then 'val' else 'train' end"
+    part = split_sql(series.table, series.shares)
     names = ", ".join((part, *series.aliases))
     sizes = f"select {part} as part, count(*) as num from rows group by {names}"
     medians = series.table.query(f"select median(num) from ({sizes}) group by part")
@@ -268,8 +278,7 @@ def _choose_length(series: _Series, horizon: int, requested: int | None) -> int:
             where="--lags" if requested is not None else "--horizon",
             remedy="provide longer series, or choose fewer --lags or a smaller --horizon",
         )
-    days = series.usual_step / MICROSECONDS_PER_DAY if series.time.logical_type != "integer" else 1.0
-    usual = next(lags for longest_step, lags in _LAGS if days <= longest_step)
+    usual = next(lags for longest_step, lags in _LAGS if series.usual_days <= longest_step)
     return max(min(usual, longest), 2)
 
 

@@ -60,7 +60,7 @@ class SplitRequest(NamedTuple):
 
 
 def usual_shares(num_rows: int) -> Shares:
-    """Returns the shares of train, val and test."""
+    """Returns the shares of train, val and test. Of many rows, a tenth is enough for val."""
     return (0.6, 0.2, 0.2) if num_rows < 1_000 else (0.7, 0.1, 0.2)
 
 
@@ -93,7 +93,7 @@ def _infer_split(profile: SourceProfile, scratch: Path, label: LabelPlan, reserv
     shares = usual_shares(profile.num_rows)
     notes: list[str] = []
     entities = find_entities(profile, reserved)
-    times = [column for column in profile.columns if column.name not in reserved and is_time(column)]
+    times = find_times(profile, reserved)
     for entity in (entity for entity in entities if entity.kind != "object"):
         group_split = _try_group(entity, label, scratch, shares)
         if group_split.by == "group":
@@ -113,7 +113,17 @@ def _infer_split(profile: SourceProfile, scratch: Path, label: LabelPlan, reserv
     return SplitPlan("key", None, "a hash of the key decides the split of a row", notes=tuple(notes))
 
 
-def is_time(column: ColumnProfile) -> bool:
+def find_times(profile: SourceProfile, reserved: Sequence[str]) -> list[ColumnProfile]:
+    """Returns the columns that are times, without those that are `reserved`."""
+    return [column for column in profile.columns if column.name not in reserved and _is_time(column)]
+
+
+def choose_time(times: Sequence[ColumnProfile], scratch: Path) -> ColumnProfile:
+    """Returns a time that says when a row was recorded, if one does; of several, one by which the rows are sorted."""
+    return min(times, key=lambda column: (not names_event(column.name), not measure_order(scratch, column).is_ordered))
+
+
+def _is_time(column: ColumnProfile) -> bool:
     """Whether a column of dates, times, years or seconds since 1970 is nearly complete, and is no date of birth."""
     is_date = column.logical_type in ("date", "timestamp") or is_year(column) or _is_epoch(column)
     has_few_gaps = column.num_missing <= _MAX_MISSING_SHARE * column.num_rows
@@ -159,8 +169,7 @@ def _try_time(column: ColumnProfile, label: LabelPlan, scratch: Path, shares: Sh
 def _time_problem(column: ColumnProfile, label: LabelPlan, scratch: Path, shares: Shares) -> str:
     """Returns what is against a split by time; empty if nothing is."""
     table = RowTable(scratch, _class_columns(label), column)
-    first_val, first_test = find_boundaries(table, shares)
-    part = f"case when moment >= {first_test} then 'test' when moment >= {first_val} then 'val' else 'train' end"
+    part = split_sql(table, shares)
     class_name = table.aliases.get(label.name, "null")
     counts: defaultdict[str, Counter[Any]] = defaultdict(Counter)
     for split, value, num in table.query(f"select {part}, {class_name}, count(*) from rows group by 1, 2"):
@@ -168,14 +177,14 @@ def _time_problem(column: ColumnProfile, label: LabelPlan, scratch: Path, shares
     return _coverage_problem(counts, label, shares)
 
 
-def find_boundaries(table: RowTable, shares: Shares) -> tuple[int, int]:
-    """Returns the first moments of val and test, as `prepare` finds them."""
+def split_sql(table: RowTable, shares: Shares) -> str:
+    """Returns an expression for the split of a row by its moment; val and test begin where they do for `prepare`."""
     num_rows = table.query("select count(*) from rows")[0][0]
     first_val, first_test = (
         table.query(f"select moment from rows order by 1 limit 1 offset {int(share * num_rows)}")[0][0]
         for share in (shares[0], shares[0] + shares[1])
     )
-    return first_val, first_test
+    return f"case when moment >= {first_test} then 'test' when moment >= {first_val} then 'val' else 'train' end"
 
 
 def _try_group(entity: Entity, label: LabelPlan, scratch: Path, shares: Shares) -> SplitPlan:
@@ -260,13 +269,12 @@ def _coverage_problem(
 
 
 def _requested_time(profile: SourceProfile, name: str | None, reserved: Sequence[str], scratch: Path) -> ColumnProfile:
-    times = [column for column in profile.columns if column.name not in reserved and is_time(column)]
     if name is None:
-        times.sort(key=lambda column: (not names_event(column.name), not measure_order(scratch, column).is_ordered))
+        times = find_times(profile, reserved)
         if not times:
             raise _split_error("no column of dates or times is nearly complete", "--split time")
-        return times[0]
-    column = next(column for column in profile.columns if column.name == name)
+        return choose_time(times, scratch)
+    column = profile.existing_column(name)
     require_time(column)
     return column
 
@@ -293,7 +301,7 @@ def _require_group_split(
             raise _split_error("no column has the name of an entity with several rows", "--split group")
         entity = entities[0]
     else:
-        column = next(column for column in profile.columns if column.name == request.group)
+        column = profile.existing_column(request.group)
         if column.logical_type not in ("integer", "string") or column.is_constant:
             raise _split_error(f"column {column.name} of type {column.logical_type} names no groups", "--group")
         entity = Entity(column, "person")

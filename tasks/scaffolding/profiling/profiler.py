@@ -127,6 +127,10 @@ class SourceProfile(Document):
         """By column, the texts that mark a missing value."""
         return {column.name: column.missing for column in self.columns if column.missing}
 
+    def existing_column(self, name: str) -> ColumnProfile:
+        """The column of a name that was found among the columns."""
+        return next(column for column in self.columns if column.name == name)
+
     def column(self, name: str) -> ColumnProfile | None:
         return next((column for column in self.columns if column.name == name), None)
 

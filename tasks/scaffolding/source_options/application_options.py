@@ -129,12 +129,10 @@ def _infer_arrays(paths: Sequence[str], label: str, stated: Mapping[str, Any]) -
         note = "the names of the arrays say which split they are"
         chosen = [header for header in headers if header.column in by_split["train"].values()]
         return ApplicationOptions({}, {"sources": note}, _image_shape(chosen, label), origins)
-    return _infer_table_of_arrays(paths[0], headers, label, stated)
+    return _infer_table_of_arrays(headers, label, stated)
 
 
-def _infer_table_of_arrays(
-    path: str, headers: list[ArrayHeader], label: str, stated: Mapping[str, Any]
-) -> ApplicationOptions:
+def _infer_table_of_arrays(headers: list[ArrayHeader], label: str, stated: Mapping[str, Any]) -> ApplicationOptions:
     """Returns which arrays have an entry for each row, and which one has the names of columns."""
     lengths = Counter(header.num_rows for header in headers if header.shape)
     if not lengths:
