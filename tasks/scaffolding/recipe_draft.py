@@ -9,6 +9,7 @@ from typing import Any
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from bloomery.models.compression.config import CandidateSpec, default_candidates
+from bloomery.models.features.splits import SPLITS
 from bloomery.tasks.scaffolding.planning.draft_planning import DraftPlan, LabelPlan
 from bloomery.tasks.scaffolding.planning.split_planning import usual_shares
 from bloomery.tasks.scaffolding.tabular_network import draft_tabular_network
@@ -160,7 +161,7 @@ def _split(plan: DraftPlan, names: dict[str, str]) -> dict[str, Any]:
     split: dict[str, Any] = {"by": plan.split.by}
     if plan.split.column is not None:
         split["column"] = names.get(plan.split.column, plan.split.column)
-    split |= dict(zip(("train", "val", "test"), _split_shares(plan), strict=True))
+    split |= dict(zip(SPLITS, _split_shares(plan), strict=True))
     split |= {"salt": plan.split.salt} if plan.split.salt else {}
     return split | ({"duplicates": "allow"} if plan.keep_duplicates else {})
 

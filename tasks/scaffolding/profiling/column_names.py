@@ -9,12 +9,6 @@ from collections.abc import Sequence
 
 from bloomery.data_contracts.errors import DataMissing
 
-# What a file, an array or a split of a data set is for, by a word in its name.
-SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"} | {
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
-}
 _MAX_SHOWN = 30
 
 

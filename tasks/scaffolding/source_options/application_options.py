@@ -14,7 +14,6 @@ from bloomery.tasks.ingest import locations
 from bloomery.tasks.ingest.locations import FileLocation
 from bloomery.tasks.ingest.readers.application_files import sqlite, xlsx
 from bloomery.tasks.ingest.readers.application_files.numpy_arrays import ArrayHeader, list_arrays, read_texts
-from bloomery.tasks.scaffolding.profiling.column_names import SPLIT_NAMES
 from bloomery.tasks.scaffolding.source_options.csv_header import (
     MAX_HEADER_ROW,
     Row,
@@ -24,6 +23,7 @@ from bloomery.tasks.scaffolding.source_options.csv_header import (
 )
 from bloomery.tasks.scaffolding.source_options.dataset_options import ApplicationOptions, infer_dataset_options
 from bloomery.tasks.scaffolding.source_options.sequence_options import have_folder_labels
+from bloomery.tasks.scaffolding.source_options.split_names import SPLIT_NAMES, in_split_order
 from bloomery.tasks.scaffolding.source_options.text_encoding import infer_encoding
 
 APPLICATIONS = ("xlsx", "sqlite", "arff", "numpy", "huggingface")
@@ -176,7 +176,7 @@ def _group_by_split(headers: Sequence[ArrayHeader]) -> dict[str, dict[str, str]]
     is_complete = {"train", "test"} <= by_split.keys()
     if not is_complete or any(set(arrays) != set(by_split["train"]) for arrays in by_split.values()):
         return {}
-    return {split: by_split[split] for split in ("train", "val", "test") if split in by_split}
+    return in_split_order(by_split)
 
 
 def _name_label(arrays: Mapping[str, str], label: str) -> dict[str, str]:

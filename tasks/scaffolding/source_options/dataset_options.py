@@ -15,8 +15,8 @@ from bloomery.tasks.ingest.readers.application_files.huggingface import (
     read_media_column,
 )
 from bloomery.tasks.ingest.readers.media import MediaFile
-from bloomery.tasks.scaffolding.profiling.column_names import SPLIT_NAMES
 from bloomery.tasks.scaffolding.source_options.media_options import infer_audio_options, infer_image_options
+from bloomery.tasks.scaffolding.source_options.split_names import SPLIT_NAMES, in_split_order
 
 
 class ApplicationOptions(NamedTuple):
@@ -91,7 +91,7 @@ def _assign_parts(splits: Sequence[DatasetSplit]) -> dict[str, DatasetSplit]:
         )
     if "train" not in by_part:
         return {"train": splits[0]}
-    return {part: by_part[part] for part in ("train", "val", "test") if part in by_part}
+    return in_split_order(by_part)
 
 
 def _infer_media(sources: Sequence[DataSource]) -> ApplicationOptions:

@@ -22,6 +22,7 @@ from bloomery.data_contracts.recipe_sections.source_paths import (
 )
 from bloomery.tasks.ingest.locations import is_hidden
 from bloomery.tasks.ingest.readers.application_files import huggingface
+from bloomery.tasks.ingest.readers.application_files.xlsx import OLE_MAGIC
 from bloomery.tasks.ingest.zip_members import ZIP_ERRORS
 from bloomery.tasks.scaffolding.source_options.json_records import find_records
 
@@ -30,10 +31,9 @@ _MAGIC_BYTES = {b"PAR1": "parquet", b"ORC": "orc", b"ARROW1": "arrow"} | {
     b"SQLite format 3\0": "sqlite",
     b"\x93NUMPY": "numpy",
 }
-_OLE_MAGIC = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 _ARFF_START = re.compile(rb"(?i)(\xef\xbb\xbf)?(\s*(%[^\n]*)?\n)*\s*@relation\b")
 _HTML_START = re.compile(rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype|html|\?xml|table|head)\b")
-_WORKBOOK_MAGIC = (b"PK", _OLE_MAGIC)
+_WORKBOOK_MAGIC = (b"PK", OLE_MAGIC)
 _BESIDE_DATA = ("xlsx", "sqlite", "text")  # formats of files that may lie beside the data in a folder or zip
 _ABOUT_DATA = re.compile(r"(?i)(readme|licen[cs]e|copying|notice|citation|changelog|attribution)")
 _BYTE_ORDER_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\xef\xbb\xbf")
@@ -127,7 +127,7 @@ def _detect_in_file(path: Path) -> str:
         return by_magic_bytes
     if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return _detect_in_zip(path)
-    if start.startswith(_OLE_MAGIC):
+    if start.startswith(OLE_MAGIC):
         raise DataMissing(
             f"{path} has a password, or is a workbook of Excel 97 to 2003 (.xls)",
             required="a workbook (.xlsx) without a password",

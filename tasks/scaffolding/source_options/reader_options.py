@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.recipe_sections.data_source import DataSource, SourceFile
 from bloomery.data_contracts.recipe_sections.source_options import OF_ONE_SOURCE
+from bloomery.models.features.splits import SPLITS
 from bloomery.tasks.ingest import locations
 from bloomery.tasks.ingest.locations import FileLocation
 from bloomery.tasks.scaffolding.source_options.application_options import (
@@ -35,9 +36,6 @@ from bloomery.tasks.scaffolding.source_options.sequence_options import (
     infer_sequence_options,
 )
 from bloomery.tasks.scaffolding.source_options.split_folders import infer_split_folders
-
-_SPLITS = ("train", "val", "test")
-
 
 _DIALECT_OPTIONS = (
     *("encoding", "delimiter", "quote", "escape", "header", "columns", "comment", "skip_lines"),
@@ -259,7 +257,7 @@ def _validate(options: dict[str, Any]) -> DataSource:
 def _parse_splits(sources: Sequence[str]) -> list[tuple[str | None, str]]:
     """Returns each source's split and path; a single source without a split has None."""
     pieces = [source.partition("=") for source in sources]
-    splits = [(name, path) for name, sign, path in pieces if sign and path and name in _SPLITS]
+    splits = [(name, path) for name, sign, path in pieces if sign and path and name in SPLITS]
     if len(splits) == len(sources) and {"train", "test"} <= {name for name, _ in splits}:
         return list(splits)
     if splits or len(sources) != 1:

@@ -16,8 +16,8 @@ from bloomery.tasks.ingest import locations
 from bloomery.tasks.ingest.locations import FileLocation, folder_label
 from bloomery.tasks.ingest.readers import delimited
 from bloomery.tasks.ingest.readers.sequences.sequence_files import FirstFault
-from bloomery.tasks.scaffolding.profiling.column_names import SPLIT_NAMES
 from bloomery.tasks.scaffolding.source_options.csv_dialect import infer_dialect
+from bloomery.tasks.scaffolding.source_options.split_names import SPLIT_NAMES, in_split_order
 from bloomery.tasks.scaffolding.source_options.text_encoding import infer_encoding, read_sample
 
 NO_LABEL = "\0"  # a text that no header has
@@ -77,7 +77,7 @@ def assign_files(files: Sequence[FileLocation]) -> dict[str, FileLocation]:
         by_part[parts[0]] = file
     if not {"train", "test"} <= by_part.keys():
         return {}
-    return {part: by_part[part] for part in ("train", "val", "test") if part in by_part}
+    return in_split_order(by_part)
 
 
 def _starts_with(file: FileLocation, label: str) -> bool:

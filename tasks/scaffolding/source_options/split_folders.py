@@ -7,8 +7,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
+from bloomery.models.features.splits import SPLITS
 from bloomery.tasks.ingest import locations
-from bloomery.tasks.scaffolding.profiling.column_names import SPLIT_NAMES
+from bloomery.tasks.scaffolding.source_options.split_names import SPLIT_NAMES
 
 
 def infer_split_folders(data: DataSource) -> tuple[dict[str, Any], dict[str, str]]:
@@ -38,7 +39,7 @@ def infer_split_folders(data: DataSource) -> tuple[dict[str, Any], dict[str, str
     note = "the names of the folders say which split they are"
     note += f"; not read, since it has no folders of classes: {unread}" if unread else ""
     note += f"; not read: {len(places_of_others):,} files beside these folders" if places_of_others else ""
-    patterns = {part: f"^{re.escape(folders[part])}/" for part in ("train", "val", "test") if part in labelled}
+    patterns = {part: f"^{re.escape(folders[part])}/" for part in SPLITS if part in labelled}
     if len(patterns) == 1:
         return {"source": data.source, "files": patterns["train"]}, {"files": note}
     if "test" not in patterns:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from openpyxl.worksheet._read_only import ReadOnlyWorksheet
 
 _BATCH_ROWS = 8_192
-_OLE_MAGIC = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"  # of .xls, and of workbooks with a password
+OLE_MAGIC = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"  # of .xls, and of workbooks with a password
 _COMPLETE = "a complete workbook (.xlsx) without a password"
 
 
@@ -154,8 +154,8 @@ def _open_workbook(location: FileLocation, *, has_values: bool = True) -> Iterat
     from openpyxl.utils.exceptions import InvalidFileException
 
     with location.open_file() as file:
-        start = file.read(len(_OLE_MAGIC))
-        if start == _OLE_MAGIC:
+        start = file.read(len(OLE_MAGIC))
+        if start == OLE_MAGIC:
             raise _workbook_error(
                 location,
                 "it has a password, or is a workbook of Excel 97 to 2003 (.xls)",
