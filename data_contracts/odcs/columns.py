@@ -154,7 +154,7 @@ class Column(TypedElement):
 
 
 def can_be_encrypted(name: str) -> bool:
-    """Whether Parquet can encrypt a column of this name: Arrow separates names by these characters."""
+    """Whether Parquet can encrypt a column of this name. Arrow takes a list of names as one text and splits it."""
     return name == name.strip() and not re.search("[,:;]", name)
 
 

@@ -304,12 +304,12 @@ class DataSource(Document):
 
     @property
     def has_media(self) -> bool:
-        """Whether it is a data set of Hugging Face with images or recordings."""
+        """Whether the source is a data set from Hugging Face that has images or recordings."""
         return self.kind == "huggingface" and (self.mode is not None or self.mono is not None)
 
     @property
     def has_text_cells(self) -> bool:
-        """Whether the source is a table of texts, some of which are written numbers."""
+        """Whether every cell of the source is read as text, although it may be a number."""
         return self.kind in OF_TEXT_CELLS and self.unit != "file"
 
     @property

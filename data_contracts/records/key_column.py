@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# Of encoded rows, of predictions, and of the worst of them.
+# The columns of encoded rows, of predictions, and of the worst predictions.
 _ADDED_COLUMNS = frozenset(
     {"x", "y", "truth", "prediction", "probabilities", "probability of the truth", "probability of the prediction"}
 )

@@ -273,7 +273,7 @@ def encode_batches(
 
 
 def cut_at_splits(rows: pa.RecordBatch, splits: pa.Array) -> Iterator[tuple[str, pa.RecordBatch]]:
-    """Yields the name of a split with neighbouring rows of it; `splits` holds the name of each row's split."""
+    """Yields neighbouring rows of one split with its name; `splits` holds the name of each row's split."""
     if not rows.num_rows:
         return
     changes = np.flatnonzero(pc.not_equal(splits[1:], splits[:-1]).to_numpy(zero_copy_only=False)) + 1

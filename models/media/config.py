@@ -43,8 +43,8 @@ class ImageDecoding(Document):
 class AudioDecoding(Document):
     """Recordings become float32 samples from -1 to 1 at `sample_rate` (Hz), or at their own rate if it is None.
 
-    Those of another rate are converted if `resample`, and refused otherwise; so are several channels, averaged if
-    `mono`.
+    Recordings of another rate are converted if `resample`, and refused otherwise. Several channels are averaged if
+    `mono`, and refused otherwise.
     """
 
     kind: Literal["audio"] = "audio"

@@ -24,7 +24,7 @@ def decode_recording(
 
     Raises:
         MediaTooLarge: there are more samples than the budget has, before or after the conversion.
-        MediaUnreadable: the file is no wav file or is truncated, has no sound, or is of another rate or of several
+        MediaUnreadable: the file is no wav file or is truncated, has no sound, or has another rate or more
             channels than `decoding` allows.
     """
     rate, samples = read_wav(content)
@@ -58,7 +58,7 @@ def read_wav(content: bytes) -> tuple[int, np.ndarray]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", wavfile.WavFileWarning)  # about metadata after the sound
             rate, samples = wavfile.read(io.BytesIO(content))
-    except UnboundLocalError:  # as SciPy notices it
+    except UnboundLocalError:  # a fault of SciPy where a file has no samples
         raise MediaUnreadable("no wav file: it has no samples") from None
     except Exception as failure:  # SciPy raises errors of many kinds
         raise MediaUnreadable(f"no wav file: {failure}") from failure
@@ -66,7 +66,7 @@ def read_wav(content: bytes) -> tuple[int, np.ndarray]:
 
 
 def _require_complete(content: bytes) -> None:
-    """SciPy reads the rest of a truncated file without an error."""
+    """Raises MediaUnreadable for a truncated file, from which SciPy reads what is left without an error."""
     if len(content) < 8 or content[:4] != b"RIFF":
         return
     (size,) = struct.unpack("<I", content[4:8])

@@ -1,4 +1,4 @@
-"""A file in a zip as a stream of bytes, whose faults are those of a file."""
+"""A file in a zip as a stream of bytes, whose damage is reported as that of any file is."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import pyarrow as pa
 from bloomery.data_contracts.errors import DataMissing
 from bloomery.tasks.ingest.option_names import option_names
 
-# A zip with a password raises RuntimeError; an unknown compression raises NotImplementedError, which is one.
+# What zipfile raises for a damaged zip. RuntimeError is for a password, and its subclass NotImplementedError for an
+# unknown compression.
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, pa.ArrowInvalid, RuntimeError)
 
 
@@ -22,7 +23,7 @@ class ZipMember(io.RawIOBase):
     """A file in a zip.
 
     Raises:
-        DataMissing: when it is read, and the zip is damaged.
+        DataMissing: the zip is damaged, which is noticed when the file is opened or read.
     """
 
     def __init__(self, archive: zipfile.ZipFile, name: str, path: str) -> None:

@@ -27,7 +27,7 @@ _TYPES = {"date": pa.date32(), "timestamp": pa.timestamp("us", "UTC"), "integer"
 
 
 class TimeOrder(NamedTuple):
-    """How often time goes on and back from a row to the next one."""
+    """How many rows are later than the row before them, and how many are earlier."""
 
     num_ascents: int
     num_descents: int
@@ -82,7 +82,7 @@ def read_moments(values: pa.Array, column: ColumnProfile) -> pa.Array:
 
 
 def measure_order(scratch: Path, column: ColumnProfile) -> TimeOrder:
-    """Returns how often time goes on and back, in the order of the profiled rows in `scratch`."""
+    """Compares each of the profiled rows in `scratch` with the row before it."""
     num_ascents = num_descents = 0
     for moments in _moment_batches(scratch, column):
         steps = np.diff(moments)

@@ -38,7 +38,7 @@ def plan_steps(
 ) -> SequenceSteps | None:
     """Returns the steps of flat arrays with `min_length` to `max_length` values; None where they are rather images.
 
-    Arrays that `are_files` of sequences are no images.
+    Arrays from files of sequences (`are_files`) are never images.
     """
     width = math.prod(inner_sizes)
     if not are_files and is_image_shape(max_length, min_length, inner_sizes):

@@ -82,7 +82,7 @@ def infer_audio_options(files: Iterable[MediaFile]) -> MediaOptions:
     for file in files:
         try:
             rate, samples = read_wav(file.content)
-        except MediaUnreadable:  # as above
+        except MediaUnreadable:  # the reader lists such files as malformed
             continue
         rates[rate] += 1
         num_multichannel += samples.ndim == 2 and samples.shape[1] > 1

@@ -45,7 +45,7 @@ class _Header(NamedTuple):
 
 
 class _FaultyValue(Exception):
-    """A value that its attribute cannot have. liac-arff hides errors of values of Python's own classes."""
+    """A value that its attribute cannot have. liac-arff ignores a ValueError that a conversion raises."""
 
 
 def read(data: DataSource, origin: SourceFile, malformed: MalformedWriter) -> RowStream:
@@ -165,7 +165,7 @@ def _quote_blanks(values: str) -> str:
 
 
 def _make_parser(header: _Header) -> Callable[[str], list[str | None]]:
-    """Returns a function from a row to the texts of its values, of which those of numbers can be converted."""
+    """Returns a function that splits a row into the texts of its values, and checks those of numbers."""
     import arff
 
     def conversor(declared: AttributeType) -> Callable[[str], str | None]:

@@ -183,7 +183,7 @@ def _read_header(stream: IO[bytes], location: FileLocation, name: str, member: s
 
 
 def _rewound(stream: IO[bytes], version: tuple[int, int]) -> io.BytesIO:
-    """Returns the complete file whose start has been read."""
+    """Returns a stream of the complete file, of which the first bytes have been read."""
     return io.BytesIO(npy.magic(*version) + stream.read())
 
 

@@ -1,4 +1,4 @@
-"""Rows of texts from a source without reliable types: they are stripped, and their numbers rewritten, as of CSV."""
+"""Rows of texts from a source without reliable types. Cells are stripped and numbers rewritten as those of CSV are."""
 
 from __future__ import annotations
 

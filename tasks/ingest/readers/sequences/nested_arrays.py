@@ -13,7 +13,7 @@ from bloomery.tasks.ingest.readers.base import equal_lists
 
 
 class FlatArrays(NamedTuple):
-    """Arrays without inner arrays, and how many inner ones of each depth had which length, from the outside in."""
+    """Arrays without inner arrays; `sizes` counts the lengths of the inner arrays by depth, from the outside in."""
 
     values: pa.Array
     sizes: tuple[Counter[int], ...]
