@@ -10,7 +10,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from bloomery.tasks.scaffolding.planning.draft_planning import DraftPlan
 from bloomery.tasks.scaffolding.planning.input_planning import is_code, sounds_personal
 from bloomery.tasks.scaffolding.profiling.profiler import ColumnProfile
-from bloomery.tasks.scaffolding.yaml_writer import add_comment, add_end_comment, dump_yaml, inline
+from bloomery.tasks.scaffolding.yaml_writer import add_comment, add_end_comment, as_sentence, dump_yaml, inline
 
 _MAX_LISTED_VALUES = 30  # values of a text column that are listed one by one
 _MIN_ROWS_PER_VALUE = 20  # with fewer rows for each listed value, the list is an accident of the sample
@@ -73,7 +73,7 @@ def _describe_quarantine(plan: DraftPlan) -> str:
         "rows of classes that are too rare": label.num_rare_rows,
     }
     reasons = ", ".join(f"{num:,} {what}" for what, num in counts.items() if num) or "none"
-    first = f" {profile.first_malformed[0].upper()}{profile.first_malformed[1:]}." if profile.first_malformed else ""
+    first = f" {as_sentence(profile.first_malformed)}" if profile.first_malformed else ""
     return f"A run stops if a larger share of the rows is quarantined. Quarantined here: {reasons}.{first}"
 
 
@@ -120,7 +120,7 @@ def _is_required(column: ColumnProfile, plan: DraftPlan) -> bool:
 
 
 def _column_comments(column: ColumnProfile, plan: DraftPlan, name: str) -> list[str]:
-    comments = [_describe_column(column), *(f"{note[0].upper()}{note[1:]}." for note in column.date_notes)]
+    comments = [_describe_column(column), *map(as_sentence, column.date_notes)]
     if name != column.name:
         comments.append(f"Name in the source: {column.name!r}.")
     if column.name in plan.inputs.unused and column.name not in (plan.label.name, plan.key.name):

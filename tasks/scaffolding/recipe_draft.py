@@ -13,7 +13,7 @@ from bloomery.models.features.splits import SPLITS
 from bloomery.tasks.scaffolding.planning.draft_planning import DraftPlan, LabelPlan
 from bloomery.tasks.scaffolding.planning.split_planning import usual_shares
 from bloomery.tasks.scaffolding.tabular_network import draft_tabular_network
-from bloomery.tasks.scaffolding.yaml_writer import add_blank_line, add_comment, dump_yaml, inline
+from bloomery.tasks.scaffolding.yaml_writer import add_blank_line, add_comment, as_sentence, dump_yaml, inline
 
 _PIXELS_SEEN = 100_000_000  # pixels that a convolutional network is shown in all epochs: a minute or so on two cores
 _SKEWED = 4  # times as many rows in the largest class as in the rarest
@@ -32,6 +32,7 @@ def draft_recipe(name: str, plan: DraftPlan, names: dict[str, str], data: dict[s
     """
     model, training, compression = _network(plan)
     budget, gates = _budget_and_gates(plan)
+    score, score_reason = _score(plan.label, is_shuffled=plan.split.by == "key")
     document = CommentedMap(
         name=name,
         description=plan.describe_purpose(names),
@@ -40,7 +41,7 @@ def draft_recipe(name: str, plan: DraftPlan, names: dict[str, str], data: dict[s
         features=_features(plan, names),
         model=model,
         training=training,
-        score=_score(plan.label, is_shuffled=plan.split.by == "key")[0],
+        score=score,
         compression=compression,
         budget=budget,
         gates=gates,
@@ -54,8 +55,8 @@ def draft_recipe(name: str, plan: DraftPlan, names: dict[str, str], data: dict[s
         add_blank_line(document, section)
     if plan.series is not None:
         for note in plan.series.notes:
-            add_comment(document, "features", f"{note[0].upper()}{note[1:]}.")
-    add_comment(document, "score", _score(plan.label, is_shuffled=plan.split.by == "key")[1])
+            add_comment(document, "features", as_sentence(note))
+    add_comment(document, "score", score_reason)
     add_comment(document, "model", f"Sized for about {_num_training_rows(plan):,} training rows.")
     return dump_yaml(document)
 
@@ -114,9 +115,9 @@ def _features(plan: DraftPlan, names: dict[str, str]) -> CommentedMap:
     _comment_unused(section, plan, names)
     add_comment(section, "deduplicate", _describe_duplicates(plan), 2)
     section["split"] = inline(_split(plan, names))
-    add_comment(section, "split", f"{plan.split.reason[0].upper()}{plan.split.reason[1:]}.", 2)
+    add_comment(section, "split", as_sentence(plan.split.reason), 2)
     for note in plan.split.notes:
-        add_comment(section, "split", f"{note[0].upper()}{note[1:]}.", 2)
+        add_comment(section, "split", as_sentence(note), 2)
     return section
 
 
@@ -144,7 +145,7 @@ def _inputs(plan: DraftPlan, names: dict[str, str]) -> CommentedSeq:
         if "time" in options:
             options["time"] = names[options["time"]]
         section.append(CommentedMap((option, inline(value)) for option, value in options.items()))
-        add_comment(section, len(section) - 1, f"{planned_input.reason[0].upper()}{planned_input.reason[1:]}.", 4)
+        add_comment(section, len(section) - 1, as_sentence(planned_input.reason), 4)
     return section
 
 

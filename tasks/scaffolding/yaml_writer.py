@@ -20,6 +20,11 @@ MAX_WIDTH = 118  # characters of a line
 _UNQUOTED = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
 
 
+def as_sentence(clause: str) -> str:
+    """Returns a clause with a capital letter and a full stop."""
+    return f"{clause[0].upper()}{clause[1:]}."
+
+
 class _Representer(RoundTripRepresenter):
     """Represents scalars so that YAML 1.1 reads the same values: ruamel.yaml alone writes YAML 1.2."""
 
