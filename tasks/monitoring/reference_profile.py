@@ -19,11 +19,11 @@ from bloomery.data_contracts.odcs.distributions import Bins, count_into_bins, re
 from bloomery.data_contracts.records.key_column import key_column
 from bloomery.data_contracts.records.records import Choice, Dataset, Interval
 from bloomery.data_contracts.records.scores import default_score
-from bloomery.models.evaluation.metrics import accuracy, rmse
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import read_encoder
 from bloomery.models.features.input_config import CategoryInput
-from bloomery.tasks.evaluation.held_out import read_measured_predictions
+from bloomery.tasks.evaluation.held_out import ground_truth, predicted_values, read_measured_predictions
+from bloomery.tasks.evaluation.scoring import score_rows
 from bloomery.tasks.infrastructure import duckdb_session
 from bloomery.tasks.infrastructure.parquet import read_batches
 from bloomery.tasks.infrastructure.settings import settings
@@ -85,9 +85,7 @@ def _held_out_score(choice: Choice) -> Interval:
     if choice.candidates.trained.score == default_score(dataset.task):
         return choice.candidate.score
     table = read_measured_predictions(choice)
-    if dataset.task == "classification":
-        return accuracy(pc.equal(table["truth"], table["prediction"]).to_numpy())
-    return rmse(table["truth"].to_numpy(), table["prediction"].to_numpy())
+    return score_rows(dataset.task, ground_truth(dataset, table), predicted_values(dataset, table))
 
 
 def summarize_values(values: pa.Array, measure: Measure) -> pa.Array:
