@@ -14,6 +14,8 @@ import pytest
 
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.records.records import Choice, Privacy, Release
+from bloomery.data_contracts.records.scores import Score
+from bloomery.models.evaluation.metrics import proportion
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import fit, partial_statistics
 from bloomery.tasks.infrastructure.settings import settings
@@ -63,8 +65,17 @@ def choice(home: Path, release: Release, contract_of: Callable[..., Contract]) -
     pq.write_table(ROWS.select(["id"]).slice(0, NUM_TRAIN), folder / "train.parquet")
     pq.write_table(ROWS.select(["id"]).slice(NUM_TRAIN), folder / "test.parquet")
     confidences = RNG.uniform(0.5, 1, 400)
-    answers = {"id": np.arange(NUM_TRAIN, NUM), "truth": ["yes"] * 400, "prediction": ["yes"] * 100 + ["no"] * 300}
-    shares = pa.array([[confidence, 1 - confidence] for confidence in confidences])
+    answers: dict[str, Any] = {
+        "id": np.arange(NUM_TRAIN, NUM),
+        "truth": ["yes"] * 400,
+        "prediction": ["yes"] * 100 + ["no"] * 300,
+    }
+    shares = pa.array(
+        [
+            [1 - confidence, confidence] if answer == "yes" else [confidence, 1 - confidence]
+            for confidence, answer in zip(confidences, answers["prediction"], strict=True)
+        ]
+    )
     pq.write_table(pa.table({**answers, "probabilities": shares}), folder / "predictions.parquet")
     categories = {"kind": "category", "columns": ["town", "zone"]}
     features = Features.model_validate({"key": "id", "label": "label", "inputs": [categories]})
@@ -128,6 +139,12 @@ def test_predictions_are_profiled_over_the_held_out_rows(choice: Choice) -> None
     assert reference.confidence.shares.edges is not None
     assert 0.5 < reference.confidence.shares.edges[0] < 0.52
     assert reference.score == choice.candidate.score
+
+
+def test_the_reference_is_the_accuracy_whatever_the_score_of_the_recipe_is(choice: Choice) -> None:
+    trained = choice.candidates.trained.model_copy(update={"stated_score": Score(name="log_loss")})
+    options = choice.candidates.model_copy(update={"trained": trained})
+    assert build_reference(choice.model_copy(update={"candidates": options})).score == proportion(100, 400)
 
 
 def test_after_private_training_no_training_row_is_profiled(choice: Choice) -> None:
