@@ -117,8 +117,18 @@ def _digest_of(tree: ast.AST) -> str:
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
-def _imports(nodes: Iterable[ast.AST]) -> Iterator[str]:
+def _imports(nodes: Sequence[ast.AST]) -> Iterator[str]:
+    """Yields the imported names, without those of `if TYPE_CHECKING:`, since these imports never run."""
+    never_run = {
+        id(inner)
+        for node in nodes
+        if isinstance(node, ast.If) and _name(node.test) == "TYPE_CHECKING"
+        for statement in node.body
+        for inner in ast.walk(statement)
+    }
     for node in nodes:
+        if id(node) in never_run:
+            continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:

@@ -105,3 +105,9 @@ def test_nothing_is_written_without_a_state_folder(tmp_path: Path, new_process: 
     remember_sources()
     assert not (tmp_path / "home").exists()
     new_process()
+
+
+def test_imports_for_type_checkers_do_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "a.py"
+    path.write_text("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch\nelse:\n    import json\n")
+    assert read_source(path).imports == ("typing", "typing.TYPE_CHECKING", "json")
