@@ -144,8 +144,13 @@ def log_loss(truth_N: np.ndarray, shares_NK: np.ndarray) -> float:
 
     Not scikit-learn's, which clips probabilities at 2e-16.
     """
+    return float(cross_entropies(truth_N, shares_NK).mean())
+
+
+def cross_entropies(truth_N: np.ndarray, shares_NK: np.ndarray) -> np.ndarray:
+    """The cross entropy (N,) of each row, whose mean is `log_loss`."""
     true_shares = shares_NK[np.arange(len(truth_N)), truth_N]
-    return float(-np.log(np.maximum(true_shares, np.finfo(np.float64).tiny)).mean())
+    return np.asarray(-np.log(np.maximum(true_shares, np.finfo(np.float64).tiny)))
 
 
 def roc_auc(is_positive_N: np.ndarray, scores_N: np.ndarray) -> float | None:

@@ -13,7 +13,7 @@ import numpy as np
 from bloomery.data_contracts.errors import DataUnfit
 from bloomery.data_contracts.records.scores import SCORES, Score, ScoreName
 from bloomery.data_contracts.records.tensor_layout import Task
-from bloomery.models.evaluation.metrics import log_loss, mean_absolute_error
+from bloomery.models.evaluation.metrics import cross_entropies, log_loss, mean_absolute_error
 
 RANKINGS = ("auc", "average_precision")  # scores of the order of rows by their probability of a class
 MAX_RANKED_CLASSES = 50  # of more, AUC and average precision are computed only where they are the score
@@ -101,8 +101,7 @@ def row_losses(score: Score, truth_N: np.ndarray, predictions: np.ndarray) -> np
         UndefinedScore: the score does not exist for these labels.
     """
     if score.name == "log_loss":
-        shares_N = predictions[np.arange(len(truth_N)), truth_N]
-        return np.asarray(-np.log(np.maximum(shares_N, np.finfo(np.float64).tiny)))
+        return cross_entropies(truth_N, predictions)
     if score.name == "mae":
         return np.asarray(np.abs(predictions - truth_N))
     if score.name == "mape":
