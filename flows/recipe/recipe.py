@@ -30,8 +30,6 @@ from bloomery.flows.recipe.consistency import find_inconsistencies
 from bloomery.flows.recipe.feature_checks import check_sample_rates
 from bloomery.flows.recipe.limit_checks import find_misplaced_limits
 from bloomery.flows.recipe.overrides import apply_overrides
-from bloomery.flows.recipe.recipe_files import RECIPES as RECIPES
-from bloomery.flows.recipe.recipe_files import bundled_recipes as bundled_recipes
 from bloomery.flows.recipe.recipe_files import find_recipe
 from bloomery.flows.recipe.schedule import Schedule
 from bloomery.models.compression.budget import Budget

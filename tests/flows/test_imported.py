@@ -13,7 +13,7 @@ import torch
 import yaml
 from torch import nn
 
-from bloomery.flows.recipe.recipe import RECIPES
+from bloomery.flows.recipe.recipe_files import RECIPES
 from bloomery.models.networks.blueprint import read_network
 
 pytestmark = pytest.mark.slow

@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from bloomery.data_contracts.records.records import Dataset
-from bloomery.flows.recipe.recipe import RECIPES
+from bloomery.flows.recipe.recipe_files import RECIPES
 from bloomery.models.training.data.batches import read_examples
 
 pytestmark = pytest.mark.slow

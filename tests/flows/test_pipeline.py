@@ -17,7 +17,7 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from bloomery.flows.recipe.recipe import RECIPES
+from bloomery.flows.recipe.recipe_files import RECIPES
 from tests.processes import processes_of, responds, wait_for
 
 pytestmark = pytest.mark.slow

@@ -13,7 +13,8 @@ from bloomery.data_contracts.errors import DataMissing
 from bloomery.data_contracts.recipe_sections.data_source import SourceFile
 from bloomery.data_contracts.recipe_sections.source_paths import path_variable
 from bloomery.data_contracts.records.records import Dataset
-from bloomery.flows.recipe.recipe import CONTRACTS, Recipe, bundled_recipes, read_recipe
+from bloomery.flows.recipe.recipe import CONTRACTS, Recipe, read_recipe
+from bloomery.flows.recipe.recipe_files import bundled_recipes
 from bloomery.tasks.ingest.stage import ingest, locate_source
 from bloomery.tasks.prepare.stage import prepare
 from bloomery.tasks.validate.stage import validate

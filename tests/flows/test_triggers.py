@@ -15,7 +15,7 @@ import httpx
 import pytest
 import yaml
 
-from bloomery.flows.recipe.recipe import RECIPES
+from bloomery.flows.recipe.recipe_files import RECIPES
 from tests.processes import wait_for
 
 pytestmark = pytest.mark.slow

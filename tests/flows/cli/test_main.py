@@ -16,7 +16,7 @@ from rich.console import Console
 from bloomery.data_contracts.records.records import Release
 from bloomery.flows.cli.display import print_release
 from bloomery.flows.cli.main import app
-from bloomery.flows.recipe.recipe import RECIPES
+from bloomery.flows.recipe.recipe_files import RECIPES
 
 Bloomery = Callable[..., subprocess.CompletedProcess[str]]
 DIGITS = (RECIPES / "digits.yaml").read_text()

@@ -7,7 +7,8 @@ import yaml
 
 from bloomery.data_contracts.errors import ContractInvalid, DataMissing, RecipeInvalid
 from bloomery.data_contracts.records.scores import Score
-from bloomery.flows.recipe.recipe import CONTRACTS, RECIPES, bundled_recipes, read_recipe
+from bloomery.flows.recipe.recipe import CONTRACTS, read_recipe
+from bloomery.flows.recipe.recipe_files import RECIPES, bundled_recipes
 
 DIGITS = (RECIPES / "digits.yaml").read_text()
 

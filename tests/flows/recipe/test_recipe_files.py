@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from bloomery.data_contracts.errors import BloomeryError, DataMissing, RecipeInvalid, SettingInvalid
-from bloomery.flows.recipe.recipe import RECIPES, read_recipe
+from bloomery.flows.recipe.recipe import read_recipe
 from bloomery.flows.recipe.recipe_files import (
+    RECIPES,
     find_recipe,
     own_recipes,
     reference_of,

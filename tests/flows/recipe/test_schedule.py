@@ -11,7 +11,8 @@ import yaml
 from pydantic import ValidationError
 
 from bloomery.data_contracts.errors import RecipeInvalid
-from bloomery.flows.recipe.recipe import RECIPES, read_recipe
+from bloomery.flows.recipe.recipe import read_recipe
+from bloomery.flows.recipe.recipe_files import RECIPES
 from bloomery.flows.recipe.schedule import Schedule
 from bloomery.flows.run_control.gpu_slots import count_gpu_slots
 from bloomery.models.training.config import Training

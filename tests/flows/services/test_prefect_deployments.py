@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from bloomery.data_contracts.errors import RecipeInvalid
-from bloomery.flows.recipe.recipe import RECIPES, bundled_recipes
+from bloomery.flows.recipe.recipe_files import RECIPES, bundled_recipes
 from bloomery.flows.services.prefect_deployments import failure_reason, main
 from bloomery.flows.services.supervisor import RecipeRegistration
 

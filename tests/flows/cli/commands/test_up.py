@@ -19,7 +19,7 @@ import yaml
 
 from bloomery.data_contracts.errors import RecipeInvalid, SettingInvalid
 from bloomery.flows.cli.commands.up import select_recipes
-from bloomery.flows.recipe.recipe import RECIPES, bundled_recipes
+from bloomery.flows.recipe.recipe_files import RECIPES, bundled_recipes
 from bloomery.tasks.infrastructure.service_status import find_processes, read_service_status
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.infrastructure.tethered_process import find_free_port
