@@ -99,4 +99,5 @@ def read_batches(path: Path, columns: list[str] | None = None) -> Iterator[pa.Re
     with pq.ParquetFile(path, pre_buffer=False, decryption_properties=personal_data.decryption_properties()) as file:
         for batch in file.iter_batches(row_group_size_of(path), columns=columns):
             rows = batch.replace_schema_metadata(None)
-            yield rows if columns is None else rows.select(columns)  # an array may have the path that a name looks like
+            # A name such as `a.list.element` is also the path of the items of an array `a`, which is then read too.
+            yield rows if columns is None else rows.select(columns)

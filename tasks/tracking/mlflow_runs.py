@@ -122,7 +122,7 @@ def adopt_runs(experiment_name: str, stage_key: str, run_id: str, *, tag: str) -
 
 
 def metric_names(names: Collection[str]) -> dict[str, str]:
-    """Returns a different name for each of `names` that MLflow takes for a metric, or for its last part.
+    """Returns distinct names that MLflow accepts for metrics, or as their last part, by the given names.
 
     It takes letters, digits, underscores, dashes, points, colons and spaces, at most 250 of them.
     """
