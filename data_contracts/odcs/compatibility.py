@@ -14,8 +14,8 @@ from typing import Literal
 import pyarrow as pa
 
 from bloomery.data_contracts.documents.documents import Document
-from bloomery.data_contracts.odcs.arrow_schema import arrow_type, value_range
-from bloomery.data_contracts.odcs.columns import Column
+from bloomery.data_contracts.odcs.columns.arrow_schema import arrow_type, value_range
+from bloomery.data_contracts.odcs.columns.column import Column
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.odcs.rules import Rule
 

@@ -1,8 +1,9 @@
 """The data contract: the tables and rules of a data set, in the Open Data Contract Standard v3.0 or v3.1.
 
-A contract file is the only definition of the data, and reading and writing it loses nothing. The Arrow and Spark
-schemas (`arrow_schema.py`), the Great Expectations suite (`validation/`), the endpoint's check of requests
-(`requests/`) and the HTML page (`html_page.py`) are derived from its columns (`columns.py`) and rules (`rules.py`).
+A contract file is the only definition of the data, and reading and writing it loses nothing. Arrow and Spark schemas
+(`columns/arrow_schema.py`), the Great Expectations suite (`validation/`), the endpoint's check of requests
+(`requests/`) and the HTML page (`html_page.py`) are derived from its columns (`columns/column.py`) and its rules
+(`rules.py`).
 """
 
 from __future__ import annotations
@@ -28,13 +29,20 @@ from bloomery.data_contracts.odcs.base import (
     find_ineffective_custom_properties,
     raise_problems,
 )
-from bloomery.data_contracts.odcs.columns import Column
-from bloomery.data_contracts.odcs.descriptions import Price, Role, SupportItem, Team, TeamOrMembers, require_description
+from bloomery.data_contracts.odcs.columns.column import Column
 from bloomery.data_contracts.odcs.distributions import Reference, require_reference
-from bloomery.data_contracts.odcs.quality import Quality
+from bloomery.data_contracts.odcs.elements.descriptions import (
+    Price,
+    Role,
+    SupportItem,
+    Team,
+    TeamOrMembers,
+    require_description,
+)
+from bloomery.data_contracts.odcs.elements.quality import Quality
+from bloomery.data_contracts.odcs.elements.servers import Server
+from bloomery.data_contracts.odcs.elements.service_levels import ServiceLevel
 from bloomery.data_contracts.odcs.rules import Rule
-from bloomery.data_contracts.odcs.servers import Server
-from bloomery.data_contracts.odcs.service_levels import ServiceLevel
 from bloomery.data_contracts.odcs.table import Table
 
 Versions = Literal["v3.1.0", "v3.0.2", "v3.0.1", "v3.0.0", "v2.2.2", "v2.2.1", "v2.2.0"]

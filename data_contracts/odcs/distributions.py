@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 
 from bloomery.data_contracts.documents.documents import Document
 from bloomery.data_contracts.odcs.base import CamelModel
-from bloomery.data_contracts.odcs.columns import Column
+from bloomery.data_contracts.odcs.columns.column import Column
 from bloomery.data_contracts.odcs.rules import Divergence
 
 SMALLEST_SHARE = 1e-4  # smaller shares count as this, since the logarithm of 0 is undefined

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import yaml
 
 from bloomery.data_contracts.odcs.base import Element
-from bloomery.data_contracts.odcs.columns import Column
+from bloomery.data_contracts.odcs.columns.column import Column
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.odcs.rules import Rule
 

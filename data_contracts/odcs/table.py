@@ -14,7 +14,6 @@ from pydantic import model_validator
 from bloomery.data_contracts.documents.documents import Location
 from bloomery.data_contracts.expressions.parser import parse_condition, referenced_columns
 from bloomery.data_contracts.expressions.table_queries import normalize_placeholder, replace_table, require_scalar_query
-from bloomery.data_contracts.odcs.arrow_schema import arrow_schema
 from bloomery.data_contracts.odcs.base import (
     Element,
     Problem,
@@ -24,11 +23,12 @@ from bloomery.data_contracts.odcs.base import (
     find_ineffective_custom_properties,
     raise_problems,
 )
-from bloomery.data_contracts.odcs.columns import Column
-from bloomery.data_contracts.odcs.descriptions import TableRelationship
-from bloomery.data_contracts.odcs.physical_types import is_arrow_name
-from bloomery.data_contracts.odcs.properties import Property, SchemaProperty
-from bloomery.data_contracts.odcs.quality import Dependency, Quality, RowCondition
+from bloomery.data_contracts.odcs.columns.arrow_schema import arrow_schema
+from bloomery.data_contracts.odcs.columns.column import Column
+from bloomery.data_contracts.odcs.elements.descriptions import TableRelationship
+from bloomery.data_contracts.odcs.elements.physical_types import is_arrow_name
+from bloomery.data_contracts.odcs.elements.properties import Property, SchemaProperty
+from bloomery.data_contracts.odcs.elements.quality import Dependency, Quality, RowCondition
 from bloomery.data_contracts.odcs.rules import Rule
 
 LocatedRule = tuple[Rule, Location]

@@ -7,7 +7,7 @@ from typing import Any
 
 from bloomery.data_contracts.expressions.sql import parse_sql
 from bloomery.data_contracts.expressions.table_queries import TABLE_PLACEHOLDER
-from bloomery.data_contracts.odcs.columns import Column
+from bloomery.data_contracts.odcs.columns.column import Column
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.odcs.rules import Rule
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from bloomery.data_contracts.odcs.arrow_schema import arrow_schema, is_compatible
+from bloomery.data_contracts.odcs.columns.arrow_schema import arrow_schema, is_compatible
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.odcs.rules import Rule
 from bloomery.data_contracts.requests.problems import BodyUnreadable, RowsRefused, row_problem

@@ -22,12 +22,12 @@ from pydantic import (
 from pydantic_core import core_schema
 from typing_extensions import TypedDict  # pydantic requires it below Python 3.12
 
-from bloomery.data_contracts.odcs.arrow_schema import arrow_type, max_exact_integer, value_range
 from bloomery.data_contracts.odcs.base import LogicalType
-from bloomery.data_contracts.odcs.columns import Column
-from bloomery.data_contracts.odcs.date_formats import parse_format
+from bloomery.data_contracts.odcs.columns.arrow_schema import arrow_type, max_exact_integer, value_range
+from bloomery.data_contracts.odcs.columns.column import Column
+from bloomery.data_contracts.odcs.columns.date_formats import parse_format
+from bloomery.data_contracts.odcs.columns.typed_elements import TypedElement
 from bloomery.data_contracts.odcs.rules import Rule, integer_limits
-from bloomery.data_contracts.odcs.typed_elements import TypedElement
 
 
 def object_type(name: str, fields: dict[str, Any]) -> Any:

@@ -15,7 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from bloomery.data_contracts.expressions.parser import Condition, find_violations, parse_condition
 from bloomery.data_contracts.expressions.row_evaluator import FallBackToArrow, RowFunction, compile_for_row
-from bloomery.data_contracts.odcs.arrow_schema import arrow_schema
+from bloomery.data_contracts.odcs.columns.arrow_schema import arrow_schema
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.odcs.rules import Rule
 from bloomery.data_contracts.requests.column_types import column_type, object_type

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bloomery.data_contracts.odcs.columns import Column
+from bloomery.data_contracts.odcs.columns.column import Column
+from bloomery.data_contracts.odcs.columns.typed_elements import TypedElement
 from bloomery.data_contracts.odcs.rules import Rule, integer_limits
-from bloomery.data_contracts.odcs.typed_elements import TypedElement
 
 _FORMATS = {"date": {"type": "string", "format": "date"}, "timestamp": {"type": "string", "format": "date-time"}}
 

@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bloomery.data_contracts.odcs.arrow_schema import max_exact_integer, value_range
-from bloomery.data_contracts.odcs.date_formats import DateFormat, parse_format
+from bloomery.data_contracts.odcs.columns.arrow_schema import max_exact_integer, value_range
+from bloomery.data_contracts.odcs.columns.date_formats import DateFormat, parse_format
 
 _INTEGER = r"^[+-]?[0-9]{1,18}$"  # int64 holds every number of so many digits
 _DECIMAL = r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,4})?$"

@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 
 from bloomery.data_contracts.errors import ContractBroken, DataUnfit
 from bloomery.data_contracts.expressions import parser
-from bloomery.data_contracts.odcs.arrow_schema import arrow_schema, is_compatible, value_range
+from bloomery.data_contracts.odcs.columns.arrow_schema import arrow_schema, is_compatible, value_range
+from bloomery.data_contracts.odcs.columns.date_formats import parse_format
 from bloomery.data_contracts.odcs.contract import Contract
-from bloomery.data_contracts.odcs.date_formats import parse_format
 from bloomery.data_contracts.odcs.rules import Rule
 from bloomery.data_contracts.validation.casting import cast_column, find_uncastable
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bloomery.data_contracts.odcs.columns import can_be_encrypted
+from bloomery.data_contracts.odcs.columns.column import can_be_encrypted
 from bloomery.data_contracts.odcs.contract import Column, Contract
 from bloomery.flows.recipe.feature_checks import check_column, check_series
 from bloomery.flows.recipe.training_checks import (

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pyarrow.parquet.encryption as pe
 
 from bloomery.data_contracts.errors import SecretMissing
-from bloomery.data_contracts.odcs.arrow_schema import arrow_schema
+from bloomery.data_contracts.odcs.columns.arrow_schema import arrow_schema
 from bloomery.data_contracts.odcs.contract import Contract
 
 KEY_VARIABLE = "BLOOMERY_PERSONAL_KEY"

@@ -10,7 +10,7 @@ import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
 from bloomery.data_contracts.errors import DataMissing
-from bloomery.data_contracts.odcs.arrow_schema import arrow_schema
+from bloomery.data_contracts.odcs.columns.arrow_schema import arrow_schema
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.validation.row_checks import cast_batch, find_violations, row_rules
 from bloomery.tasks.bentos.bento_store import artifacts_folder

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bloomery.data_contracts.monitoring import Measure, ReferenceProfile, VersionReference
-from bloomery.data_contracts.odcs.columns import Column
+from bloomery.data_contracts.odcs.columns.column import Column
 from bloomery.data_contracts.odcs.distributions import Bins, count_into_bins, reference_column
 from bloomery.data_contracts.records.key_column import key_column
 from bloomery.data_contracts.records.records import Choice, Dataset, Interval

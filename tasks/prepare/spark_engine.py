@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from bloomery.data_contracts.odcs.arrow_schema import spark_schema
+from bloomery.data_contracts.odcs.columns.arrow_schema import spark_schema
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.recipe_sections.engine import SparkConfig
 from bloomery.data_contracts.records.records import ValidRows

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import pyarrow as pa
 
 from bloomery.data_contracts.documents.digests import digest_of_document, digest_of_file
-from bloomery.data_contracts.odcs.arrow_schema import arrow_schema
+from bloomery.data_contracts.odcs.columns.arrow_schema import arrow_schema
 from bloomery.data_contracts.odcs.windowed_contract import with_windows
 from bloomery.data_contracts.recipe_sections.engine import Engine
 from bloomery.data_contracts.records.records import Dataset, EncodedSplit, ValidRows

@@ -11,9 +11,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bloomery.data_contracts.odcs.columns import Column
+from bloomery.data_contracts.odcs.columns.column import Column
+from bloomery.data_contracts.odcs.columns.typed_elements import TypedElement
 from bloomery.data_contracts.odcs.contract import Contract
-from bloomery.data_contracts.odcs.typed_elements import TypedElement
 from bloomery.data_contracts.records.records import Bento
 from bloomery.data_contracts.serving.signatures import MANIFEST_FILE
 from bloomery.models.features.encoder import read_encoder

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from bloomery.data_contracts.documents.digests import digest_of_document, digest_of_file
 from bloomery.data_contracts.errors import ContractBroken, DataUnfit
-from bloomery.data_contracts.odcs.arrow_schema import arrow_schema
+from bloomery.data_contracts.odcs.columns.arrow_schema import arrow_schema
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.records.records import RawRows, ValidRows
 from bloomery.data_contracts.validation.data_docs import render_data_docs

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from bloomery import data_contracts
-from bloomery.data_contracts.odcs.arrow_schema import arrow_schema
+from bloomery.data_contracts.odcs.columns.arrow_schema import arrow_schema
 from bloomery.data_contracts.odcs.contract import Contract, read_contract
 from bloomery.data_contracts.validation.row_checks import cast_batch, find_violations, parse_conditions, row_rules
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from bloomery.data_contracts.odcs.date_formats import DateFormat, is_midnight, parse_format
+from bloomery.data_contracts.odcs.columns.date_formats import DateFormat, is_midnight, parse_format
 
 MAX_SHAPES = 40  # a column with more has no dates
 _LAST_MONTH, _LAST_DAY, _MICROSECOND_DIGITS = 12, 31, 6

@@ -13,7 +13,7 @@ import yaml
 from bloomery.data_contracts.odcs.base import CUSTOM_PROPERTIES
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.odcs.distributions import Reference
-from bloomery.data_contracts.odcs.quality import Metric
+from bloomery.data_contracts.odcs.elements.quality import Metric
 from bloomery.data_contracts.odcs.rules import RuleKind
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "contracts.md").read_text(encoding="utf-8")

@@ -9,8 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from bloomery.data_contracts.odcs.contract import Contract, read_contract
+from bloomery.data_contracts.odcs.elements.physical_types import logical_type_of
 from bloomery.data_contracts.odcs.html_page import render_contract_page
-from bloomery.data_contracts.odcs.physical_types import logical_type_of
 from tests.records import contract_document
 
 BAKERY = Path(__file__).parent / "bakery.odcs.yaml"

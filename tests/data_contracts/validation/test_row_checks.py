@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from bloomery.data_contracts.errors import DataUnfit
-from bloomery.data_contracts.odcs.arrow_schema import arrow_schema
+from bloomery.data_contracts.odcs.columns.arrow_schema import arrow_schema
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.requests.json_rows import JsonRowParser
 from bloomery.data_contracts.requests.problems import RowsRefused

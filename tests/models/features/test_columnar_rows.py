@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bloomery.data_contracts.errors import DataUnfit
-from bloomery.data_contracts.odcs.arrow_schema import value_range
+from bloomery.data_contracts.odcs.columns.arrow_schema import value_range
 from bloomery.data_contracts.requests.columnar_rows import ColumnarRows, ColumnKinds, to_table
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import STATISTICS, Encoder, encode, fit, partial_statistics

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bloomery.data_contracts.errors import ContractBroken, SecretMissing
-from bloomery.data_contracts.odcs.columns import can_be_encrypted
+from bloomery.data_contracts.odcs.columns.column import can_be_encrypted
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.data_contracts.recipe_sections.engine import Engine

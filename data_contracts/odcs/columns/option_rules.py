@@ -7,17 +7,17 @@ from datetime import date, datetime
 from typing import Any
 
 from bloomery.data_contracts.expressions.sql import quote_name
-from bloomery.data_contracts.odcs.consistency import INEXACT, require_regular_expression
-from bloomery.data_contracts.odcs.physical_types import FORMATS, PHYSICAL_TYPES
-from bloomery.data_contracts.odcs.rules import Rule
-from bloomery.data_contracts.odcs.type_options import has_exact_bounds
-from bloomery.data_contracts.odcs.typed_elements import (
+from bloomery.data_contracts.odcs.columns.consistency import INEXACT, require_regular_expression
+from bloomery.data_contracts.odcs.columns.typed_elements import (
     ArrayItem,
     TypedElement,
     find_format_failure,
     numeric_limits,
     parse_limit,
 )
+from bloomery.data_contracts.odcs.elements.physical_types import FORMATS, PHYSICAL_TYPES
+from bloomery.data_contracts.odcs.elements.type_options import has_exact_bounds
+from bloomery.data_contracts.odcs.rules import Rule
 
 
 def limit_rules(target: str, item: TypedElement) -> list[Rule]:

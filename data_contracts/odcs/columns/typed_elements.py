@@ -8,11 +8,11 @@ from datetime import date, datetime
 from typing import Any
 
 from bloomery.data_contracts.odcs.base import LogicalType, Problem, Unsupported
-from bloomery.data_contracts.odcs.date_formats import parse_format
-from bloomery.data_contracts.odcs.physical_types import FORMATS, PHYSICAL_TYPES, refine_type
-from bloomery.data_contracts.odcs.properties import Property
+from bloomery.data_contracts.odcs.columns.date_formats import parse_format
+from bloomery.data_contracts.odcs.elements.physical_types import FORMATS, PHYSICAL_TYPES, refine_type
+from bloomery.data_contracts.odcs.elements.properties import Property
+from bloomery.data_contracts.odcs.elements.type_options import has_exact_bounds, parse_moment
 from bloomery.data_contracts.odcs.rules import Bound, Rule, integer_limits
-from bloomery.data_contracts.odcs.type_options import has_exact_bounds, parse_moment
 
 
 class TypedElement(Property):

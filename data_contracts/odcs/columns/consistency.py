@@ -10,9 +10,16 @@ from typing import Any
 
 from bloomery.data_contracts.expressions.parser import referenced_columns
 from bloomery.data_contracts.odcs.base import LogicalType
-from bloomery.data_contracts.odcs.quality import Arguments, Dependency, LengthLimits, Quality, RowCondition, ValueLimits
+from bloomery.data_contracts.odcs.elements.quality import (
+    Arguments,
+    Dependency,
+    LengthLimits,
+    Quality,
+    RowCondition,
+    ValueLimits,
+)
+from bloomery.data_contracts.odcs.elements.type_options import has_exact_bounds
 from bloomery.data_contracts.odcs.rules import Bound, Rule, integer_limits
-from bloomery.data_contracts.odcs.type_options import has_exact_bounds
 
 INEXACT = "a limit of 2**53 or more cannot be compared exactly; use a smaller one"
 

@@ -10,7 +10,7 @@ from typing import Any, Self
 from pydantic import ConfigDict, model_validator
 
 from bloomery.data_contracts.odcs.base import CamelModel, CustomProperty, Problem, StableId, raise_problems, unknown_key
-from bloomery.data_contracts.odcs.descriptions import Role
+from bloomery.data_contracts.odcs.elements.descriptions import Role
 
 # For each type of server, the keys that it must have, and those that it may have.
 _KEYS: dict[str, tuple[str, str]] = {

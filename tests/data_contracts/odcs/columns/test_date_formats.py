@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bloomery.data_contracts.odcs.date_formats import parse_format
+from bloomery.data_contracts.odcs.columns.date_formats import parse_format
 from bloomery.data_contracts.validation.casting import cast_column
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from bloomery.data_contracts.odcs.columns import Column
-from bloomery.data_contracts.odcs.typed_elements import TypedElement
+from bloomery.data_contracts.odcs.columns.column import Column
+from bloomery.data_contracts.odcs.columns.typed_elements import TypedElement
 
 _ARROW: dict[str, pa.DataType] = {
     "int8": pa.int8(),

@@ -1,6 +1,7 @@
 """The columns that Bloomery reads: their types and limits, and the rules that follow from them.
 
-They are derived from the properties of a contract file (`properties.py`). What cannot be read or checked is said.
+They are derived from the properties of a contract file (`elements/properties.py`). What cannot be read or checked is
+reported.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from bloomery.data_contracts.expressions.parser import referenced_columns
 from bloomery.data_contracts.expressions.sql import quote_name
 from bloomery.data_contracts.expressions.table_queries import normalize_placeholder
 from bloomery.data_contracts.odcs.base import LogicalType, Problem, Unsupported, find_ineffective_custom_properties
-from bloomery.data_contracts.odcs.consistency import (
+from bloomery.data_contracts.odcs.columns.consistency import (
     find_contradictions,
     find_misuses,
 )
-from bloomery.data_contracts.odcs.option_rules import find_unchecked_options, limit_rules, option_conditions
-from bloomery.data_contracts.odcs.properties import SchemaProperty
-from bloomery.data_contracts.odcs.quality import Distribution, LengthLimits, Quality, RowCondition, ValueLimits
+from bloomery.data_contracts.odcs.columns.option_rules import find_unchecked_options, limit_rules, option_conditions
+from bloomery.data_contracts.odcs.columns.typed_elements import ArrayItem, TypedElement, resolve_type
+from bloomery.data_contracts.odcs.elements.properties import SchemaProperty
+from bloomery.data_contracts.odcs.elements.quality import Distribution, LengthLimits, Quality, RowCondition, ValueLimits
 from bloomery.data_contracts.odcs.rules import Rule
-from bloomery.data_contracts.odcs.typed_elements import ArrayItem, TypedElement, resolve_type
 
 
 class Column(TypedElement):

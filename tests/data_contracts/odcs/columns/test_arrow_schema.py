@@ -8,8 +8,8 @@ from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import StructType
 
 from bloomery.data_contracts.errors import ContractBroken
-from bloomery.data_contracts.odcs.arrow_schema import arrow_schema, spark_schema
-from bloomery.data_contracts.odcs.physical_types import PHYSICAL_TYPES
+from bloomery.data_contracts.odcs.columns.arrow_schema import arrow_schema, spark_schema
+from bloomery.data_contracts.odcs.elements.physical_types import PHYSICAL_TYPES
 from bloomery.data_contracts.validation.row_checks import require_columns
 
 EVERY_TYPE = [

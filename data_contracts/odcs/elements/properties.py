@@ -1,6 +1,6 @@
 """The properties of a contract file: columns of a table, fields of an object, and items of an array.
 
-They keep every key of the standard. `columns.py` derives the columns that Bloomery reads.
+They keep every key of the standard. `columns/column.py` derives the columns that Bloomery reads.
 
 Source: Open Data Contract Standard v3.1, Schema.
 """
@@ -19,10 +19,10 @@ from bloomery.data_contracts.odcs.base import (
     find_custom_property_problems,
     raise_problems,
 )
-from bloomery.data_contracts.odcs.descriptions import ColumnRelationship
-from bloomery.data_contracts.odcs.physical_types import refine_type
-from bloomery.data_contracts.odcs.quality import Quality
-from bloomery.data_contracts.odcs.type_options import TypeOptions
+from bloomery.data_contracts.odcs.elements.descriptions import ColumnRelationship
+from bloomery.data_contracts.odcs.elements.physical_types import refine_type
+from bloomery.data_contracts.odcs.elements.quality import Quality
+from bloomery.data_contracts.odcs.elements.type_options import TypeOptions
 
 
 class Property(Element):
