@@ -7,23 +7,14 @@ from typing import NamedTuple
 
 from bloomery.data_contracts.recipe_sections.data_source import DataSource, SourceFile
 from bloomery.tasks.ingest import locations
-from bloomery.tasks.ingest.readers import (
-    audio,
-    columnar,
-    delimited,
-    hive,
-    idx,
-    images,
-    json_documents,
-    jsonlines,
-    lakehouse,
-    sklearn_datasets,
-    sql,
-    text,
-)
+from bloomery.tasks.ingest.readers import columnar, sklearn_datasets
 from bloomery.tasks.ingest.readers.application_files import arff, huggingface, numpy_arrays, sqlite, xlsx
 from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream
+from bloomery.tasks.ingest.readers.databases import hive, lakehouse, sql
+from bloomery.tasks.ingest.readers.json_files import json_documents, jsonlines
+from bloomery.tasks.ingest.readers.media import audio, idx, images
 from bloomery.tasks.ingest.readers.sequences import sequence_files
+from bloomery.tasks.ingest.readers.text_files import delimited, text
 
 
 class Reader(NamedTuple):

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.tasks.infrastructure.parquet import RowWriter, read_batches, row_group_size_of
-from bloomery.tasks.ingest.readers.number_texts import NumberNotation, rewrite_columns
+from bloomery.tasks.ingest.readers.text_files.number_texts import NumberNotation, rewrite_columns
 from bloomery.tasks.scaffolding.profiling.column_profiles import MARKERS, max_invalid_cells
 
 _CODES = "EUR|USD|GBP|CHF|JPY|CNY|INR|AUD|CAD|NZD|SEK|NOK|DKK|PLN|CZK|HUF|RUB|UAH|TRY|BRL|MXN|ZAR|KRW|SGD|HKD|ILS"

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.ingest.locations import FileLocation
-from bloomery.tasks.ingest.readers.csv_lexer import Lexer, QuoteRepair
+from bloomery.tasks.ingest.readers.text_files.csv_lexer import Lexer, QuoteRepair
 from bloomery.tasks.scaffolding.source_options.csv_header import (
     MAX_HEADER_ROW,
     NUMBER_OR_DATE,

@@ -14,7 +14,7 @@ from bloomery.tasks.ingest.readers.application_files.huggingface import (
     media_columns,
     read_media_column,
 )
-from bloomery.tasks.ingest.readers.media import MediaFile
+from bloomery.tasks.ingest.readers.media.media_files import MediaFile
 from bloomery.tasks.scaffolding.source_options.media_options import infer_audio_options, infer_image_options
 from bloomery.tasks.scaffolding.source_options.split_names import SPLIT_NAMES, in_split_order
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from bloomery.data_contracts.recipe_sections.data_source import DataSource, SourceFile
 from bloomery.tasks.ingest import locations
-from bloomery.tasks.ingest.readers.json_documents import rows_of_columns
+from bloomery.tasks.ingest.readers.json_files.json_documents import rows_of_columns
 
 _MAX_DEPTH = 6
 

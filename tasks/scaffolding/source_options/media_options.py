@@ -12,7 +12,7 @@ from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.models.media.config import MediaUnreadable
 from bloomery.models.media.images import read_orientation, upright_size
 from bloomery.models.media.recordings import read_wav
-from bloomery.tasks.ingest.readers.media import MediaFile, read_media
+from bloomery.tasks.ingest.readers.media.media_files import MediaFile, read_media
 
 MAX_SIDE = 64  # pixels; larger images are resized when they are read
 _UPRIGHT = 1  # the EXIF orientation

@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 from bloomery.data_contracts.recipe_sections.data_source import DataSource, SourceFile
 from bloomery.tasks.ingest import locations
 from bloomery.tasks.ingest.locations import FileLocation, folder_label
-from bloomery.tasks.ingest.readers import delimited
 from bloomery.tasks.ingest.readers.sequences.sequence_files import FirstFault
+from bloomery.tasks.ingest.readers.text_files import delimited
 from bloomery.tasks.scaffolding.source_options.csv_dialect import infer_dialect
 from bloomery.tasks.scaffolding.source_options.split_names import SPLIT_NAMES, in_split_order
 from bloomery.tasks.scaffolding.source_options.text_encoding import infer_encoding, read_sample

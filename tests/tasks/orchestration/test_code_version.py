@@ -59,7 +59,7 @@ EDITS = {
     "the instruction set": edit(
         "tasks/infrastructure/device.py", '"MKL_CBWR": "AVX2"', '"MKL_CBWR": "SSE4_2"', "train", "compress"
     ),
-    "a reader": more_code("tasks/ingest/readers/text.py", "ingest"),
+    "a reader": more_code("tasks/ingest/readers/text_files/text.py", "ingest"),
     "the pruning": more_code("models/compression/pruning/structured.py", "compress"),
     "the encoder": more_code(
         "models/features/encoder.py", "prepare", "train", "compress", "choose", "package", "promote"

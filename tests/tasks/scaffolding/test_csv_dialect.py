@@ -9,8 +9,8 @@ import pytest
 from bloomery.data_contracts.errors import DataMissing
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.tasks.ingest import locations
-from bloomery.tasks.ingest.readers import delimited
 from bloomery.tasks.ingest.readers.base import MalformedWriter
+from bloomery.tasks.ingest.readers.text_files import delimited
 from bloomery.tasks.scaffolding.source_options.csv_dialect import CsvDialect, infer_dialect
 
 

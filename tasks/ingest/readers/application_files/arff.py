@@ -25,7 +25,7 @@ from bloomery.tasks.ingest.readers.base import (
     printable_text,
     unreadable_error,
 )
-from bloomery.tasks.ingest.readers.text_streams import transcode_to_utf8
+from bloomery.tasks.ingest.readers.text_files.text_streams import transcode_to_utf8
 
 _BATCH_ROWS = 8_192
 _MAX_HEADER_LINES = 1_000_000

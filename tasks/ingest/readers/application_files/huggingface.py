@@ -33,7 +33,7 @@ from bloomery.tasks.ingest.readers.base import (
     canonical_schema,
     conform_batch,
 )
-from bloomery.tasks.ingest.readers.media import MediaFile
+from bloomery.tasks.ingest.readers.media.media_files import MediaFile
 
 FEATURES = b"huggingface"  # of a schema's metadata
 _ROW_GROUP_SIZE = 1_024  # of rows with images or recordings

@@ -22,7 +22,7 @@ from bloomery.tasks.ingest.option_names import option_names
 from bloomery.tasks.ingest.readers import files
 from bloomery.tasks.ingest.readers.application_files.text_cells import float_text, to_text_batch
 from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream, unreadable_error
-from bloomery.tasks.ingest.readers.number_texts import require_number_columns
+from bloomery.tasks.ingest.readers.text_files.number_texts import require_number_columns
 
 _BATCH_ROWS = 8_192
 _BOOLEANS = {0: "false", 1: "true"}

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
-from bloomery.tasks.ingest.readers.number_texts import notation_of, rewrite_columns
+from bloomery.tasks.ingest.readers.text_files.number_texts import notation_of, rewrite_columns
 
 _MAX_WHOLE = 2**53  # of a float
 

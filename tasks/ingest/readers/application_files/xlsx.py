@@ -20,7 +20,7 @@ from bloomery.tasks.ingest.option_names import option_names
 from bloomery.tasks.ingest.readers import files
 from bloomery.tasks.ingest.readers.application_files.text_cells import float_text, to_text_batch
 from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream, unreadable_error
-from bloomery.tasks.ingest.readers.number_texts import require_number_columns
+from bloomery.tasks.ingest.readers.text_files.number_texts import require_number_columns
 from bloomery.tasks.ingest.zip_members import ZIP_ERRORS
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from bloomery.data_contracts.recipe_sections.data_source import DataSource, Sour
 from bloomery.data_contracts.validation.casting import cast_column
 from bloomery.tasks.ingest import locations
 from bloomery.tasks.ingest.locations import FileLocation
-from bloomery.tasks.ingest.readers import delimited
 from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream, equal_lists, unreadable_error
-from bloomery.tasks.ingest.readers.media import path_fields, path_values
+from bloomery.tasks.ingest.readers.media.media_files import path_fields, path_values
+from bloomery.tasks.ingest.readers.text_files import delimited
 
 VALUES = "values"  # the column of the sequences
 _BATCH_FILES = 64

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from bloomery.data_contracts.errors import DataMissing
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
-from bloomery.tasks.ingest.readers import jsonlines
 from bloomery.tasks.ingest.readers.base import MalformedWriter
+from bloomery.tasks.ingest.readers.json_files import jsonlines
 from tests.examples import examples
 
 

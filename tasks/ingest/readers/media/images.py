@@ -19,7 +19,7 @@ from bloomery.models.media.source_options import image_decoding
 from bloomery.tasks.infrastructure.parquet import ROW_GROUP_SIZE
 from bloomery.tasks.ingest.option_names import option_names, place_of_options
 from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream
-from bloomery.tasks.ingest.readers.media import MediaFile, path_fields, path_values, read_media
+from bloomery.tasks.ingest.readers.media.media_files import MediaFile, path_fields, path_values, read_media
 
 _BATCH_FILES = 64
 _ROW_GROUP_BYTES = 64 << 20

@@ -9,7 +9,7 @@ import pytest
 from bloomery.data_contracts.errors import DataMissing
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.tasks.infrastructure import spark_session
-from bloomery.tasks.ingest.readers import hive
+from bloomery.tasks.ingest.readers.databases import hive
 from bloomery.tasks.ingest.stage import locate_source
 
 pytestmark = pytest.mark.slow

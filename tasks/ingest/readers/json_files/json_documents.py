@@ -15,7 +15,7 @@ from bloomery.tasks.ingest import locations
 from bloomery.tasks.ingest.locations import FileLocation
 from bloomery.tasks.ingest.readers import files
 from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream, unreadable_error
-from bloomery.tasks.ingest.readers.json_types import (
+from bloomery.tasks.ingest.readers.json_files.json_types import (
     JsonType,
     build_batch,
     build_schema,

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from bloomery.data_contracts.errors import DataMissing
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
-from bloomery.tasks.ingest.readers import csv_faults, delimited
 from bloomery.tasks.ingest.readers.base import MalformedWriter
-from bloomery.tasks.ingest.readers.csv_lexer import Lexer, split_lines, split_records
+from bloomery.tasks.ingest.readers.text_files import csv_faults, delimited
+from bloomery.tasks.ingest.readers.text_files.csv_lexer import Lexer, split_lines, split_records
 from bloomery.tasks.ingest.stage import locate_source
 from tests.examples import examples
 

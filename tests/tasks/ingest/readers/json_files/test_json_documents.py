@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from bloomery.data_contracts.errors import DataMissing
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
-from bloomery.tasks.ingest.readers import json_documents
 from bloomery.tasks.ingest.readers.base import MalformedWriter
+from bloomery.tasks.ingest.readers.json_files import json_documents
 from bloomery.tasks.ingest.stage import ingest, locate_source
 from tests.examples import examples
 

@@ -11,7 +11,7 @@ from bloomery.data_contracts.recipe_sections.data_source import DataSource, Sour
 from bloomery.tasks.ingest.locations import FileLocation, folder_label
 from bloomery.tasks.ingest.readers import files
 from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream, printable_text
-from bloomery.tasks.ingest.readers.text_streams import transcode_to_utf8
+from bloomery.tasks.ingest.readers.text_files.text_streams import transcode_to_utf8
 
 _BATCH_LINES = 8_192
 _FILES_PER_ROW_GROUP = 4_096

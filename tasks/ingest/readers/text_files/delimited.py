@@ -18,10 +18,15 @@ from bloomery.data_contracts.recipe_sections.data_source import DataSource, Sour
 from bloomery.tasks.ingest.locations import BUFFER_BYTES, FileLocation
 from bloomery.tasks.ingest.readers import files
 from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream, printable_text, unreadable_error
-from bloomery.tasks.ingest.readers.csv_faults import Faults
-from bloomery.tasks.ingest.readers.csv_lexer import Lexer, QuoteRepair, split_lines, split_records
-from bloomery.tasks.ingest.readers.number_texts import notation_of, require_number_columns, rewrite_columns
-from bloomery.tasks.ingest.readers.text_streams import end_lines_with_feeds, join_chunks, to_stream, transcode_to_utf8
+from bloomery.tasks.ingest.readers.text_files.csv_faults import Faults
+from bloomery.tasks.ingest.readers.text_files.csv_lexer import Lexer, QuoteRepair, split_lines, split_records
+from bloomery.tasks.ingest.readers.text_files.number_texts import notation_of, require_number_columns, rewrite_columns
+from bloomery.tasks.ingest.readers.text_files.text_streams import (
+    end_lines_with_feeds,
+    join_chunks,
+    to_stream,
+    transcode_to_utf8,
+)
 
 MAX_ROW_BYTES = 4 << 20
 _TRAILING = ""  # the name of the empty cell behind a trailing delimiter, which no column has

@@ -14,7 +14,7 @@ from bloomery.data_contracts.recipe_sections.data_source import DataSource, Sour
 from bloomery.tasks.ingest.locations import FileLocation
 from bloomery.tasks.ingest.readers import files
 from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream, printable_text
-from bloomery.tasks.ingest.readers.json_types import (
+from bloomery.tasks.ingest.readers.json_files.json_types import (
     JsonType,
     JsonValue,
     build_batch,

@@ -14,7 +14,7 @@ from bloomery.models.media.recordings import decode_recording
 from bloomery.models.media.source_options import audio_decoding
 from bloomery.tasks.ingest.option_names import option_names, place_of_options
 from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream
-from bloomery.tasks.ingest.readers.media import MediaFile, path_fields, path_values, read_media
+from bloomery.tasks.ingest.readers.media.media_files import MediaFile, path_fields, path_values, read_media
 
 _ROW_GROUP_SIZE = 256
 _BATCH_FILES = 64

@@ -1,0 +1,1 @@
+"""Tables of databases, lakehouses and Hive."""

@@ -1,0 +1,1 @@
+"""Files of JSON: documents, and an object per line."""
