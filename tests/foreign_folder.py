@@ -29,6 +29,7 @@ def fill_folder(folder: Path) -> Path:
     """Fills `folder` with a module for each name of Python, of an installed package and of a user's usual files.
 
     Each writes its path to the file `IMPORTED` and raises. Prefect's settings name a configuration that does so, too.
+    Settings of engines are invalid, or start programs.
     """
     folder.mkdir(parents=True, exist_ok=True)
     code = _CODE.format(marker=str(folder / IMPORTED))
@@ -38,7 +39,10 @@ def fill_folder(folder: Path) -> Path:
         (folder / f"{name}.py").write_text(code)
         (folder / name).mkdir(exist_ok=True)
         (folder / name / "__init__.py").write_text(code)
-    (folder / ".env").write_text("PREFECT_LOGGING_SETTINGS_PATH=logging.yml\n")
+    (folder / ".env").write_text("PREFECT_LOGGING_SETTINGS_PATH=logging.yml\nPREFECT_LOGGING_LEVEL=none\n")
+    (folder / "prefect.toml").write_text("[logging]\nlevel = 'none'\n")
+    (folder / "pyproject.toml").write_text("[tool.prefect\n")
+    (folder / "matplotlibrc").write_text("text.usetex: True\nfigure.dpi: 7\n")
     call = f"{{'()': builtins.open, file: '{folder / IMPORTED}', mode: a}}"
     (folder / "logging.yml").write_text(f"version: 1\nfilters:\n  called: {call}\n")
     return folder

@@ -127,11 +127,13 @@ def _run(arguments: list[str], environment: dict[str, str], out: int, err: int) 
     from bloomery.flows.cli.main import main
     from bloomery.tasks.infrastructure import settings
     from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
+    from bloomery.tasks.infrastructure.python_processes import NEUTRAL_FOLDER
 
     settings.settings.cache_clear()
     apply_engine_environment()
     settings.require_state_folder(with_room=False)  # sets variables, before prefect reads them
-    refresh_global_settings_context()
+    with contextlib.chdir(NEUTRAL_FOLDER):  # as when Prefect is imported: no settings of the current folder
+        refresh_global_settings_context()
     sys.argv = ["bloomery", *arguments]
     main()
 

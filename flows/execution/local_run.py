@@ -14,6 +14,7 @@ from bloomery.flows.execution.ephemeral_server import ephemeral_prefect_api
 from bloomery.flows.recipe.recipe import read_recipe
 from bloomery.flows.recipe.recipe_files import find_recipe, remember_recipe
 from bloomery.flows.run_control.machine_requirements import check_machine_requirements
+from bloomery.tasks.infrastructure.neutral_imports import import_prefect
 from bloomery.tasks.infrastructure.settings import require_state_folder, settings
 from bloomery.tasks.orchestration.events import StageEnded, StageStarted, Waiting, emit
 
@@ -44,6 +45,7 @@ def run_recipe(reference: str, period: str | None = None) -> Release:
                 emit(StageEnded(stage.stage, "found", stage.seconds))
             return plan.release
         wait_until_ready = wait_until_ready or start_server()
+        import_prefect()
         from bloomery.flows.pipeline import pipeline
         from bloomery.flows.recipe.handover import hand_over
 

@@ -234,7 +234,7 @@ def _prefect(port: int, settings: Settings) -> SupervisedProcess:
     command = module_command("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port))
     log = settings.logs / "up-prefect.log"
     is_ready = _responds_at(f"{url}/api/health")
-    folder = NEUTRAL_FOLDER  # Prefect's migrations import from the current folder
+    folder = NEUTRAL_FOLDER  # Prefect's migrations import from the current folder, and its settings are read there
     return SupervisedProcess("prefect", "prefect", command, is_ready, log, url, environment, folder)
 
 
@@ -265,7 +265,9 @@ def _worker(api: str, settings: Settings) -> SupervisedProcess:
             return any(worker["name"] == name and worker["status"] == "ONLINE" for worker in workers)
         return False
 
-    return SupervisedProcess("worker", "worker", command, is_online, settings.logs / "up-worker.log", "", environment)
+    log = settings.logs / "up-worker.log"
+    folder = NEUTRAL_FOLDER  # Prefect reads settings from files of the current folder
+    return SupervisedProcess("worker", "worker", command, is_online, log, "", environment, folder)
 
 
 def _endpoint(name: str, port: int, settings: Settings) -> SupervisedProcess:

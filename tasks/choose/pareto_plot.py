@@ -12,6 +12,7 @@ from bloomery.data_contracts.records.scores import Score
 from bloomery.models.compression.budget import Budget
 from bloomery.models.compression.pareto_front import pareto_front
 from bloomery.tasks.choose.budget_verdicts import Decision, find_baseline
+from bloomery.tasks.evaluation.figures import create_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,12 +62,10 @@ def plot_pareto_front(candidates: Candidates, budget: Budget, decision: Decision
     Vertical bars are 95% intervals of the paired difference from fp32; horizontal bars reach from the median to the
     percentile that the budget limits. A candidate within the budget has no bar that crosses a limit.
     """
-    from matplotlib.figure import Figure
-
     score = candidates.trained.score
     max_degradation = 100 * (budget.error_rise if score.is_error else budget.accuracy_drop)
     panels = _make_panels(candidates, budget, decision)
-    figure = Figure(figsize=(6 * len(panels), 5.6), layout="constrained", dpi=120)
+    figure = create_figure(figsize=(6 * len(panels), 5.6), layout="constrained", dpi=120)
     axes = figure.subplots(1, len(panels), sharey=True)
     first, last = axes[0], axes[-1]
     _set_height(first, panels[0].points, max_degradation)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bloomery.tasks.evaluation.figures import save_figure
+from bloomery.tasks.evaluation.figures import create_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,9 +30,7 @@ def plot_training_curves(epochs: Sequence[EpochResult], score: Score, unit: floa
 
     A regression's score is in the units of the label: `unit` of them are one standard unit.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = create_figure(figsize=(7, 4), layout="constrained")
     loss_axes = figure.subplots()
     numbers = [epoch.number for epoch in epochs]
     loss_axes.plot(numbers, [epoch.train_loss for epoch in epochs], color=_BLUE, label="training loss")
@@ -52,10 +50,8 @@ def plot_training_curves(epochs: Sequence[EpochResult], score: Score, unit: floa
 
 def plot_confusion_matrix(counts: np.ndarray, classes: Sequence[object], path: Path) -> None:
     """Plots counts (K, K) of true and predicted classes as a heat map, for at most `MAX_PLOTTED_CLASSES` classes."""
-    from matplotlib.figure import Figure
-
     side = max(0.32 * len(classes) + 2, 5.5)
-    figure = Figure(figsize=(side + 0.5, side), layout="constrained")
+    figure = create_figure(figsize=(side + 0.5, side), layout="constrained")
     axes = figure.subplots()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -71,9 +67,7 @@ def plot_confusion_matrix(counts: np.ndarray, classes: Sequence[object], path: P
 
 def plot_calibration(bins: CalibrationBins, error: float, path: Path) -> None:
     """Plots the share of correct predictions by their probability; on the diagonal both agree."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5, 5), layout="constrained")
+    figure = create_figure(figsize=(5, 5), layout="constrained")
     accuracy_axes, count_axes = figure.subplots(2, sharex=True, height_ratios=(3, 1))
     num_bins = len(bins.counts)
     centres = (np.arange(num_bins) + 0.5) / num_bins
@@ -89,9 +83,7 @@ def plot_calibration(bins: CalibrationBins, error: float, path: Path) -> None:
 
 def plot_predictions(truth_N: np.ndarray, predictions_N: np.ndarray, path: Path) -> None:
     """Plots predictions against true values, in the units of the label; on the diagonal both agree."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.5, 5.5), layout="constrained")
+    figure = create_figure(figsize=(5.5, 5.5), layout="constrained")
     axes = figure.subplots()
     values = np.concatenate([truth_N, predictions_N])
     limits = [float(values.min()), float(values.max())]
@@ -106,11 +98,9 @@ def plot_predictions(truth_N: np.ndarray, predictions_N: np.ndarray, path: Path)
 
 def plot_images(x_NCHW: np.ndarray, captions: Sequence[str], path: Path) -> None:
     """Plots encoded images with a caption, each scaled to its own contrast."""
-    from matplotlib.figure import Figure
-
     num_columns = min(len(x_NCHW), 6)
     num_rows = -(-len(x_NCHW) // num_columns)
-    figure = Figure(figsize=(1.8 * num_columns, 2.1 * num_rows), layout="constrained")
+    figure = create_figure(figsize=(1.8 * num_columns, 2.1 * num_rows), layout="constrained")
     grid = np.atleast_1d(figure.subplots(num_rows, num_columns)).ravel()
     for axes in grid:
         axes.set_axis_off()

@@ -10,7 +10,7 @@ import numpy as np
 
 from bloomery.data_contracts.monitoring import Drift, MonitoringReport
 from bloomery.data_contracts.odcs.distributions import reference_column
-from bloomery.tasks.evaluation.figures import save_figure
+from bloomery.tasks.evaluation.figures import create_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,13 +24,11 @@ _NUM_INTERVALS = 10  # of a number column
 
 def plot_drift(report: MonitoringReport, limit: float, path: Path) -> None:
     """Writes a PNG: the PSI of each distribution with its limit, and reference and current shares of the largest."""
-    from matplotlib.figure import Figure
-
     bars = report.drifts[:_MAX_BARS]
     distributions = bars[:_MAX_DISTRIBUTIONS]
     num_rows = -(-len(distributions) // 3)
     bars_height = 0.28 * len(bars) + 1.2
-    figure = Figure(figsize=(10, bars_height + 2.4 * num_rows), layout="constrained")
+    figure = create_figure(figsize=(10, bars_height + 2.4 * num_rows), layout="constrained")
     grid = figure.add_gridspec(2, 1, height_ratios=(bars_height, 2.4 * num_rows))
     top, bottom = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
     _plot_bars(top.subplots(), bars, limit)

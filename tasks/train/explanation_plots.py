@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from bloomery.tasks.evaluation.figures import save_figure
+from bloomery.tasks.evaluation.figures import create_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,11 +84,9 @@ def plot_column_rows(
 
 def plot_importance(weights: np.ndarray, columns: Sequence[str], steps_per_group: int, path: Path) -> None:
     """Plots mean weights: of columns (F,) as bars; of pixels (H, W), or with columns of steps (T, F), as a map."""
-    from matplotlib.figure import Figure
-
     if weights.ndim == 1:
         order = np.argsort(-weights, kind="stable")[:_MAX_BARS][::-1]
-        figure = Figure(figsize=(6, 0.24 * len(order) + 0.9), layout="constrained")
+        figure = create_figure(figsize=(6, 0.24 * len(order) + 0.9), layout="constrained")
         axes = figure.subplots()
         axes.barh(range(len(order)), weights[order], color="#4d4d4d")
         names = [_shorten(columns[column]) for column in order]
@@ -99,7 +97,7 @@ def plot_importance(weights: np.ndarray, columns: Sequence[str], steps_per_group
         inches = (
             0.25 * min(len(columns), _MAX_TICK_LABELS) + 1.2 if columns else min(max(4.9 * height / width, 1.0), 9.0)
         )
-        figure = Figure(figsize=(6, inches), layout="constrained")
+        figure = create_figure(figsize=(6, inches), layout="constrained")
         axes = figure.subplots()
         if columns:
             image = _plot_steps(axes, weights, columns, steps_per_group, None, "Greys")
@@ -170,11 +168,9 @@ def _plot_steps(
 
 def _make_grid(num_rows: int, axes_per_row: int, width: float, height: float) -> tuple[Figure, list[list[Axes]]]:
     """A figure with `axes_per_row` axes for each of `num_rows` rows of data, two rows side by side; sizes in inches."""
-    from matplotlib.figure import Figure
-
     grid_columns = min(num_rows, 2)
     grid_rows = math.ceil(num_rows / grid_columns)
-    figure = Figure(figsize=(width * grid_columns, height * grid_rows + 0.3), layout="constrained")
+    figure = create_figure(figsize=(width * grid_columns, height * grid_rows + 0.3), layout="constrained")
     figure.supxlabel("weights: red supports the prediction, blue opposes it", fontsize=8)
     axes = figure.subplots(grid_rows, grid_columns * axes_per_row, squeeze=False).ravel().tolist()
     for unused in axes[num_rows * axes_per_row :]:

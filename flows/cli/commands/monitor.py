@@ -51,6 +51,9 @@ def _run_flow(recipe: str, since: datetime | None, until: datetime | None) -> Mo
 
     spec = read_recipe(recipe)  # an invalid recipe is reported before a server starts
     with ephemeral_prefect_api() as start_server:
+        from bloomery.tasks.infrastructure.neutral_imports import import_prefect
+
+        import_prefect()
         from bloomery.flows.monitor import monitor as monitoring_flow
 
         start_server()()

@@ -228,6 +228,10 @@ def _resume_run(request: ApprovalRequest, decision: Decision) -> bool:
     if request.flow_run is None or request.prefect_api is None or _has_ended(request):
         return False
     import httpx
+
+    from bloomery.tasks.infrastructure.neutral_imports import import_prefect
+
+    import_prefect()
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound
     from prefect.settings import PREFECT_API_URL, temporary_settings
