@@ -63,8 +63,11 @@ def engine_output_to_log(log: Path) -> Iterator[tuple[Console, Console]]:
 class LineConsole(Console):
     """A console that never wraps a line of text, so that commands and paths in it can be copied.
 
-    Tables and trees still fit its width.
+    Tables and trees still fit its width. `:bug:` and the like in a text stay as they are.
     """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(emoji=False, **options)
 
     def print(self, *objects: Any, soft_wrap: bool | None = None, **options: Any) -> None:
         is_text = all(isinstance(item, str | Text) for item in objects)
@@ -151,9 +154,9 @@ class ProgressDisplay:
 
 
 def _line(event: events.StageEnded) -> Text:
-    note = f"  [dim]{event.note}[/]" if event.note else ""
+    note = f"  [dim]{escape(event.note)}[/]" if event.note else ""
     text = f"{_SYMBOLS[event.outcome]} {event.name:<9} {event.outcome:<9} {event.seconds:7.2f} s{note}"
-    return Text.from_markup(text)
+    return Text.from_markup(text, emoji=False)
 
 
 def print_release(console: Console, release: Release, seconds: float, reference: str, period: str | None) -> None:
@@ -176,7 +179,7 @@ def print_release(console: Console, release: Release, seconds: float, reference:
     for verdict in choice.verdicts:
         if verdict.reasons:
             state = "" if verdict.passed else "rejected: "
-            console.print(f"[dim]{verdict.name} is {state}{escape('; '.join(verdict.reasons))}[/]")
+            console.print(f"[dim]{escape(verdict.name)} is {state}{escape('; '.join(verdict.reasons))}[/]")
     _print_baselines(console, choice)
     console.print()
     example = json.loads(release.example)
@@ -184,7 +187,9 @@ def print_release(console: Console, release: Release, seconds: float, reference:
     facts.add_column(style="dim")
     facts.add_column()
     replaced = "" if release.replaced_version is None else f", replacing version {release.replaced_version}"
-    facts.add_row("registered", f"[bold]{release.name} version {release.version}[/] is {_role(release)}{replaced}")
+    facts.add_row(
+        "registered", f"[bold]{escape(release.name)} version {release.version}[/] is {escape(_role(release))}{replaced}"
+    )
     facts.add_row("bento", f"[bold]{release.bento.tag}[/]")
     facts.add_row(
         "prediction",
@@ -250,7 +255,7 @@ def _candidates(release: Release) -> Table:
     score = choice.candidates.trained.score
     verdicts = {verdict.name: verdict for verdict in choice.verdicts}
     table = Table(
-        title=f"{release.name}: candidates on the held-out rows",
+        title=f"{escape(release.name)}: candidates on the held-out rows",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -263,7 +268,7 @@ def _candidates(release: Release) -> Table:
     for candidate in choice.candidates.candidates:
         is_chosen, passed = candidate.name == choice.candidate.name, verdicts[candidate.name].passed
         table.add_row(
-            candidate.name,
+            escape(candidate.name),
             format_score_value(score, candidate.score.value),
             *([escape(format_weakest_class(candidate, width=_NAME_WIDTH))] if weakest else []),
             f"≤{candidate.max_degradation * 100:.1f}{'%' if score.is_error else 'pp'}",

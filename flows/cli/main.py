@@ -80,6 +80,8 @@ def check(recipe: RecipeName, period: Period = None, as_json: AsJson = False) ->
     from bloomery.flows.cli.display import engine_output_to_log
 
     with engine_output_to_log(log) as (out, err), reporting_errors(as_json, out, err, log):
+        from rich.markup import escape
+
         from bloomery.flows.execution.dry_run import dry_run
         from bloomery.flows.run_control.machine_requirements import check_machine_requirements
 
@@ -95,11 +97,12 @@ def check(recipe: RecipeName, period: Period = None, as_json: AsJson = False) ->
             }
             out.file.write(json.dumps(document) + "\n")
             return
-        out.print(f"[bold]{' '.join(spec.title)}[/] r{spec.digest[:8]}: {spec.description}")
-        out.print(f"contract {spec.contract.name} {spec.contract.version}, {len(spec.contract.rules())} rules")
+        out.print(f"[bold]{escape(' '.join(spec.title))}[/] r{spec.digest[:8]}: {escape(spec.description)}")
+        contract = f"{spec.contract.name} {spec.contract.version}"
+        out.print(f"contract {contract}, {len(spec.contract.rules())} rules", markup=False)
         for item in spec.contract.unchecked:
             out.print(f"         not checked: {item}", style="dim", markup=False)
-        out.print(f"data     {spec.data.description}")
+        out.print(f"data     {spec.data.description}", markup=False)
         for stage in stages:
             state = "[yellow]compute[/]" if stage.digest is None else f"[cyan]found[/]    {stage.digest[:16]}"
             out.print(f"  {stage.stage:<9} {state}")
@@ -145,11 +148,14 @@ def doctor(as_json: AsJson = False) -> None:
         if as_json:
             typer.echo(json.dumps([result._asdict() for result in results]))
         else:
-            from rich.console import Console
+            from rich.markup import escape
 
-            console = Console(soft_wrap=True)
+            from bloomery.flows.cli.display import LineConsole
+
+            console = LineConsole()
             for result in results:
-                console.print(f"{'[green]✓[/]' if result.passed else '[red]✗[/]'} {result.name:<14} {result.detail}")
+                symbol = "[green]✓[/]" if result.passed else "[red]✗[/]"
+                console.print(f"{symbol} {result.name:<14} {escape(result.detail)}")
     if not all(result.passed for result in results):
         raise SystemExit(1)
 

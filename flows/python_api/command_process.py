@@ -99,16 +99,14 @@ def _error_of(document: dict[str, Any]) -> BloomeryError:
 
 def _execute(result: str, arguments: list[str]) -> None:
     """Executes the command in this process, and ends it."""
-    from rich.console import Console
-
-    from bloomery.flows.cli.display import ProgressDisplay
+    from bloomery.flows.cli.display import LineConsole, ProgressDisplay
     from bloomery.flows.cli.main import main
 
     with open(os.dup(1), "w", encoding="utf-8") as progress:
         document = os.open(result, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         os.dup2(document, 1)
         sys.argv = ["bloomery", *arguments]
-        with ProgressDisplay(Console(file=progress, force_terminal=False)):
+        with ProgressDisplay(LineConsole(file=progress, force_terminal=False)):
             main()
 
 

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from bloomery.data_contracts.errors import BloomeryError, ContractBroken, DataUnfit, OutputCorrupt
@@ -16,8 +17,10 @@ from bloomery.flows.python_api.displays import Card, ConfusionMatrix, ParetoFron
 from bloomery.flows.python_api.frames import to_same_kind
 
 
-def load(reference: str) -> Model:
+def load(reference: str | Path) -> Model:
     """The registered version that `NAME`, `NAME@ALIAS` or `NAME:VERSION` refers to; `NAME` alone means its champion.
+
+    The path of a recipe stands for its name, and MLflow's `models:/NAME@ALIAS` for `NAME@ALIAS`.
 
     Raises:
         DataMissing: there is none.
@@ -27,17 +30,11 @@ def load(reference: str) -> Model:
 
     require_state_folder()
     with _registry():
-        from bloomery.tasks.registry.model_registry import BENTO, find_version
+        from bloomery.flows.recipe.recipe_files import resolve_model
+        from bloomery.tasks.registry.model_registry import find_version, require_bento_tag
 
-        version = find_version(reference)
-        if BENTO not in version.tags:
-            raise DataUnfit(
-                f"{version.name} version {version.version} was not registered by Bloomery",
-                required=f"a version with the tag `{BENTO}`",
-                where="the MLflow model registry",
-                remedy="load it with mlflow.pyfunc.load_model, or name a version that `bloomery run` has made",
-            )
-        return Model(version.name, int(version.version), version.tags[BENTO], version.tags.get("score", ""))
+        version = find_version(resolve_model(str(reference)))
+        return Model(version.name, int(version.version), require_bento_tag(version), version.tags.get("score", ""))
 
 
 class RowsInvalid(ContractBroken):

@@ -19,6 +19,7 @@ from bloomery.data_contracts.documents.files import write_text
 from bloomery.data_contracts.documents.similar_names import suggest_names
 from bloomery.data_contracts.errors import DataMissing, RecipeInvalid, SettingInvalid
 from bloomery.tasks.infrastructure.settings import settings
+from bloomery.tasks.registry.model_registry import without_scheme
 
 RECIPES = Path(__file__).resolve().parents[2] / "deployments" / "recipes"
 SUFFIXES = (".yaml", ".yml")
@@ -55,7 +56,7 @@ def find_recipe(reference: str) -> Path:
         match = path
     if match is not None:
         return match.resolve()
-    version = _VERSION.fullmatch(reference)
+    version = _VERSION.fullmatch(without_scheme(reference))
     if version is not None and not path.is_dir():
         raise SettingInvalid(
             f"{reference} names a version, and this command takes a recipe",
@@ -74,10 +75,13 @@ def reference_of(path: Path) -> str:
 def resolve_model(reference: str) -> str:
     """Returns `NAME`, `NAME:3` or `NAME@ALIAS` for a reference whose name may be the path of a recipe.
 
+    MLflow's `models:/NAME/3` and `models:/NAME@ALIAS` are references, too.
+
     Raises:
         DataMissing: the path does not exist.
-        RecipeInvalid: the file has no name.
+        RecipeInvalid: the file is not YAML, or has no name.
     """
+    reference = without_scheme(reference)
     match = _VERSION.fullmatch(reference)
     name, version = (match["name"], match["version"]) if match is not None else (reference, "")
     path = Path(name).expanduser()
@@ -110,8 +114,17 @@ def resolve_model_name(reference: str) -> str:
 
 
 def read_name(path: Path) -> str:
-    """Returns the `name` in a recipe file. Raises RecipeInvalid if it has none."""
-    document = _parse(path)
+    """Returns the `name` in a recipe file. Raises RecipeInvalid if it has none, or is not YAML."""
+    try:
+        document = _parse(path, tolerant=False)
+    except yaml.YAMLError as failure:
+        mark = getattr(failure, "problem_mark", None)
+        raise RecipeInvalid(
+            f"{path.name} is not YAML: {getattr(failure, 'problem', None) or failure}",
+            required="a recipe, whose `name` is that of its model",
+            where=f"{path}:{mark.line + 1 if mark else 1}",
+            remedy="correct the syntax on that line, or give the name of the model",
+        ) from failure
     name = document.get("name") if isinstance(document, dict) else None
     if not isinstance(name, str) or not name:
         raise RecipeInvalid(
@@ -190,13 +203,20 @@ def _name_in(path: Path) -> str | None:
     return document["name"] if isinstance(document["name"], str) else None
 
 
-def _parse(path: Path) -> Any:
-    """Returns the content of a YAML file, or None if it cannot be read."""
+def _parse(path: Path, *, tolerant: bool = True) -> Any:
+    """Returns the content of a YAML file, or None if it cannot be read.
+
+    With `tolerant=False` it raises YAMLError for a file that is not YAML.
+    """
     try:
         if not path.is_file() or path.stat().st_size > _MAX_BYTES:
             return None
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a safe loader
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+    except yaml.YAMLError:
+        if tolerant:
+            return None
+        raise
+    except (OSError, ValueError, RecursionError):
         return None
 
 

@@ -41,7 +41,7 @@ from bloomery.tasks.monitoring.delayed_labels import (
     read_labels,
 )
 from bloomery.tasks.monitoring.reference_profile import confidence, summarize_values
-from bloomery.tasks.registry.model_registry import BENTO
+from bloomery.tasks.registry.model_registry import require_bento_tag
 
 if TYPE_CHECKING:
     from bloomery.tasks.tracking.model_versions import ModelVersion
@@ -75,7 +75,7 @@ def monitor_window(version: ModelVersion, monitor: Monitor, since: datetime, unt
         DataMissing: the version's bento has no reference profile, nothing was logged, the recipe names a column that
             has no reference, or its labels cannot be read.
     """
-    tag = version.tags[BENTO]
+    tag = require_bento_tag(version)
     reference = read_reference(tag)
     folder = settings().home / "predictions" / version.name
     if not folder.is_dir():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from bloomery.data_contracts.errors import DataMissing, ReleaseRefused
 from bloomery.data_contracts.recipe_sections.approval import Approval, ApprovalRequest, Decision
 from bloomery.tasks.registry.champion import champion_lock, record_refusal
-from bloomery.tasks.registry.model_registry import find_version, list_versions, require_versions
+from bloomery.tasks.registry.model_registry import bento_of, find_version, list_versions, require_versions
 from bloomery.tasks.tracking import mlflow_runs
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ WAITS = "waits for approval"
 def find_request(version: ModelVersion) -> ApprovalRequest | None:
     """The open or decided request of this version, if there is one that is not closed."""
     text = version.tags.get(_TAG)
-    return None if text is None else ApprovalRequest.model_validate_json(text)
+    is_own = bento_of(version) is not None  # another tool may use a tag of this name
+    return ApprovalRequest.model_validate_json(text) if text is not None and is_own else None
 
 
 def request_approval(version: ModelVersion, approval: Approval, champion: ModelVersion | None) -> ApprovalRequest:

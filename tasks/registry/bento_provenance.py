@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from bloomery.data_contracts.errors import DataMissing, OutputCorrupt
 from bloomery.data_contracts.records.provenance import PROVENANCE_FILE, Provenance
 from bloomery.tasks.bentos.bento_store import artifacts_folder
-from bloomery.tasks.registry.model_registry import BENTO, find_version
+from bloomery.tasks.registry.model_registry import find_version, require_bento_tag
 
 _PATH_IN_BENTO = f"src/artifacts/{PROVENANCE_FILE}"
 
@@ -28,6 +28,7 @@ def read_provenance(reference: str) -> Provenance:
 
     Raises:
         DataMissing: there is no such version, or no bento of it.
+        DataUnfit: another tool has registered the version.
         OutputCorrupt: the bento has no provenance, or one that cannot be read.
     """
     path = Path(reference)
@@ -35,7 +36,7 @@ def read_provenance(reference: str) -> Provenance:
         return _read_file(path / _PATH_IN_BENTO, str(path))
     if is_bento(reference):
         return _read_exported(path)
-    return read_bento_provenance(find_version(reference).tags[BENTO])
+    return read_bento_provenance(require_bento_tag(find_version(reference)))
 
 
 def read_bento_provenance(tag: str) -> Provenance:

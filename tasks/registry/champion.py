@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -17,10 +18,11 @@ from typing import TYPE_CHECKING, Literal
 
 import psutil
 from filelock import FileLock
+from pydantic import ValidationError
 
 from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.documents.documents import Document
-from bloomery.data_contracts.errors import ReleaseRefused
+from bloomery.data_contracts.errors import OutputCorrupt, ReleaseRefused
 from bloomery.data_contracts.serving.champion_pointer import (
     POINTER_FILE,
     ChampionPointer,
@@ -31,13 +33,21 @@ from bloomery.data_contracts.serving.champion_pointer import (
 from bloomery.tasks.bentos.bento_store import artifacts_folder
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.infrastructure.tethered_process import is_running
-from bloomery.tasks.registry.model_registry import BENTO, CHAMPION, find_champion, find_version, read_model_tags
+from bloomery.tasks.registry.model_registry import (
+    CHAMPION,
+    bento_of,
+    find_champion,
+    find_version,
+    read_model_tags,
+    require_bento_tag,
+)
 from bloomery.tasks.tracking import mlflow_runs
 
 if TYPE_CHECKING:
     from bloomery.tasks.tracking.model_versions import ModelVersion
 
 _TAG = "promotion."
+_PROMOTION_TAG = re.compile(r"promotion\.\d{6}")
 ROLLED_BACK = "rolled back"
 _MAX_LETTERS = 1_000  # MLflow stores 5,000 of a tag
 Action = Literal["run", "approve", "promote", "rollback", "found", "refuse"]
@@ -55,7 +65,7 @@ class Promotion(Document):
     action: Action
     version: int
     replaced: int | None
-    bento: str
+    bento: str  # empty for a version that another tool has registered
     description: str  # of the version
     reason: str
 
@@ -71,9 +81,21 @@ def promotion_history(name: str) -> list[Promotion]:
     """All changes of the champion and all refusals by a person, oldest first."""
     tags = read_model_tags(name)
     return sorted(
-        (Promotion.model_validate_json(text) for key, text in tags.items() if key.startswith(_TAG)),
+        (_parse_promotion(name, key, text) for key, text in tags.items() if _PROMOTION_TAG.fullmatch(key)),
         key=lambda promotion: promotion.number,
     )
+
+
+def _parse_promotion(name: str, key: str, text: str) -> Promotion:
+    try:
+        return Promotion.model_validate_json(text)
+    except ValidationError as failure:
+        raise OutputCorrupt(
+            f"the tag {key} of {name} cannot be read: {str(failure).splitlines()[0]}",
+            required="the record of a promotion, as Bloomery has written it",
+            where=f"the tags of the registered model {name}",
+            remedy="restore the tag, or delete it with mlflow.MlflowClient().delete_registered_model_tag(NAME, KEY)",
+        ) from failure
 
 
 def make_champion(version: ModelVersion, action: Action, reason: str, by: str | None = None) -> Promotion | None:
@@ -148,7 +170,7 @@ def write_champion_pointer(name: str) -> Path:
 
 def point_to(version: ModelVersion) -> Path:
     """Sets the pointer to `version`, so that the endpoints of this machine switch to it. Returns the pointer's path."""
-    tag = version.tags[BENTO]
+    tag = require_bento_tag(version)
     artifacts = artifacts_folder(tag)
     path = pointer_folder(version.name) / POINTER_FILE
     pointer = ChampionPointer(
@@ -231,7 +253,7 @@ def _record(version: ModelVersion, previous: int | None, action: Action, reason:
         action=action,
         version=int(version.version),
         replaced=previous,
-        bento=version.tags[BENTO],
+        bento=bento_of(version) or "",
         description=(version.description or "")[:_MAX_LETTERS],
         reason=reason[:_MAX_LETTERS],
     )

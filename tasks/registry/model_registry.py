@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from bloomery.data_contracts.documents.similar_names import suggest_names
-from bloomery.data_contracts.errors import DataMissing
+from bloomery.data_contracts.errors import DataMissing, DataUnfit
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.tracking import local_database
 from bloomery.tasks.tracking.local_database import DatabaseUnreadable
@@ -16,6 +17,7 @@ from bloomery.tasks.tracking.model_versions import ModelVersion
 CHAMPION = "champion"
 BENTO = "bento"
 FREED = "freed"  # tag: the day on which `bloomery gc` removed the version's bento
+_BENTO_TAG = re.compile(r"[^:/]+:[^:/]+")
 
 
 def list_versions(name: str) -> list[ModelVersion]:
@@ -47,8 +49,9 @@ def require_versions(name: str) -> list[ModelVersion]:
     versions = list_versions(name)
     if not versions:
         names = list_names()
+        found = f"the registry has no {name!r}{suggest_names(name, names)}"
         raise DataMissing(
-            f"the registry has no {name!r}{suggest_names(name, names)}",
+            f"the model {name!r} has no version" if name in names else found,
             required=f"one of {', '.join(names)}" if names else "a registered version; there is none yet",
             where="the MLflow model registry",
             remedy="correct the name, or make a version with `bloomery run RECIPE`",
@@ -87,8 +90,26 @@ def _find_with_client(find: Callable[[], Any]) -> ModelVersion | None:
 
 
 def bento_of(version: ModelVersion | None) -> str | None:
-    """The tag of a version's bento, if there is one."""
-    return None if version is None else version.tags.get(BENTO)
+    """The tag of a version's bento; None for no version, and for one that another tool has registered."""
+    tag = None if version is None else version.tags.get(BENTO)
+    return tag if tag is not None and _BENTO_TAG.fullmatch(tag) else None
+
+
+def require_bento_tag(version: ModelVersion) -> str:
+    """The tag of a version's bento. Raises DataUnfit for a version that another tool has registered."""
+    tag = bento_of(version)
+    if tag is not None:
+        return tag
+    own_versions = [other for other in list_versions(version.name) if bento_of(other) is not None]
+    examples = ", ".join(f"{version.name}:{other.version}" for other in own_versions[:5])
+    raise DataUnfit(
+        f"{version.name} version {version.version} was not registered by Bloomery: it has no bento",
+        required="a version that `bloomery run` has registered" + (f": {examples}" if examples else ""),
+        where=f"the MLflow model registry at {settings().tracking_uri}",
+        remedy=f"name one of these versions; MLflow itself loads this one, as models:/{version.name}/{version.version}"
+        if examples
+        else f"load it with mlflow.pyfunc.load_model('models:/{version.name}/{version.version}'), or run a recipe",
+    )
 
 
 def require_not_freed(version: ModelVersion, *, has_bento: bool) -> None:
@@ -107,22 +128,42 @@ def require_not_freed(version: ModelVersion, *, has_bento: bool) -> None:
 def find_version(reference: str) -> ModelVersion:
     """The version that `NAME`, `NAME@ALIAS` or `NAME:VERSION` refers to; `NAME` alone means its champion.
 
+    MLflow's `models:/NAME@ALIAS` and `models:/NAME/VERSION` mean the same.
+
     Raises:
         DataMissing: there is none.
     """
-    name, _, alias = reference.partition("@")
+    name, _, alias = without_scheme(reference).partition("@")
     name, _, number = name.partition(":")
     version = _find_by_number(name, number) if number else find_by_alias(name, alias or CHAMPION)
     if version is not None:
         return version
     names = list_names()
+    found = f"the registry has no {reference}{'' if name in names else suggest_names(name, names)}"
+    remedy = (
+        "use `NAME@champion`, or `NAME:3` for version 3; `bloomery show NAME` lists the versions, and "
+        "`bloomery run RECIPE` makes one"
+    )
+    if name in names and not number:
+        found = f"{name} has no champion" if alias in ("", CHAMPION) else f"{name} has no alias {alias!r}"
+        if alias.isdecimal() and _find_by_number(name, alias) is not None:
+            found += f"; did you mean {name}:{alias}?"
+        if list_versions(name):
+            remedy = f"name a version by its number; `bloomery promote {name}:NUMBER` makes one the champion"
     raise DataMissing(
-        f"the registry has no {reference}{'' if name in names else suggest_names(name, names)}",
+        found,
         required=_describe_alternatives(name, names),
         where=f"the MLflow model registry at {settings().tracking_uri}",
-        remedy="use `NAME@champion`, or `NAME:3` for version 3; `bloomery show NAME` lists the versions, and "
-        "`bloomery run RECIPE` makes one",
+        remedy=remedy,
     )
+
+
+def without_scheme(reference: str) -> str:
+    """`NAME@ALIAS` or `NAME:VERSION` for MLflow's `models:/NAME@ALIAS` or `models:/NAME/VERSION`; else unchanged."""
+    if not reference.startswith("models:/"):
+        return reference
+    name, _, number = reference.removeprefix("models:/").strip("/").partition("/")
+    return f"{name}:{number}" if number else name
 
 
 def _describe_alternatives(name: str, names: list[str]) -> str:

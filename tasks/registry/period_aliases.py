@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bloomery.data_contracts.recipe_sections.periods import period_start
-from bloomery.tasks.registry.model_registry import list_versions
+from bloomery.tasks.registry.model_registry import bento_of, list_versions
 from bloomery.tasks.tracking import mlflow_runs
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ OLDER = "older data"
 
 def newer_period(champion: ModelVersion | None, period: str | None) -> str | None:
     """The champion's period, if it begins after `period`."""
-    champion_period = None if champion is None else champion.tags.get(TAG)
+    champion_period = None if champion is None or bento_of(champion) is None else champion.tags.get(TAG)
     if champion_period is None or period is None:
         return None
     return champion_period if period_start(champion_period) > period_start(period) else None

@@ -14,6 +14,7 @@ from bloomery.tasks.bentos.bento_store import artifacts_folder
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.model_card.card import CARD_FOLDER, find_licence
 from bloomery.tasks.model_card.rendering import HTML, escape_markdown
+from bloomery.tasks.registry.model_registry import bento_of
 from bloomery.tasks.tracking import mlflow_runs
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ def describe_version(bento: Bento, champion: ModelVersion | None, degradation: I
 def _compare_with_champion(bento: Bento, champion: ModelVersion, degradation: Interval | None) -> str:
     candidate, score = bento.choice.candidate, bento.choice.candidates.trained.score
     differences = []
-    size, p50 = champion.tags.get(SIZE), champion.tags.get(P50)
+    tags = {} if bento_of(champion) is None else champion.tags  # another tool may use tags of these names
+    size, p50 = tags.get(SIZE), tags.get(P50)
     if size is not None:
         differences.append(f"{_format_signed(100 * (candidate.size_bytes / int(size) - 1), 0)}% size")
     if p50 is not None:

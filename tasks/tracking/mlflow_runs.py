@@ -193,8 +193,12 @@ def run_exists(run_id: str) -> bool:
 
 
 def read_metrics(run_id: str) -> dict[str, float]:
-    """Returns the latest value of each metric of a run, by name."""
-    try:
+    """Returns the latest value of each metric of a run, by name; none if there is no such run."""
+    with suppress(DatabaseUnreadable):
         return local_database.read_metrics(run_id)
-    except DatabaseUnreadable:
+    from mlflow.exceptions import MlflowException
+
+    try:
         return dict(sorted(client().get_run(run_id).data.metrics.items()))
+    except MlflowException:
+        return {}

@@ -225,14 +225,16 @@ def _line(result: PeriodResult) -> str:
 
 
 def _table(name: str, results: Sequence[PeriodResult]) -> Any:
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=name, title_justify="left")
+    table = Table(title=escape(name), title_justify="left")
     for heading in ("period", "outcome", "version", "alias", "score", "time"):
         table.add_column(heading)
     for result in results:
         outcome = result.outcome if result.error is None else f"{result.outcome}: {result.error['error']}"
         duration = f"{result.seconds:.0f} s" if result.seconds else ""
         version = str(result.version or "")
-        table.add_row(result.period, outcome, version, result.alias or "", result.score or "", duration)
+        cells = (result.period, outcome, version, result.alias or "", result.score or "", duration)
+        table.add_row(*map(escape, cells))
     return table

@@ -203,7 +203,7 @@ def _print_contract(contract: Contract) -> None:
     from rich.console import Console
     from rich.markup import escape
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     console.print(f"[bold]{escape(contract.name)} {escape(contract.version)}[/], {escape(contract.status)}")
     for table in contract.schema_:
         if len(contract.schema_) > 1:
@@ -244,8 +244,10 @@ def _print_changes(old: Contract, new: Contract, changes: list[Change]) -> None:
     from rich.console import Console
     from rich.markup import escape
 
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{escape(old.name)} {old.version} → {escape(new.name)} {new.version}: {len(changes)} changes")
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
+    console.print(
+        f"{escape(old.name)} {escape(old.version)} → {escape(new.name)} {escape(new.version)}: {len(changes)} changes"
+    )
     styles = {"breaking": "bold red", "compatible": "green", "note": "dim"}
     for change in changes:
         where = escape(change.where) or "contract"

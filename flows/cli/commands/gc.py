@@ -68,15 +68,20 @@ def _document(removals: list[Removal], plan: CollectionPlan | None, is_done: boo
 def _print(
     out: Any, removals: list[Removal], plan: CollectionPlan | None, is_done: bool, pids: list[int], home: Path
 ) -> None:
+    from rich.markup import escape
+
     from bloomery.tasks.registry.garbage_collection import disk_usage
 
     for removal in removals:
-        out.print(f"{removal.size_bytes / 1e6:10.2f} MB  {removal.kind:<10} {removal.path}  [dim]{removal.reason}[/]")
+        path, reason = escape(removal.path), escape(removal.reason)
+        out.print(f"{removal.size_bytes / 1e6:10.2f} MB  {removal.kind:<10} {path}  [dim]{reason}[/]")
     if plan is not None:
         for version in plan.kept:
-            out.print(f"kept   {version.name}:{version.version}  {version.reason}")
+            out.print(f"kept   {version.name}:{version.version}  {version.reason}", markup=False)
         for version in plan.freed:
-            out.print(f"{'freed' if is_done else 'to free'}  {version.name}:{version.version}  {version.reason}")
+            out.print(
+                f"{'freed' if is_done else 'to free'}  {version.name}:{version.version}  {version.reason}", markup=False
+            )
     if pids:
         processes = ", ".join(str(pid) for pid in pids)
         out.print(f"a run is active (process {processes}): outputs, bentos and model files are kept until it ends")

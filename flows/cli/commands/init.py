@@ -375,17 +375,18 @@ def _document(draft: ProjectDraft) -> dict[str, Any]:
 
 
 def _print(draft: ProjectDraft) -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    console, profile = Console(highlight=False), draft.plan.profile
+    from bloomery.flows.cli.display import LineConsole
+
+    console, profile = LineConsole(highlight=False), draft.plan.profile
     quarantined = f", at most {draft.plan.num_quarantined:,} to be quarantined" if draft.plan.num_quarantined else ""
     console.print(f"{profile.num_rows:,} rows, {len(profile.columns)} columns{quarantined}")
     table = Table("inferred", "value", box=None)
     inferences = list_inferences(draft)
     for what, value in inferences[:40]:
-        table.add_row(what, escape(value if len(value) <= 400 else f"{value[:399]}…"))
+        table.add_row(escape(what), escape(value if len(value) <= 400 else f"{value[:399]}…"))
     console.print(table)
     if len(inferences) > 40:
         console.print(f"… and {len(inferences) - 40} more, see the files")

@@ -54,13 +54,18 @@ def list_keys(as_json: AsJson = False) -> None:
             typer.echo(json.dumps({"keys": document}))
             return
         from rich.console import Console
+        from rich.markup import escape
         from rich.table import Table
 
         table = Table("name", "created", "revoked", "requests per second")
         for key in stored:
             rate = "unlimited" if key.rate is None else f"{key.rate:g}"
-            table.add_row(key.name, key.created_at, key.revoked_at or "", rate, style="dim" if key.revoked_at else "")
-        Console(highlight=False).print(table if stored else "no keys; `bloomery key create NAME` creates one")
+            table.add_row(
+                escape(key.name), key.created_at, key.revoked_at or "", rate, style="dim" if key.revoked_at else ""
+            )
+        Console(highlight=False, emoji=False).print(
+            table if stored else "no keys; `bloomery key create NAME` creates one"
+        )
 
 
 @app.command()

@@ -53,11 +53,11 @@ def promote(
 
         challenger = approvals.find_version_after_expiry(resolve_model(version))
         _require_not_refused(challenger, despite_refusal)
-        tag = challenger.tags[registry.BENTO]
+        tag = registry.require_bento_tag(challenger)
         registry.require_not_freed(challenger, has_bento=bento_folder(tag).is_dir())
         require_bento(tag)
         if min_shadow_rows:
-            champion = registry.find_version(f"{challenger.name}@{registry.CHAMPION}").tags[registry.BENTO]
+            champion = registry.require_bento_tag(registry.find_version(f"{challenger.name}@{registry.CHAMPION}"))
             shadow_comparison.require_agreement(challenger.name, champion, tag, min_shadow_rows, min_agreement)
         with promotions.champion_lock(challenger.name):
             run_smoke_test(tag)
@@ -101,9 +101,8 @@ def approve(
             }
             out.file.write(json.dumps(document) + "\n")
             return
-        out.print(
-            f"{request.name} version {request.version} is {'refused' if refuse else 'approved'} by {by}: {reason}"
-        )
+        outcome = "refused" if refuse else "approved"
+        out.print(f"{request.name} version {request.version} is {outcome} by {by}: {reason}", markup=False)
         if is_resumed:
             out.print(f"the run {request.flow_run} continues{'' if refuse else ' and promotes it'}")
         elif not refuse:
@@ -123,7 +122,7 @@ def rollback(name: ModelName, reason: Reason = "", as_json: AsJson = False) -> N
         name = resolve_model_name(name)
         with promotions.champion_lock(name):
             champion, previous = promotions.champion_and_previous(name)
-            tag = previous.tags[registry.BENTO]
+            tag = registry.require_bento_tag(previous)
             registry.require_not_freed(previous, has_bento=bento_folder(tag).is_dir())
             require_bento(tag)
             run_smoke_test(tag)
@@ -146,7 +145,10 @@ def history(name: ModelName, as_json: AsJson = False) -> None:
         if as_json:
             out.file.write(json.dumps([change.model_dump(mode="json") for change in changes]) + "\n")
             return
-        out.print(history_table(name, changes))
+        if changes:
+            out.print(history_table(name, changes))
+        else:
+            out.print(f"no version of {name} was promoted; bloomery show {name} lists them", markup=False)
 
 
 def history_table(name: str, changes: Sequence[Promotion]) -> Table:
@@ -156,7 +158,7 @@ def history_table(name: str, changes: Sequence[Promotion]) -> Table:
 
     from bloomery.flows.cli.commands.show import remove_link_targets
 
-    table = Table(title=name, title_justify="left")
+    table = Table(title=escape(name), title_justify="left")
     for heading in ("time", "action", "from", "to", "by", "reason", "metrics"):
         table.add_column(heading, overflow="fold")  # no name is cut off
     for change in reversed(changes):
@@ -182,14 +184,16 @@ def compare(
         from bloomery.tasks.registry import model_registry as registry
 
         name = resolve_model_name(name)
-        champion = registry.find_version(f"{name}@{registry.CHAMPION}").tags[registry.BENTO]
-        challenger_tag = registry.find_version(resolve_model(challenger)).tags[registry.BENTO] if challenger else None
+        champion = registry.require_bento_tag(registry.find_version(f"{name}@{registry.CHAMPION}"))
+        challenger_tag = (
+            registry.require_bento_tag(registry.find_version(resolve_model(challenger))) if challenger else None
+        )
         result = shadow_comparison.compare_versions(name, champion, challenger_tag, labels)
         if as_json:
             out.file.write(result.model_dump_json() + "\n")
         else:
             for line in shadow_comparison.describe_comparison(result):
-                out.print(line)
+                out.print(line, markup=False)
 
 
 def _require_not_refused(version: ModelVersion, despite_refusal: bool) -> None:
@@ -285,7 +289,7 @@ def _promote_approved(request: ApprovalRequest) -> None:
                 where="the registry's alias `champion`",
                 remedy="run the recipe again: the approval is kept, and the gates use the current champion",
             )
-        tag = version.tags[registry.BENTO]
+        tag = registry.require_bento_tag(version)
         require_bento(tag)
         run_smoke_test(tag)
         if request.decision is not None:
@@ -302,7 +306,7 @@ def _report(
     lagging = [status for status in statuses if status.bento != tag]
     if not as_json:
         for line in _describe(version, promotion, statuses):
-            out.print(line)
+            out.print(line, markup=False)
     elif not lagging:
         document = {
             "name": version.name,

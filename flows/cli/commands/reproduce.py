@@ -50,7 +50,8 @@ def reproduce(
             document = {"version": provenance.tag, "verdict": "identical", "guarantee": guarantee, "steps": lines}
             out.file.write(json.dumps(document) + "\n")
         else:
-            out.print(f"[bold]{provenance.tag}: identical[/]\n{guarantee}")
+            out.print(f"{provenance.tag}: identical", style="bold", markup=False)
+            out.print(guarantee, markup=False)
 
 
 def compare_digests(provenance: Provenance, reproduced: tuple[StageDigest, ...]) -> Iterator[dict[str, Any]]:

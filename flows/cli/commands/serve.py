@@ -44,13 +44,13 @@ def serve(
         from bloomery.tasks.bentos.bento_server import require_bento, require_keys, serve_command, serve_environment
         from bloomery.tasks.bentos.bento_store import bento_folder
         from bloomery.tasks.infrastructure.tethered_process import require_free_port
-        from bloomery.tasks.registry.model_registry import BENTO, find_version, require_not_freed
+        from bloomery.tasks.registry.model_registry import find_version, require_bento_tag, require_not_freed
 
         require_free_port(host, port)
         require_keys(host)
         reference = resolve_model(name)
         version = find_version(reference)
-        tag = version.tags[BENTO]
+        tag = require_bento_tag(version)
         require_not_freed(version, has_bento=bento_folder(tag).is_dir())
         require_bento(tag)
         environment = _environment(version, follows=follows_champion(reference), shadow=shadow, canary=canary, log=log)
@@ -82,9 +82,9 @@ def container(
         from bloomery.flows.recipe.recipe_files import resolve_model
         from bloomery.tasks.bentos.bento_server import require_bento
         from bloomery.tasks.bentos.container_context import write_build_context
-        from bloomery.tasks.registry.model_registry import BENTO, find_version
+        from bloomery.tasks.registry.model_registry import find_version, require_bento_tag
 
-        tag = find_version(resolve_model(name)).tags[BENTO]
+        tag = require_bento_tag(find_version(resolve_model(name)))
         require_bento(tag)
         max_bytes = max_size_mb * 1_000_000
         context = write_build_context(tag, output, base_image=base_image, max_bytes=max_bytes, force=force)
@@ -93,8 +93,9 @@ def container(
             return
         folder = shlex.quote(str(context.folder))
         size = f"{context.num_files} files, {context.size_bytes / 1e6:.1f} MB"
-        out.print(f"bento {context.tag} in {context.folder}: {size}")
-        out.print(f"from {context.base_image}, {context.num_packages} pinned packages; all checks passed\n")
+        out.print(f"bento {context.tag} in {context.folder}: {size}", markup=False)
+        num_packages = f"{context.num_packages} pinned packages"
+        out.print(f"from {context.base_image}, {num_packages}; all checks passed\n", markup=False)
         out.print("next:")
         out.print(f"  docker build -t {context.tag} {folder}", highlight=False, markup=False, soft_wrap=True)
         out.print("  then run it with keys, see docs/deploy.md")
@@ -143,8 +144,8 @@ def _artifacts_of(reference: str) -> str:
     from bloomery.flows.recipe.recipe_files import resolve_model
     from bloomery.tasks.bentos.bento_server import require_bento
     from bloomery.tasks.bentos.bento_store import artifacts_folder
-    from bloomery.tasks.registry.model_registry import BENTO, find_version
+    from bloomery.tasks.registry.model_registry import find_version, require_bento_tag
 
-    tag = find_version(resolve_model(reference)).tags[BENTO]
+    tag = require_bento_tag(find_version(resolve_model(reference)))
     require_bento(tag)
     return str(artifacts_folder(tag))

@@ -60,15 +60,17 @@ def version_document(reference: str) -> dict[str, Any]:
     version = approvals.find_version_after_expiry(reference)
     champion = registry.find_champion(version.name)
     facts = _facts(version, champion is not None and champion.version == version.version)
+    is_own = facts["bento"] is not None and {"lineage", "candidate.run"} <= version.tags.keys()
     facts["lineage"] = [
         {"stage": stage, "digest": digest, "description": what}
-        for stage, digest, what in json.loads(version.tags["lineage"])
+        for stage, digest, what in json.loads(version.tags["lineage"] if is_own else "[]")
     ]
-    facts["metrics"] = mlflow_runs.read_metrics(version.tags["candidate.run"])
+    facts["metrics"] = mlflow_runs.read_metrics(version.tags["candidate.run"]) if is_own else {}
     choice = None
-    with contextlib.suppress(BloomeryError):  # an old bento, or one on another machine
-        provenance = read_bento_provenance(facts["bento"])
-        facts["provenance"], choice = provenance_document(provenance), provenance.choice
+    if is_own:
+        with contextlib.suppress(BloomeryError):  # an old bento, or one on another machine
+            provenance = read_bento_provenance(facts["bento"])
+            facts["provenance"], choice = provenance_document(provenance), provenance.choice
     facts["promotions"] = [
         f"{promotion.at:%Y-%m-%d %H:%M:%S}Z {promotion.action} by {promotion.by}: {promotion.reason}"
         for promotion in promotions.promotion_history(version.name)
@@ -84,6 +86,8 @@ def summarize_version(facts: Mapping[str, Any], choice: Choice | None) -> dict[s
 
     Without the choice, which the version's bento has, the tags of the version have less.
     """
+    if facts["bento"] is None:  # another tool may use tags of these names
+        return _describe_origin(facts, choice)
     return {**_describe_measurements(facts["tags"], choice), **_describe_origin(facts, choice)}
 
 
@@ -128,7 +132,7 @@ def _describe_origin(facts: Mapping[str, Any], choice: Choice | None) -> dict[st
         "contract": tags.get("contract", "unknown"),
         "registered": facts["created"],
         "promoted": promotions[-1] if is_in_effect else "; ".join([*promotions[-1:], release]),
-        "bento": str(facts["bento"]),
+        "bento": str(facts["bento"] or "none: another tool has registered this version"),
     }
 
 
@@ -182,6 +186,8 @@ def provenance_document(provenance: Provenance) -> list[dict[str, Any]]:
 
 
 def _facts(version: ModelVersion, is_champion: bool) -> dict[str, Any]:
+    from bloomery.tasks.registry.model_registry import bento_of
+
     return {
         "name": version.name,
         "version": int(version.version),
@@ -189,16 +195,17 @@ def _facts(version: ModelVersion, is_champion: bool) -> dict[str, Any]:
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(version.creation_timestamp / 1000)),
         "release": version.tags.get("release", "not promoted"),
         "freed": version.tags.get("freed"),  # the day on which `bloomery gc` removed its bento
-        "bento": version.tags.get("bento"),
+        "bento": bento_of(version),  # none if another tool has registered the version
         "description": version.description,
     }
 
 
 def versions_tree(document: dict[str, Any]) -> Tree:
-    root = Tree(f"[bold]{document['name']}[/], newest first")
+    root = Tree(f"[bold]{escape(document['name'])}[/], newest first")
     for version in document["versions"]:
         alias = f" [green]({', '.join(version['aliases'])})[/]" if version["aliases"] else ""
-        bento = f"bento {version['bento']}" if version["freed"] is None else f"freed on {version['freed']}"
+        bento = "registered by another tool" if version["bento"] is None else f"bento {version['bento']}"
+        bento = escape(bento if version["freed"] is None else f"freed on {version['freed']}")
         branch = root.add(f"[bold]version {version['version']}[/]{alias}, created {version['created']}, {bento}")
         branch.add(escape(version["release"].split("\n")[0]))
         branch.add(_description(version).split("\n")[0])
@@ -207,11 +214,11 @@ def versions_tree(document: dict[str, Any]) -> Tree:
 
 def _description(document: dict[str, Any]) -> str:
     """Returns MLflow's description of the version without link targets, which are relative to MLflow's page."""
-    return remove_link_targets(document["description"])
+    return remove_link_targets(document["description"] or "no description")
 
 
 def bento_tree(document: dict[str, Any]) -> Tree:
-    root = Tree(f"[bold]bento {document['bento']}[/], by its own provenance")
+    root = Tree(f"[bold]bento {escape(document['bento'])}[/], by its own provenance")
     _add_stages(root, document["provenance"])
     return root
 
@@ -222,14 +229,15 @@ def _add_stages(root: Tree, stages: list[dict[str, Any]]) -> None:
     for stage in stages:
         branch = branch.add(f"[bold]{stage['stage']}[/] {escape(stage['description'])}")
         for what, digest in stage["digests"].items():
-            branch.add(f"{what} [dim]{digest[:16]}[/]")
+            branch.add(f"{escape(what)} [dim]{escape(digest[:16])}[/]")
         for name in ("report", "code", "seed", "processor", "machine", "lock"):
             if stage.get(name) is not None:
                 value = str(stage[name])
                 branch.add(f"{name} [dim]{escape(value[:16] if name in ('code', 'lock') else value)}[/]")
         for candidate in stage.get("candidates", ()):
             colour = "green" if candidate["verdict"] == "chosen" else "dim"
-            branch.add(f"{candidate['name']}: {candidate['metrics']} [{colour}]{escape(candidate['verdict'])}[/]")
+            text = escape(f"{candidate['name']}: {candidate['metrics']}")
+            branch.add(f"{text} [{colour}]{escape(candidate['verdict'])}[/]")
 
 
 def version_summary(document: dict[str, Any]) -> Table:
@@ -248,7 +256,9 @@ def version_summary(document: dict[str, Any]) -> Table:
 
 def version_tree(document: dict[str, Any]) -> Tree:
     alias = f" [green]({', '.join(document['aliases'])})[/]" if document["aliases"] else ""
-    root = Tree(f"[bold]{document['name']} version {document['version']}[/]{alias}, created {document['created']}")
+    root = Tree(
+        f"[bold]{escape(document['name'])} version {document['version']}[/]{alias}, created {document['created']}"
+    )
     root.add(_description(document))
     if document["freed"] is not None:
         root.add(f"[yellow]freed by `bloomery gc` on {document['freed']}[/]: run its recipe again to rebuild its bento")
@@ -261,7 +271,7 @@ def version_tree(document: dict[str, Any]) -> Tree:
         branch = root.add("lineage, newest first")
         for line in document["lineage"]:
             what = escape(line["description"])
-            branch = branch.add(f"[bold]{line['stage']}[/] {what} [dim]{line['digest'][:16]}[/]")
+            branch = branch.add(f"[bold]{escape(line['stage'])}[/] {what} [dim]{escape(line['digest'][:16])}[/]")
     promotions = root.add("promotions")
     for line in document["promotions"]:
         promotions.add(escape(line))

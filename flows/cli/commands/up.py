@@ -258,15 +258,18 @@ def _report(out: Any, as_json: bool, status: ServiceStatus | None) -> None:
         out.print("no services run; `bloomery up` starts them")
     else:
         out.print(_table(status))
+    from rich.markup import escape
+
     failed = [] if status is None else [server for server in status.services if server.state == "failed"]
     if failed and not as_json:
         for server in failed:
-            out.print(f"[red]✗[/] {server.name}: {server.reason}\n  log: {server.log}")
+            out.print(f"[red]✗[/] {escape(f'{server.name}: {server.reason}')}\n  log: {escape(str(server.log))}")
     if failed:
         raise SystemExit(1)
 
 
 def _table(status: ServiceStatus) -> Any:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -277,5 +280,5 @@ def _table(status: ServiceStatus) -> Any:
         name = f"endpoint of {server.name}" if server.kind == "endpoint" else server.name
         pid = "" if server.pid is None else str(server.pid)
         restarts = str(server.restarts) if server.restarts else ""
-        table.add_row(name, f"[{colour}]{server.state}[/]", server.url, pid, restarts)
+        table.add_row(escape(name), f"[{colour}]{server.state}[/]", escape(server.url), pid, restarts)
     return table
