@@ -18,6 +18,7 @@ from bloomery.models.features.config import Features
 from bloomery.models.features.input_config import CategoryInput, ImageInput
 from bloomery.models.networks.config import Mlp, Model, TabM, TabularEnsemble
 from bloomery.models.training.config import Training
+from bloomery.models.tree_ensembles.class_shift import SHIFTED_SCORES
 
 # The form of encoded rows by kind of input, and the forms that each kind of network reads. Kinds that are not listed
 # read any form (`imported`, `custom`), or are chosen among those that fit (`auto`).
@@ -162,8 +163,18 @@ def _check_tabular_ensemble(model: TabM | TabularEnsemble, training: Training) -
         yield f"training.devices: a network of kind {model.kind} is trained in one process; leave it out"
     if isinstance(model, TabularEnsemble):
         yield from _check_quantile(model.kind, training)
+        yield from _check_decisions(model, training)
     if isinstance(model, TabularEnsemble) and training.start_from is not None:
         yield "training.start_from: boosted trees have no weights to start from; leave it out"
+
+
+def _check_decisions(model: TabularEnsemble, training: Training) -> Iterator[str]:
+    score = None if training.score is None else training.score.name
+    if model.decisions == "score" and score not in SHIFTED_SCORES:
+        yield (
+            f"model.decisions: score suits decisions to a score of classes, but the recipe's score is "
+            f"{score or 'the default one'}; set `score` to {' or '.join(SHIFTED_SCORES)}, or leave `decisions` out"
+        )
 
 
 def check_privacy(model: Model, training: Training, compression: Compression) -> Iterator[str]:

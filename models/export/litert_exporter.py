@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from bloomery.data_contracts.errors import EngineMissing, ParityBroken
+from bloomery.data_contracts.errors import EngineMissing
 from bloomery.models.export import litert_script
 from bloomery.models.export.onnx_exporter import TOLERANCE, export_program
+from bloomery.models.inference.parity import require_parity
 
 PYTHON_VARIABLE = "BLOOMERY_LITERT_PYTHON"  # names an interpreter with `litert-torch` and `ai-edge-litert`
 _PACKAGES = ("litert_torch", "ai_edge_litert")
@@ -73,13 +74,14 @@ def export_litert(network: nn.Module, examples: torch.Tensor, path: Path, python
         outputs_BK = np.load(outputs)
     with torch.no_grad():
         error = float(np.abs(network(examples).numpy() - outputs_BK).max())
-    if not error <= TOLERANCE:
-        raise ParityBroken(
-            f"LiteRT and PyTorch differ by up to {error:.2g} in a logit",
-            required=f"at most {TOLERANCE:g} on {len(examples)} rows",
-            where=str(path),
-            remedy="report the network's config: one of its operators is converted wrongly",
-        )
+    require_parity(
+        error,
+        TOLERANCE,
+        compared="LiteRT and PyTorch",
+        rows=f"{len(examples)} rows",
+        path=path,
+        remedy="report the network's config: one of its operators is converted wrongly",
+    )
     return error
 
 

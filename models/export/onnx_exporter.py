@@ -22,6 +22,7 @@ from onnxscript import optimizer
 from torch import nn
 
 from bloomery.data_contracts.errors import ParityBroken
+from bloomery.models.inference.parity import require_parity
 from bloomery.models.inference.runtime import INPUT, OUTPUT, create_session, run_session
 
 PARITY_BATCHES = (1, 3, 32)
@@ -73,8 +74,7 @@ def measure_parity(network: nn.Module, examples: torch.Tensor, path: Path) -> fl
         ParityBroken: it is above `TOLERANCE`, or ONNX Runtime fails.
     """
     error = _largest_difference(network, examples, _max_length(network, examples), create_session(path))
-    if not error <= TOLERANCE:
-        raise _parity_error("ONNX Runtime", error, path)
+    _require_parity("ONNX Runtime", error, path)
     return error
 
 
@@ -238,16 +238,17 @@ def export_program(network: nn.Module, examples: torch.Tensor, path: Path) -> fl
         loaded = torch.export.load(path).module()
     with torch.no_grad():
         error = max(float((loaded(x) - network(x)).abs().max()) for x in (examples[:size] for size in PARITY_BATCHES))
-    if not error <= TOLERANCE:
-        raise _parity_error("a torch.export program", error, path)
+    _require_parity("a torch.export program", error, path)
     return error
 
 
-def _parity_error(runtime: str, error: float, path: Path) -> ParityBroken:
-    return ParityBroken(
-        f"{runtime} and PyTorch differ by up to {error:.2g} in a logit",
-        required=f"at most {TOLERANCE:g} on batches of {', '.join(map(str, PARITY_BATCHES))} rows",
-        where=str(path),
+def _require_parity(runtime: str, error: float, path: Path) -> None:
+    require_parity(
+        error,
+        TOLERANCE,
+        compared=f"{runtime} and PyTorch",
+        rows=f"batches of {', '.join(map(str, PARITY_BATCHES))} rows",
+        path=path,
         remedy="report the network's config: one of its operators is exported wrongly",
     )
 

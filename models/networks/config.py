@@ -281,14 +281,30 @@ class TabM(Document):
 
 
 class TabularEnsemble(Document):
-    """Averages the predictions of boosted trees and of TabM.
+    """Averages the predictions of boosted trees, of TabM and of a linear model.
 
-    Both learn from the training split. The loss on the validation split decides their weights.
+    All learn from the training split. The loss on the validation split decides their weights.
     """
 
     kind: Literal["tabular_ensemble"]
     trees: BoostedTrees = BoostedTrees(kind="boosted_trees")
     network: TabM = TabM(kind="tabm")
+    linear: Annotated[
+        bool, Field(description="add ridge or logistic regression, whose penalty is cross-validated, as a member")
+    ] = False
+    decisions: Annotated[
+        Literal["likeliest", "score"],
+        Field(
+            description="score: shift the probabilities of classes so that the likeliest one suits the recipe's "
+            "macro_f1 or balanced_accuracy on the validation split"
+        ),
+    ] = "likeliest"
+
+    def identity(self) -> Any:
+        """`linear` and `decisions` count only if they differ from their defaults, so that older keys stay valid."""
+        fields = type(self).model_fields
+        unchanged = {name for name in ("linear", "decisions") if getattr(self, name) == fields[name].default}
+        return self.model_dump(mode="json", by_alias=True, exclude=unchanged)
 
 
 class Auto(Document):

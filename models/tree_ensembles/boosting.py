@@ -16,7 +16,7 @@ import numpy as np
 from bloomery.models.networks.config import BoostedTrees
 
 # The logit of a class that the fitted rows do not have, as may happen in a sample of a large data set.
-_ABSENT_LOGIT = -20.0
+ABSENT_LOGIT = -20.0
 _MAX_LEAF_ROWS = 20
 _ROWS_PER_LEAF_ROW = 50  # with fewer training rows, a leaf may have fewer rows
 
@@ -68,7 +68,7 @@ class FittedTrees(NamedTuple):
         """The outputs (K,) before the first round."""
         base_K = np.zeros(self.num_outputs)
         if not self.is_regression:
-            base_K[np.setdiff1d(np.arange(self.num_outputs), model.classes_)] = _ABSENT_LOGIT
+            base_K[np.setdiff1d(np.arange(self.num_outputs), model.classes_)] = ABSENT_LOGIT
         base_K[list(self.outputs_of_trees(model))] += model._baseline_prediction.ravel()
         return base_K
 

@@ -17,8 +17,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from bloomery.data_contracts.errors import ParityBroken
 from bloomery.models.inference.outputs import compute_outputs
+from bloomery.models.inference.parity import require_parity
 from bloomery.models.inference.runtime import INPUT, OUTPUT, create_session
 from bloomery.models.tree_ensembles.boosting import FittedTrees, predict_outputs
 
@@ -90,11 +90,12 @@ def measure_parity(trees: FittedTrees, x: np.ndarray, path: Path) -> float:
     outputs_NK = compute_outputs(create_session(path), x, is_row_by_row=False)
     error = float(np.abs(outputs_NK - expected_NK).max()) if len(x) else 0.0
     limit = TOLERANCE * max(1.0, float(np.abs(expected_NK).max()) if len(x) else 1.0)
-    if not error <= limit:
-        raise ParityBroken(
-            f"ONNX Runtime and scikit-learn differ by up to {error:.2g} in an output",
-            required=f"at most {limit:.2g} on all {len(x):,} rows",
-            where=str(path),
-            remedy="report the versions of scikit-learn, skl2onnx and onnxruntime: a tree is converted wrongly",
-        )
+    require_parity(
+        error,
+        limit,
+        compared="ONNX Runtime and scikit-learn",
+        rows=f"all {len(x):,} rows",
+        path=path,
+        remedy="report the versions of scikit-learn, skl2onnx and onnxruntime: a tree is converted wrongly",
+    )
     return error

@@ -17,7 +17,7 @@ from bloomery.tasks.scaffolding.yaml_writer import add_blank_line, add_comment, 
 
 _PIXELS_SEEN = 100_000_000  # pixels that a convolutional network is shown in all epochs: a minute or so on two cores
 _SKEWED = 4  # times as many rows in the largest class as in the rarest
-_MIN_RANKED_ROWS = 100  # of the rare class, so that no split is without it
+_CLASS_NOISE = 5  # rows of a class that equally good versions may decide differently
 _TOKENS_SEEN = 8_000_000  # the same for a Transformer, by tokens
 _STEPS_SEEN = 6_000_000  # the same for a recurrent network, by steps of a sequence or series
 
@@ -30,9 +30,9 @@ def draft_recipe(name: str, plan: DraftPlan, names: dict[str, str], data: dict[s
         data: the options that read the source.
         notes: the reasons for some of these options.
     """
-    model, training, compression = _network(plan)
-    budget, gates = _budget_and_gates(plan)
-    score, score_reason = _score(plan.label, is_shuffled=plan.split.by == "key")
+    score, score_reason = _score(plan.label)
+    model, training, compression = _network(plan, score)
+    budget, gates = _budget_and_gates(plan, score)
     document = CommentedMap(
         name=name,
         description=plan.describe_purpose(names),
@@ -175,14 +175,14 @@ def _num_training_rows(plan: DraftPlan) -> int:
     return max(round(plan.num_usable_rows * _split_shares(plan)[0]), 1)
 
 
-def _network(plan: DraftPlan) -> tuple[CommentedMap, CommentedMap, CommentedMap]:
+def _network(plan: DraftPlan, score: str) -> tuple[CommentedMap, CommentedMap, CommentedMap]:
     """Returns the sections model, training and compression, sized by the number of training rows."""
     num_rows = _num_training_rows(plan)
     batch_size = next(
         (size for upper, size in ((500, 16), (2_000, 32), (20_000, 128), (200_000, 256)) if num_rows < upper), 1024
     )
     if plan.series is None and plan.inputs.is_tabular:
-        return draft_tabular_network(num_rows, batch_size)
+        return draft_tabular_network(num_rows, batch_size, is_skewed=score == "macro_f1")
     if plan.series is not None:
         epochs = min(max(_STEPS_SEEN // (num_rows * plan.series.length), 5), 60)
         highway = plan.series.length  # a linear map of the window: what a linear autoregression would predict
@@ -204,8 +204,8 @@ def _network(plan: DraftPlan) -> tuple[CommentedMap, CommentedMap, CommentedMap]
     return model, training, CommentedMap(candidates=candidates, fine_tune=inline(fine_tuning))
 
 
-def _score(label: LabelPlan, *, is_shuffled: bool = True) -> tuple[str, str]:
-    """Returns the score that suits the label, and why. Unless rows are shuffled, a split may lack a rare class."""
+def _score(label: LabelPlan) -> tuple[str, str]:
+    """Returns the score that suits the label, and why."""
     if label.standard_deviation is not None:
         return (
             "rmse",
@@ -214,14 +214,10 @@ def _score(label: LabelPlan, *, is_shuffled: bool = True) -> tuple[str, str]:
     counts = [num_rows for _, num_rows in label.classes]
     if max(counts) < _SKEWED * min(counts):
         return "accuracy", "The score that selects epochs, candidates and versions. No class is rare."
-    if len(counts) == 2 and min(counts) >= _MIN_RANKED_ROWS and is_shuffled:
-        return "average_precision", (
-            f"One class has {min(counts):,} rows and the other {max(counts):,}: accuracy would hide how well the rare "
-            "one is found. This is the average precision of the rare class."
-        )
     return "macro_f1", (
         f"The rarest class has {min(counts):,} rows and the largest {max(counts):,}: accuracy would hide how well the "
-        "rare ones are found. Macro F1 counts all classes alike."
+        "rare ones are found. Macro F1 counts all classes alike, and judges the decisions that the endpoint returns; "
+        "`average_precision` would judge the order of rows by their probability."
     )
 
 
@@ -239,22 +235,39 @@ _BUDGET_COMMENT = (
 )
 
 
-def _budget_and_gates(plan: DraftPlan) -> tuple[CommentedMap, CommentedMap]:
-    num_test = max(round(plan.num_usable_rows * _split_shares(plan)[2]), 1)
+def _budget_and_gates(plan: DraftPlan, score: str) -> tuple[CommentedMap, CommentedMap]:
+    test_share = _split_shares(plan)[2]
+    num_test = max(round(plan.num_usable_rows * test_share), 1)
     if plan.label.standard_deviation is not None:
         return _for_regression(plan.label.standard_deviation, num_test)
-    margin = min(max(math.ceil(800 / num_test) / 100, 0.02), 1.0)
+    share = plan.label.majority_share
+    if score == "macro_f1":
+        margin = _macro_f1_margin([num_rows * test_share for _, num_rows in plan.label.classes])
+        share = 2 * share / (1 + share) / len(plan.label.classes)
+        majority = f"Always predicting the most frequent class has a macro F1 of {share:.1%}."
+    else:
+        margin = 8 / num_test
+        majority = f"Always predicting the most frequent class is right for {share:.1%} of the rows."
+    margin = min(max(math.ceil(100 * margin) / 100, 0.02), 1.0)
     budget = CommentedMap(accuracy_drop=0.01, objective="balanced")
     add_comment(budget, "accuracy_drop", _BUDGET_COMMENT, 2)
     gates = CommentedMap(beats="baseline", champion_drop=_short(margin))
     add_comment(
         gates,
         "beats",
-        f"Always predicting the most frequent class is right for {plan.label.majority_share:.1%} of the rows. A "
-        "version must be better than that beyond chance, and no other baseline better by more than champion_drop.",
+        f"{majority} A version must be better than that beyond chance, and no other baseline better by more than "
+        "champion_drop.",
         2,
     )
+    if score == "macro_f1":
+        add_comment(gates, "champion_drop", "As much as equally good versions may differ on so few rows of a class.", 2)
     return budget, gates
+
+
+def _macro_f1_margin(test_rows: Sequence[float]) -> float:
+    """Returns how much macro F1 may differ by chance between equally good versions: the rows of rare classes decide."""
+    shares = [min(_CLASS_NOISE / max(num_rows, 1), 0.5) for num_rows in test_rows]
+    return math.hypot(*shares) / len(shares)
 
 
 def _for_regression(standard_deviation: float, num_test: int) -> tuple[CommentedMap, CommentedMap]:

@@ -1,4 +1,4 @@
-"""Drafts the network of a table: an average of boosted trees and TabM, sized by the number of training rows."""
+"""Drafts the network of a table: an average of boosted trees, TabM and a linear model, sized by the training rows."""
 
 from __future__ import annotations
 
@@ -31,15 +31,30 @@ _SIZES = (
 )
 
 
-def draft_tabular_network(num_rows: int, batch_size: int) -> tuple[CommentedMap, CommentedMap, CommentedMap]:
-    """Returns the sections model, training and compression for `num_rows` training rows."""
+def draft_tabular_network(
+    num_rows: int, batch_size: int, *, is_skewed: bool = False
+) -> tuple[CommentedMap, CommentedMap, CommentedMap]:
+    """Returns the sections model, training and compression for `num_rows` training rows.
+
+    Args:
+        is_skewed: a class is rare, and the score is one of decisions.
+    """
     size = next(size for size in _SIZES if num_rows < size.max_rows)
     trees = {"kind": "boosted_trees"} | ({"models": size.models} if size.models > 1 else {})
     model = CommentedMap(
         kind="tabular_ensemble",
         trees=inline(trees),
         network=inline({"kind": "tabm", "members": size.members, "width": 128}),
+        linear=True,
     )
+    if is_skewed:
+        model["decisions"] = "score"
+        add_comment(
+            model,
+            "decisions",
+            "Rare classes get higher probabilities than their frequency, as suits the score of the validation rows.",
+            2,
+        )
     training = CommentedMap(
         epochs=min(max(_ROWS_SEEN // num_rows, _MIN_EPOCHS), _MAX_EPOCHS),
         patience=size.patience,

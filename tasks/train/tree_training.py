@@ -1,4 +1,4 @@
-"""Trains boosted trees: fits them, writes the ONNX file that is served, and logs the result.
+"""Trains boosted trees and linear models: fits them, writes the ONNX file that is served, and logs the result.
 
 Shapes: N rows, F columns.
 """
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.records.records import Dataset
-from bloomery.models.networks.config import BoostedTrees
+from bloomery.models.networks.config import BoostedTrees, TabularEnsemble
 from bloomery.models.training.config import Training
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.orchestration.events import Progress, emit
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from bloomery.models.onnx_import.importer import SessionModule
     from bloomery.models.training.data.batches import Examples, ExampleSource
     from bloomery.models.tree_ensembles.boosting import FittedTrees
+    from bloomery.models.tree_ensembles.linear import FittedLinear
 
 _MAX_BYTES = 1 << 30  # of training rows, which scikit-learn needs in memory; of more rows, an even sample is fitted
 
@@ -55,6 +56,28 @@ def fit_trees(dataset: Dataset, model: BoostedTrees, training: Training, splits:
             model,
             LabelledRows(train.x.numpy(), train.y.numpy()),
             LabelledRows(val.x.numpy(), val.y.numpy()),
+            fit.make_blueprint(dataset, model).num_outputs,
+            seed=training.seed,
+            balance_classes=training.class_weights == "balanced",
+        )
+
+
+def fit_linear(
+    dataset: Dataset, model: TabularEnsemble, training: Training, splits: fit.TrainingSplits
+) -> FittedLinear:
+    """Fits ridge or logistic regression to the training split."""
+    import sklearn.linear_model  # noqa: F401 - before the limit, which holds for loaded libraries only
+    from threadpoolctl import threadpool_limits
+
+    from bloomery.models.tree_ensembles import linear
+    from bloomery.models.tree_ensembles.boosting import LabelledRows
+
+    train = _sample_training_rows(dataset, splits.train)
+    emit(Progress("train", 0, 1, "a linear model"))
+    with threadpool_limits(limits=training.num_threads):
+        return linear.fit_linear(
+            LabelledRows(train.x.numpy(), train.y.numpy()),
+            dataset.layout,
             fit.make_blueprint(dataset, model).num_outputs,
             seed=training.seed,
             balance_classes=training.class_weights == "balanced",

@@ -25,4 +25,11 @@ def test_it_suits_the_number_of_rows(num_rows: int, models: int, members: int, e
     assert (training.epochs, training.batch_size, training.schedule) == (epochs, 32, "constant")
     assert training.patience is not None
     assert "best_by" in training.model_fields_set  # otherwise the recipe's score would select the epoch
+    assert model.linear
+    assert model.decisions == "likeliest"
     assert [spec.name for spec in compression.candidates or ()] == ["fp32"]
+
+
+def test_decisions_about_a_rare_class_suit_the_score() -> None:
+    model, _, _ = draft_tabular_network(1_000, 16, is_skewed=True)
+    assert TypeAdapter(Model).validate_python(dict(model)).decisions == "score"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bloomery.data_contracts.records.records import Dataset
+from bloomery.data_contracts.records.scores import Score
 from bloomery.models.compression.config import CandidateSpec, Compression
 from bloomery.models.networks.config import Auto, BoostedTrees, TabM, TabularEnsemble
 from bloomery.models.training.config import Explain, Search, Training
@@ -56,17 +57,28 @@ def test_equal_arguments_give_equal_trees_of_a_regression(dataset_of) -> None:
 @pytest.mark.parametrize("is_regression", [False, True])
 def test_an_ensemble_is_one_file_that_computes_the_average_of_its_members(dataset_of, is_regression: bool) -> None:
     dataset: Dataset = dataset_of(is_regression=is_regression)
-    model = TabularEnsemble(kind="tabular_ensemble", trees=TREES, network=NETWORK)
-    training = Training(epochs=3, learning_rate=1e-2, patience=2, explain=Explain(rows=2, sample=4))
+    model = TabularEnsemble(
+        kind="tabular_ensemble",
+        trees=TREES,
+        network=NETWORK,
+        linear=True,
+        decisions="likeliest" if is_regression else "score",
+    )
+    score = None if is_regression else Score(name="macro_f1")
+    training = Training(epochs=3, learning_rate=1e-2, patience=2, explain=Explain(rows=2, sample=4), score=score)
     trained = train(dataset, model, training)
     metrics = mlflow_runs.client().get_run(trained.run_id).data.metrics
-    assert 0 <= metrics["tree_weight"] <= 1
+    weights = [metrics[f"{name}_weight"] for name in ("trees", "network", "linear")]
+    assert sum(weights) == pytest.approx(1)
+    assert weights[2] > 0.3  # the label is a linear function of the numbers
     assert trained.trees_error <= 1e-3
     assert trained.origin == f"after {trained.num_rounds} rounds of boosting and {trained.epochs} epochs"
     assert trained.val_score < 60 if is_regression else trained.val_score > 0.9
     assert trained.val_score == pytest.approx(
-        metrics["best_val_rmse" if is_regression else "best_val_accuracy"], rel=1e-4
+        metrics["best_val_rmse" if is_regression else "best_val_macro_f1"], rel=1e-4
     )
+    params = mlflow_runs.client().get_run(trained.run_id).data.params
+    assert ("class_shift" in params) == (not is_regression)
     (fp32,) = compress(trained, Compression(latency_rounds=5)).candidates
     assert fp32.sha256 == trained.digest
 
