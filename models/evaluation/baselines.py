@@ -173,17 +173,26 @@ def _fit(
     if task.num_classes and len(np.unique(sample.y)) < 2:
         return FittedBaseline(name, None, reason="the sampled training rows are of one class")
     # One thread: small trees on several wait for each other, which takes twenty times the CPU time on a busy machine.
-    with warnings.catch_warnings(), threadpool_limits(1):
-        warnings.simplefilter("ignore")  # of iterations that stop before they converge
-        model.fit(convert(sample.x), sample.y)
-        predict = model.predict_proba if task.num_classes else model.predict
-        blocks = _blocks(task.test_x, Features(task.layout).num_used)
-        predictions = np.concatenate([predict(convert(block)) for block in blocks])
+    try:
+        with warnings.catch_warnings(), threadpool_limits(1):
+            warnings.simplefilter("ignore")  # of iterations that stop before they converge
+            model.fit(convert(sample.x), sample.y)
+            predict = model.predict_proba if task.num_classes else model.predict
+            blocks = _blocks(task.test_x, Features(task.layout).num_used)
+            predictions = np.concatenate([predict(convert(block)) for block in blocks])
+    except Exception as failure:  # a finished training does not fail because a simple model does
+        return FittedBaseline(name, None, reason=describe_failure(failure))
     if not task.num_classes:
         return FittedBaseline(name, predictions.astype(np.float64), len(sample.y))
     shares_NK = np.zeros((len(task.test_x), task.num_classes))
     shares_NK[:, model.classes_] = predictions
     return FittedBaseline(name, shares_NK, len(sample.y))
+
+
+def describe_failure(failure: Exception) -> str:
+    """Why a baseline was not computed: the type and the first line of an error."""
+    text = str(failure).strip() or "without a message"
+    return f"it failed with {type(failure).__name__}: {text.splitlines()[0][:200]}"
 
 
 def _blocks(x: np.ndarray, num_used: int = 0) -> list[np.ndarray]:

@@ -16,6 +16,7 @@ from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.models.evaluation.metrics import cross_entropies, log_loss, mean_absolute_error
 
 RANKINGS = ("auc", "average_precision")  # scores of the order of rows by their probability of a class
+_ZERO = 1e-6  # of the largest label
 MAX_RANKED_CLASSES = 50  # of more, AUC and average precision are computed only where they are the score
 
 
@@ -51,13 +52,39 @@ def require_score(score: Score, truth_N: np.ndarray, predictions: np.ndarray, sp
     try:
         return compute_score(score, truth_N, predictions)
     except UndefinedScore as failure:
-        other = "accuracy, macro_f1 or log_loss" if score.facts.task == "classification" else "rmse or mae"
-        raise DataUnfit(
-            f"{score.title} does not exist for the {split} split: {failure}",
-            required="labels for which the recipe's score is defined",
-            where=f"the {split} split and the recipe's `score`",
-            remedy=f"set `score` to {other}, or change `features.split`",
-        ) from failure
+        raise _undefined_error(score, split, failure) from failure
+
+
+def require_defined(score: Score, truth_N: np.ndarray, num_classes: int, split: str) -> None:
+    """Requires that the score exists for these labels, before there are predictions.
+
+    Args:
+        num_classes: 0 of a regression.
+
+    Raises:
+        DataUnfit: it does not exist for the labels of `split`.
+    """
+    try:
+        if not len(truth_N):
+            raise UndefinedScore("there are no rows")
+        if score.name in RANKINGS:
+            rank_targets(truth_N, num_classes)
+        elif score.name == "r2":
+            _require_variance(truth_N)
+        elif score.name == "mape":
+            _require_no_zero(truth_N)
+    except UndefinedScore as failure:
+        raise _undefined_error(score, split, failure) from failure
+
+
+def _undefined_error(score: Score, split: str, failure: UndefinedScore) -> DataUnfit:
+    other = "accuracy, macro_f1 or log_loss" if score.facts.task == "classification" else "rmse or mae"
+    return DataUnfit(
+        f"{score.title} does not exist for the {split} split: {failure}",
+        required="labels for which the recipe's score is defined",
+        where=f"the {split} split and the recipe's `score`",
+        remedy=f"set `score` to {other}, or change `features.split`",
+    )
 
 
 def compute_metrics(task: Task, truth_N: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
@@ -168,9 +195,13 @@ def _mae(score: Score, truth_N: np.ndarray, values_N: np.ndarray) -> float:
 def _r2(score: Score, truth_N: np.ndarray, values_N: np.ndarray) -> float:
     from sklearn.metrics import r2_score
 
+    _require_variance(truth_N)
+    return float(r2_score(truth_N, values_N))
+
+
+def _require_variance(truth_N: np.ndarray) -> None:
     if not np.var(truth_N) > 0:
         raise UndefinedScore("all labels are equal, so there is no variance to explain")
-    return float(r2_score(truth_N, values_N))
 
 
 def _mape(score: Score, truth_N: np.ndarray, values_N: np.ndarray) -> float:
@@ -181,7 +212,8 @@ def _mape(score: Score, truth_N: np.ndarray, values_N: np.ndarray) -> float:
 
 
 def _require_no_zero(truth_N: np.ndarray) -> None:
-    num_zeros = int(np.count_nonzero(truth_N == 0))
+    # Encoded labels are float32, so a label of 0 comes back as a tiny number.
+    num_zeros = int(np.count_nonzero(np.abs(truth_N) <= _ZERO * np.abs(truth_N).max(initial=0.0)))
     if num_zeros:
         raise UndefinedScore(f"{num_zeros} labels are 0, so that a percentage of them has no meaning")
 

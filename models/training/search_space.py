@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from bloomery.data_contracts.errors import RecipeInvalid
+from bloomery.data_contracts.records.scores import Score
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.networks.config import (
     BoostedTrees,
@@ -101,17 +102,23 @@ _AUTO_MODELS: tuple[Model, ...] = (
 )
 
 
-def default_networks(layout: Layout) -> tuple[Model, ...]:
-    """The networks that `model: auto` tries on rows of this layout, the most promising first."""
+def default_networks(layout: Layout, score: Score | None = None) -> tuple[Model, ...]:
+    """The networks that `model: auto` tries on rows of this layout, the most promising first.
+
+    Trees predict means, so they are left out where the score is that of a quantile.
+    """
     match layout.kind:
         case "flat":
-            return (
+            candidates: tuple[Model, ...] = (
                 BoostedTrees(kind="boosted_trees"),
                 TabM(kind="tabm"),
-                TabularEnsemble(kind="tabular_ensemble"),
+                TabularEnsemble(kind="tabular_ensemble", linear=True),
                 Mlp(kind="mlp"),
                 FtTransformer(kind="ft_transformer"),
             )
+            if score is None or score.quantile is None:
+                return candidates
+            return tuple(model for model in candidates if not isinstance(model, BoostedTrees | TabularEnsemble))
         case "tokens":
             return Transformer(kind="transformer"), Rnn(kind="rnn", cell="gru", pooling="max"), Gpt(kind="gpt")
         case "sequence":

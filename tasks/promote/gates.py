@@ -76,17 +76,22 @@ def require_better_than_baselines(bento: Bento, gates: Gates) -> None:
     margin = gates.champion_limit(score)
     losses = [comparison for comparison in comparisons if comparison.degradation.low > margin]
     losses = losses or [item for item in comparisons if item.is_constant and not item.is_beaten]
-    if comparisons and not losses:
+    if any(comparison.is_constant for comparison in comparisons) and not losses:
         return
+    baselines = bento.choice.candidates.trained.baselines
+    missing = [f"{item.name} was not computed: {item.reason}" for item in baselines if item.score is None]
     value = format_score_value(score, bento.choice.candidate.score.value)
     results = [describe_comparison(score, comparison) for comparison in losses]
+    reasons = "; ".join(results or missing) or "no baseline was fitted"
     raise ReleaseRefused(
-        f"the model has {score.title} {value} on the held-out rows: {'; '.join(results) or 'no baseline was fitted'}",
+        f"the model has {score.title} {value} on the held-out rows: {reasons}",
         required="a model that is better than always predicting the same beyond chance, and not shown to be worse than "
         f"a baseline by more than {format_degradation(score, margin)}",
         where="the recipe's gates.beats",
         remedy="use a stronger model, more rows or other columns; or leave `beats` out to release it nevertheless"
         if results
+        else "mend what the reason names, or leave `beats` out"
+        if missing
         else "leave out `training.baselines: false`, or `beats`",
     )
 

@@ -29,36 +29,48 @@ _PRIVATE = "training is private, and they would learn from the same rows without
 def fit_baselines(run: TrainingRun, out: Output) -> tuple[Baseline, ...]:
     """Writes the predictions of each baseline for the test split, and logs its scores; empty if the recipe has none.
 
-    No baseline sees a test row before it is fitted, and the network does not depend on baselines.
+    A baseline that fails has a reason instead of a score. No baseline sees a test row before it is fitted, and the
+    network does not depend on baselines.
     """
-    from bloomery.models.evaluation import baselines
-    from bloomery.models.training.data.batches import read_examples
+    from bloomery.models.evaluation.baselines import describe_failure
 
     if not run.training.baselines:
         return ()
     if run.training.privacy is not None:
         return (Baseline(name="all baselines", reason=_PRIVATE),)
-    dataset = run.dataset
-    test = read_examples(settings().path(dataset.test.uri), dataset.key, dataset.layout)
-    truth = build_ground_truth(run.encoder, dataset, test)
-    records = []
-    for number, fitted in enumerate(baselines.fit_baselines(_build_task(run, test))):
-        if fitted.predictions is None:
-            records.append(Baseline(name=fitted.name, reason=fitted.reason))
-            continue
-        path = out.path(f"baseline-{number}.npy")
-        np.save(path, fitted.predictions, allow_pickle=False)
+    records: list[Baseline] = []
+    try:
+        for record in _fit_and_score(run, out):
+            records.append(record)  # noqa: PERF402 - those before a failure are kept
+    except Exception as failure:  # the training has finished, and must not be lost
         records.append(
-            Baseline(
-                name=fitted.name,
-                predictions_uri=out.uri(path.name),
-                num_rows=fitted.num_rows,
-                score=score_predictions(run.score, truth, fitted.predictions),
-                metrics=compute_all_scores(run.score, truth, fitted.predictions),
-            )
+            Baseline(name="other baselines" if records else "all baselines", reason=describe_failure(failure))
         )
     mlflow_runs.log_metrics(run.run_id, dict(_metrics(records)))
     return tuple(records)
+
+
+def _fit_and_score(run: TrainingRun, out: Output) -> Iterator[Baseline]:
+    """Yields the record of each baseline, and writes its predictions."""
+    from bloomery.models.evaluation.baselines import fit_baselines as fit_models
+    from bloomery.models.training.data.batches import read_examples
+
+    dataset = run.dataset
+    test = read_examples(settings().path(dataset.test.uri), dataset.key, dataset.layout)
+    truth = build_ground_truth(run.encoder, dataset, test)
+    for number, fitted in enumerate(fit_models(_build_task(run, test))):
+        if fitted.predictions is None:
+            yield Baseline(name=fitted.name, reason=fitted.reason)
+            continue
+        path = out.path(f"baseline-{number}.npy")
+        np.save(path, fitted.predictions, allow_pickle=False)
+        yield Baseline(
+            name=fitted.name,
+            predictions_uri=out.uri(path.name),
+            num_rows=fitted.num_rows,
+            score=score_predictions(run.score, truth, fitted.predictions),
+            metrics=compute_all_scores(run.score, truth, fitted.predictions),
+        )
 
 
 def _build_task(run: TrainingRun, test: Examples) -> BaselineTask:

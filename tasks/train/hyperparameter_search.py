@@ -204,7 +204,7 @@ def _completed_trials(study: Study) -> list[Any]:
 
 
 def _candidate_networks(job: SearchJob) -> tuple[Model, ...]:
-    return spaces.default_networks(job.dataset.layout) if job.model.kind == "auto" else (job.model,)
+    return spaces.default_networks(job.dataset.layout, job.score) if job.model.kind == "auto" else (job.model,)
 
 
 def _first_trials(job: SearchJob) -> list[dict[str, Any]]:

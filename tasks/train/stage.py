@@ -19,6 +19,7 @@ from bloomery.tasks.tracking import mlflow_runs, resource_usage
 from bloomery.tasks.train import fit, import_network, run_logging
 from bloomery.tasks.train.baselines import fit_baselines
 from bloomery.tasks.train.explanations import log_run_explanations
+from bloomery.tasks.train.score_checks import require_defined_score
 from bloomery.tasks.train.training_curves import TrainingCurves
 from bloomery.tasks.train.training_run import TrainingRun
 
@@ -57,6 +58,7 @@ def train(
 
     splits = fit.read_splits(dataset)
     encoder = read_encoder(settings().path(dataset.encoder_uri))
+    require_defined_score(dataset, training, splits)
     if isinstance(model, Imported):
         return _import(out, dataset, model, training, splits, encoder)
     if isinstance(model, Custom):

@@ -20,6 +20,9 @@ class TabularInput(nn.Module):
 
     counts: tuple[int, ...]
     num_numbers: int
+    _coded: torch.Tensor
+    _numbers: torch.Tensor
+    _last: torch.Tensor
 
     def __init__(self, layout: Layout) -> None:
         super().__init__()
@@ -33,9 +36,9 @@ class TabularInput(nn.Module):
         self.register_buffer("_last", torch.tensor(self.counts, dtype=torch.int64) - 1, persistent=False)
 
     def forward(self, x_BF: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        codes_BC = x_BF.index_select(1, self._coded).long()  # type: ignore[arg-type]
-        codes_BC = torch.minimum(codes_BC.clamp(min=0), self._last)  # type: ignore[arg-type]
-        return x_BF.index_select(1, self._numbers), codes_BC  # type: ignore[arg-type]
+        codes_BC = x_BF.index_select(1, self._coded).long()
+        codes_BC = torch.minimum(codes_BC.clamp(min=0), self._last)
+        return x_BF.index_select(1, self._numbers), codes_BC
 
 
 def require_flat(layout: Layout, kind: str) -> None:

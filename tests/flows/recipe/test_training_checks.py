@@ -200,6 +200,19 @@ def test_a_score_of_the_recipe_suits_trees_unless_it_is_of_a_quantile():
         assert [problem for problem in problems if f"the trees of {kind} predict means, not quantiles" in problem]
 
 
+def test_decisions_suit_a_score_of_classes_alone():
+    model = {"kind": "tabular_ensemble", "decisions": "score"}
+    for name in ("macro_f1", "balanced_accuracy"):
+        assert find_problems(NUMBER, model=model, training={"score": {"name": name}}) == []
+    for training, found in (({}, "the default one"), ({"score": {"name": "auc"}}, "auc")):
+        (problem,) = find_problems(NUMBER, model=model, training=training)
+        assert (
+            f"model.decisions: score suits decisions to a score of classes, but the recipe's score is {found}"
+            in problem
+        )
+        assert "set `score` to macro_f1 or balanced_accuracy" in problem
+
+
 def test_boosted_trees_have_no_candidate_search_and_no_other_formats():
     (problem,) = find_problems(NUMBER, model=TREES, search=True)
     assert "compression.search: boosted_trees consists of trees" in problem

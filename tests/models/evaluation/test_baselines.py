@@ -161,3 +161,16 @@ def test_test_rows_are_converted_in_blocks(layout, monkeypatch):
     assert max(size for size in sizes if size != 200) <= 100 // 6 + 1
     for name, fitted in at_once.items():
         assert in_blocks[name].predictions == pytest.approx(fitted.predictions)
+
+
+def test_a_model_that_fails_has_a_reason_and_the_others_are_fitted(monkeypatch):
+    def fail(self: object, *arguments: object) -> None:
+        raise np.linalg.LinAlgError("SVD did not converge\nwith many details")
+
+    monkeypatch.setattr(LogisticRegression, "fit", fail)
+    x = RANDOM.normal(size=(100, 2)).astype(np.float32)
+    rows = BaselineRows(x, (x[:, 0] > 0).astype(np.int64))
+    results = fit(score=ACCURACY, layout=flat(2), num_classes=2, train=rows, test_x=x)
+    assert results["logistic regression"].predictions is None
+    assert results["logistic regression"].reason == "it failed with LinAlgError: SVD did not converge"
+    assert results["boosted trees"].predictions is not None

@@ -7,7 +7,13 @@ from sklearn import metrics as sklearn_metrics
 from bloomery.data_contracts.errors import DataUnfit
 from bloomery.data_contracts.records.scores import SCORES, Score
 from bloomery.models.evaluation import scores
-from bloomery.models.evaluation.scores import UndefinedScore, compute_metrics, compute_score, require_score
+from bloomery.models.evaluation.scores import (
+    UndefinedScore,
+    compute_metrics,
+    compute_score,
+    require_defined,
+    require_score,
+)
 
 RANDOM = np.random.default_rng(0)
 
@@ -93,8 +99,28 @@ def test_a_score_that_does_not_exist_is_an_error_that_names_the_reason(name, tru
         require_score(score_of(name), truth, predictions, "validation")
     assert "score" in failure.value.remedy
     assert "validation" in failure.value.where
+    num_classes = predictions.shape[1] if predictions.ndim == 2 else 0
+    with pytest.raises(DataUnfit, match=reason):  # before there are predictions
+        require_defined(score_of(name), truth, num_classes, "test")
     task = SCORES[score_of(name).name].task
     assert name not in compute_metrics(task, truth, predictions)
+
+
+def test_scores_that_always_exist_need_rows_alone():
+    for name in ("accuracy", "macro_f1", "balanced_accuracy", "log_loss"):
+        require_defined(score_of(name), np.zeros(3, int), 2, "test")
+    for name in ("auc", "average_precision"):
+        require_defined(score_of(name), np.array([0, 0, 1]), 2, "test")
+    for name in ("rmse", "mae", "r2", "mape"):
+        require_defined(score_of(name), np.array([1.0, 2.0]), 0, "test")
+
+
+def test_a_label_of_0_is_found_after_its_encoding():
+    mean, deviation = 1000.3, 57.7
+    decoded = mean + deviation * ((np.array([0.0, 900.0, 1100.0]) - mean) / deviation).astype(np.float32).astype(float)
+    assert decoded[0] != 0
+    with pytest.raises(DataUnfit, match="1 labels are 0"):
+        require_defined(score_of("mape"), decoded, 0, "test")
 
 
 def test_a_prediction_that_is_not_a_number_has_no_score():

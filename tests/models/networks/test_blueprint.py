@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.networks.blueprint import Blueprint, build_network, num_parameters, read_network, write_network
-from bloomery.models.networks.config import Cnn
+from bloomery.models.networks.config import Cnn, TabularEnsemble
 from bloomery.models.training.determinism import set_deterministic
 
 BLUEPRINT = Blueprint(
@@ -83,3 +83,11 @@ def test_set_deterministic_reports_what_the_bits_depend_on():
     assert processor.startswith("1 thread(s), ")
     assert processor.endswith(f"torch {torch.__version__}")
     assert torch.backends.cpu.get_cpu_capability() in processor
+
+
+def test_options_of_an_ensemble_count_only_where_they_are_set():
+    """The key of a network that was trained before there were these options stays the same."""
+    plain = TabularEnsemble(kind="tabular_ensemble")
+    assert plain.identity().keys() == {"kind", "trees", "network"}
+    assert plain.model_copy(update={"linear": True}).identity()["linear"] is True
+    assert plain.model_copy(update={"decisions": "score"}).identity()["decisions"] == "score"

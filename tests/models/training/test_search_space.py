@@ -7,6 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from bloomery.data_contracts.errors import RecipeInvalid
+from bloomery.data_contracts.records.scores import Score
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import Auto, BoostedTrees, Cnn, FtTransformer, Mlp, Periodic, Rnn, TabularEnsemble
@@ -102,6 +103,14 @@ def test_every_default_network_reads_its_rows_and_has_a_valid_space(layout):
             continue  # written as ONNX when they are fitted: tests/tasks/train/test_tree_training.py
         network = build_network(Blueprint(config=model, layout=layout, num_outputs=2)).eval()
         assert network(torch.ones(2, *layout.shape)).shape == (2, 2)
+
+
+def test_no_trees_are_tried_for_a_quantile():
+    """Trees and ensembles with trees predict means, and a recipe that names them is refused."""
+    table = Layout(kind="flat", shape=(3,))
+    quantile = default_networks(table, Score(name="quantile_loss", quantile=0.9))
+    assert [model.kind for model in quantile] == ["tabm", "mlp", "ft_transformer"]
+    assert default_networks(table, Score(name="mae")) == default_networks(table)
 
 
 @pytest.mark.parametrize(("low", "high", "log"), [(2, 1, False), (1, 1, False), (0.0, 1.0, True)])

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bloomery.data_contracts.errors import DataMissing, ReleaseRefused
-from bloomery.data_contracts.records.records import BaselineComparison, Bento, Interval, Release
+from bloomery.data_contracts.records.records import Baseline, BaselineComparison, Bento, Interval, Release
 from bloomery.data_contracts.records.score_format import degradation_name
 from bloomery.data_contracts.records.scores import Score
 from bloomery.data_contracts.records.tensor_layout import Task
@@ -230,6 +230,23 @@ def test_a_version_must_beat_the_baselines_if_the_recipe_says_so(
     with pytest.raises(ReleaseRefused, match=problem) as refused:
         require_better_than_baselines(bento, Gates(beats="baseline"))
     assert "gates.beats" in refused.value.where
+
+
+def test_a_gate_names_the_baselines_that_are_missing(release: Release) -> None:
+    failed = Baseline(name="majority class", reason="it failed with MemoryError: 80 GiB")
+    trees = BaselineComparison(
+        name="boosted trees",
+        score=Interval(value=0.5, low=0.4, high=0.6),
+        degradation=Interval(value=-0.1, low=-0.2, high=-0.05),
+    )
+    choice = release.bento.choice
+    trained = choice.candidates.trained.model_copy(update={"baselines": (failed,)})
+    candidates = choice.candidates.model_copy(update={"trained": trained})
+    changed = choice.model_copy(update={"candidates": candidates, "comparisons": (trees,)})
+    bento = release.bento.model_copy(update={"choice": changed})
+    with pytest.raises(ReleaseRefused, match="majority class was not computed: it failed with MemoryError") as refused:
+        require_better_than_baselines(bento, Gates(beats="baseline"))
+    assert "mend what the reason names" in refused.value.remedy
 
 
 def test_a_champion_with_another_task_is_not_replaced(make_bento: Any) -> None:
