@@ -166,7 +166,7 @@ def build_onnx(linear: FittedLinear, num_columns: int) -> onnx.ModelProto:
     """x float32 (B, F) -> outputs float32 (B, K): a matrix product, and a row of weights for each category."""
     num_outputs = len(linear.bias)
     num_numbers = len(linear.design.numbers)
-    tensors = {
+    tensors: dict[str, np.ndarray] = {
         "numbers": np.array(linear.design.numbers, np.int64),
         "weights": linear.weights[:num_numbers].astype(np.float32),
         "bias": linear.bias.astype(np.float32),
