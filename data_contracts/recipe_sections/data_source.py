@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from bloomery.data_contracts.documents.documents import Document
+from bloomery.data_contracts.recipe_sections.list_column import ListColumn
 from bloomery.data_contracts.recipe_sections.periods import PERIOD_PLACEHOLDER, fill_period
 from bloomery.data_contracts.recipe_sections.source_options import OF_ONE_SOURCE, OF_TEXT_CELLS, OPTIONS
 from bloomery.data_contracts.recipe_sections.source_paths import absolute_source, format_of_source, path_variable
@@ -105,6 +106,10 @@ class DataSource(Document):
     replace: Annotated[
         dict[Name, dict[str, str]] | None,
         Field(description="by column, after `rename`: complete texts and their replacements"),
+    ] = None
+    lists: Annotated[
+        dict[Name, ListColumn] | None,
+        Field(min_length=1, description="by column, after `replace`: what becomes lists of texts, such as labels"),
     ] = None
 
     encoding: Annotated[Name | None, Field(description="of text, by its name in Python (default utf-8)")] = None

@@ -85,7 +85,7 @@ class Dataset(Record):
     inputs: tuple[str, ...]
     task: Task
     layout: Layout
-    classes: tuple[int | str, ...]  # empty for a regression
+    classes: tuple[int | str, ...]  # or labels; empty for a regression
     test_rows_uri: str
     num_dropped: int  # rows without a complete window, or without a label outside of training
     valid_rows: ValidRows
@@ -212,7 +212,7 @@ class Energy(Document):
 
 
 class Flips(Document):
-    """Rows that the candidate and fp32 classify differently, where one of the two is right."""
+    """Rows that the candidate and fp32 classify differently, where one of the two is right; sets as a whole."""
 
     num_lost: int  # fp32 was right
     num_gained: int  # fp32 was wrong
@@ -223,7 +223,7 @@ class Disagreement(Document):
 
     split: Literal["train", "val", "test", "unlabelled"]
     num_rows: int
-    num_changed: int | None = None  # rows that get another class; None of a regression
+    num_changed: int | None = None  # rows that get another class or set of labels; None of a regression
     rms_change: float | None = None  # of a regression: root mean square of the differences, in the units of the label
 
     @property

@@ -1,4 +1,4 @@
-"""Formats scores and degradations. A task stands for its default score: accuracy, or RMSE of a regression."""
+"""Formats scores and degradations. A task stands for its default score: accuracy, RMSE or subset accuracy."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ from bloomery.data_contracts.records.records import Interval
 from bloomery.data_contracts.records.scores import Score, default_score
 from bloomery.data_contracts.records.tensor_layout import Task
 
-SCORE_NAMES: dict[Task, str] = {"classification": "accuracy", "regression": "RMSE"}  # of the default scores
-DEGRADATION_NAMES: dict[Task, str] = {"classification": "drop", "regression": "rise"}  # the change of a worse score
+# Of the default scores, and of the change to a worse one.
+SCORE_NAMES: dict[Task, str] = {"classification": "accuracy", "regression": "RMSE", "multilabel": "subset accuracy"}
+DEGRADATION_NAMES: dict[Task, str] = {"classification": "drop", "regression": "rise", "multilabel": "drop"}
 
 
 def degradation_name(score: Score | Task) -> str:
     """The word for the change to a worse score: `rise` for an error, and `drop` for any other score."""
     return "rise" if as_score(score).is_error else "drop"
+
+
+def class_noun(task: Task) -> str:
+    """What a model distinguishes: a `class`, or a `label` of several that a row may have."""
+    return "label" if task == "multilabel" else "class"
 
 
 def format_score(score: Score | Task, interval: Interval) -> str:

@@ -21,6 +21,11 @@ ScoreName = Literal[
     "r2",
     "mape",
     "quantile_loss",
+    "micro_f1",
+    "label_macro_f1",
+    "mean_average_precision",
+    "subset_accuracy",
+    "hamming_loss",
 ]
 
 
@@ -50,6 +55,11 @@ SCORES: dict[ScoreName, ScoreFacts] = {
     "r2": ScoreFacts("R²", "regression"),
     "mape": ScoreFacts("MAPE", "regression", is_error=True),
     "quantile_loss": ScoreFacts("quantile loss", "regression", is_error=True, is_share=False, has_label_unit=True),
+    "micro_f1": ScoreFacts("micro F1", "multilabel"),
+    "label_macro_f1": ScoreFacts("macro F1 over labels", "multilabel"),
+    "mean_average_precision": ScoreFacts("mean average precision", "multilabel"),
+    "subset_accuracy": ScoreFacts("subset accuracy", "multilabel"),
+    "hamming_loss": ScoreFacts("Hamming loss", "multilabel", is_error=True),
 }
 
 
@@ -99,13 +109,15 @@ ScoreSetting = Annotated[
     BeforeValidator(expand_score, json_schema_input_type=ScoreName | Score | None),
     Field(
         description="the score that selects epochs, trials, candidates and champions; "
-        "default: accuracy, or rmse of a regression. quantile_loss needs {name: quantile_loss, quantile: 0.9}"
+        "default: accuracy, rmse of a regression, or subset_accuracy of a multilabel task. "
+        "quantile_loss needs {name: quantile_loss, quantile: 0.9}"
     ),
 ]
 
-ACCURACY, RMSE = Score(name="accuracy"), Score(name="rmse")
+ACCURACY, RMSE, SUBSET_ACCURACY = Score(name="accuracy"), Score(name="rmse"), Score(name="subset_accuracy")
+_DEFAULTS: dict[Task, Score] = {"classification": ACCURACY, "regression": RMSE, "multilabel": SUBSET_ACCURACY}
 
 
 def default_score(task: Task) -> Score:
     """The score of a recipe that names none."""
-    return ACCURACY if task == "classification" else RMSE
+    return _DEFAULTS[task]

@@ -9,7 +9,8 @@ from pydantic import Field
 
 from bloomery.data_contracts.documents.documents import Document
 
-Task = Literal["classification", "regression"]
+# classification: one of several classes. multilabel: any number of them, also none.
+Task = Literal["classification", "regression", "multilabel"]
 
 
 class Layout(Document):

@@ -1,5 +1,7 @@
 """A prediction as a client reads it: `{"label", "probabilities"}`, or for a regression `{"value"}`.
 
+That of a multilabel task is `{"labels", "probabilities"}`, with all labels whose probability is at least a half.
+
 Versions with conformal intervals add `lower` and `upper` to a value.
 """
 
@@ -7,14 +9,25 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 Prediction = dict[str, Any]
+_THRESHOLD = 0.5  # of the probability of a label of a multilabel task
+
+
+def decide_labels(probabilities_NK: np.ndarray) -> np.ndarray:
+    """The predicted labels of each row, int8 (N, K): 1 for each label whose probability is at least a half."""
+    return (probabilities_NK >= _THRESHOLD).astype(np.int8)
 
 
 def max_difference(first: Prediction, second: Prediction) -> float:
-    """The largest difference of a probability, 1 if the labels differ; or the difference of the values."""
+    """The largest difference of a probability, 1 if the labels differ; or the difference of the values.
+
+    Of sets of labels only probabilities count: one at the threshold may be on either side.
+    """
     if "value" in first:
         return abs(float(first["value"]) - float(second["value"]))
-    if first["label"] != second["label"]:
+    if "label" in first and first["label"] != second["label"]:
         return 1.0
     first_shares, second_shares = first["probabilities"], second["probabilities"]
     return max(abs(share - second_shares[name]) for name, share in first_shares.items())
@@ -23,4 +36,8 @@ def max_difference(first: Prediction, second: Prediction) -> float:
 def format_prediction(prediction: Prediction) -> str:
     if "value" in prediction:
         return f"{prediction['value']:g}"
+    if "labels" in prediction:
+        shares = prediction["probabilities"]
+        texts = [f"{label} ({shares[str(label)]:.4f})" for label in prediction["labels"]]
+        return ", ".join(texts) or f"no label (at most {max(shares.values()):.4f})"
     return f"{prediction['label']} with probability {max(prediction['probabilities'].values()):.4f}"

@@ -42,6 +42,7 @@ from bloomery.models.training.loop import (
     use_channels_last,
 )
 from bloomery.models.training.optimization.learner import create_learner
+from bloomery.models.training.optimization.loss import is_multilabel
 from bloomery.models.training.optimization.score_measure import ScoreMeasure
 
 
@@ -145,7 +146,10 @@ def _loop_of_round(loop: Loop, num_rounds: int) -> Loop:
 def _train(network: nn.Module, fine_tuning: FineTuning, loop: Loop) -> None:
     """Train `network` in place, by distillation if the recipe asks for it."""
     distillation = fine_tuning.compression.distill
-    learner = create_learner if distillation is None else create_distiller(fine_tuning.teacher, distillation)
+    learner = create_learner
+    if distillation is not None:
+        is_sets = is_multilabel(fine_tuning.train.y)
+        learner = create_distiller(fine_tuning.teacher, distillation, is_multilabel=is_sets)
     rows = fine_tuning.train
     if distillation is not None and fine_tuning.unlabelled is not None:
         rows = add_unlabelled(rows, fine_tuning.unlabelled)

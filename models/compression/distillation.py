@@ -22,11 +22,14 @@ from bloomery.models.training.optimization.loss import is_regression
 from bloomery.models.training.optimization.mixed_precision import autocast
 
 
-def create_distiller(teacher: nn.Module, distillation: Distillation) -> Callable[[nn.Module, Loop], Learner]:
+def create_distiller(
+    teacher: nn.Module, distillation: Distillation, *, is_multilabel: bool = False
+) -> Callable[[nn.Module, Loop], Learner]:
     """A `Placement.parallelize` for the training loop: the student learns from labels and from `teacher`.
 
     The loss of a row is (1 - weight) times that of its label, plus `weight` times the distance to the teacher's output:
-    for classes T^2 times the Kullback-Leibler divergence at temperature T, for a regression the squared difference.
+    for classes T^2 times the Kullback-Leibler divergence at temperature T, for sets of labels the mean of that of each
+    label, for a regression the squared difference.
     `feature_weight` and `attention_weight` add the losses of feature_matching.py. The teacher sees each row with the
     student's augmentation, and does not change.
 
@@ -34,6 +37,7 @@ def create_distiller(teacher: nn.Module, distillation: Distillation) -> Callable
     distillation: A good teacher is patient and consistent", section 3.1 (the same view for both).
     """
     teacher.eval()
+    distance = set_target_loss if is_multilabel else soft_target_loss
     matches_features = distillation.feature_weight > 0 or distillation.attention_weight > 0
 
     def create_learner(student: nn.Module, loop: Loop) -> Learner:
@@ -43,7 +47,7 @@ def create_distiller(teacher: nn.Module, distillation: Distillation) -> Callable
             with autocast(loop, x.device), capture_activations(student, distillation) as activations:
                 student_BK = student(x)
             loss = (1 - distillation.weight) * losses(student_BK, slice(None))
-            loss = loss + distillation.weight * soft_target_loss(student_BK, teacher_BK, distillation.temperature)
+            loss = loss + distillation.weight * distance(student_BK, teacher_BK, distillation.temperature)
             if matches_features:
                 loss = loss + feature_matching_loss(activations, targets, valid_steps(student, x), distillation)
             (loss / divisor).backward()
@@ -61,6 +65,15 @@ def soft_target_loss(student_BK: torch.Tensor, teacher_BK: torch.Tensor, tempera
     log_p_BK = F.log_softmax(student_BK.float() / temperature, dim=1)
     log_q_BK = F.log_softmax(teacher_BK.float() / temperature, dim=1)
     return temperature**2 * F.kl_div(log_p_BK, log_q_BK, reduction="sum", log_target=True)
+
+
+def set_target_loss(student_BK: torch.Tensor, teacher_BK: torch.Tensor, temperature: float) -> torch.Tensor:
+    """T^2 times the mean over labels of the binary Kullback-Leibler divergence at temperature T, summed over rows."""
+    logits_BK, targets_BK = student_BK.float() / temperature, teacher_BK.float() / temperature
+    p_BK = targets_BK.sigmoid()
+    cross = F.binary_cross_entropy_with_logits(logits_BK, p_BK, reduction="sum")
+    entropy = F.binary_cross_entropy_with_logits(targets_BK, p_BK, reduction="sum")
+    return temperature**2 * (cross - entropy) / student_BK.shape[1]
 
 
 def add_unlabelled(labelled: Examples, x: torch.Tensor) -> Examples:

@@ -15,11 +15,17 @@ import numpy as np
 from bloomery.data_contracts.records.scores import Score
 from bloomery.data_contracts.records.tensor_layout import Layout
 
-CONSTANT = ("majority class", "mean", "quantile of the labels")  # baselines that know the labels alone
+CONSTANT = (
+    "majority class",
+    "mean",
+    "quantile of the labels",
+    "most frequent labels",
+)  # baselines that know the labels alone
 SEASONS = (4, 7, 12, 24, 48, 52, 96, 168, 365)  # steps: quarters, days, months, hours, weeks, …
 _MAX_LINEAR_VALUES = 20_000_000  # rows x features x classes
 _MAX_TREE_VALUES = 200_000_000  # rows x features x trees
 _MIN_ROWS, _MAX_ROWS = 2_000, 50_000
+_MIN_ROWS_OF_LABEL = 2  # with and without it
 _MAX_TREES, _MIN_ROUNDS, _MAX_ROUNDS = 300, 15, 100
 _MAX_TREE_FEATURES = 1_000
 _MAX_PIXELS = 256  # of each channel; larger images are averaged over squares
@@ -31,7 +37,10 @@ _BLOCK_VALUES = 16_000_000  # that are converted at once
 
 
 class BaselineRows(NamedTuple):
-    """Encoded rows: x float32 (N, ...), and labels y as int64 classes, or float64 in the units of the label."""
+    """Encoded rows: x float32 (N, ...), and labels y as int64 classes, or float64 in the units of the label.
+
+    Sets of labels are 0 and 1 for each label, int64 (N, K).
+    """
 
     x: np.ndarray
     y: np.ndarray
@@ -75,12 +84,44 @@ def fit_baselines(task: BaselineTask) -> Iterator[FittedBaseline]:
 
     Where there are many rows or features, an even sample of the rows is fitted, so that each takes seconds at most.
     """
+    if task.train.y.ndim == 2:
+        yield from _fit_to_sets(task)
+        return
     yield _fit_constant(task)
     if task.windows is not None:
         yield from _fit_naive(task.train.y, task.windows)
     features = Features(task.layout)
     yield _fit_linear(task, features)
     yield _fit_trees(task, features)
+
+
+def _fit_to_sets(task: BaselineTask) -> Iterator[FittedBaseline]:
+    """The most frequent set of labels, and one linear model and one of trees for each label."""
+    y_NK, num_rows, features = task.train.y, len(task.test_x), Features(task.layout)
+    sets, counts = np.unique(y_NK, axis=0, return_counts=True)
+    yield FittedBaseline("most frequent labels", np.tile(sets[counts.argmax()].astype(float), (num_rows, 1)), len(y_NK))
+    for name, fit, max_labels in (
+        ("logistic regression for each label", _fit_linear, _MAX_LINEAR_CLASSES),
+        ("boosted trees for each label", _fit_trees, _MAX_TREE_CLASSES),
+    ):
+        reason, predictions = "", np.tile(y_NK.mean(axis=0), (num_rows, 1))
+        if task.num_classes > max_labels:
+            reason = f"{task.num_classes:,} labels, more than {max_labels}, would take too long"
+        num_fitted = 0
+        for label in range(0 if reason else task.num_classes):
+            # A label that few rows have keeps its frequency.
+            if not _MIN_ROWS_OF_LABEL <= y_NK[:, label].sum() <= len(y_NK) - _MIN_ROWS_OF_LABEL:
+                continue
+            rows = BaselineRows(task.train.x, y_NK[:, label]).sample(_MAX_ROWS // task.num_classes + _MIN_ROWS)
+            fitted = fit(task._replace(num_classes=2, train=rows), features)
+            if fitted.predictions is None:
+                reason = fitted.reason
+                break
+            predictions[:, label], num_fitted = fitted.predictions[:, 1], max(num_fitted, fitted.num_rows)
+        if reason or not num_fitted:
+            yield FittedBaseline(name, None, reason=reason or "no label has enough rows")
+        else:
+            yield FittedBaseline(name, predictions, num_fitted)
 
 
 def _fit_constant(task: BaselineTask) -> FittedBaseline:

@@ -43,6 +43,12 @@ def calibration_bins(truth_N: np.ndarray, shares_NK: np.ndarray, num_bins: int =
     )
 
 
+def as_decisions(truth_NK: np.ndarray, probabilities_NK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sets of labels as one decision between no and yes for each row and label: truth (N*K,), shares (N*K, 2)."""
+    shares = probabilities_NK.reshape(-1)
+    return truth_NK.reshape(-1).astype(np.int64), np.stack([1 - shares, shares], axis=1)
+
+
 def expected_calibration_error(bins: CalibrationBins) -> float:
     """The mean absolute difference of confidence and accuracy, over rows: 0 is best, 1 is worst."""
     gaps_S = np.abs(bins.confidence - bins.accuracy)

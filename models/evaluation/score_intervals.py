@@ -9,8 +9,10 @@ import numpy as np
 
 from bloomery.data_contracts.records.records import Interval
 from bloomery.data_contracts.records.scores import Score
+from bloomery.data_contracts.serving.predictions import decide_labels
 from bloomery.models.evaluation import metrics
 from bloomery.models.evaluation.block_bootstrap import bootstrap_interval
+from bloomery.models.evaluation.label_sets import are_sets_right, draw_set_scores
 from bloomery.models.evaluation.scores import compute_score, rank_targets, row_losses
 
 _NUM_DRAWS = 1_000
@@ -33,18 +35,22 @@ def score_interval(score: Score, truth_N: np.ndarray, predictions: np.ndarray) -
         return metrics.accuracy(predictions.argmax(axis=1) == truth_N)
     if score.name == "rmse":
         return metrics.rmse(truth_N, predictions)
+    if score.name == "subset_accuracy":
+        return metrics.accuracy(are_sets_right(truth_N, decide_labels(predictions)))
     value = compute_score(score, truth_N, predictions)
     losses_N = row_losses(score, truth_N, predictions)
     if losses_N is not None:
         low, high = bootstrap_interval(losses_N[:, None], lambda means: means[..., 0], losses_N)
     elif score.name == "r2":
         low, high = _explained_limits(truth_N, predictions, predictions, is_drop=False)
+    elif score.facts.task == "multilabel":
+        low, high = _limits_of_draws(draw_set_scores(score, truth_N, predictions, predictions)[0], value)
     elif score.name in ("balanced_accuracy", "macro_f1"):
         classes_N = predictions.argmax(axis=1)
         low, high = _limits_of_draws(_draw_class_scores(score, truth_N, classes_N, classes_N)[0], value)
     else:
         low, high = _limits_of_draws(_draw_rank_scores(score, truth_N, predictions, predictions)[0], value)
-    if score.facts.task == "classification" and not score.is_error:
+    if score.facts.task != "regression" and not score.is_error:
         low, high = max(low, 0.0), min(high, 1.0)
     return _around(value, low, high)
 
@@ -64,6 +70,8 @@ def degradation_interval(score: Score, truth_N: np.ndarray, before: np.ndarray, 
         return metrics.accuracy_drop(*(values.argmax(axis=1) == truth_N for values in (before, after)))
     if score.name == "rmse":
         return metrics.rmse_rise(truth_N, before, after)
+    if score.name == "subset_accuracy":
+        return metrics.accuracy_drop(*(are_sets_right(truth_N, decide_labels(values)) for values in (before, after)))
     scores = [compute_score(score, truth_N, values) for values in (before, after)]
     losses = [row_losses(score, truth_N, values) for values in (before, after)]
     if losses[0] is not None and losses[1] is not None:
@@ -71,7 +79,9 @@ def degradation_interval(score: Score, truth_N: np.ndarray, before: np.ndarray, 
     value = scores[0] - scores[1]
     if score.name == "r2":
         return _around(value, *_explained_limits(truth_N, before, after, is_drop=True))
-    if score.name in ("balanced_accuracy", "macro_f1"):
+    if score.facts.task == "multilabel":
+        draws = draw_set_scores(score, truth_N, before, after)
+    elif score.name in ("balanced_accuracy", "macro_f1"):
         draws = _draw_class_scores(score, truth_N, before.argmax(axis=1), after.argmax(axis=1))
     else:
         draws = _draw_rank_scores(score, truth_N, before, after)

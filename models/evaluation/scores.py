@@ -1,6 +1,6 @@
 """Computes the scores of predictions: one function for each name in `data_contracts/records/scores.py`.
 
-Shapes: N rows, K classes.
+Shapes: N rows, K classes or labels.
 """
 
 from __future__ import annotations
@@ -13,11 +13,21 @@ import numpy as np
 from bloomery.data_contracts.errors import DataUnfit
 from bloomery.data_contracts.records.scores import SCORES, Score, ScoreName
 from bloomery.data_contracts.records.tensor_layout import Task
+from bloomery.data_contracts.serving.predictions import decide_labels
+from bloomery.models.evaluation.label_sets import compute_set_score
 from bloomery.models.evaluation.metrics import cross_entropies, log_loss, mean_absolute_error
 
-RANKINGS = ("auc", "average_precision")  # scores of the order of rows by their probability of a class
+# Scores of the order of rows by their probability of a class.
+RANKINGS = ("auc", "average_precision", "mean_average_precision")
 _ZERO = 1e-6  # of the largest label
 MAX_RANKED_CLASSES = 50  # of more, AUC and average precision are computed only where they are the score
+
+
+_ALWAYS_DEFINED: dict[Task, str] = {
+    "classification": "accuracy, macro_f1 or log_loss",
+    "regression": "rmse or mae",
+    "multilabel": "subset_accuracy or hamming_loss",
+}
 
 
 class UndefinedScore(ValueError):
@@ -28,7 +38,7 @@ def compute_score(score: Score, truth_N: np.ndarray, predictions: np.ndarray) ->
     """The score of `predictions`; not a number where a prediction is not finite.
 
     Args:
-        truth_N: positions of classes int64, or numbers float64.
+        truth_N: positions of classes int64, numbers float64, or sets of labels as 0 and 1 (N, K).
         predictions: probabilities float64 (N, K), or numbers float64 (N,).
 
     Raises:
@@ -67,7 +77,9 @@ def require_defined(score: Score, truth_N: np.ndarray, num_classes: int, split: 
     try:
         if not len(truth_N):
             raise UndefinedScore("there are no rows")
-        if score.name in RANKINGS:
+        if score.facts.task == "multilabel":
+            _require_labels(score, truth_N)
+        elif score.name in RANKINGS:
             rank_targets(truth_N, num_classes)
         elif score.name == "r2":
             _require_variance(truth_N)
@@ -78,7 +90,7 @@ def require_defined(score: Score, truth_N: np.ndarray, num_classes: int, split: 
 
 
 def _undefined_error(score: Score, split: str, failure: UndefinedScore) -> DataUnfit:
-    other = "accuracy, macro_f1 or log_loss" if score.facts.task == "classification" else "rmse or mae"
+    other = _ALWAYS_DEFINED[score.facts.task]
     return DataUnfit(
         f"{score.title} does not exist for the {split} split: {failure}",
         required="labels for which the recipe's score is defined",
@@ -129,6 +141,8 @@ def row_losses(score: Score, truth_N: np.ndarray, predictions: np.ndarray) -> np
     """
     if score.name == "log_loss":
         return cross_entropies(truth_N, predictions)
+    if score.name == "hamming_loss":
+        return np.asarray((decide_labels(predictions) != truth_N).mean(axis=1))
     if score.name == "mae":
         return np.asarray(np.abs(predictions - truth_N))
     if score.name == "mape":
@@ -224,6 +238,17 @@ def _quantile_loss(score: Score, truth_N: np.ndarray, values_N: np.ndarray) -> f
     return float(mean_pinball_loss(truth_N, values_N, alpha=score.quantile))
 
 
+def _of_sets(score: Score, truth_NK: np.ndarray, shares_NK: np.ndarray) -> float:
+    """A score of sets of labels."""
+    _require_labels(score, truth_NK)
+    return compute_set_score(score.name, truth_NK, shares_NK)
+
+
+def _require_labels(score: Score, truth_NK: np.ndarray) -> None:
+    if not truth_NK.any() and score.name not in ("subset_accuracy", "hamming_loss"):
+        raise UndefinedScore("no row has a label")
+
+
 _FUNCTIONS: dict[ScoreName, Callable[[Score, np.ndarray, np.ndarray], float]] = {
     "accuracy": _accuracy,
     "balanced_accuracy": _balanced_accuracy,
@@ -236,4 +261,9 @@ _FUNCTIONS: dict[ScoreName, Callable[[Score, np.ndarray, np.ndarray], float]] = 
     "r2": _r2,
     "mape": _mape,
     "quantile_loss": _quantile_loss,
+    "micro_f1": _of_sets,
+    "label_macro_f1": _of_sets,
+    "mean_average_precision": _of_sets,
+    "subset_accuracy": _of_sets,
+    "hamming_loss": _of_sets,
 }

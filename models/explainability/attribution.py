@@ -60,6 +60,7 @@ class AttributionOptions(NamedTuple):
         groups: features that all methods except integrated gradients treat as one; default: those of the layout.
         num_passes: passes of a row through the network: steps of integrated gradients, samples of a local linear model,
             or permutations times groups. Occlusion needs one for each position.
+        is_multilabel: outputs are independent of each other, so a logit is explained as it is.
     """
 
     method: AttributionMethod | None = None
@@ -67,6 +68,7 @@ class AttributionOptions(NamedTuple):
     groups: FeatureGroups | None = None
     num_passes: int | None = None
     seed: int = 0
+    is_multilabel: bool = False
 
 
 class _Rows(NamedTuple):
@@ -115,7 +117,7 @@ def explain(
     """
     options = options or AttributionOptions()
     method = options.method or default_method(network, layout)
-    outputs = _centre_outputs(network)
+    outputs = network if options.is_multilabel else _centre_outputs(network)
     embedding = _find_embedding(network, layout)
     batch_size = _batch_size(layout, embedding)
     with _isolated(network, options.seed, x.device):

@@ -39,7 +39,7 @@ class Features(Document):
         columns = [column for source in self.inputs for column in source.columns]
         if self.label in columns and not self.is_forecast:
             raise ValueError(f"column {self.label!r} is the label, so the network must not read it")
-        if self.unlabelled == "teach" and (self.task == "regression" or self.series is not None):
+        if self.unlabelled == "teach" and (self.task != "classification" or self.series is not None):
             raise ValueError("`unlabelled: teach` needs a classification of rows that are not time series")
         if self.key in columns:
             raise ValueError(f"column {self.key!r} is the key, which only identifies rows")

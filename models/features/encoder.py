@@ -59,7 +59,7 @@ from bloomery.models.features.statistics.column_counts import (
 
 # The columns of encoded rows besides the key.
 ENCODED_INPUT = "x"  # a flat list of float32
-ENCODED_LABEL = "y"  # the class index, int64, or the standardised value of a regression, float32
+ENCODED_LABEL = "y"  # the class index, int64; a standardised value, float32; or 0 and 1 for each label, float32
 STATISTICS = "statistics"  # the column that `partial_statistics` yields
 _BLOCK_ROWS = 16_384  # rows per block, so that a block stays in the CPU cache
 _STATISTICS_ROWS = 262_144  # rows per table of statistics; fewer if rows are wide
@@ -113,7 +113,7 @@ _LAYOUTS: dict[str, Literal["flat", "image", "sequence", "tokens"]] = {
 class Encoder(Document):
     """The fitted state: the recipe's features, the statistics of the training split, and the label's meaning.
 
-    A classification has ordered classes; a regression has the units of its label.
+    A classification and a multilabel task have ordered classes; a regression has the units of its label.
     """
 
     features: Features
@@ -284,12 +284,14 @@ def cut_at_splits(rows: pa.RecordBatch, splits: pa.Array) -> Iterator[tuple[str,
 def encoded_schema(encoder: Encoder, key: pa.DataType) -> pa.Schema:
     """The schema of encoded rows with a key of type `key`."""
     label = pa.int64() if encoder.units is None else pa.float32()
+    if encoder.features.task == "multilabel":
+        label = pa.list_(pa.float32())
     key_name = key_column(encoder.features.key)
     return pa.schema([(key_name, key), (ENCODED_LABEL, label), (ENCODED_INPUT, pa.list_(pa.float32()))])
 
 
 def encode_labels(encoder: Encoder, values: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """The network's targets: class indices, int64, or standardised values, float32.
+    """The network's targets: class indices, int64, standardised values, float32, or lists of 0 and 1, float32.
 
     With `unlabelled: teach`, a null label becomes `IGNORED_LABEL`.
 
@@ -297,6 +299,8 @@ def encode_labels(encoder: Encoder, values: pa.Array | pa.ChunkedArray) -> pa.Ar
         DataUnfit: a class is not in the training split, or a value of a regression is missing or not finite.
     """
     label = encoder.features.label
+    if encoder.features.task == "multilabel":
+        return labels.encode_sets(encoder.classes, label, values)
     if encoder.units is None:
         return labels.class_positions(
             encoder.classes, label, values, may_be_null=encoder.features.unlabelled == "teach"

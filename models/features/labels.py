@@ -1,6 +1,6 @@
 """Fits the label: the ordered classes, or for a regression the mean and deviation that standardise it.
 
-Shapes: B rows.
+Shapes: B rows, K classes.
 """
 
 from __future__ import annotations
@@ -33,13 +33,15 @@ class StandardUnits(Document):
 
 
 def partial_fit(features: Features, rows: Rows) -> ColumnStatistics:
-    """Counts the rows of each class, or computes the statistics of a regression's labels.
+    """Counts the rows of each class, also where a row has several, or computes the statistics of a regression's labels.
 
     Raises:
         DataUnfit: a label of a regression is missing or not finite.
     """
     if features.task == "regression":
         return numeric_statistics(regression_targets(features.label, rows[features.label_column]))
+    if features.task == "multilabel":
+        return count_categories(class_names(combine_chunks(rows[features.label_column]).flatten()), MAX_CLASSES)
     return count_categories(class_names(rows[features.label_column]), MAX_CLASSES)
 
 
@@ -84,12 +86,12 @@ def fit_classes(features: Features, labels: ColumnStatistics | None) -> Classes:
 
 
 def fit_units(features: Features, labels: ColumnStatistics | None) -> StandardUnits | None:
-    """The mean and deviation of a regression's labels; None for a classification.
+    """The mean and deviation of a regression's labels; None for other tasks.
 
     Raises:
         DataUnfit: there is no label, or all labels are equal.
     """
-    if features.task == "classification":
+    if features.task != "regression":
         return None
     values = labels if isinstance(labels, NumericStatistics) else numeric_statistics(np.zeros(0))
     if values.minimum is None or values.minimum == values.maximum:
@@ -124,10 +126,58 @@ def class_positions(
         positions = pc.if_else(pc.is_null(names), IGNORED_LABEL, positions)
     if positions.null_count:
         unknown = pc.unique(names.filter(pc.is_null(positions))).to_pylist()
-        raise DataUnfit(
-            f"labels {', '.join(map(str, unknown))} are in the data, but not in its training split",
-            required="every label in the training split",
-            where=f"column {label}",
-            remedy="add rows of these classes, or drop the classes from the data",
-        )
+        raise _unknown_labels_error(label, unknown, "drop the classes from the data")
     return positions
+
+
+def encode_sets(classes: Classes, label: str, values: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Sets of labels as lists of K float32: 1 for each label of the row, else 0. A set may be empty, but not null.
+
+    Raises:
+        DataUnfit: a row has no set, or a label that is not one of the training split.
+    """
+    sets = combine_chunks(values)
+    if sets.null_count:
+        raise DataUnfit(
+            f"{sets.null_count} row(s) have no list of labels",
+            required="a list in every row; it is empty where a row has no label",
+            where=f"column {label}, the label of a multilabel task",
+            remedy="make the column required in the contract, so that such rows are quarantined",
+        )
+    matrix_BK = mark_labels(classes, sets, label=label).astype(np.float32)
+    offsets = pa.array(np.arange(len(sets) + 1, dtype=np.int32) * np.int32(len(classes)))
+    return pa.ListArray.from_arrays(offsets, pa.array(matrix_BK.reshape(-1)))
+
+
+def mark_labels(classes: Classes, sets: pa.ListArray, *, label: str = "label") -> np.ndarray:
+    """Sets of labels as int8 (B, K): 1 for each label of the row, else 0; a null element counts for nothing.
+
+    Raises:
+        DataUnfit: a label of the column `label` is not one of `classes`.
+    """
+    rows, names = pc.list_parent_indices(sets), class_names(sets.flatten())
+    is_named = pc.is_valid(names)
+    rows, names = rows.filter(is_named), names.filter(is_named)
+    positions = pc.index_in(names, pa.array(classes, names.type))
+    if positions.null_count:
+        unknown = pc.unique(names.filter(pc.is_null(positions))).to_pylist()
+        raise _unknown_labels_error(label, unknown, "list the labels to learn in `data.lists`, under `values`")
+    matrix_BK = np.zeros((len(sets), len(classes)), np.int8)
+    matrix_BK[rows.to_numpy(), positions.to_numpy()] = 1
+    return matrix_BK
+
+
+def name_labels(classes: Classes, labels_BK: np.ndarray) -> pa.ListArray:
+    """The lists of labels whose entry in `labels_BK` is 1; the reverse of `mark_labels`."""
+    offsets = np.concatenate([[0], np.cumsum((labels_BK > 0).sum(axis=1))]).astype(np.int32)
+    names = pa.array(list(classes)).take(pa.array(np.nonzero(labels_BK > 0)[1]))
+    return pa.ListArray.from_arrays(pa.array(offsets), names)
+
+
+def _unknown_labels_error(label: str, unknown: list[int | str], alternative: str) -> DataUnfit:
+    return DataUnfit(
+        f"labels {', '.join(map(str, unknown))} are in the data, but not in its training split",
+        required="every label in the training split",
+        where=f"column {label}",
+        remedy=f"add rows of these classes, or {alternative}",
+    )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bloomery.models.features.encoder import Encoder, decode
-from bloomery.models.inference.runtime import run_session, softmax
+from bloomery.models.inference.runtime import run_session, sigmoid, softmax
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -33,9 +33,14 @@ def compute_outputs(runtime: onnxruntime.InferenceSession, x: np.ndarray, *, is_
 
 
 def predictions_from(encoder: Encoder, outputs_BK: np.ndarray) -> np.ndarray:
-    """Probabilities float64 (B, K) of the encoder's classes, or for a regression the values float64 (B,)."""
+    """Probabilities float64 (B, K) of the encoder's classes, or for a regression the values float64 (B,).
+
+    The probabilities of a classification add up to 1; those of a multilabel task are independent.
+    """
     if encoder.features.task == "classification":
         return softmax(outputs_BK)
+    if encoder.features.task == "multilabel":
+        return sigmoid(outputs_BK)
     return decode(encoder, outputs_BK)
 
 
@@ -46,5 +51,5 @@ def label_deviation(encoder: Encoder) -> float:
 
 
 def score_unit(encoder: Encoder) -> float:
-    """The factor that converts a network's score to the label's units; 1 for a classification."""
-    return 1.0 if encoder.features.task == "classification" else label_deviation(encoder)
+    """The factor that converts a network's score to the label's units; 1 of other tasks."""
+    return label_deviation(encoder) if encoder.features.task == "regression" else 1.0

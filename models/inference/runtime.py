@@ -50,6 +50,11 @@ def run_session(runtime: onnxruntime.InferenceSession, x: np.ndarray) -> np.ndar
     return runtime.run([OUTPUT], {INPUT: x})[0]
 
 
+def sigmoid(logits_BK: np.ndarray) -> np.ndarray:
+    """The probability float64 (B, K) of each label by itself."""
+    return np.asarray(0.5 * (1 + np.tanh(0.5 * logits_BK.astype(np.float64))))
+
+
 def softmax(logits_BK: np.ndarray) -> np.ndarray:
     """Probabilities float64 (B, K), each row adding up to 1."""
     shifted = np.exp(logits_BK.astype(np.float64) - logits_BK.max(axis=1, keepdims=True))

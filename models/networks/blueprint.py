@@ -36,7 +36,7 @@ class Blueprint(Document):
     config: Model
     layout: Layout
     task: Task = "classification"
-    num_outputs: int  # a logit per class, or 1 for a regression, in standard units
+    num_outputs: int  # a logit per class or label, or 1 for a regression, in standard units
 
 
 def build_network(blueprint: Blueprint) -> nn.Module:
@@ -68,7 +68,7 @@ def build_network(blueprint: Blueprint) -> nn.Module:
         case FtTransformer():
             return ft_transformer.build(config, layout, num_outputs)
         case TabM():
-            return tabm.build(config, layout, num_outputs)
+            return tabm.build(config, layout, num_outputs, is_multilabel=blueprint.task == "multilabel")
         case Rnn():
             return rnn.build(config, layout, num_outputs)
         case Transformer():

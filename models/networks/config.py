@@ -317,6 +317,13 @@ def _expand_auto(value: object) -> object:
     return {"kind": "auto"} if value == "auto" else value
 
 
+# Why a kind of network does not predict sets of labels.
+NOT_MULTILABEL = {
+    "boosted_trees": "its trees are fitted to one class per row",
+    "tabular_ensemble": "its trees are fitted to one class per row",
+    "imported": "its outputs are read as one class per row",
+}
+
 # A discriminated union, so that an error message is about the kind that the recipe names.
 _ModelUnion = Annotated[
     Cnn

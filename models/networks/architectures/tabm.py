@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from bloomery.data_contracts.records.tensor_layout import Layout
@@ -28,14 +29,16 @@ _MIN_EDGES = 3  # with fewer edges, a number has at most two values or one bin, 
 class TabularEnsemble(nn.Module):
     """x float32 (B, F) -> float32 (B, K): the mean of the members' predictions.
 
-    Of a classification, the output is the logarithm of the members' mean probabilities.
+    Of a classification, the output is the logarithm of the members' mean probabilities. Of sets of labels it is the
+    logarithm of the odds of each label, by the members' mean probability.
     """
 
-    def __init__(self, config: TabM, layout: Layout, num_outputs: int) -> None:
+    def __init__(self, config: TabM, layout: Layout, num_outputs: int, *, is_multilabel: bool = False) -> None:
         from tabm import EnsembleView, LinearEnsemble, make_tabm_backbone
 
         super().__init__()
         require_flat(layout, "tabm")
+        self.is_multilabel = is_multilabel
         self.columns = TabularInput(layout)
         self.numbers = NumberEmbedding(config, self.columns.num_numbers)
         self.categories = nn.ModuleList(map(_category_layer, self.columns.counts))
@@ -57,6 +60,9 @@ class TabularEnsemble(nn.Module):
         outputs_BEK = self.member_outputs(x)
         if outputs_BEK.shape[2] == 1:
             return outputs_BEK.mean(dim=1)
+        if self.is_multilabel:
+            positive_BK, negative_BK = (F.logsigmoid(sign * outputs_BEK).logsumexp(dim=1) for sign in (1, -1))
+            return positive_BK - negative_BK
         num_members = outputs_BEK.shape[1]
         return torch.log_softmax(outputs_BEK, dim=2).logsumexp(dim=1) - math.log(num_members)
 
@@ -141,5 +147,5 @@ def _without_narrow_bins(values: Sequence[float]) -> tuple[float, ...]:
     return tuple(edges)
 
 
-def build(config: TabM, layout: Layout, num_outputs: int) -> TabularEnsemble:
-    return TabularEnsemble(config, layout, num_outputs)
+def build(config: TabM, layout: Layout, num_outputs: int, *, is_multilabel: bool = False) -> TabularEnsemble:
+    return TabularEnsemble(config, layout, num_outputs, is_multilabel=is_multilabel)

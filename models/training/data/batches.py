@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
@@ -19,11 +20,11 @@ import torch
 from bloomery.data_contracts.records.key_column import key_column
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.features.encoder import ENCODED_INPUT, ENCODED_LABEL
-from bloomery.models.training.data.streaming import ExampleStream, Window, open_stream
+from bloomery.models.training.data.streaming import ExampleStream, Window, label_values, open_stream
 from bloomery.models.training.optimization.score_measure import ScoreMeasure
 from bloomery.models.training.process_group import SINGLE_PROCESS, ProcessGroup
 
-Batch = tuple[torch.Tensor, torch.Tensor]  # x (B, ...), y (B,)
+Batch = tuple[torch.Tensor, torch.Tensor]  # x (B, ...), y (B,) or (B, K)
 Array = TypeVar("Array", torch.Tensor, np.ndarray)
 
 _MAX_BYTES = 1 << 30  # of values kept in memory
@@ -32,7 +33,10 @@ _BLOCK_VALUES = 500_000  # 2 MB, which fits into a CPU cache
 
 
 class Examples(NamedTuple):
-    """Encoded rows in memory: x float32 (N, ...), y int64 (N,) or float32 for a regression, key numpy (N,)."""
+    """Encoded rows in memory: x float32 (N, ...), y, and key numpy (N,).
+
+    y is int64 (N,), float32 (N,) of a regression, or float32 (N, K) of a multilabel task.
+    """
 
     x: torch.Tensor
     y: torch.Tensor
@@ -101,7 +105,7 @@ def read_examples(path: Path, key: str, layout: Layout, step: int = 1) -> Exampl
     with pq.ParquetFile(path, pre_buffer=False) as file:
         num_rows = -(-file.metadata.num_rows // step)
         x = np.empty((num_rows, layout.num_values), np.float32)
-        y = np.empty(num_rows, file.schema_arrow.field(ENCODED_LABEL).type.to_pandas_dtype())
+        labels = [label_values(pa.array([], file.schema_arrow.field(ENCODED_LABEL).type))]
         keys = [np.empty(0, file.schema_arrow.field(key).type.to_pandas_dtype())]
         start, num_read = 0, 0
         for batch in file.iter_batches(_GROUP_ROWS, columns=[key, ENCODED_LABEL, ENCODED_INPUT]):
@@ -110,11 +114,12 @@ def read_examples(path: Path, key: str, layout: Layout, step: int = 1) -> Exampl
             values = pc.list_flatten(batch.column(ENCODED_INPUT)).to_numpy().reshape(batch.num_rows, -1)[positions]
             stop = start + len(values)
             x[start:stop] = values
-            y[start:stop] = batch.column(ENCODED_LABEL).to_numpy()[positions]
+            labels.append(label_values(batch.column(ENCODED_LABEL))[positions])
             keys.append(batch.column(key).to_numpy(zero_copy_only=False)[positions])
             start = stop
     x_of_rows = torch.from_numpy(x.reshape(num_rows, *layout.shape))
-    return Examples(x_of_rows, torch.from_numpy(y), np.concatenate(keys[1:] or keys))
+    y = torch.from_numpy(np.concatenate(labels[1:] or labels))
+    return Examples(x_of_rows, y, np.concatenate(keys[1:] or keys))
 
 
 def even_sample(rows: Array, min_rows: int) -> Array:

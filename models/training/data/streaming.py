@@ -34,7 +34,7 @@ _PAGE_BUFFER = 1 << 20
 
 
 class Window(NamedTuple):
-    """Rows in memory: x (W, ...) and y (W,), to be taken in `order`; the first is row `position` of the epoch."""
+    """Rows in memory: x (W, ...) and y (W,) or (W, K), taken in `order`; the first is row `position` of the epoch."""
 
     position: int
     x: torch.Tensor
@@ -72,8 +72,10 @@ class ExampleStream:
     def labels(self, *, read_all: bool) -> torch.Tensor:
         """All labels in the file's order, or an empty tensor of their type."""
         if read_all:
-            return torch.from_numpy(self._file.read([ENCODED_LABEL])[ENCODED_LABEL].to_numpy().copy())
-        return torch.from_numpy(np.empty(0, self._file.schema_arrow.field(ENCODED_LABEL).type.to_pandas_dtype()))
+            labels = self._file.read([ENCODED_LABEL])[ENCODED_LABEL].combine_chunks()
+            return torch.from_numpy(label_values(labels).copy())
+        empty = pa.array([], self._file.schema_arrow.field(ENCODED_LABEL).type)
+        return torch.from_numpy(label_values(empty).copy())
 
     def iterate(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yields all rows in the file's order, at most a window at a time."""
@@ -131,6 +133,14 @@ class ExampleStream:
             yield Window(position, *_tensors(rows, self.layout), torch.randperm(window.num_rows, generator=random))
 
 
+def label_values(labels: pa.Array) -> np.ndarray:
+    """The encoded labels as numbers (N,), or 0 and 1 for each label of a multilabel task (N, K)."""
+    if not pa.types.is_list(labels.type):
+        return np.asarray(labels.to_numpy())
+    values = pc.list_flatten(labels).to_numpy()
+    return np.asarray(values.reshape(len(labels), len(values) // max(len(labels), 1)))
+
+
 def open_stream(path: Path, layout: Layout) -> ExampleStream:
     """Opens a stream; reads only the file's metadata."""
     metadata = pq.read_metadata(path)
@@ -168,11 +178,10 @@ def _slice_num_rows(num_rows: int, number: int, num_slices: int) -> int:
 def _tensors(batches: list[pa.RecordBatch], layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:
     num_rows = sum(batch.num_rows for batch in batches)
     x = np.empty((num_rows, layout.num_values), np.float32)
-    y = np.empty(num_rows, batches[0].column(ENCODED_LABEL).type.to_pandas_dtype())
+    y = np.concatenate([label_values(batch.column(ENCODED_LABEL)) for batch in batches])
     start = 0
     for batch in batches:
         stop = start + batch.num_rows
         x[start:stop] = pc.list_flatten(batch.column(ENCODED_INPUT)).to_numpy().reshape(batch.num_rows, -1)
-        y[start:stop] = batch.column(ENCODED_LABEL).to_numpy()
         start = stop
     return torch.from_numpy(x.reshape(num_rows, *layout.shape)), torch.from_numpy(y)

@@ -19,12 +19,19 @@ BatchLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def is_regression(y: torch.Tensor) -> bool:
-    """Whether labels are standardised values (float32) instead of class indices (int64)."""
-    return y.is_floating_point()
+    """Whether labels are standardised values (float32) instead of class indices (int64) or sets of labels."""
+    return y.is_floating_point() and not is_multilabel(y)
+
+
+def is_multilabel(y: torch.Tensor) -> bool:
+    """Whether labels are sets: 0 and 1 for each label (B, K)."""
+    return y.dim() == 2
 
 
 def build_loss(loop: Loop, train_y: torch.Tensor, quantile: float | None = None) -> BatchLoss:
     """Builds (outputs_BK, y_B) -> sum of the rows' losses: cross entropy in nats, or squared or Huber error.
+
+    The loss of a set of labels is the mean of the binary cross entropies of its labels.
 
     With a `quantile`, a regression learns it by the quantile (pinball) loss, whatever `loop.loss` is.
 
@@ -35,6 +42,9 @@ def build_loss(loop: Loop, train_y: torch.Tensor, quantile: float | None = None)
     if is_regression(train_y):
         measure = F.mse_loss if loop.loss == "squared" else F.huber_loss
         return lambda outputs_BK, y_B: measure(outputs_BK.squeeze(1).float(), y_B, reduction="sum")
+
+    if is_multilabel(train_y):
+        return sum_binary_entropies
 
     @functools.cache
     def weights(num_classes: int, device: torch.device) -> torch.Tensor | None:
@@ -51,6 +61,11 @@ def build_loss(loop: Loop, train_y: torch.Tensor, quantile: float | None = None)
 
 def _quantile_loss(errors_B: torch.Tensor, quantile: float) -> torch.Tensor:
     return torch.maximum(quantile * errors_B, (quantile - 1) * errors_B).sum()
+
+
+def sum_binary_entropies(outputs_BK: torch.Tensor, y_BK: torch.Tensor) -> torch.Tensor:
+    """The sum over rows of the mean binary cross entropy of the row's labels, whose probabilities are sigmoids."""
+    return F.binary_cross_entropy_with_logits(outputs_BK.float(), y_BK, reduction="sum") / outputs_BK.shape[1]
 
 
 def class_weights(y: torch.Tensor, num_classes: int) -> torch.Tensor:
@@ -71,6 +86,10 @@ def loss_and_metric_sums(outputs_BK: torch.Tensor, y_B: torch.Tensor) -> torch.T
     if is_regression(y_B):
         squared = F.mse_loss(outputs_BK.squeeze(1).float(), y_B, reduction="sum").double()
         return torch.stack([squared, squared, torch.tensor(float(len(y_B)), dtype=torch.float64)])
+    if is_multilabel(y_B):
+        num_right = ((outputs_BK >= 0) == (y_B > 0)).all(dim=1).sum().double()
+        loss = sum_binary_entropies(outputs_BK, y_B).double()
+        return torch.stack([loss, num_right, torch.tensor(float(len(y_B)), dtype=torch.float64)])
     loss = F.cross_entropy(outputs_BK.float(), y_B, reduction="sum").double()
     num_right = (outputs_BK.argmax(1) == y_B).sum().double()
     return torch.stack([loss, num_right, torch.tensor(float(len(y_B)), dtype=torch.float64)])

@@ -17,7 +17,7 @@ from bloomery.models.features.labels import StandardUnits
 
 @dataclass(frozen=True)
 class ScoreMeasure:
-    """Scores outputs (N, K) for labels (N,); `units` are those of a regression's standardised labels."""
+    """Scores outputs (N, K) for labels (N,), or sets (N, K); `units` are those of a regression's labels."""
 
     score: Score
     units: StandardUnits | None = None
@@ -29,8 +29,10 @@ class ScoreMeasure:
             DataUnfit: the score does not exist for these labels.
         """
         if self.units is None:
-            shares_NK = torch.softmax(outputs_NK.double(), dim=1)
-            return require_score(self.score, y_N.numpy(), shares_NK.numpy(), "validation")
+            is_multilabel = self.score.facts.task == "multilabel"
+            shares_NK = outputs_NK.double().sigmoid() if is_multilabel else torch.softmax(outputs_NK.double(), dim=1)
+            truth_N = y_N.to(torch.int64)
+            return require_score(self.score, truth_N.numpy(), shares_NK.numpy(), "validation")
         mean, deviation = self.units.mean, self.units.deviation
         truth_N, values_N = (mean + deviation * values.double() for values in (y_N, outputs_NK[:, 0]))
         return require_score(self.score, truth_N.numpy(), values_N.numpy(), "validation")

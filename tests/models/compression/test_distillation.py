@@ -10,7 +10,12 @@ from torch import nn
 
 from bloomery.models.compression.compressor import FineTuning, compress_network
 from bloomery.models.compression.config import CandidateSpec, Compression, Distillation, Pruning, Student
-from bloomery.models.compression.distillation import add_unlabelled, create_distiller, soft_target_loss
+from bloomery.models.compression.distillation import (
+    add_unlabelled,
+    create_distiller,
+    set_target_loss,
+    soft_target_loss,
+)
 from bloomery.models.compression.pruning.structured import prune_network
 from bloomery.models.networks.blueprint import num_parameters
 from bloomery.models.networks.config import Cnn, Mlp
@@ -167,3 +172,27 @@ def test_a_student_replaces_the_network_and_is_pruned_and_factorized(trained, sp
     assert num_parameters(thin) < num_parameters(halved) < num_parameters(full)
     assert isinstance(Cnn(kind="cnn"), type(trained.blueprint.config))
     assert all(evaluate(module, splits.test)[1] > 0.75 for module in (full, halved, thin))
+
+
+def test_the_loss_of_sets_of_labels_is_the_mean_divergence_of_each_label():
+    student_BK, teacher_BK = logits(0), logits(1)
+    p_BK, q_BK = (teacher_BK / 2).sigmoid(), (student_BK / 2).sigmoid()
+    divergence = p_BK * (p_BK / q_BK).log() + (1 - p_BK) * ((1 - p_BK) / (1 - q_BK)).log()
+    torch.testing.assert_close(set_target_loss(student_BK, teacher_BK, 2.0), 4 * divergence.mean(dim=1).sum())
+    # Unlike classes, labels do not ignore a shift of all logits.
+    assert set_target_loss(student_BK, student_BK, 2.0) == 0
+    assert set_target_loss(student_BK, student_BK + 3, 2.0) > 0.1
+
+
+def test_a_student_of_sets_of_labels_learns_from_the_teacher_and_the_labels():
+    set_deterministic(0, 1)
+    x = torch.randn(64, 4)
+    y = (x[:, :3] > 0).float()
+    examples = Examples(x, y, np.arange(64))
+    teacher, student = (nn.Linear(4, 3) for _ in range(2))
+    teacher.weight.data, teacher.bias.data = torch.eye(3, 4) * 5, torch.zeros(3)
+    placement = Placement(parallelize=create_distiller(teacher, Distillation(weight=0.5), is_multilabel=True))
+    loop = Loop(epochs=20, batch_size=16, learning_rate=0.05)
+    history = train(student, TrainingData(examples, examples), loop, placement=placement)
+    assert history[-1].val_score > 0.8  # subset accuracy
+    assert history[-1].val_loss < history[0].val_loss

@@ -174,3 +174,21 @@ def test_a_model_that_fails_has_a_reason_and_the_others_are_fitted(monkeypatch):
     assert results["logistic regression"].predictions is None
     assert results["logistic regression"].reason == "it failed with LinAlgError: SVD did not converge"
     assert results["boosted trees"].predictions is not None
+
+
+def test_sets_of_labels_have_a_model_for_each_label():
+    x = RANDOM.normal(size=(400, 3)).astype(np.float32)
+    y = np.stack([x[:, 0] > 0, x[:, 1] > 0.5, np.arange(400) == 7, x[:, 2] > -9], axis=1).astype(np.int64)
+    score = Score(name="micro_f1")
+    results = fit(score=score, layout=flat(3), num_classes=4, train=BaselineRows(x[:300], y[:300]), test_x=x[300:])
+    names = ["most frequent labels", "logistic regression for each label", "boosted trees for each label"]
+    assert list(results) == names
+    assert names[0] in baselines.CONSTANT
+    assert (results[names[0]].predictions == [0, 0, 0, 1]).all() or (results[names[0]].predictions[:, 3] == 1).all()
+    for name in names[1:]:
+        shares = results[name].predictions
+        assert ((shares[:, :2] > 0.5) == y[300:, :2]).mean() > 0.9
+        # Labels of one row, or of all rows, keep their frequency.
+        assert shares[:, 2:] == pytest.approx(np.tile([1 / 300, 1], (100, 1)))
+    many = fit(score=score, layout=flat(3), num_classes=4, train=BaselineRows(x, y[:, [2] * 4]), test_x=x)
+    assert many[names[1]].reason == "no label has enough rows"

@@ -83,3 +83,11 @@ def test_a_table_of_categories_only_and_of_many_categories_is_read() -> None:
     layout = Layout(kind="flat", shape=(2,), categories=((0, 3), (1, 100)))
     network = build(SMALL.model_copy(update={"edges": ()}), layout, 2)
     assert network(torch.tensor([[0.0, 99.0], [2.0, 0.0]])).shape == (2, 2)
+
+
+def test_the_odds_of_a_label_are_those_of_the_mean_probability() -> None:
+    network = build(SMALL, TABLE, 3, is_multilabel=True).eval()
+    with torch.no_grad():
+        members = 30 * network.member_outputs(make_rows())  # large logits must not overflow
+        network.member_outputs = lambda x: members  # type: ignore[method-assign]
+        torch.testing.assert_close(network(make_rows()).double().sigmoid(), members.double().sigmoid().mean(dim=1))
