@@ -63,7 +63,7 @@ class RegistryModel:
         }
 
     def predict(self, data: Any, params: dict[str, Any] | None = None) -> pd.DataFrame | pd.Series[Any]:
-        """A row for each row of `data`: its label and a probability for each class, or its value.
+        """A row for each row of `data`: its label, or labels, and a probability for each class, or its value.
 
         MLflow's evaluators get the label or the value only, since those of classifiers and regressors take one column.
 
@@ -86,7 +86,13 @@ class RegistryModel:
             raise _mlflow_error(failure.found, []) from failure
         index = data.index if isinstance(data, pd.DataFrame) else None
         predictions = pd.DataFrame(self.version.format_predictions(np.concatenate(outputs)), index=index)
-        return self._label_or_value(predictions) if _is_evaluated() else predictions
+        if not _is_evaluated():
+            return predictions
+        if self.version.is_multilabel:
+            raise _mlflow_error(
+                "MLflow's evaluators take one label per row, and this model predicts sets of labels", []
+            )
+        return self._label_or_value(predictions)
 
     def _label_or_value(self, predictions: pd.DataFrame) -> pd.Series[Any]:
         """The first column, as the source has it: the classes of a boolean label are text in a prediction."""

@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bloomery.data_contracts.records.records import Choice, Release
-from bloomery.data_contracts.records.score_format import degradation_name, format_score_value
+from bloomery.data_contracts.records.score_format import class_noun, degradation_name, format_score_value
 from bloomery.tasks.evaluation.baseline_text import baseline_rows, explain_loss
 from bloomery.tasks.evaluation.candidate_table import describe_other_scores, explain_baseline, format_weakest_class
 from bloomery.tasks.orchestration import events
@@ -168,8 +168,9 @@ def print_release(console: Console, release: Release, seconds: float, reference:
     console.print()
     console.print(_candidates(release))
     loss = degradation_name(choice.candidates.trained.score)
+    noun = class_noun(choice.candidates.trained.dataset.task)
     console.print(
-        f"[dim]weakest: the class of lowest recall; {loss}: how much worse than fp32 at most, with 95% confidence; "
+        f"[dim]weakest: the {noun} of lowest recall; {loss}: how much worse than fp32 at most, with 95% confidence; "
         "time: relative to fp32[/]"
     )
     if scores := describe_other_scores(choice):
@@ -246,6 +247,9 @@ def _role(release: Release) -> str:
 def _describe_prediction(example: dict[str, Any]) -> str:
     if "value" in example:
         return f"[bold]{example['value']:.4g}[/]; the true value is {example['truth']:.4g}"
+    if "labels" in example:
+        labels, truth = (escape(", ".join(map(str, example[name])) or "no label") for name in ("labels", "truth"))
+        return f"[bold]{labels}[/]; the true labels are {truth}"
     label, truth = (escape(str(example[name])) for name in ("label", "truth"))  # an unescaped [/] would end a style
     return f"[bold]{label}[/] with probability {example['probability']:.3f}; the true label is {truth}"
 
@@ -261,7 +265,7 @@ def _candidates(release: Release) -> Table:
         padding=(0, 1, 0, 0),
     )
     table.add_column("candidate", overflow="fold")  # in a narrow terminal names wrap and no number is cut off
-    weakest = ["weakest"] if score.facts.task == "classification" else []
+    weakest = [] if score.facts.task == "regression" else ["weakest"]
     title = score.title.replace(" ", "\n", 1)  # narrow, so that the names of candidates need not wrap
     for heading in (title, *weakest, degradation_name(score), "size", "p50", "time", "verdict"):
         table.add_column(heading, justify="left" if heading == "verdict" else "right", no_wrap=True)

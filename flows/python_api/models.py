@@ -129,12 +129,13 @@ class Model:
 
         choice = self._choice
         dataset = choice.candidates.trained.dataset
-        if not dataset.classes:
+        if dataset.task != "classification":
+            kind = "as a number" if dataset.task == "regression" else "as a set of labels"
             raise DataUnfit(
-                f"{self.name} predicts {dataset.label} as a number",
+                f"{self.name} predicts {dataset.label} {kind}",
                 required="a classification",
                 where=f"the confusion matrix of {self.name} version {self.version}",
-                remedy="see its card, which shows the errors of a regression",
+                remedy="see its card, which shows the errors of a regression, and recall and precision of each label",
             )
         path = settings().path(choice.candidate.predictions_uri)
         if not path.is_file():

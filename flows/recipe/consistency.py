@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from bloomery.data_contracts.odcs.columns.column import can_be_encrypted
 from bloomery.data_contracts.odcs.contract import Column, Contract
 from bloomery.flows.recipe.feature_checks import check_column, check_series
+from bloomery.flows.recipe.multilabel_checks import check_multilabel
 from bloomery.flows.recipe.training_checks import (
     check_boosted_trees,
     check_compression,
@@ -21,7 +22,18 @@ from bloomery.models.features.config import Features
 from bloomery.models.networks.config import BoostedTrees, Imported, Model
 from bloomery.models.training.config import Training
 
-_LABEL_TYPES = {"classification": ("integer", "string", "boolean"), "regression": ("integer", "number")}
+_LABEL_TYPES = {
+    "classification": ("integer", "string", "boolean"),
+    "regression": ("integer", "number"),
+    "multilabel": ("array",),
+}
+_LABEL_RULES = {
+    "classification": "classes are integers, strings or booleans",
+    "regression": "targets are numbers",
+    "multilabel": "a set of labels is an array of strings or integers",
+}
+
+_ITEM_TYPES = ("integer", "string")
 
 
 def find_inconsistencies(
@@ -34,6 +46,7 @@ def find_inconsistencies(
     """Yields one sentence for each problem."""
     yield from _check_features(features, contract)
     yield from check_network(features, model)
+    yield from check_multilabel(features, model, training, compression)
     if training is not None:
         yield from check_slices(training, contract)
         if isinstance(model, Imported):
@@ -106,11 +119,14 @@ def _check_label(features: Features, label: Column | None) -> Iterator[str]:
     if label.is_required and features.unlabelled == "teach":
         yield f"features.unlabelled: column {label.name!r} is required in the contract, so every row has a label"
     if label.logical_type not in _LABEL_TYPES[features.task]:
-        required = (
-            "classes are integers, strings or booleans" if features.task == "classification" else "targets are numbers"
-        )
-        hint = "; use `task: regression`" if label.logical_type == "number" else ""
+        hints = {"number": "; use `task: regression`", "array": "; use `task: multilabel`"}
+        hint = hints.get(label.logical_type, "")
+        if features.task == "multilabel":
+            hint = "; `data.lists` makes one of a text with a separator, or of several columns of 0 and 1"
+        required = _LABEL_RULES[features.task]
         yield f"features.label: {required}, but column {label.name!r} is {label.logical_type}{hint}"
+    elif features.task == "multilabel" and (label.items is None or label.items.logical_type not in _ITEM_TYPES):
+        yield f"features.label: {_LABEL_RULES['multilabel']}, but column {label.name!r} has other elements"
 
 
 def _check_split(features: Features, contract: Contract) -> Iterator[str]:

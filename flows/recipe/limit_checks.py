@@ -9,10 +9,11 @@ from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.models.compression.budget import Budget
 from bloomery.models.evaluation.gates import Gates
 
-# The limits of the other task, and the equivalent limits.
+# The limits of the other tasks, and the equivalent limits.
 _OF_OTHER_TASK: dict[Task, dict[str, str]] = {
     "classification": {"slice_rise": "slice_drop"},
     "regression": {"slice_drop": "slice_rise", "class_drop": "slice_rise", "min_accuracy": "max_error"},
+    "multilabel": {"slice_rise": "slice_drop", "min_accuracy": "min_score"},
 }
 # The limits of scores of which more is better, and the equivalent limits of an error.
 _OF_SHARES = {"accuracy_drop": "error_rise", "champion_drop": "champion_rise", "min_score": "max_error"}
@@ -23,15 +24,17 @@ def find_misplaced_limits(
     task: Task, budget: Budget, gates: Gates, slices: Sequence[str] = (), score: Score | None = None
 ) -> Iterator[str]:
     """Yields a message for a score or a limit that belongs to the other task, and for limits that need `slices`."""
-    other_task: Task = "regression" if task == "classification" else "classification"
+    other_task: Task = "regression" if task != "regression" else "classification"
+    if task == "multilabel" and "min_accuracy" in gates.model_fields_set:
+        other_task = "classification"
     score = score or default_score(task)
     if score.facts.task != task:
         names = ", ".join(name for name, facts in SCORES.items() if facts.task == task)
-        yield f"score: {score.title} is a score of a {other_task}, not a {task}: use one of {names}"
+        yield f"score: {score.title} is a score of a {score.facts.task}, not a {task}: use one of {names}"
         return
     misplaced = _OF_OTHER_TASK[task] | (_OF_SHARES if score.is_error else _OF_ERRORS)
-    if task == "classification" and not score.is_error:
-        misplaced |= {"max_error": "min_accuracy"}
+    if task != "regression" and not score.is_error:
+        misplaced |= {"max_error": "min_accuracy" if task == "classification" else "min_score"}
     for section, limits in (("budget", budget), ("gates", gates)):
         for name, equivalent in misplaced.items():
             if name in limits.model_fields_set:

@@ -12,6 +12,7 @@ from bloomery.data_contracts.records.records import BudgetViolation, Candidate, 
 from bloomery.data_contracts.records.score_format import (
     DEGRADATION_NAMES,
     as_score,
+    class_noun,
     degradation_name,
     format_degradation,
 )
@@ -130,7 +131,7 @@ def find_violations(
         *_find_degradation_violations(candidate, overall, getattr(budget, overall), score),
         *_find_subgroup_violations(subgroups.slices, by_slice, getattr(budget, by_slice), task),
         *_find_subgroup_violations(subgroups.classes, "class_drop", budget.class_drop, task),
-        *(_find_recall_violations(candidate) if budget.class_drop is None else ()),
+        *(_find_recall_violations(candidate, class_noun(task)) if budget.class_drop is None else ()),
     ]
     if budget.size_bytes is not None and candidate.size_bytes > budget.size_bytes:
         message = f"size {candidate.size_bytes / 1000:.1f} kB, limit {budget.size_bytes / 1000:.1f} kB"
@@ -158,12 +159,13 @@ def _find_size_violations(candidate: Candidate, baseline: Candidate, budget: Bud
         yield _violation(_OBJECTIVES["size"], 1.0, ratio, f"larger than fp32: {ratio:.2f}x its size")
 
 
-def _find_recall_violations(candidate: Candidate) -> Iterator[BudgetViolation]:
+def _find_recall_violations(candidate: Candidate, noun: str) -> Iterator[BudgetViolation]:
     """At most one violation: the class, or the rare classes together, with the largest demonstrable drop of recall."""
     rare = [recall for recall in candidate.recalls if recall.num_compared < _MIN_CLASS_ROWS]
-    groups = [(f"class {recall.name}", [recall]) for recall in candidate.recalls if recall not in rare]
+    groups = [(f"{noun} {recall.name}", [recall]) for recall in candidate.recalls if recall not in rare]
     if rare:
-        groups.append((f"the {len(rare)} classes of fewer than {_MIN_CLASS_ROWS} rows", rare))
+        nouns = {"class": "classes", "label": "labels"}[noun]
+        groups.append((f"the {len(rare)} {nouns} of fewer than {_MIN_CLASS_ROWS} rows", rare))
     worst: BudgetViolation | None = None
     for name, recalls in groups:
         num_rows, num_lost, num_gained = (
@@ -206,7 +208,7 @@ def _format_batch(batch_size: int) -> str:
 def _degradation_limits(score: Score) -> tuple[str, str]:
     """The names of two limits of the budget: of the score over all rows, and of accuracy or RMSE in each slice."""
     overall = "error_rise" if score.is_error else "accuracy_drop"
-    return overall, "slice_drop" if score.facts.task == "classification" else "slice_rise"
+    return overall, "slice_rise" if score.facts.task == "regression" else "slice_drop"
 
 
 def has_enough_rows(subgroup: SliceDegradation, limit: float, task: Task) -> bool:
@@ -343,7 +345,7 @@ def _describe_budget(budget: Budget, score: Score) -> str:
     overall, by_slice = _degradation_limits(score)
     highest = format_degradation(score, getattr(budget, overall))
     limits = [f"a {degradation_name(score)} of {score.title} of at most {highest} (upper 95% limit)"]
-    for name, subgroup in ((by_slice, "slice"), ("class_drop", "class")):
+    for name, subgroup in ((by_slice, "slice"), ("class_drop", class_noun(task))):
         if getattr(budget, name) is not None:
             limits.append(f"of at most {format_degradation(task, getattr(budget, name))} in each {subgroup}")
     if budget.size_bytes is not None:
@@ -351,8 +353,8 @@ def _describe_budget(budget: Budget, score: Score) -> str:
     if budget.latency_ms is not None:
         limit = budget.latency_ms
         limits.append(f"at most {limit.value:g} ms at p{limit.percentile}{_format_batch(limit.batch_size)}")
-    if budget.class_drop is None and task == "classification":
-        limits.append("no demonstrable drop of recall in any class")
+    if budget.class_drop is None and task != "regression":
+        limits.append(f"no demonstrable drop of recall in any {class_noun(task)}")
     weights = budget.objective
     for resource, weight in (("time", weights.latency), ("energy", weights.energy)):
         if weight > 0:

@@ -75,16 +75,23 @@ def predict_splits(
     return {**values, "test": test}
 
 
-def prediction_changes(before: SplitPredictions, after: SplitPredictions) -> dict[Split, np.ndarray]:
-    """The differences (N,) of a candidate's predictions from those of fp32 in each split; 0 where they are equal."""
-    return {split: point_predictions(after[split]) - point_predictions(values) for split, values in before.items()}
+def prediction_changes(task: Task, before: SplitPredictions, after: SplitPredictions) -> dict[Split, np.ndarray]:
+    """The differences (N,) of a candidate's predictions from those of fp32 in each split; 0 where they are equal.
+
+    Of sets of labels it is the number of labels that are in only one of both.
+    """
+    changes: dict[Split, np.ndarray] = {}
+    for split, values in before.items():
+        difference = point_predictions(task, after[split]) - point_predictions(task, values)
+        changes[split] = np.abs(difference).sum(axis=1) if task == "multilabel" else difference
+    return changes
 
 
 def measure_disagreements(task: Task, changes: dict[Split, np.ndarray]) -> tuple[Disagreement, ...]:
     """How the predictions of a candidate differ from those of fp32 in each split."""
     return tuple(
         Disagreement(split=split, num_rows=len(changes_N), num_changed=int(np.count_nonzero(changes_N)))
-        if task == "classification"
+        if task != "regression"
         else Disagreement(split=split, num_rows=len(changes_N), rms_change=float(np.sqrt(np.mean(changes_N**2))))
         for split, changes_N in changes.items()
     )
@@ -98,7 +105,7 @@ def bound_degradation(
     A change of accuracy or RMSE is bounded by the changes of all rows. Any other score is compared on the labelled rows
     of all splits; None where it does not exist for them.
     """
-    changes = prediction_changes(before, after)
+    changes = prediction_changes(score.facts.task, before, after)
     training_N = changes.get("train", np.empty(0))
     held_out_N = np.concatenate([changes_N for split, changes_N in changes.items() if split != "train"])
     counts = [ChangedRows(int(np.count_nonzero(rows_N)), len(rows_N)) for rows_N in (training_N, held_out_N)]
@@ -108,8 +115,8 @@ def bound_degradation(
         error = compute_score(score, decode_labels(encoder, samples["test"]), before["test"])
         return bound_error_rise(training_N, held_out_N, error)
     labelled = [split for split in before if split != "unlabelled" and samples[split].num_rows]
-    is_classification = score.facts.task == "classification"
-    if changes_more(counts[1], counts[0]) if is_classification else changes_further(held_out_N, training_N):
+    has_classes = score.facts.task != "regression"
+    if changes_more(counts[1], counts[0]) if has_classes else changes_further(held_out_N, training_N):
         labelled.remove("train")
     truth_N = np.concatenate([decode_labels(encoder, samples[split]) for split in labelled])
     rows = (np.concatenate([predictions[split] for split in labelled]) for predictions in (before, after))
@@ -132,26 +139,29 @@ def measure_intervals(
 def measure_recalls(
     dataset: Dataset, samples: dict[Split, Examples], before: SplitPredictions, after: SplitPredictions
 ) -> tuple[ClassRecall, ...]:
-    """The recall of each class that has held-out rows, and its paired change against fp32; empty of a regression."""
-    if dataset.task != "classification":
+    """The recall of each class or label with held-out rows, and its paired change from fp32; empty of a regression."""
+    if dataset.task == "regression":
         return ()
     held_out: tuple[Split, ...] = tuple(split for split in ("val", "test") if split in before)
-    truth_N = np.concatenate([samples[split].y.numpy() for split in held_out])
+    truth = np.concatenate([samples[split].y.numpy() for split in held_out])
     correct_before, correct_after = (
-        np.concatenate([point_predictions(predictions[split]) for split in held_out]) == truth_N
+        np.concatenate([point_predictions(dataset.task, predictions[split]) for split in held_out]) == truth
         for predictions in (before, after)
     )
     is_test = np.concatenate([np.full(samples[split].num_rows, split == "test") for split in held_out])
 
     def count(name: object, position: int) -> ClassRecall:
-        rows = truth_N == position
+        rows, correct = truth == position, (correct_before, correct_after)
+        if dataset.task == "multilabel":
+            rows, correct = truth[:, position] > 0, (correct_before[:, position], correct_after[:, position])
+        was_correct, is_correct = correct
         return ClassRecall(
             name=str(name),
             num_rows=int((rows & is_test).sum()),
-            num_right=int((rows & is_test & correct_after).sum()),
+            num_right=int((rows & is_test & is_correct).sum()),
             num_compared=int(rows.sum()),
-            num_lost=int((rows & correct_before & ~correct_after).sum()),
-            num_gained=int((rows & ~correct_before & correct_after).sum()),
+            num_lost=int((rows & was_correct & ~is_correct).sum()),
+            num_gained=int((rows & ~was_correct & is_correct).sum()),
         )
 
     recalls = (count(name, position) for position, name in enumerate(dataset.classes))

@@ -20,7 +20,9 @@ from bloomery.data_contracts.records.records import Candidate, Dataset, Flips, I
 from bloomery.data_contracts.records.score_format import DEGRADATION_NAMES, degradation_name
 from bloomery.data_contracts.records.scores import Score
 from bloomery.data_contracts.records.tensor_layout import Task
+from bloomery.data_contracts.serving.predictions import decide_labels
 from bloomery.models.features.encoder import read_encoder
+from bloomery.models.features.labels import name_labels
 from bloomery.models.profiling.cpu_features import cpu_flags, needs_reduced_range
 from bloomery.tasks.compress.baseline_comparison import (
     SplitPredictions,
@@ -107,7 +109,9 @@ def measure_candidates(
         after = before if name == baseline else compare(candidate)
         comparison: dict[str, Any] = {"recalls": measure_recalls(dataset, samples, before, after)}
         if name != baseline:
-            comparison["disagreements"] = measure_disagreements(dataset.task, prediction_changes(before, after))
+            comparison["disagreements"] = measure_disagreements(
+                dataset.task, prediction_changes(dataset.task, before, after)
+            )
             comparison["bound_by_disagreement"] = bound_degradation(score, encoder, samples, before, after)
         if dataset.task == "regression":
             comparison["interval"] = measure_intervals(encoder, samples, after)
@@ -151,7 +155,7 @@ def _measure(
         score=score_predictions(score, truth, after),
         metrics=compute_all_scores(score, truth, after),
         degradation=_NO_DEGRADATION if is_baseline else compare_predictions(score, truth, before, after),
-        flips=_count_flips(truth, before.argmax(axis=1), after.argmax(axis=1)) if task == "classification" else None,
+        flips=None if task == "regression" else _count_flips(task, truth, before, after),
         latencies=latencies,
         parity_error=candidate.parity_error,
         predictions_uri=out.uri(table_path.name),
@@ -168,8 +172,10 @@ def _find_coded_bytes(candidate: BuiltCandidate) -> int | None:
     return measure_coded_bytes(candidate.path) if candidate.spec.storage is None else candidate.coded_bytes
 
 
-def _count_flips(truth: GroundTruth, before: np.ndarray, after: np.ndarray) -> Flips:
-    correct_before, correct_after = before == truth.truth, after == truth.truth
+def _count_flips(task: Task, truth: GroundTruth, before: np.ndarray, after: np.ndarray) -> Flips:
+    correct_before, correct_after = (point_predictions(task, values) == truth.truth for values in (before, after))
+    if task == "multilabel":
+        correct_before, correct_after = correct_before.all(axis=1), correct_after.all(axis=1)
     return Flips(
         num_lost=int((correct_before & ~correct_after).sum()), num_gained=int((~correct_before & correct_after).sum())
     )
@@ -182,6 +188,10 @@ def _write_predictions(path: Path, dataset: Dataset, truth: GroundTruth, predict
         classes = np.array(dataset.classes, dtype=object)
         columns["truth"] = pa.array(classes[truth.truth].tolist())
         columns["prediction"] = pa.array(classes[predictions.argmax(axis=1)].tolist())
+        columns["probabilities"] = pa.array(list(predictions), pa.list_(pa.float64()))
+    elif dataset.task == "multilabel":
+        columns["truth"] = name_labels(dataset.classes, truth.truth)
+        columns["prediction"] = name_labels(dataset.classes, decide_labels(predictions))
         columns["probabilities"] = pa.array(list(predictions), pa.list_(pa.float64()))
     else:
         columns["truth"] = pa.array(truth.truth)
@@ -227,8 +237,8 @@ def _log_candidate(
 def _log_tables(run_id: str, trained: TrainedNetwork, predictions: _Predictions) -> None:
     """Logs the metrics and the degradation of each class and of each slice."""
     dataset, truth, client = trained.dataset, predictions.truth, mlflow_runs.client()
-    before, after = (point_predictions(values) for values in (predictions.baseline, predictions.values))
-    if dataset.task == "classification":
+    before, after = (point_predictions(dataset.task, values) for values in (predictions.baseline, predictions.values))
+    if dataset.task != "regression":
         table = class_table(dataset.classes, truth, predictions.values)
         drops = {part.value: part.degradation for part in degradation_by_class(dataset, truth, before, after)}
         table |= _degradation_columns(dataset.task, [drops.get(name) for name in table["class"]])

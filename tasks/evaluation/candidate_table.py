@@ -8,6 +8,7 @@ from typing import Any
 
 from bloomery.data_contracts.records.records import Candidate, Candidates, Choice, Interval, Latency, Verdict
 from bloomery.data_contracts.records.score_format import (
+    class_noun,
     degradation_name,
     format_degradation,
     format_score,
@@ -29,7 +30,7 @@ def candidate_rows(choice: Choice) -> list[dict[str, str]]:
             "verdict": verdict_label(verdict, choice.candidate.name),
             "reason": "; ".join(verdict.reasons),
             f"{score.title} (95% interval)": format_score(score, candidate.score),
-            **({"weakest class": format_weakest_class(candidate)} if task == "classification" else {}),
+            **({} if task == "regression" else {f"weakest {class_noun(task)}": format_weakest_class(candidate)}),
             f"{degradation_name(score)}, at most": format_degradation(score, candidate.max_degradation),
             "size": f"{candidate.size_bytes:,} bytes",
             "zstd": f"{candidate.zstd_bytes:,} bytes",

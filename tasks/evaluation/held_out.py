@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from bloomery.data_contracts.records.key_column import key_column
 from bloomery.data_contracts.records.records import Choice, Dataset
 from bloomery.models.features.encoder import read_encoder
+from bloomery.models.features.labels import mark_labels
 from bloomery.tasks.evaluation.scoring import GroundTruth
 from bloomery.tasks.evaluation.slices import bootstrap_order
 from bloomery.tasks.infrastructure.parquet import read_batches
@@ -23,14 +24,17 @@ _MAX_BACKGROUND_BYTES = 4_000_000  # fewer rows where they are wide
 
 
 def read_measured_predictions(choice: Choice) -> pa.Table:
-    """Reads key, truth and prediction of each test row; for classes also their probabilities."""
+    """Reads key, truth and prediction of each test row; for classes also their probabilities.
+
+    Truth and prediction of a multilabel task are lists of labels.
+    """
     return pq.read_table(settings().path(choice.candidate.predictions_uri))
 
 
 def ground_truth(dataset: Dataset, predictions: pa.Table) -> GroundTruth:
     """The true labels beside measured predictions."""
     keys, truth_N = predictions[key_column(dataset.key)].combine_chunks(), decode_column(dataset, predictions["truth"])
-    if dataset.task == "classification":
+    if dataset.task != "regression":
         return GroundTruth(keys, truth_N, np.arange(len(keys)))
     features = read_encoder(settings().path(dataset.encoder_uri)).features
     return GroundTruth(keys, truth_N, bootstrap_order(dataset, features, keys))
@@ -44,10 +48,12 @@ def predicted_values(dataset: Dataset, predictions: pa.Table) -> np.ndarray:
 
 
 def decode_column(dataset: Dataset, values: pa.ChunkedArray) -> np.ndarray:
-    """True or predicted labels as positions of classes int64 (N,), or as numbers (N,)."""
+    """True or predicted labels as positions of classes int64 (N,), numbers (N,), or sets of labels int8 (N, K)."""
     if dataset.task == "regression":
         return np.asarray(values.to_numpy())
     labels = values.combine_chunks()
+    if dataset.task == "multilabel":
+        return mark_labels(dataset.classes, labels)
     positions = pc.index_in(labels, pa.array(list(dataset.classes), labels.type))
     return np.asarray(positions.to_numpy(zero_copy_only=False), np.int64)
 
@@ -97,9 +103,9 @@ def example_predictions(choice: Choice, num_rows: int) -> list[dict[str, Any]]:
     if dataset.task == "regression":
         predictions = [_value_with_limits(choice, row["prediction"]) for row in predicted_rows]
     else:
-        names = list(map(str, dataset.classes))
+        names, field = list(map(str, dataset.classes)), "labels" if dataset.task == "multilabel" else "label"
         predictions = [
-            {"label": row["prediction"], "probabilities": dict(zip(names, row["probabilities"], strict=True))}
+            {field: row["prediction"], "probabilities": dict(zip(names, row["probabilities"], strict=True))}
             for row in predicted_rows
         ]
     rows = request_rows(choice, num_rows)

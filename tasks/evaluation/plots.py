@@ -35,7 +35,7 @@ def plot_training_curves(epochs: Sequence[EpochResult], score: Score, unit: floa
     numbers = [epoch.number for epoch in epochs]
     loss_axes.plot(numbers, [epoch.train_loss for epoch in epochs], color=_BLUE, label="training loss")
     loss_axes.plot(numbers, [epoch.val_loss for epoch in epochs], color=_RED, label="validation loss")
-    is_classes = score.facts.task == "classification"
+    is_classes = score.facts.task != "regression"
     loss_axes.set(
         xlabel="epoch", ylabel="cross entropy (nats)" if is_classes else "error (standard units)", yscale="log"
     )

@@ -1,6 +1,6 @@
 """Scores predictions over all rows, by class, and by slice, and compares the predictions of two models.
 
-Shapes: N rows, K classes.
+Shapes: N rows, K classes or labels.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import numpy as np
 from bloomery.data_contracts.records.records import Dataset, Interval
 from bloomery.data_contracts.records.scores import Score
 from bloomery.data_contracts.records.tensor_layout import Task
+from bloomery.data_contracts.serving.predictions import decide_labels
 from bloomery.models.evaluation import metrics
+from bloomery.models.evaluation.label_sets import are_sets_right, label_metrics
 from bloomery.models.evaluation.score_intervals import degradation_interval, score_interval
 from bloomery.models.evaluation.scores import compute_metrics, compute_score, require_score
 from bloomery.models.features.encoder import Encoder
@@ -30,7 +32,7 @@ class GroundTruth(NamedTuple):
 
     Attributes:
         key: the keys of the rows (N,).
-        truth: positions of classes int64 (N,), or numbers float64 (N,).
+        truth: positions of classes int64 (N,), numbers float64 (N,), or sets of labels as 0 and 1 (N, K).
         order: positions (N,) in the order in which a bootstrap draws rows, see `bootstrap_order`.
     """
 
@@ -41,15 +43,20 @@ class GroundTruth(NamedTuple):
 
 def build_ground_truth(encoder: Encoder, dataset: Dataset, split: Examples) -> GroundTruth:
     truth_N = decode_labels(encoder, split)
-    if dataset.task == "classification":
+    if dataset.task != "regression":
         return GroundTruth(split.key, truth_N, np.arange(len(split.key)))
     return GroundTruth(split.key, truth_N, bootstrap_order(dataset, encoder.features, split.key))
 
 
 def decode_labels(encoder: Encoder, split: Examples) -> np.ndarray:
-    """Returns the labels of encoded rows: positions of classes (N,), or numbers (N,) in the units of the label."""
+    """Returns the labels of encoded rows: positions of classes (N,), numbers (N,) in the units of the label, or sets.
+
+    Sets of labels are 0 and 1 for each label, int8 (N, K).
+    """
     from bloomery.models.inference.outputs import predictions_from
 
+    if encoder.features.task == "multilabel":
+        return split.y.numpy().astype(np.int8)
     return split.y.numpy() if encoder.units is None else predictions_from(encoder, split.y.numpy()[:, None])
 
 
@@ -79,7 +86,12 @@ def compute_all_scores(score: Score, truth: GroundTruth, predictions: np.ndarray
 def score_rows(
     task: Task, truth: GroundTruth, predictions: np.ndarray, subset: np.ndarray | slice = _ALL_ROWS
 ) -> Interval:
-    """Returns accuracy or RMSE of the rows in `subset`. `predictions` are probabilities (N, K), or numbers (N,)."""
+    """Returns accuracy, subset accuracy or RMSE of the rows in `subset`.
+
+    `predictions` are probabilities (N, K), or numbers (N,).
+    """
+    if task == "multilabel":
+        return metrics.accuracy(are_sets_right(truth.truth[subset], decide_labels(predictions[subset])))
     if task == "classification":
         return metrics.accuracy(predictions[subset].argmax(axis=1) == truth.truth[subset])
     order_N = truth.order[subset]
@@ -91,8 +103,11 @@ def measure_degradation(
 ) -> Interval:
     """Returns the drop of accuracy, or the relative rise of RMSE, from `before` to `after` on the rows in `subset`.
 
-    Both are positions of classes, or numbers (N,).
+    Both are positions of classes (N,), numbers (N,), or sets of labels (N, K), which are right as a whole or not.
     """
+    if task == "multilabel":
+        sets = (are_sets_right(truth.truth[subset], labels[subset]) for labels in (before, after))
+        return metrics.accuracy_drop(*sets)
     if task == "classification":
         truth_N = truth.truth[subset]
         return metrics.accuracy_drop(before[subset] == truth_N, after[subset] == truth_N)
@@ -100,8 +115,13 @@ def measure_degradation(
     return metrics.rmse_rise(truth.truth[order_N], before[order_N], after[order_N])
 
 
-def point_predictions(predictions: np.ndarray) -> np.ndarray:
-    """Returns the positions of the most probable classes (N,) from probabilities (N, K); numbers (N,) are unchanged."""
+def point_predictions(task: Task, predictions: np.ndarray) -> np.ndarray:
+    """Returns the positions of the most probable classes (N,), or sets of labels (N, K), from probabilities (N, K).
+
+    Numbers (N,) are unchanged.
+    """
+    if task == "multilabel":
+        return decide_labels(predictions)
     return predictions.argmax(axis=1) if predictions.ndim == 2 else predictions
 
 
@@ -130,7 +150,18 @@ def degradation_by_slice(
 def degradation_by_class(
     dataset: Dataset, truth: GroundTruth, before: np.ndarray, after: np.ndarray
 ) -> list[SliceDegradation]:
-    """Returns a degradation for each class that has rows. The arguments are those of `measure_degradation`."""
+    """Returns a degradation for each class that has rows. The arguments are those of `measure_degradation`.
+
+    Of a multilabel task it is the drop of a label's recall, among the rows that have the label.
+    """
+    if dataset.task == "multilabel":
+        return [
+            SliceDegradation(
+                "label", str(name), len(rows), metrics.accuracy_drop(before[rows, label] > 0, after[rows, label] > 0)
+            )
+            for label, name in enumerate(dataset.classes)
+            if len(rows := np.flatnonzero(truth.truth[:, label]))
+        ]
     subsets = [(str(name), truth.truth == position) for position, name in enumerate(dataset.classes)]
     return [
         SliceDegradation(
@@ -142,9 +173,12 @@ def degradation_by_class(
 
 
 def class_table(classes: Sequence[object], truth: GroundTruth, probabilities_NK: np.ndarray) -> dict[str, list[Any]]:
-    """Rows, recall and precision of each class, as columns of a table."""
-    counts = metrics.confusion_matrix(truth.truth, probabilities_NK.argmax(axis=1), len(classes))
-    results = metrics.class_metrics(counts)
+    """Rows, recall and precision of each class, or each label of a multilabel task, as columns of a table."""
+    if truth.truth.ndim == 2:
+        results = label_metrics(truth.truth, decide_labels(probabilities_NK))
+    else:
+        counts = metrics.confusion_matrix(truth.truth, probabilities_NK.argmax(axis=1), len(classes))
+        results = metrics.class_metrics(counts)
     return {
         "class": [str(name) for name in classes],
         "rows": [result.num_rows for result in results],
@@ -179,5 +213,5 @@ def _iterate_slices(
     for column in columns:
         for value, subset in find_slices(values[column]):
             if subset.any():
-                mask = subset if dataset.task == "classification" else subset[truth.order]
+                mask = subset[truth.order] if dataset.task == "regression" else subset
                 yield column, value, int(subset.sum()), mask

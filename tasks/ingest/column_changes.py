@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
+from bloomery.tasks.ingest.list_columns import make_lists
 from bloomery.tasks.ingest.option_names import option_names, place_of_options
 from bloomery.tasks.ingest.readers.base import RowStream
 from bloomery.tasks.ingest.readers.sequences.nested_arrays import flat_type, nesting_depth, require_sizes
@@ -28,7 +29,7 @@ _ABNORMAL = (
 
 
 def change_columns(rows: RowStream, data: DataSource) -> RowStream:
-    """Returns the rows after `drop`, `flatten`, `row_id`, `rename`, `normalize`, `missing` by column, and `replace`.
+    """Returns the rows after `drop`, `flatten`, `row_id`, `rename`, `normalize`, `missing`, `replace` and `lists`.
 
     Raises:
         RecipeInvalid: an option names a column that does not exist, or whose type it does not suit.
@@ -36,7 +37,7 @@ def change_columns(rows: RowStream, data: DataSource) -> RowStream:
     rows = _rename_columns(_add_row_numbers(_flatten_columns(drop_columns(rows, data), data), data), data)
     rows = _change_values(rows, _normalizers(rows.schema, data))
     rows = _change_values(rows, _missing_markers(rows.schema, data))
-    return _change_values(rows, _replacers(rows.schema, data))
+    return make_lists(_change_values(rows, _replacers(rows.schema, data)), data)
 
 
 def drop_columns(rows: RowStream, data: DataSource) -> RowStream:

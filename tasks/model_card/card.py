@@ -15,7 +15,7 @@ from bloomery.data_contracts.odcs.html_page import describe_type
 from bloomery.data_contracts.records.lineage import describe_lineage
 from bloomery.data_contracts.records.provenance import PROVENANCE_FILE
 from bloomery.data_contracts.records.records import Choice, Interval, ResourceUsage
-from bloomery.data_contracts.records.score_format import SCORE_NAMES, format_score, format_score_value
+from bloomery.data_contracts.records.score_format import SCORE_NAMES, class_noun, format_score, format_score_value
 from bloomery.data_contracts.records.scores import Score
 from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.tasks.evaluation import baseline_text, candidate_table, plots
@@ -120,6 +120,13 @@ def _metrics(task: Task) -> Section:
             "and macro F1, in which classes count alike; the area under the ROC curve (AUC) and average precision, of "
             "two classes for the rarer one, of more as the mean over classes."
         ]
+    elif task == "multilabel":
+        texts = [
+            "A label is predicted if its probability is at least 0.5. Micro F1 pools all labels, macro F1 and mean "
+            "average precision are means over the labels that rows have; subset accuracy is the share of rows with "
+            "exactly the true labels, and Hamming loss the share of wrong decisions about single labels. Intervals are "
+            "from a bootstrap of rows; recall and precision of a label have Wilson's 95% score intervals."
+        ]
     else:
         texts = [
             "Root mean squared error (RMSE) in the units of the label, with a 95% interval from a block bootstrap that "
@@ -140,7 +147,7 @@ def _quantitative_analyses(score: Score, metrics: CardMetrics) -> Section:
     )
     tables, texts = [overall], []
     if metrics.classes:
-        tables.append(_class_table(metrics))
+        tables.append(_class_table(metrics, class_noun(task)))
     if len(metrics.classes) > _MAX_CLASSES:
         texts.append(f"Of {len(metrics.classes)} classes, the {_MAX_CLASSES} with the lowest recall are listed.")
     if metrics.slices:
@@ -154,11 +161,11 @@ def _quantitative_analyses(score: Score, metrics: CardMetrics) -> Section:
     return Section("Quantitative analyses", texts=texts, tables=tables)
 
 
-def _class_table(metrics: CardMetrics) -> Table:
+def _class_table(metrics: CardMetrics, noun: str) -> Table:
     classes = list(metrics.classes)
     if len(classes) > _MAX_CLASSES:
         classes = sorted(classes, key=lambda row: -1 if row.recall is None else row.recall.value)[:_MAX_CLASSES]
-    headings = ("class", "rows", "recall (95% interval)", "precision (95% interval)")
+    headings = (noun, "rows", "recall (95% interval)", "precision (95% interval)")
     return Table(
         headings,
         [(row.name, f"{row.num_rows:,}", _format_share(row.recall), _format_share(row.precision)) for row in classes],

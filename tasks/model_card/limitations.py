@@ -57,12 +57,15 @@ def _metric_limitations(score: Score, metrics: CardMetrics) -> Iterator[str]:
     name = SCORE_NAMES[task]
     typical = metrics.further.get(name, metrics.score.value)
     overall = format_score_value(task, typical)
+    typical_recall = 0.5 if task == "multilabel" else typical
     low_recall = [
         f"{row.name} ({format_score('classification', row.recall)})"
         for row in metrics.classes
-        if row.recall is not None and row.recall.high < typical
+        if row.recall is not None and row.recall.high < typical_recall
     ]
-    if low_recall:
+    if low_recall and task == "multilabel":
+        yield f"Of the rows with these labels, fewer than half are found: {_join(low_recall)}."
+    elif low_recall:
         yield f"Recall is significantly below the overall {name} of {overall} for these classes: {_join(low_recall)}."
     worse = [
         f"{row.column} = {row.value} ({format_score(task, row.score)})"
@@ -75,7 +78,7 @@ def _metric_limitations(score: Score, metrics: CardMetrics) -> Iterator[str]:
 
 def _is_significantly_worse(task: Task, score: Interval, overall: float) -> bool:
     """Whether the whole 95% interval of `score` lies on the worse side of `overall`."""
-    return score.high < overall if task == "classification" else score.low > overall
+    return score.low > overall if task == "regression" else score.high < overall
 
 
 def _calibration_limitations(metrics: CardMetrics, interval: PredictionInterval | None) -> Iterator[str]:

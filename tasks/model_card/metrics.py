@@ -11,8 +11,14 @@ import numpy as np
 
 from bloomery.data_contracts.records.records import Choice, Interval
 from bloomery.data_contracts.records.scores import Score
+from bloomery.data_contracts.serving.predictions import decide_labels
 from bloomery.models.evaluation import metrics
-from bloomery.models.evaluation.calibration import CalibrationBins, calibration_bins, expected_calibration_error
+from bloomery.models.evaluation.calibration import (
+    CalibrationBins,
+    as_decisions,
+    calibration_bins,
+    expected_calibration_error,
+)
 from bloomery.models.evaluation.scores import compute_metrics
 from bloomery.tasks.evaluation.held_out import ground_truth, predicted_values, read_measured_predictions
 from bloomery.tasks.evaluation.scoring import GroundTruth, slice_table
@@ -58,6 +64,9 @@ def compute_card_metrics(choice: Choice) -> CardMetrics:
     if dataset.task == "classification":
         bins = calibration_bins(truth.truth, predictions)
         classes = _class_results(truth.truth, predictions, dataset.classes)
+    elif dataset.task == "multilabel":
+        bins = calibration_bins(*as_decisions(truth.truth, predictions))
+        classes = _label_results(truth.truth, decide_labels(predictions), dataset.classes)
     return CardMetrics(
         score=choice.candidate.score,
         num_rows=table.num_rows,
@@ -80,7 +89,19 @@ def _class_results(
 ) -> tuple[ClassResult, ...]:
     """Recall and precision of each class, with Wilson's 95% intervals."""
     counts_KK = metrics.confusion_matrix(truth_N, probabilities_NK.argmax(axis=1), len(classes))
-    correct_K, rows_K, predicted_K = np.diag(counts_KK), counts_KK.sum(axis=1), counts_KK.sum(axis=0)
+    return _make_results(classes, np.diag(counts_KK), counts_KK.sum(axis=1), counts_KK.sum(axis=0))
+
+
+def _label_results(
+    truth_NK: np.ndarray, labels_NK: np.ndarray, classes: tuple[int | str, ...]
+) -> tuple[ClassResult, ...]:
+    """Recall and precision of each label, with Wilson's 95% intervals."""
+    return _make_results(classes, (truth_NK * labels_NK).sum(axis=0), truth_NK.sum(axis=0), labels_NK.sum(axis=0))
+
+
+def _make_results(
+    classes: tuple[int | str, ...], correct_K: np.ndarray, rows_K: np.ndarray, predicted_K: np.ndarray
+) -> tuple[ClassResult, ...]:
     columns = zip(classes, correct_K.tolist(), rows_K.tolist(), predicted_K.tolist(), strict=True)
     return tuple(
         ClassResult(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,8 +31,10 @@ def locate_labels(name: str, configured_path: str | None) -> Path | None:
     return folder if _list_files(folder) else None
 
 
-def read_labels(path: Path) -> pa.Table:
+def read_labels(path: Path, *, is_multilabel: bool = False) -> pa.Table:
     """Reads `request`, `row` and `label` from a file, or from all files in a folder; the last label of each row counts.
+
+    Sets of labels are texts of sorted JSON; a file has them as lists, or as JSON such as `["a", "b"]`.
 
     Raises:
         DataMissing: there is no such file, or it has no labels.
@@ -44,9 +48,37 @@ def read_labels(path: Path) -> pa.Table:
             remedy="put the labels there, or give another path",
         )
     tables = [_read_file(file) for file in files]
+    if is_multilabel:
+        tables = [table.set_column(2, "label", as_plain_labels(table["label"], is_json=True)) for table in tables]
     if len({table["label"].type for table in tables}) > 1:  # one file has 3 and another "3"
         tables = [table.set_column(2, "label", table["label"].cast(pa.string())) for table in tables]
     return keep_last(pa.concat_tables(tables))
+
+
+def as_plain_labels(labels: pa.Array | pa.ChunkedArray, *, is_json: bool = False) -> pa.Array | pa.ChunkedArray:
+    """Returns sets of labels as texts that are equal where the sets are; other labels unchanged.
+
+    With `is_json`, a text that is a JSON array is a set too. Arrow joins no tables with lists.
+    """
+    if not (pa.types.is_list(labels.type) or is_json):
+        return labels
+    return pa.array([_sort_set(value) for value in labels.to_pylist()], pa.string())
+
+
+def parse_set(text: str) -> list[str]:
+    """Returns the labels of a text from `as_plain_labels`; a text that is no JSON array is one label."""
+    try:
+        labels = json.loads(text)
+    except ValueError:
+        return [text]
+    return [str(label) for label in labels] if isinstance(labels, list) else [text]
+
+
+def _sort_set(value: Any) -> str | None:
+    if value is None:
+        return None
+    labels = parse_set(value) if isinstance(value, str) else [str(label) for label in value if label is not None]
+    return json.dumps(sorted(set(labels)), ensure_ascii=False)
 
 
 def filter_valid_labels(contract: Contract, column: str, labels: pa.Table) -> tuple[pa.Table, int]:

@@ -34,13 +34,14 @@ from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.monitoring.alerts import find_alerts
 from bloomery.tasks.monitoring.delayed_labels import (
     ROW_ID,
+    as_plain_labels,
     filter_valid_labels,
     keep_last,
     locate_labels,
     read_bento_contract,
     read_labels,
 )
-from bloomery.tasks.monitoring.reference_profile import confidence, summarize_values
+from bloomery.tasks.monitoring.reference_profile import confidence, single_labels, summarize_values
 from bloomery.tasks.registry.model_registry import require_bento_tag
 
 if TYPE_CHECKING:
@@ -171,7 +172,8 @@ def _summarize_window(window: _Window, reference: VersionReference, *, keep_pred
                 counts[name] += count_into_bins(_cells_of(profile), values)
         seconds.append(rows.filter(pc.equal(rows["row"], 0))["seconds"].to_numpy())
         if keep_predictions:
-            predictions.append(rows.select(ROW_ID).append_column("prediction", pc.struct_field(rows["prediction"], 0)))
+            answers = as_plain_labels(pc.struct_field(rows["prediction"], 0))
+            predictions.append(rows.select(ROW_ID).append_column("prediction", answers))
     empty_table = pa.table(
         {"request": pa.array([], pa.string()), "row": pa.array([], pa.int32()), "prediction": pa.array([])}
     )
@@ -197,7 +199,7 @@ def _read_rows(window: _Window) -> Iterator[pa.Table]:
 def _extract_predictions(rows: pa.Table, what: str) -> pa.Array:
     if what == _CONFIDENCE:
         return pa.array(confidence(pc.struct_field(rows["prediction"], "probabilities")))
-    return pc.struct_field(rows["prediction"], 0).combine_chunks()
+    return single_labels(pc.struct_field(rows["prediction"], 0).combine_chunks())
 
 
 def _extract_column(rows: pa.Table, name: str, measure: Measure) -> pa.Array | None:
@@ -258,7 +260,9 @@ def _score_labelled(
         return None
     num_rows = stats.predictions.num_rows
     numbered_rows = stats.predictions.select(ROW_ID).append_column("at", pa.array(np.arange(num_rows)))
-    labels, num_invalid = filter_valid_labels(read_bento_contract(tag), reference.label, read_labels(path))
+    is_multilabel = reference.task == "multilabel"
+    arrived = read_labels(path, is_multilabel=is_multilabel)
+    labels, num_invalid = filter_valid_labels(read_bento_contract(tag), reference.label, arrived)
     if num_invalid:
         notes.append(f"{num_invalid:,} labels violate the contract and are ignored")
     matches = numbered_rows.join(labels, ROW_ID, join_type="inner")

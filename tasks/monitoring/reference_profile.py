@@ -80,7 +80,7 @@ def build_reference(choice: Choice) -> VersionReference:
 
 
 def _held_out_score(choice: Choice) -> Interval:
-    """Returns accuracy or RMSE of the test split, which monitoring compares, whatever the recipe's score is."""
+    """Returns the default score of the test split, which monitoring compares, whatever the recipe's score is."""
     dataset = choice.candidates.trained.dataset
     if choice.candidates.trained.score == default_score(dataset.task):
         return choice.candidate.score
@@ -176,9 +176,14 @@ def _profile_predictions(choice: Choice, dataset: Dataset) -> tuple[ReferencePro
     answers = predictions["prediction"]
     if dataset.task == "regression":
         return _profile_numbers(answers.to_numpy()), None
-    counts = count_into_bins(Bins(values=dataset.classes), answers)
+    counts = count_into_bins(Bins(values=dataset.classes), single_labels(answers.combine_chunks()))
     labels = ReferenceProfile(num_rows=counts.num_rows, shares=reference_column(counts))
     return labels, _profile_numbers(confidence(predictions["probabilities"]))
+
+
+def single_labels(labels: pa.Array) -> pa.Array:
+    """Returns the labels of all rows one after the other, where a row has a set of them; other labels unchanged."""
+    return labels.flatten() if pa.types.is_list(labels.type) else labels
 
 
 def confidence(probabilities: pa.ChunkedArray) -> np.ndarray:

@@ -15,7 +15,7 @@ from bloomery.data_contracts.records.score_format import DEGRADATION_NAMES, SCOR
 from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.data_contracts.serving.prediction_log import SHADOW, read_log
 from bloomery.tasks.infrastructure.settings import settings
-from bloomery.tasks.monitoring.delayed_labels import ROW_ID, keep_last, read_labels
+from bloomery.tasks.monitoring.delayed_labels import ROW_ID, as_plain_labels, keep_last, read_labels
 
 
 class Comparison(Document):
@@ -46,7 +46,7 @@ def compare_versions(name: str, champion: str, challenger: str | None, labels: P
     Raises:
         DataMissing: there are no such rows, or no labels for them.
     """
-    log = _read_predictions(name)
+    log, is_multilabel = _read_predictions(name)
     shadows = log.filter(pc.equal(log["role"], SHADOW))
     if challenger is None and shadows.num_rows:
         challenger = pc.take(shadows["version"], [shadows.num_rows - 1])[0].as_py()
@@ -76,7 +76,10 @@ def compare_versions(name: str, champion: str, challenger: str | None, labels: P
     )
     if labels is None:
         return comparison
-    return _add_scores(comparison, pairs.select(ROW_ID), champion_predictions, challenger_predictions, labels)
+    arrived = read_labels(labels, is_multilabel=is_multilabel)
+    return _add_scores(
+        comparison, pairs.select(ROW_ID), (champion_predictions, challenger_predictions), arrived, labels
+    )
 
 
 def require_agreement(name: str, champion: str, challenger: str, num_rows: int, agreement: float) -> None:
@@ -131,14 +134,15 @@ def describe_comparison(comparison: Comparison) -> list[str]:
 def _add_scores(
     comparison: Comparison,
     row_ids: pa.Table,
-    champion_predictions: np.ndarray,
-    challenger_predictions: np.ndarray,
+    predictions: tuple[np.ndarray, np.ndarray],
+    arrived: pa.Table,
     labels: Path,
 ) -> Comparison:
+    """Adds the scores of both versions on the rows whose label has `arrived`, from the file or folder `labels`."""
     from bloomery.models.evaluation.metrics import accuracy_drop, rmse_rise
 
     numbered_rows = row_ids.append_column("at", pa.array(np.arange(row_ids.num_rows)))
-    labelled_rows = numbered_rows.join(read_labels(labels), ROW_ID, join_type="inner")
+    labelled_rows = numbered_rows.join(arrived, ROW_ID, join_type="inner")
     if not labelled_rows.num_rows:
         raise DataMissing(
             f"{labels} has no label for any of the {row_ids.num_rows:,} rows that both have predicted",
@@ -149,16 +153,11 @@ def _add_scores(
     at, truth = labelled_rows["at"].to_numpy(), labelled_rows["label"].to_numpy()
     if comparison.agreement is None:
         truth = truth.astype(np.float64)
-        degradation = rmse_rise(truth, champion_predictions[at], challenger_predictions[at])
-        scores = [
-            float(np.sqrt(((values[at] - truth) ** 2).mean()))
-            for values in (champion_predictions, challenger_predictions)
-        ]
+        degradation = rmse_rise(truth, *(values[at] for values in predictions))
+        scores = [float(np.sqrt(((values[at] - truth) ** 2).mean())) for values in predictions]
     else:
         # As text, because a label of 3 may arrive as a number or as a string.
-        is_correct = [
-            values[at].astype(str) == truth.astype(str) for values in (champion_predictions, challenger_predictions)
-        ]
+        is_correct = [values[at].astype(str) == truth.astype(str) for values in predictions]
         degradation, scores = accuracy_drop(*is_correct), [float(correct.mean()) for correct in is_correct]
     return comparison.model_copy(
         update={
@@ -174,16 +173,20 @@ def _log_folder(name: str) -> Path:
     return settings().home / "predictions" / name
 
 
-def _read_predictions(name: str) -> pa.Table:
-    """Reads the logged predictions of a name, without the input columns."""
+def _read_predictions(name: str) -> tuple[pa.Table, bool]:
+    """Reads the logged predictions of a name, without the input columns, and whether they are sets of labels.
+
+    Sets are texts, which are equal where the sets are.
+    """
     tables = list(read_log(_log_folder(name), ["at", *ROW_ID, "version", "role", "run_seconds", "prediction"]))
     if not tables:
         raise _no_rows_error(name, None, None)
     flat_tables = [
-        table.drop(["prediction"]).append_column("prediction", pc.struct_field(table["prediction"], 0))
+        table.drop(["prediction"]).append_column("prediction", as_plain_labels(pc.struct_field(table["prediction"], 0)))
         for table in tables
     ]
-    return pa.concat_tables(flat_tables)
+    is_multilabel = any(table.schema.field("prediction").type.get_field_index("labels") >= 0 for table in tables)
+    return pa.concat_tables(flat_tables), is_multilabel
 
 
 def _no_rows_error(name: str, champion: str | None, challenger: str | None) -> DataMissing:
@@ -196,6 +199,6 @@ def _no_rows_error(name: str, champion: str | None, challenger: str | None) -> D
 
 
 def _to_numpy(predictions: pa.ChunkedArray) -> np.ndarray:
-    """Labels, or float64 values of a regression."""
+    """Labels, sets of labels as texts, or float64 values of a regression."""
     values = predictions.to_numpy()
     return values if pa.types.is_floating(predictions.type) else values.astype(object)

@@ -166,6 +166,8 @@ def _measure_degradation(bento: Bento, champion: Encoder, champion_predictions: 
         names = [str(name) for name in dataset.classes]
         before = align_classes(champion, champion_predictions, names)
         return compare_aligned(trained.score, labels.truth, before, np.pad(after, ((0, 0), (0, 1))))
+    if dataset.task == "multilabel":
+        champion_predictions = align_labels(champion, champion_predictions, dataset.classes)
     return compare_predictions(trained.score, labels, champion_predictions, after)
 
 
@@ -176,6 +178,14 @@ def align_classes(encoder: Encoder, probabilities_NK: np.ndarray, names: Sequenc
     for column_N, name in zip(probabilities_NK.T, encoder.classes, strict=True):
         aligned[:, positions.get(str(name), len(names))] += column_N
     return aligned
+
+
+def align_labels(encoder: Encoder, probabilities_NK: np.ndarray, names: Sequence[int | str]) -> np.ndarray:
+    """Probabilities of a multilabel task in the order of `names`; a label that the encoder does not know has 0."""
+    positions = {str(name): number for number, name in enumerate(encoder.classes)}
+    unknown_N = np.zeros(len(probabilities_NK))
+    columns = [probabilities_NK[:, positions[str(name)]] if str(name) in positions else unknown_N for name in names]
+    return np.stack(columns, axis=1)
 
 
 def compare_aligned(score: Score, truth_N: np.ndarray, before_NL: np.ndarray, after_NL: np.ndarray) -> Interval:

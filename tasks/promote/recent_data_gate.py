@@ -26,10 +26,18 @@ from bloomery.tasks.monitoring.delayed_labels import (
     filter_valid_labels,
     keep_last,
     locate_labels,
+    parse_set,
     read_bento_contract,
     read_labels,
 )
-from bloomery.tasks.promote.gates import align_classes, compare_aligned, predicted_labels, read_bento_encoder, run_bento
+from bloomery.tasks.promote.gates import (
+    align_classes,
+    align_labels,
+    compare_aligned,
+    predicted_labels,
+    read_bento_encoder,
+    run_bento,
+)
 
 _MAX_ROWS = 20_000  # the newest
 
@@ -61,7 +69,8 @@ def require_not_worse_on_recent_data(
     candidate_encoder, champion_encoder = (read_bento_encoder(bento) for bento in (tag, champion))
     if candidate_encoder is None:
         return "not compared on recent data: the bento cannot be read"
-    labels, _ = filter_valid_labels(read_bento_contract(tag), candidate_encoder.features.label, read_labels(label_path))
+    arrived = read_labels(label_path, is_multilabel=candidate_encoder.features.task == "multilabel")
+    labels, _ = filter_valid_labels(read_bento_contract(tag), candidate_encoder.features.label, arrived)
     rows, truth = _read_labelled_rows(name, labels, datetime.now(UTC) - gates.recent.window)
     if len(truth) < gates.recent.min_rows:
         return f"not compared on recent data: {len(truth):,} labelled rows, fewer than {gates.recent.min_rows:,}"
@@ -127,6 +136,8 @@ def _measure_degradation(score: Score, truth: pa.ChunkedArray, champion: _Versio
     if candidate.encoder.features.task == "regression":
         numbers = truth.cast(pa.float64()).to_numpy()
         return degradation_interval(score, numbers, champion.predictions, candidate.predictions)
+    if candidate.encoder.features.task == "multilabel":
+        return _compare_sets(score, truth, champion, candidate)
     # Compared as text: the label 3 may arrive as a number or as its name.
     labels = np.array(truth.cast(pa.string()).to_pylist(), dtype=object).astype(str)
     if score == ACCURACY:
@@ -138,3 +149,14 @@ def _measure_degradation(score: Score, truth: pa.ChunkedArray, champion: _Versio
     positions = np.array([names.index(label) for label in labels[is_known]], np.int64)
     before, after = (align_classes(*version, names)[is_known] for version in (champion, candidate))
     return compare_aligned(score, positions, before, after)
+
+
+def _compare_sets(score: Score, truth: pa.ChunkedArray, champion: _Version, candidate: _Version) -> Interval:
+    """The degradation for sets of labels, given as texts; labels that the candidate does not know count for nothing."""
+    classes = candidate.encoder.classes
+    positions = {str(name): number for number, name in enumerate(classes)}
+    truth_NK = np.zeros((len(truth), len(classes)), np.int8)
+    for row, text in enumerate(truth.to_pylist()):
+        truth_NK[row, [positions[label] for label in parse_set(text) if label in positions]] = 1
+    before = align_labels(champion.encoder, champion.predictions, classes)
+    return degradation_interval(score, truth_NK, before, candidate.predictions)

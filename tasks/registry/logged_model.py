@@ -16,7 +16,7 @@ from bloomery.data_contracts.odcs.columns.typed_elements import TypedElement
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.records.records import Bento
 from bloomery.data_contracts.serving.signatures import MANIFEST_FILE
-from bloomery.models.features.encoder import read_encoder
+from bloomery.models.features.encoder import Encoder, read_encoder
 from bloomery.models.onnx_storage.decoder import decompress, is_compressed
 from bloomery.tasks.bentos.bento_store import bento_folder
 from bloomery.tasks.bentos.bundled_code import LOADER, REGISTRY_MODEL
@@ -69,7 +69,7 @@ def model_options(source: Path, scratch: Path) -> dict[str, Any]:
     return {
         "data_path": str(scratch / _VERSION),
         "code_paths": [str(loader)],
-        "signature": _signature(columns, examples[0]["prediction"]),
+        "signature": _signature(columns, _example_prediction(examples[0]["prediction"], encoder)),
         "input_example": pd.DataFrame([example["row"] for example in examples]),
         "pip_requirements": pin_requirements(packages_of(reach(REGISTRY_MODEL).values())),
         "validate_serving_input": False,  # the release is checked more thoroughly
@@ -109,6 +109,11 @@ def _plain_network(version: Path) -> Path:
         return stored
     (version / _NETWORK).write_bytes(decompress(content))
     return version / _NETWORK
+
+
+def _example_prediction(prediction: Mapping[str, Any], encoder: Encoder) -> Mapping[str, Any]:
+    """The prediction, with a label where it has none, so that the type of labels can be seen."""
+    return {**prediction, "labels": [encoder.classes[0]]} if "labels" in prediction else prediction
 
 
 def _signature(columns: Sequence[Column], prediction: Mapping[str, Any]) -> ModelSignature:

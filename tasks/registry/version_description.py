@@ -126,7 +126,8 @@ def _model_description(name: str, bento: Bento, contract: Contract) -> str:
     output = f"the number {escape_markdown(dataset.label)}"
     if classes:
         more = f" and {len(classes) - _MAX_NAMES:,} more" if len(classes) > _MAX_NAMES else ""
-        output = f"{escape_markdown(dataset.label)}, one of {', '.join(classes[:_MAX_NAMES])}{more}"
+        choice = "any of" if dataset.task == "multilabel" else "one of"
+        output = f"{escape_markdown(dataset.label)}, {choice} {', '.join(classes[:_MAX_NAMES])}{more}"
     inputs = ", ".join(escape_markdown(column) for column in dataset.inputs[:_MAX_NAMES])
     limits = contract.description.get("limitations")
     lines = [

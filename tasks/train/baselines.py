@@ -82,7 +82,9 @@ def _build_task(run: TrainingRun, test: Examples) -> BaselineTask:
     num_rows = _num_rows_read(dataset.layout)
     train = sample_examples(settings().path(dataset.train.uri), dataset.key, dataset.layout, num_rows)
     x, y = train.x.numpy(), train.y.numpy()
-    if units is None:
+    if dataset.task == "multilabel":
+        y = y.astype(np.int64)
+    elif units is None:
         x, y = x[y >= 0], y[y >= 0]
     else:
         y = units.mean + units.deviation * y.astype(np.float64)

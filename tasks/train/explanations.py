@@ -17,7 +17,9 @@ import numpy as np
 import pyarrow as pa
 
 from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.data_contracts.serving.predictions import decide_labels
 from bloomery.models.features.encoder import Encoder
+from bloomery.models.features.labels import name_labels
 from bloomery.models.training.config import Explain
 from bloomery.tasks.evaluation.slices import read_slice_values
 from bloomery.tasks.tracking import mlflow_runs
@@ -115,7 +117,9 @@ def write_explanations(folder: Path, job: ExplanationJob) -> float:
     x, y = examples.x[rows], examples.y[rows].numpy()
     method = options.method or default_method(network, layout)
     baseline = make_baseline(x, layout, x, options.baseline)
-    explanation = explain(network, x, layout, baseline, AttributionOptions(method, groups=groups, seed=job.seed))
+    is_multilabel = job.encoder.features.task == "multilabel"
+    attribution = AttributionOptions(method, groups=groups, seed=job.seed, is_multilabel=is_multilabel)
+    explanation = explain(network, x, layout, baseline, attribution)
     positions = select_varied_rows(y, options.rows)
     keys = examples.key[rows[positions]]
     outputs = predict(network, x[positions]) if isinstance(network, nn.Module) else network(x[positions])
@@ -166,6 +170,8 @@ def completeness_gap(explanation: Explanation) -> float:
 
 def select_varied_rows(y: np.ndarray, num_rows: int) -> np.ndarray:
     """Positions of at most `num_rows` rows: the classes in turn, or numbers from the smallest to the largest."""
+    if y.ndim == 2:  # sets of labels: as many labels as possible in the first rows
+        return np.argsort(-y.sum(axis=1), kind="stable")[np.linspace(0, len(y) - 1, min(num_rows, len(y))).astype(int)]
     if np.issubdtype(y.dtype, np.floating):
         order = np.argsort(y, kind="stable")
         return order[np.linspace(0, len(y) - 1, min(num_rows, len(y))).astype(np.int64)]
@@ -180,7 +186,10 @@ def format_titles(encoder: Encoder, outputs_BK: np.ndarray, y: np.ndarray | None
     from bloomery.models.inference.outputs import predictions_from
 
     predictions = predictions_from(encoder, outputs_BK)
-    if encoder.classes:
+    if encoder.features.task == "multilabel":
+        texts = _join_labels(encoder, decide_labels(predictions))
+        truths = None if y is None else _join_labels(encoder, y)
+    elif encoder.classes:
         texts = [f"{encoder.classes[int(row.argmax())]} ({row.max():.0%})" for row in predictions]
         truths = None if y is None else [str(encoder.classes[int(position)]) for position in y]
     else:
@@ -189,6 +198,10 @@ def format_titles(encoder: Encoder, outputs_BK: np.ndarray, y: np.ndarray | None
     if truths is None:
         return [f"prediction {text}" for text in texts]
     return [f"truth {truth}, prediction {text}" for truth, text in zip(truths, texts, strict=True)]
+
+
+def _join_labels(encoder: Encoder, labels_BK: np.ndarray) -> list[str]:
+    return [", ".join(map(str, labels)) or "no label" for labels in name_labels(encoder.classes, labels_BK).to_pylist()]
 
 
 def _draw(folder: Path, rows: _ExplainedRows, job: ExplanationJob, groups: FeatureGroups) -> dict[str, float]:

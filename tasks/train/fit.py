@@ -70,7 +70,7 @@ def sample_validation_rows(dataset: Dataset, val: ExampleSource) -> Examples:
 def make_blueprint(dataset: Dataset, model: Model) -> Blueprint:
     from bloomery.models.networks.blueprint import Blueprint
 
-    num_outputs = len(dataset.classes) if dataset.task == "classification" else 1
+    num_outputs = 1 if dataset.task == "regression" else len(dataset.classes)
     return Blueprint(config=model, layout=dataset.layout, task=dataset.task, num_outputs=num_outputs)
 
 

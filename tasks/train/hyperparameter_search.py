@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from bloomery.data_contracts.errors import BloomeryError, EngineMissing, TrainingDiverged
 from bloomery.data_contracts.records.records import Dataset, InitialWeights
 from bloomery.data_contracts.records.scores import Score, default_score
-from bloomery.models.networks.config import BoostedTrees, Model, TabularEnsemble
+from bloomery.models.networks.config import NOT_MULTILABEL, BoostedTrees, Model, TabularEnsemble
 from bloomery.models.training import search_space as spaces
 from bloomery.models.training.config import Range, Search, Training
 from bloomery.tasks.infrastructure.device import configure_processor
@@ -204,7 +204,11 @@ def _completed_trials(study: Study) -> list[Any]:
 
 
 def _candidate_networks(job: SearchJob) -> tuple[Model, ...]:
-    return spaces.default_networks(job.dataset.layout, job.score) if job.model.kind == "auto" else (job.model,)
+    if job.model.kind != "auto":
+        return (job.model,)
+    networks = spaces.default_networks(job.dataset.layout, job.score)
+    is_multilabel = job.dataset.task == "multilabel"
+    return tuple(network for network in networks if not (is_multilabel and network.kind in NOT_MULTILABEL))
 
 
 def _first_trials(job: SearchJob) -> list[dict[str, Any]]:

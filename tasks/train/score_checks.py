@@ -20,9 +20,12 @@ def require_defined_score(dataset: Dataset, training: Training, splits: Training
     Raises:
         DataUnfit: it does not, such as AUC where all rows are of one class.
     """
+    from bloomery.models.training.data.streaming import label_values
+
     score = training.score or default_score(dataset.task)
     for split, uri in (("validation", dataset.val.uri), ("test", dataset.test.uri)):
-        labels_N = pq.read_table(settings().path(uri), columns=[ENCODED_LABEL]).column(0).to_numpy()
+        labels = pq.read_table(settings().path(uri), columns=[ENCODED_LABEL]).column(0)
+        labels_N = label_values(labels.combine_chunks())
         if splits.units is not None:
             labels_N = splits.units.mean + splits.units.deviation * labels_N.astype(np.float64)
         require_defined(score, labels_N, len(dataset.classes), split)

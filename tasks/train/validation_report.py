@@ -1,6 +1,6 @@
 """Reports how a trained network predicts the validation split: metrics, tables and plots in its MLflow run.
 
-Shapes: N rows, K classes.
+Shapes: N rows, K classes or labels.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ import pyarrow.csv
 
 from bloomery.data_contracts.records.key_column import key_column
 from bloomery.data_contracts.records.records import Dataset
+from bloomery.data_contracts.serving.predictions import decide_labels
 from bloomery.models.evaluation import metrics
-from bloomery.models.evaluation.calibration import calibration_bins, expected_calibration_error
+from bloomery.models.evaluation.calibration import as_decisions, calibration_bins, expected_calibration_error
+from bloomery.models.evaluation.label_sets import are_sets_right
 from bloomery.models.evaluation.scores import compute_metrics, compute_score
+from bloomery.models.features.labels import name_labels
 from bloomery.tasks.evaluation import plots
 from bloomery.tasks.evaluation.scoring import GroundTruth, build_ground_truth, class_table, slice_table
 from bloomery.tasks.tracking import mlflow_runs
@@ -42,6 +45,8 @@ def log_validation_report(run: TrainingRun, folder: Path, network: nn.Module, sp
     predictions = predictions_from(encoder, predict(network, split.x).numpy())
     if dataset.task == "classification":
         values = _report_classification(run.run_id, folder, truth, predictions, dataset)
+    elif dataset.task == "multilabel":
+        values = _report_sets(run.run_id, folder, truth, predictions, dataset)
     else:
         values = _report_regression(folder, truth, predictions)
     client = mlflow_runs.client()
@@ -84,6 +89,18 @@ def _report_classification(
     return values if auc is None else values | {"val_auc": auc}
 
 
+def _report_sets(
+    run_id: str, folder: Path, truth: GroundTruth, probabilities_NK: np.ndarray, dataset: Dataset
+) -> dict[str, float]:
+    """Logs recall and precision of each label, and how well the probabilities of all labels are calibrated."""
+    mlflow_runs.client().log_table(run_id, class_table(dataset.classes, truth, probabilities_NK), "val_per_label.json")
+    bins = calibration_bins(*as_decisions(truth.truth, probabilities_NK))
+    error = expected_calibration_error(bins)
+    plots.plot_calibration(bins, error, folder / "val_calibration.png")
+    num_labels = float(decide_labels(probabilities_NK).sum(axis=1).mean())
+    return {"val_calibration_error": error, "val_labels_per_row": num_labels}
+
+
 def _report_regression(folder: Path, truth: GroundTruth, predictions_N: np.ndarray) -> dict[str, float]:
     plots.plot_predictions(truth.truth, predictions_N, folder / "val_predictions.png")
     return {
@@ -110,7 +127,14 @@ def _write_confusions(counts_KK: np.ndarray, classes: tuple[int | str, ...], pat
 
 
 def _find_worst_rows(truth: GroundTruth, predictions: np.ndarray) -> np.ndarray:
-    """Positions of the worst predictions, worst first: wrong classes by the true class's probability, or errors."""
+    """Positions of the worst predictions, worst first: wrong classes by the true class's probability, or errors.
+
+    Of sets of labels those with the largest cross entropy.
+    """
+    if truth.truth.ndim == 2:
+        wrong = np.flatnonzero(~are_sets_right(truth.truth, decide_labels(predictions)))
+        losses_N = -np.log(np.maximum(np.where(truth.truth > 0, predictions, 1 - predictions), 1e-12)).mean(axis=1)
+        return wrong[np.argsort(-losses_N[wrong], kind="stable")][:_NUM_WORST_ROWS]
     if predictions.ndim == 1:
         return np.argsort(-np.abs(predictions - truth.truth), kind="stable")[:_NUM_WORST_ROWS]
     true_probabilities_N = predictions[np.arange(len(predictions)), truth.truth]
@@ -124,6 +148,10 @@ def _make_worst_table(
     table = {key_column(dataset.key): [str(key) for key in truth.key[positions].tolist()]}
     if predictions.ndim == 1:
         return table | {"truth": truth.truth[positions].tolist(), "prediction": predictions[positions].tolist()}
+    if truth.truth.ndim == 2:
+        sets = (truth.truth[positions], decide_labels(predictions[positions]))
+        texts = ([_join(labels) for labels in name_labels(dataset.classes, values).to_pylist()] for values in sets)
+        return table | dict(zip(("truth", "prediction"), texts, strict=True))
     predicted = predictions[positions].argmax(axis=1)
     return table | {
         "truth": [str(dataset.classes[position]) for position in truth.truth[positions]],
@@ -136,5 +164,13 @@ def _make_worst_table(
 def _make_captions(positions: np.ndarray, truth: GroundTruth, predictions: np.ndarray, dataset: Dataset) -> list[str]:
     if predictions.ndim == 1:
         return [f"{predictions[position]:.4g}, is {truth.truth[position]:.4g}" for position in positions]
+    if truth.truth.ndim == 2:
+        sets = (decide_labels(predictions[positions]), truth.truth[positions])
+        pairs = zip(*(name_labels(dataset.classes, values).to_pylist() for values in sets), strict=True)
+        return [f"{_join(predicted)}, is {_join(true)}" for predicted, true in pairs]
     classes = [str(name) for name in dataset.classes]
     return [f"{classes[predictions[position].argmax()]}, is {classes[truth.truth[position]]}" for position in positions]
+
+
+def _join(labels: list[Any]) -> str:
+    return ", ".join(map(str, labels)) or "no label"

@@ -139,7 +139,7 @@ def _explain_operation(version: LoadedVersion, error_responses: dict[str, Any]) 
     label = {
         "name": LABEL_PARAMETER,
         "in": "query",
-        "description": "the class whose probability is explained; default: the predicted class",
+        "description": "the class whose probability is explained; default: the most probable one",
         "schema": {"enum": [str(name) for name in version.encoder.classes]},
     }
     return {
@@ -193,9 +193,11 @@ def _prediction_schema(version: LoadedVersion) -> dict[str, Any]:
         }
         return _object({"value": _NUMBER, "lower": limit, "upper": limit})
     probability = {**_NUMBER, "minimum": 0, "maximum": 1}
+    label: dict[str, Any] = {"enum": list(version.encoder.classes)}
+    labels = {"type": "array", "items": label, "description": "the labels of a probability of at least 0.5"}
     return _object(
         {
-            "label": {"enum": list(version.encoder.classes)},
+            **({"labels": labels} if version.is_multilabel else {"label": label}),
             "probabilities": {"type": "object", "additionalProperties": probability},
         }
     )

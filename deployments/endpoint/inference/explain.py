@@ -124,7 +124,7 @@ class _Deadline:
 
 
 def requested_class(version: LoadedVersion, query: bytes) -> int | None:
-    """Returns the index of the class whose probability is explained; None for the predicted class of each row.
+    """Returns the index of the class whose probability is explained; None for the most probable class of each row.
 
     Raises:
         HTTPError: the query has more than one `label` or another parameter, or the version has no such class.

@@ -21,9 +21,10 @@ from bloomery.data_contracts.errors import BloomeryError, OutputCorrupt
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.requests.arrow_rows import ArrowRowParser
 from bloomery.data_contracts.requests.json_rows import JsonRowParser
-from bloomery.data_contracts.serving.predictions import format_prediction, max_difference
+from bloomery.data_contracts.serving.predictions import decide_labels, format_prediction, max_difference
 from bloomery.data_contracts.serving.signatures import MANIFEST_FILE, require_signed
 from bloomery.models.features.encoder import encode, read_encoder
+from bloomery.models.features.labels import name_labels
 from bloomery.models.features.statistics.arrow_arrays import Rows
 from bloomery.models.inference.outputs import TOLERANCE, compute_outputs, predictions_from, score_unit
 from bloomery.models.inference.runtime import create_session
@@ -81,6 +82,7 @@ class LoadedVersion:
         self.arrow_check = ArrowRowParser(self.contract, self.encoder.columns)
         self.media = _read_media_column(artifacts, self.manifest)
         self.is_regression = self.encoder.features.task == "regression"
+        self.is_multilabel = self.encoder.features.task == "multilabel"
         interval = self.manifest.get("interval")
         self.half_width: float | None = None if interval is None else interval["half_width"]
         self._session = create_session(artifacts / self.manifest["model"])
@@ -116,13 +118,19 @@ class LoadedVersion:
         return encode(self.encoder, self.row_check.to_columns(self.row_check.parse_json(body)).batch)
 
     def format_predictions(self, outputs: np.ndarray) -> list[dict[str, Any]]:
-        """JSON predictions: a label with the probability of each class, or a value in the label's unit."""
+        """JSON predictions: a label, or labels, with the probability of each class; or a value in the label's unit."""
         if self.is_regression and self.half_width is not None:
             limits = zip(outputs.tolist(), *(values.tolist() for values in self._limits(outputs)), strict=True)
             return [{"value": value, "lower": lower, "upper": upper} for value, lower, upper in limits]
         if self.is_regression:
             return [{"value": value} for value in outputs.tolist()]
         classes, names = self.encoder.classes, self._class_names
+        if self.is_multilabel:
+            sets = name_labels(classes, decide_labels(outputs)).to_pylist()
+            return [
+                {"labels": labels, "probabilities": dict(zip(names, probabilities, strict=True))}
+                for labels, probabilities in zip(sets, outputs.tolist(), strict=True)
+            ]
         return [
             {"label": classes[best], "probabilities": dict(zip(names, probabilities, strict=True))}
             for best, probabilities in zip(outputs.argmax(axis=1).tolist(), outputs.tolist(), strict=True)
@@ -135,6 +143,9 @@ class LoadedVersion:
                 {} if self.half_width is None else dict(zip(("lower", "upper"), self._limits(outputs), strict=True))
             )
             table = pa.table({"value": outputs, **limits})
+        elif self.is_multilabel:
+            labels = name_labels(self.encoder.classes, decide_labels(outputs))
+            table = pa.table({"labels": labels, "probabilities": _list_array(outputs)})
         else:
             labels = pa.array(list(self.encoder.classes)).take(pa.array(outputs.argmax(axis=1)))
             table = pa.table({"label": labels, "probabilities": _list_array(outputs)})

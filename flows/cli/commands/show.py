@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.tree import Tree
 
 from bloomery.data_contracts.errors import BloomeryError
-from bloomery.data_contracts.records.score_format import format_score
+from bloomery.data_contracts.records.score_format import class_noun, format_score
 
 if TYPE_CHECKING:
     from bloomery.data_contracts.records.provenance import Provenance
@@ -100,10 +100,10 @@ def _describe_measurements(tags: Mapping[str, str], choice: Choice | None) -> di
     dataset = trained.dataset
     score = f"{trained.score.title} {format_score(trained.score, candidate.score)}"
     measurements = {"score": f"{score} on {dataset.test.num_rows:,} held-out rows"}
-    weakest = candidate.weakest_class
+    weakest, noun = candidate.weakest_class, class_noun(dataset.task)
     if weakest is not None:
-        recall = f"{weakest.num_right:,} of {weakest.num_rows:,} held-out rows of the class {weakest.name}"
-        measurements["weakest class"] = f"{weakest.recall:.1%}: {recall}"
+        recall = f"{weakest.num_right:,} of {weakest.num_rows:,} held-out rows of the {noun} {weakest.name}"
+        measurements[f"weakest {noun}"] = f"{weakest.recall:.1%}: {recall}"
     latency = candidate.latency
     time_relative = "" if candidate.name == choice.candidates.baseline else f", {latency.ratio.value:.2f}x that of fp32"
     return {

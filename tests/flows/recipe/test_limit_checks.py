@@ -54,3 +54,12 @@ def test_limits_of_the_other_kind_of_score_are_reported(name, budget, gates, mes
 def test_a_score_of_the_other_task_is_reported_with_those_that_fit():
     (message,) = find_misplaced_limits("regression", Budget(), Gates(), score=Score(name="macro_f1"))
     assert "macro F1 is a score of a classification, not a regression: use one of rmse, mae, r2" in message
+
+
+def test_limits_and_scores_of_sets_of_labels():
+    score = Score(name="micro_f1")
+    assert not list(find_misplaced_limits("multilabel", Budget(class_drop=0.1), Gates(min_score=0.5), score=score))
+    (message,) = find_misplaced_limits("multilabel", Budget(), Gates(min_accuracy=0.9), score=score)
+    assert "gates.min_accuracy is a limit of a classification, not a multilabel: use gates.min_score" in message
+    (message,) = find_misplaced_limits("multilabel", Budget(), Gates(), score=Score(name="macro_f1"))
+    assert "macro F1 is a score of a classification, not a multilabel: use one of micro_f1, label_macro_f1" in message
