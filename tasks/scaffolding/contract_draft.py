@@ -9,6 +9,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from bloomery.tasks.scaffolding.planning.draft_planning import DraftPlan
 from bloomery.tasks.scaffolding.planning.input_planning import is_code, sounds_personal
+from bloomery.tasks.scaffolding.planning.label_sets import LabelSets
 from bloomery.tasks.scaffolding.profiling.profiler import ColumnProfile
 from bloomery.tasks.scaffolding.yaml_writer import add_comment, add_end_comment, as_sentence, dump_yaml, inline
 
@@ -100,7 +101,9 @@ def _append_column(columns: CommentedSeq, column: ColumnProfile, plan: DraftPlan
         entry["required"] = True
     if column.source_type is not None and column.source_type.startswith(("duration", "time")):
         entry["customProperties"] = CommentedSeq([inline({"property": "unit", "value": "s"})])
-    if is_label and logical_type == "boolean":
+    if is_label and plan.label.sets is not None:
+        _add_sets(entry, plan.label.sets)
+    elif is_label and logical_type == "boolean":
         add_comment(entry, "logicalType", "The classes are false and true.", _ENTRY_INDENT)
     elif is_label and plan.label.task == "classification":
         _add_classes(entry, plan)
@@ -123,6 +126,8 @@ def _column_comments(column: ColumnProfile, plan: DraftPlan, name: str) -> list[
     comments = [_describe_column(column), *map(as_sentence, column.date_notes)]
     if name != column.name:
         comments.append(f"Name in the source: {column.name!r}.")
+    if column.name == plan.label.name and plan.label.sets is not None:
+        return [f"Observed: {plan.label.sets.describe()}."]
     if column.name in plan.inputs.unused and column.name not in (plan.label.name, plan.key.name):
         comments.append(f"Not used by the model: {plan.inputs.unused[column.name]}.")
     if sounds_personal(column.name):
@@ -148,6 +153,12 @@ def _describe_column(column: ColumnProfile) -> str:
     missing = f"{column.num_missing:,} of {column.num_rows:,} rows have no value" if column.num_missing else ""
     invalid = column.describe_invalid() if column.num_invalid else ""
     return "Observed: " + "; ".join(part for part in (content, missing, invalid) if part) + "."
+
+
+def _add_sets(entry: CommentedMap, sets: LabelSets) -> None:
+    entry["logicalTypeOptions"] = inline({"minItems": 0, "maxItems": len(sets.counts)})
+    add_end_comment(entry, "logicalTypeOptions", "a row may have no label")
+    entry["items"] = inline({"logicalType": "string", "required": True})
 
 
 def _add_classes(entry: CommentedMap, plan: DraftPlan) -> None:

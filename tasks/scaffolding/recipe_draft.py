@@ -18,6 +18,7 @@ from bloomery.tasks.scaffolding.yaml_writer import add_blank_line, add_comment, 
 _PIXELS_SEEN = 100_000_000  # pixels that a convolutional network is shown in all epochs: a minute or so on two cores
 _SKEWED = 4  # times as many rows in the largest class as in the rarest
 _CLASS_NOISE = 5  # rows of a class that equally good versions may decide differently
+_MIN_ROWS_OF_RARE = 50  # of the rarest label whose F1 is not left to chance
 _TOKENS_SEEN = 8_000_000  # the same for a Transformer, by tokens
 _STEPS_SEEN = 6_000_000  # the same for a recurrent network, by steps of a sequence or series
 
@@ -104,8 +105,8 @@ def _missing(plan: DraftPlan, names: dict[str, str], stated: Sequence[str]) -> C
 
 def _features(plan: DraftPlan, names: dict[str, str]) -> CommentedMap:
     section = CommentedMap(key=names.get(plan.key.name, plan.key.name), label=names[plan.label.name])
-    if plan.label.task == "regression":
-        section["task"] = "regression"
+    if plan.label.task != "classification":
+        section["task"] = plan.label.task
     place = "task" if "task" in section else "label"
     add_comment(section, place, f"{plan.task.name.capitalize()}: {plan.task.reason}.", 2)
     section["inputs"] = _inputs(plan, names)
@@ -182,7 +183,10 @@ def _network(plan: DraftPlan, score: str) -> tuple[CommentedMap, CommentedMap, C
         (size for upper, size in ((500, 16), (2_000, 32), (20_000, 128), (200_000, 256)) if num_rows < upper), 1024
     )
     if plan.series is None and plan.inputs.is_tabular:
-        return draft_tabular_network(num_rows, batch_size, is_skewed=score == "macro_f1")
+        is_multilabel = plan.label.sets is not None
+        return draft_tabular_network(
+            num_rows, batch_size, is_skewed=score == "macro_f1", is_multilabel=is_multilabel
+        )
     if plan.series is not None:
         epochs = min(max(_STEPS_SEEN // (num_rows * plan.series.length), 5), 60)
         highway = plan.series.length  # a linear map of the window: what a linear autoregression would predict
@@ -212,12 +216,26 @@ def _score(label: LabelPlan) -> tuple[str, str]:
             "The score that selects epochs, candidates and versions: the typical error, in the label's units.",
         )
     counts = [num_rows for _, num_rows in label.classes]
+    if label.sets is not None:
+        return _score_of_sets(counts)
     if max(counts) < _SKEWED * min(counts):
         return "accuracy", "The score that selects epochs, candidates and versions. No class is rare."
     return "macro_f1", (
         f"The rarest class has {min(counts):,} rows and the largest {max(counts):,}: accuracy would hide how well the "
         "rare ones are found. Macro F1 counts all classes alike, and judges the decisions that the endpoint returns; "
         "`average_precision` would judge the order of rows by their probability."
+    )
+
+
+def _score_of_sets(counts: Sequence[int]) -> tuple[str, str]:
+    """Returns the score that suits sets of labels with these numbers of rows, and why."""
+    if min(counts) >= _MIN_ROWS_OF_RARE and max(counts) >= _SKEWED * min(counts):
+        return "label_macro_f1", (
+            f"The rarest label has {min(counts):,} rows and the most frequent {max(counts):,}: micro F1 would hide how "
+            "well the rare ones are found. Macro F1 over labels counts all labels alike."
+        )
+    return "micro_f1", (
+        "The score that selects epochs, candidates and versions: hits and errors of all labels together."
     )
 
 
@@ -245,6 +263,9 @@ def _budget_and_gates(plan: DraftPlan, score: str) -> tuple[CommentedMap, Commen
         margin = _macro_f1_margin([num_rows * test_share for _, num_rows in plan.label.classes])
         share = 2 * share / (1 + share) / len(plan.label.classes)
         majority = f"Always predicting the most frequent class has a macro F1 of {share:.1%}."
+    elif plan.label.sets is not None:
+        margin = _macro_f1_margin([num_rows * test_share for _, num_rows in plan.label.classes])
+        majority = "Always predicting the most frequent set of labels is the simplest baseline."
     else:
         margin = 8 / num_test
         majority = f"Always predicting the most frequent class is right for {share:.1%} of the rows."

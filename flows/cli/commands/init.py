@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from bloomery.data_contracts.errors import BloomeryError, RecipeInvalid, StateUnwritable
-from bloomery.data_contracts.recipe_sections.source_paths import source_scheme
 from bloomery.flows.cli.commands import reading_options, task_options
+from bloomery.flows.cli.commands.draft_files import relative_paths, require_absent, require_name, write_files
 from bloomery.flows.cli.exit_codes import reporting_errors
 
 if TYPE_CHECKING:
@@ -40,11 +38,12 @@ def init(
         list[str],
         typer.Option(help="File, folder, pattern or table; repeat for train=PATH and test=PATH."),
     ],
-    label: Annotated[list[str], typer.Option(help="The column to predict.")],
+    label: task_options.Label,
     key: Annotated[
         str | None, typer.Option(help="A column that identifies rows; inferred or added by default.")
     ] = None,
     task: task_options.Task = None,
+    label_separator: task_options.LabelSeparator = None,
     time: task_options.Time = None,
     group: task_options.Group = None,
     horizon: task_options.Horizon = None,
@@ -93,13 +92,14 @@ def init(
 
     with reporting_errors(as_json):
         from bloomery.tasks.scaffolding.planning.draft_planning import ColumnRoles
-        from bloomery.tasks.scaffolding.planning.task_inference import parse_request, require_one_label
+        from bloomery.tasks.scaffolding.planning.task_inference import parse_request
         from bloomery.tasks.scaffolding.source_options.reader_options import UserOptions
 
         require_state_folder()
         groups = task_options.parse_groups(group)
         task_request = parse_request(task, horizon, lags, split)
-        roles = ColumnRoles(require_one_label(label), key, time, groups, task_request)
+        columns_named = tuple(dict.fromkeys(label))
+        roles = ColumnRoles(columns_named[0], key, time, groups, task_request, columns_named, label_separator)
         options = UserOptions(
             format=format,
             delimiter=reading_options.parse_character(delimiter),
@@ -162,28 +162,30 @@ def write_drafts(
     from bloomery.tasks.infrastructure.settings import settings
     from bloomery.tasks.ingest.option_names import drafting
     from bloomery.tasks.scaffolding.contract_draft import draft_contract
-    from bloomery.tasks.scaffolding.planning.draft_planning import plan_draft
+    from bloomery.tasks.scaffolding.planning.draft_planning import find_label_sets, plan_draft
     from bloomery.tasks.scaffolding.profiling.column_names import contract_names
     from bloomery.tasks.scaffolding.profiling.profiler import profile_source
     from bloomery.tasks.scaffolding.recipe_draft import draft_recipe
     from bloomery.tasks.scaffolding.source_options.reader_options import infer_reader_options, recipe_options
 
-    _require_name(name)
+    require_name(name)
     contract, recipe = output / f"{name}.odcs.yaml", output / f"{name}.yaml"
-    _require_absent([contract, recipe], force)
+    require_absent([contract, recipe], force)
     with drafting(), tempfile.TemporaryDirectory(dir=settings().home) as scratch:
         reader_options = infer_reader_options(sources, roles.label, options)
         data = reader_options.data.with_absolute_paths(Path.cwd())
         data_profile = profile_source(data, Path(scratch), roles.label, roles.key)
         data, reader_options = _add_inferred_options(data, reader_options, data_profile.reading_options)
         names = contract_names([column.name for column in data_profile.columns])
+        data_profile, roles, lists = find_label_sets(data_profile, data, Path(scratch), names, roles)
+        data, reader_options = _add_inferred_options(data, reader_options, lists)
         plan = plan_draft(data_profile, data, Path(scratch), names, roles, reader_options.array_shape)
-    source_options = _relative_paths(recipe_options(data), output.resolve())
+    source_options = relative_paths(recipe_options(data), output.resolve())
     texts = {
         contract: draft_contract(name, plan, names, ", ".join(sources)),
         recipe: draft_recipe(name, plan, names, source_options, reader_options.notes),
     }
-    _write(texts, output)
+    write_files(texts, output)
     return ProjectDraft(contract, recipe, reader_options, plan, names)
 
 
@@ -201,84 +203,6 @@ def _add_inferred_options(
     )
 
 
-def _require_name(name: str) -> None:
-    if not re.fullmatch(r"[a-z][a-z0-9-]{0,40}", name):
-        raise RecipeInvalid(
-            f"{name!r} is not a valid model name",
-            required="at most 41 lowercase letters, digits and dashes, a letter first",
-            where="NAME",
-            remedy="give another name",
-        )
-
-
-def _require_absent(paths: Sequence[Path], force: bool) -> None:
-    existing = [str(path) for path in paths if path.exists()]
-    if existing and not force:
-        raise StateUnwritable(
-            f"{' and '.join(existing)} {'exists' if len(existing) == 1 else 'exist'} already",
-            required="no file of that name, since it may have been edited",
-            where=str(paths[0].parent.absolute()),
-            remedy="give another NAME or --output, or replace it with --force",
-        )
-
-
-def _relative_paths(options: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Returns the options with every path below `folder` relative to it."""
-
-    def relative(path: str) -> str:
-        is_below = source_scheme(path) is None and Path(path).is_relative_to(folder)
-        return Path(path).relative_to(folder).as_posix() if is_below else path
-
-    converters: dict[str, Callable[[Any], Any]] = {
-        "source": relative,
-        "labels": relative,
-        "sources": lambda sources: [_relative_paths(source, folder) for source in sources],
-    }
-    return {name: converters[name](value) if name in converters else value for name, value in options.items()}
-
-
-def _write(texts: dict[Path, str], folder: Path) -> None:
-    """Writes all files or none.
-
-    Raises:
-        StateUnwritable: the folder cannot be written.
-        BloomeryError: contract or recipe cannot be read. Both are kept, to be edited.
-    """
-    from bloomery.flows.recipe.recipe import read_recipe
-
-    failure: BloomeryError | None = None
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".init-") as scratch:
-            for path, text in texts.items():
-                (Path(scratch) / path.name).write_text(text, encoding="utf-8")
-            try:
-                read_recipe(str(Path(scratch) / [*texts][-1].name))
-            except BloomeryError as error:
-                failure = _to_draft_error(error, [*texts], scratch)
-            for path in texts:
-                (Path(scratch) / path.name).replace(path)
-    except OSError as error:
-        raise StateUnwritable(
-            f"the drafts cannot be written: {error.strerror or error}",
-            required="a writable folder",
-            where=str(folder.absolute()),
-            remedy="give another --output",
-        ) from error
-    if failure is not None:
-        raise failure
-
-
-def _to_draft_error(error: BloomeryError, paths: Sequence[Path], scratch: str) -> BloomeryError:
-    """Returns the error of a draft that is kept, with its path in place of that in the folder `scratch`."""
-    return type(error)(
-        f"the draft cannot run yet: {error.found}".replace(scratch, str(paths[0].parent)),
-        required=error.required,
-        where=error.where.replace(scratch, str(paths[0].parent)),
-        remedy=f"{' and '.join(map(str, paths))} are written: edit them, then run `bloomery check {paths[-1]}`",
-    )
-
-
 def list_inferences(draft: ProjectDraft) -> list[tuple[str, str]]:
     """Returns each inferred option and its value, with the reason if there is one."""
     from bloomery.tasks.scaffolding.profiling.column_names import format_names
@@ -287,7 +211,7 @@ def list_inferences(draft: ProjectDraft) -> list[tuple[str, str]]:
     inferences = [
         (option, f"{_describe_value(value)}: {notes[option]}")
         for option, value in draft.reader_options.data.model_dump(exclude_none=True).items()
-        if option in notes and option != "header"
+        if option in notes and option not in ("header", "lists")  # sets of labels have lines of their own
     ]
     inferences += [("header", notes["header"])] if "header" in notes else []
     inferences += _missing(draft)
@@ -303,7 +227,9 @@ def list_inferences(draft: ProjectDraft) -> list[tuple[str, str]]:
     added = ", added" if plan.key.is_added else ""
     inferences.append(("key", f"{draft.names.get(plan.key.name, plan.key.name)}{added}: {plan.key.reason}"))
     inferences.append(("task", f"{plan.task.name}: {plan.task.reason}"))
-    if plan.label.standard_deviation is None:
+    if plan.label.sets is not None:
+        label = plan.label.sets.describe()
+    elif plan.label.standard_deviation is None:
         label = f"{len(plan.label.classes)} classes, the largest with {plan.label.majority_share:.1%} of the rows"
     else:
         label = f"numbers with a standard deviation of {plan.label.standard_deviation:.3g}"

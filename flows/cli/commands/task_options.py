@@ -9,7 +9,11 @@ import typer
 
 from bloomery.flows.cli.commands.reading_options import parse_names
 
-Task = Annotated[str | None, typer.Option(help="classification, regression or forecasting; inferred by default.")]
+Label = Annotated[list[str], typer.Option(help="The column to predict; of sets of labels several, of 0 and 1: a,b,c.")]
+LabelSeparator = Annotated[str | None, typer.Option(help="Sign between the labels in a text; inferred by default.")]
+Task = Annotated[
+    str | None, typer.Option(help="classification, regression, forecasting or multilabel; inferred by default.")
+]
 Time = Annotated[str | None, typer.Option(help="The column that orders rows in time: later rows are tested.")]
 Group = Annotated[
     list[str] | None, typer.Option(help="A column that names entities or series; repeat, or a list: store,item.")

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from bloomery.data_contracts.errors import DataUnfit
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.tasks.scaffolding.planning.input_planning import InputPlan, is_row_number, plan_inputs, split_words
-from bloomery.tasks.scaffolding.planning.label_planning import LabelPlan, plan_label
+from bloomery.tasks.scaffolding.planning.label_planning import LabelPlan, plan_label, plan_sets
+from bloomery.tasks.scaffolding.planning.label_sets import LabelSets, collect_label_sets
 from bloomery.tasks.scaffolding.planning.series_planning import (
     SeriesPlan,
     SeriesRequest,
@@ -25,9 +26,11 @@ from bloomery.tasks.scaffolding.planning.task_inference import (
     TaskRequest,
     infer_label_task,
     may_be_forecast,
+    require_task_of_sets,
 )
-from bloomery.tasks.scaffolding.profiling.column_names import find_column, unused_name
+from bloomery.tasks.scaffolding.profiling.column_names import find_column, split_names, unused_name
 from bloomery.tasks.scaffolding.profiling.leakage import Leak, find_leaks
+from bloomery.tasks.scaffolding.profiling.number_inference import InferredNumbers
 from bloomery.tasks.scaffolding.profiling.profiler import ColumnProfile, SourceProfile, count_distinct_rows
 
 MIN_ROWS = 30
@@ -43,7 +46,8 @@ class ColumnRoles:
     """The columns that the user names, and the task; None to find a column, or to add a key.
 
     `label` is predicted, `key` identifies a row, `time` orders the rows. `groups` name the series of a forecast, or
-    the one column of which rows stay in one split.
+    the one column of which rows stay in one split. `labels` are several columns of 0 and 1, the first of which is
+    `label`, and `separator` is between the labels of a text. `sets` are the sets of labels that were found.
     """
 
     label: str
@@ -51,6 +55,9 @@ class ColumnRoles:
     time: str | None = None
     groups: tuple[str, ...] = ()
     task: TaskRequest = field(default_factory=TaskRequest)
+    labels: tuple[str, ...] = ()
+    separator: str | None = None
+    sets: LabelSets | None = None
 
     def find_columns(self, names: dict[str, str]) -> ColumnRoles:
         """Returns the roles by the source's names of the columns, of which `names` has the contract's names.
@@ -58,13 +65,19 @@ class ColumnRoles:
         Raises:
             DataMissing: there is no such column.
         """
-        return ColumnRoles(
-            find_column(self.label, names, "--label"),
-            None if self.key is None else find_column(self.key, names, "--key"),
-            None if self.time is None else find_column(self.time, names, "--time"),
-            tuple(find_column(group, names, "--group") for group in self.groups),
-            self.task,
+        return replace(
+            self,
+            label=find_column(self.label, names, "--label"),
+            key=None if self.key is None else find_column(self.key, names, "--key"),
+            time=None if self.time is None else find_column(self.time, names, "--time"),
+            groups=tuple(find_column(group, names, "--group") for group in self.groups),
+            labels=tuple(find_column(label, names, "--label") for label in self.labels),
         )
+
+    @property
+    def requests_sets(self) -> bool:
+        """Whether the user says that rows have sets of labels."""
+        return self.task.task == "multilabel" or len(self.labels) > 1 or self.separator is not None
 
 
 class KeyPlan(NamedTuple):
@@ -149,16 +162,16 @@ def plan_draft(
         reserved[split_column] = "it names the split"
         _require_no_order(roles)
     task, series = _plan_task(profile, data, scratch, roles, tuple(reserved))
-    label_plan = plan_label(profile.existing_column(roles.label), scratch, split_column, task.label_task)
+    label_plan = _plan_label(profile, scratch, roles, split_column, task)
     if series is not None:
         split, inputs = series.split, plan_series_inputs(profile, series, label_plan.column, reserved)
     else:
         split = _plan_split(profile, data, scratch, label_plan, roles, tuple(reserved))
         unread = {split.column: _GROUP_REASON} if split.by == "group" and split.column is not None else {}
-        inputs = plan_inputs(profile, data, reserved | unread, max(len(label_plan.classes), 1), shape)
+        inputs = plan_inputs(profile, data, reserved | unread, label_plan.num_classes, shape)
         if unread and not inputs.inputs and not roles.groups and roles.task.split is None:
             split = SplitPlan("key", None, f"{split.column} is the only column to learn from, so rows are split by key")
-            inputs = plan_inputs(profile, data, reserved, max(len(label_plan.classes), 1), shape)
+            inputs = plan_inputs(profile, data, reserved, label_plan.num_classes, shape)
     if not inputs.inputs:
         raise _no_input_error(profile, inputs, reserved, data)
     num_quarantined = _count_quarantined(profile, label_plan, data, split, series)
@@ -171,7 +184,8 @@ def plan_draft(
     else:
         num_usable_rows, keep_duplicates = _count_usable(profile, scratch, num_kept, [*inputs.columns, roles.label])
         is_regression = label_plan.task == "regression"
-        leaks = find_leaks(profile, scratch, inputs.columns, roles.label, is_regression=is_regression)
+        if label_plan.sets is None:
+            leaks = find_leaks(profile, scratch, inputs.columns, roles.label, is_regression=is_regression)
     return DraftPlan(
         profile=profile,
         label=label_plan,
@@ -212,6 +226,8 @@ def _plan_task(
 ) -> tuple[TaskChoice, SeriesPlan | None]:
     """Returns the task, and the series where a forecast is requested or the label has nothing but its past."""
     request, label = roles.task, profile.existing_column(roles.label)
+    if roles.sets is not None:
+        return TaskChoice("multilabel", is_forecast=False, reason=roles.sets.reason), None
     task = infer_label_task(label, data.kind, request.task)
     columns = SeriesRequest(label, roles.time, roles.groups, request, reserved)
     if task.is_forecast:
@@ -223,6 +239,45 @@ def _plan_task(
             reason = f"beside {label.name} are only its time and names of series; --task regression for single rows"
             return TaskChoice("regression", is_forecast=True, reason=reason), series
     return task, None
+
+
+def _plan_label(
+    profile: SourceProfile, scratch: Path, roles: ColumnRoles, split_column: str | None, task: TaskChoice
+) -> LabelPlan:
+    column = profile.existing_column(roles.label)
+    if roles.sets is not None:
+        return plan_sets(roles.sets, column)
+    return plan_label(column, scratch, split_column, task.label_task)
+
+
+def find_label_sets(
+    profile: SourceProfile, data: DataSource, scratch: Path, names: dict[str, str], roles: ColumnRoles
+) -> tuple[SourceProfile, ColumnRoles, InferredNumbers]:
+    """Returns profile and roles with the sets of labels in one column, and the option that reads them.
+
+    Where the label is no set, they are unchanged. A new column is added to `names`.
+
+    Raises:
+        DataMissing: there is no such column.
+        DataUnfit: sets are requested, and there are none.
+        RecipeInvalid: another task is requested for several labels.
+    """
+    roles = replace(roles, labels=split_names(roles.labels, names))
+    if roles.labels:
+        roles = replace(roles, label=roles.labels[0])
+    for where, is_given in (("--label", len(roles.labels) > 1), ("--label-separator", roles.separator is not None)):
+        if is_given:
+            require_task_of_sets(roles.task, where)
+    if not roles.requests_sets and roles.task.task is not None:
+        return profile, roles, InferredNumbers({}, {})
+    named = roles.find_columns(names)
+    labels, separator = named.labels or (named.label,), named.separator
+    collected = collect_label_sets(profile, data, scratch, labels, separator, is_requested=named.requests_sets)
+    if collected is None:
+        return profile, roles, InferredNumbers({}, {})
+    sets = collected.sets
+    names.setdefault(sets.column, sets.column)
+    return collected.profile, replace(named, label=sets.column, labels=(), sets=sets), sets.reading_options(names)
 
 
 def _plan_split(

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from bloomery.data_contracts.errors import DataUnfit
 from bloomery.data_contracts.records.tensor_layout import Task
+from bloomery.tasks.scaffolding.planning.label_sets import LabelSets, parse_sets
 from bloomery.tasks.scaffolding.planning.task_inference import is_whole
 from bloomery.tasks.scaffolding.profiling.profiler import ColumnProfile, count_values, standard_deviation
 
@@ -18,15 +19,16 @@ _MAX_CLASSES = 1_000
 class LabelPlan(NamedTuple):
     """The label: its classes with their numbers of rows, in order, and how many rows have no class or a rare one.
 
-    A quantity has no classes, but a standard deviation.
+    A quantity has no classes, but a standard deviation. The classes of `sets` are the labels in them.
     """
 
     column: ColumnProfile
-    logical_type: Literal["integer", "string", "number", "boolean"]
+    logical_type: Literal["integer", "string", "number", "boolean", "array"]
     classes: tuple[tuple[Any, int], ...] = ()
     rare_classes: tuple[Any, ...] = ()
     num_rare_rows: int = 0
     standard_deviation: float | None = None
+    sets: LabelSets | None = None
 
     @property
     def name(self) -> str:
@@ -38,7 +40,14 @@ class LabelPlan(NamedTuple):
 
     @property
     def task(self) -> Task:
+        if self.sets is not None:
+            return "multilabel"
         return "classification" if self.standard_deviation is None else "regression"
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes that a category's shares can be counted in; of sets of labels none can."""
+        return max(len(self.classes), 1) if self.sets is None else 10**9
 
     @property
     def majority_share(self) -> float:
@@ -48,6 +57,8 @@ class LabelPlan(NamedTuple):
     def known_classes(self, values: Iterable[Any]) -> set[Any]:
         """Returns the classes among the values of the source; rare ones are quarantined, so they do not count."""
         classes = {value for value, _ in self.classes}
+        if self.sets is not None:
+            return classes & parse_sets(values)
         return classes & {_as_class(value, self.logical_type) for value in values if value is not None}
 
 
@@ -77,6 +88,11 @@ def plan_label(column: ColumnProfile, scratch: Path, split_column: str | None, t
         rare_classes=rare_classes,
         num_rare_rows=sum(all_classes[value] for value in rare_classes),
     )
+
+
+def plan_sets(sets: LabelSets, column: ColumnProfile) -> LabelPlan:
+    """Returns the plan for a column of sets of labels; labels of few rows are left out of the sets."""
+    return LabelPlan(column, "array", classes=sets.counts, sets=sets)
 
 
 def _plan_quantity(column: ColumnProfile, scratch: Path) -> LabelPlan:
@@ -138,7 +154,7 @@ def _class_type(column: ColumnProfile) -> Literal["integer", "string", "boolean"
             f"column {column.name} cannot be the label: its values are lists, so a row may have several labels",
             required="one label in every row",
             where="--label",
-            remedy="draft one model for each label, from a boolean column that says whether a row has it",
+            remedy="--task multilabel, or omit --task",
         )
     else:
         raise _label_error(column, f"its values are of type {column.logical_type}")
@@ -163,10 +179,7 @@ def _label_error(column: ColumnProfile, problem: str) -> DataUnfit:
         remedy += ", or --task regression"
     separator = _find_separator([value for value, _ in column.value_counts or ()])
     if separator is not None:
-        remedy = (
-            f"if {separator!r} separates the labels of a row, draft one model for each label, from a boolean column "
-            "that says whether a row has it; otherwise choose another column"
-        )
+        remedy = f"if {separator!r} separates the labels of a row, --task multilabel; otherwise choose another column"
     return DataUnfit(
         f"column {column.name} cannot be the label: {problem}",
         required=f"2 to {_MAX_CLASSES} classes as whole numbers, texts or booleans, each in at least "

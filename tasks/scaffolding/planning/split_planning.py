@@ -244,7 +244,7 @@ def count_by_group(scratch: Path, column: ColumnProfile, classes: Sequence[Colum
 
 
 def _class_columns(label: LabelPlan) -> tuple[ColumnProfile, ...]:
-    return (label.column,) if label.task == "classification" else ()
+    return () if label.task == "regression" else (label.column,)
 
 
 def _coverage_problem(

@@ -16,7 +16,7 @@ from bloomery.tasks.scaffolding.planning.entity_columns import counts_things, na
 from bloomery.tasks.scaffolding.planning.input_planning import split_words
 from bloomery.tasks.scaffolding.profiling.profiler import ColumnProfile
 
-DraftTask = Literal["classification", "regression", "forecasting"]
+DraftTask = Literal["classification", "regression", "forecasting", "multilabel"]
 SplitKind = Literal["key", "group", "time"]
 _MAX_CODES = 20  # distinct whole numbers that are classes unless the name says otherwise
 _MAX_CODES_OF_COUNT = 10  # the same where the name says that something is counted
@@ -56,8 +56,8 @@ def parse_request(task: str | None, horizon: int | None, lags: int | None, split
     """
     if task is None and (horizon is not None or lags is not None):
         task = "forecasting"
-    if task == "multi_label":
-        raise _several_labels_error("--task multi_label")
+    if task in ("multi_label", "multi-label"):
+        task = "multilabel"
     choices = (("--task", task, get_args(DraftTask)), ("--split", split, get_args(SplitKind)))
     for option, value, allowed in choices:
         if value is not None and value not in allowed:
@@ -84,29 +84,20 @@ def parse_request(task: str | None, horizon: int | None, lags: int | None, split
     return TaskRequest(cast("DraftTask | None", task), horizon, lags, cast("SplitKind | None", split))
 
 
-def require_one_label(labels: Sequence[str]) -> str:
-    """Returns the only label.
-
-    Raises:
-        RecipeInvalid: there are several.
-    """
-    if len(labels) > 1:
-        raise _several_labels_error("--label")
-    return labels[0]
-
-
-def _several_labels_error(where: str) -> RecipeInvalid:
-    return RecipeInvalid(
-        "a network of several labels per row cannot be trained",
-        required="one label; its task is classification, regression or forecasting",
-        where=where,
-        remedy="draft one model for each label, such as a boolean column that says whether a row has it",
-    )
+def require_task_of_sets(request: TaskRequest, where: str) -> None:
+    """Raises RecipeInvalid where several labels, or a separator of labels, are given for another task."""
+    if request.task not in (None, "multilabel"):
+        raise RecipeInvalid(
+            f"{where} belongs to sets of labels, and the task is {request.task}",
+            required="--task multilabel",
+            where=where,
+            remedy=f"omit --task, or give one column that is predicted by a {request.task}",
+        )
 
 
 def infer_label_task(column: ColumnProfile, kind: str = "", requested: DraftTask | None = None) -> TaskChoice:
     """Returns what the label is. `kind` is the kind of its source; a requested task is not questioned here."""
-    if requested == "classification" or requested == "regression":
+    if requested == "classification" or requested == "regression" or requested == "multilabel":
         return TaskChoice(requested, is_forecast=False, reason="as requested")
     if requested == "forecasting":
         label_task: Task = "regression" if may_be_forecast(column) else "classification"

@@ -57,6 +57,14 @@ def find_column(requested: str, names: dict[str, str], option: str) -> str:
     )
 
 
+def split_names(requested: Sequence[str], names: dict[str, str]) -> tuple[str, ...]:
+    """Returns the names in `requested`, each once, where a text that is no column's name is a list such as `a,b,c`."""
+    split: list[str] = []
+    for text in requested:
+        split += [text] if _matching_names(text, names) else [name.strip() for name in next(csv.reader([text]), [text])]
+    return tuple(dict.fromkeys(split))
+
+
 def format_names(names: Sequence[str]) -> str:
     """Returns the names as an option takes them: with commas between them, in quotes where a name needs them."""
     text = io.StringIO()

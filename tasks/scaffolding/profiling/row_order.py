@@ -5,6 +5,7 @@ A column of times is parsed once, into a Parquet file of whole numbers, about wh
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,7 +58,7 @@ class RowTable:
             pa.RecordBatch.from_arrays(
                 [
                     *([] if time is None else [read_moments(batch[time.name], time)]),
-                    *(_mark_missing(batch[column.name], column).cast(pa.string()) for column in columns),
+                    *(_as_texts(_mark_missing(batch[column.name], column)) for column in columns),
                 ],
                 schema=schema,
             )
@@ -99,6 +100,13 @@ def _moment_batches(scratch: Path, column: ColumnProfile) -> Iterator[np.ndarray
         if len(moments):
             yield np.concatenate([last, moments])
             last = moments[-1:]
+
+
+def _as_texts(values: pa.Array) -> pa.Array:
+    """The values as texts; lists as JSON."""
+    if pa.types.is_list(values.type):
+        return pa.array([None if value is None else json.dumps(value) for value in values.to_pylist()], pa.string())
+    return values.cast(pa.string())
 
 
 def _mark_missing(values: pa.Array, column: ColumnProfile) -> pa.Array:

@@ -13,7 +13,7 @@ from bloomery.tasks.scaffolding.planning.task_inference import (
     estimate_num_distinct,
     infer_label_task,
     parse_request,
-    require_one_label,
+    require_task_of_sets,
 )
 from bloomery.tasks.scaffolding.profiling.profiler import ColumnProfile
 
@@ -95,8 +95,7 @@ def test_values_that_no_row_has_are_estimated() -> None:
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "several labels": ({"task": "multi_label"}, "one model for each label"),
-    "no task": ({"task": "clustering"}, "classification, regression, forecasting"),
+    "no task": ({"task": "clustering"}, "classification, regression, forecasting, multilabel"),
     "no split": ({"split": "random"}, "key, group, time"),
     "a horizon without a forecast": ({"task": "regression", "horizon": 7}, "--task forecasting"),
     "a forecast that knows the future": ({"task": "forecasting", "split": "key"}, "--split time"),
@@ -111,7 +110,14 @@ def test_a_request_that_is_not_possible_says_what_is(case: str) -> None:
     assert parse_request(None, 7, None, None).task == "forecasting"
 
 
-def test_several_labels_are_refused_with_what_is_possible() -> None:
-    assert require_one_label(["a"]) == "a"
-    with pytest.raises(RecipeInvalid, match="one model for each label"):
-        require_one_label(["a", "b"])
+@pytest.mark.parametrize("name", ["multilabel", "multi_label", "multi-label"])
+def test_sets_of_labels_may_be_requested_by_several_names(name: str) -> None:
+    request = parse_request(name, None, None, None)
+    assert request.task == "multilabel"
+    require_task_of_sets(request, "--label")
+
+
+def test_several_labels_belong_to_no_other_task() -> None:
+    require_task_of_sets(parse_request(None, None, None, None), "--label")
+    with pytest.raises(RecipeInvalid, match="--label belongs to sets of labels, and the task is regression"):
+        require_task_of_sets(parse_request("regression", None, None, None), "--label")

@@ -274,7 +274,8 @@ def test_rows_without_the_time_of_their_split_are_quarantined(home: Path, tmp_pa
     assert "1 rows without order_date" in " ".join((tmp_path / "mine.odcs.yaml").read_text().replace("#", "").split())
 
 
-def test_lists_of_labels_are_refused_with_what_is_possible(home: Path, tmp_path: Path) -> None:
+def test_lists_of_labels_are_no_classes(home: Path, tmp_path: Path) -> None:
     rows = [{"a": number % 7, "tags": ";".join(CHANCE.sample("abcdefghij", 1 + number % 5))} for number in range(200)]
-    with pytest.raises(DataUnfit, match="if ';' separates the labels of a row, draft one model for each label"):
-        draft(tmp_path, rows, "tags")
+    assert draft(tmp_path, rows, "tags")[0].features.task == "multilabel"
+    with pytest.raises(DataUnfit, match="if ';' separates the labels of a row, --task multilabel"):
+        draft(tmp_path, rows, "tags", task=TaskRequest("classification"))
