@@ -41,7 +41,6 @@ from bloomery.models.training.loop import (
     train,
     use_channels_last,
 )
-from bloomery.models.training.optimization.learner import create_learner
 from bloomery.models.training.optimization.loss import is_multilabel
 from bloomery.models.training.optimization.score_measure import ScoreMeasure
 
@@ -146,10 +145,13 @@ def _loop_of_round(loop: Loop, num_rounds: int) -> Loop:
 def _train(network: nn.Module, fine_tuning: FineTuning, loop: Loop) -> None:
     """Train `network` in place, by distillation if the recipe asks for it."""
     distillation = fine_tuning.compression.distill
-    learner = create_learner
-    if distillation is not None:
-        is_sets = is_multilabel(fine_tuning.train.y)
-        learner = create_distiller(fine_tuning.teacher, distillation, is_multilabel=is_sets)
+    if distillation is None:
+        placement = Placement(fine_tuning.device)
+    else:
+        distiller = create_distiller(
+            fine_tuning.teacher, distillation, is_multilabel=is_multilabel(fine_tuning.train.y)
+        )
+        placement = Placement(fine_tuning.device, parallelize=distiller)
     rows = fine_tuning.train
     if distillation is not None and fine_tuning.unlabelled is not None:
         rows = add_unlabelled(rows, fine_tuning.unlabelled)
@@ -159,7 +161,7 @@ def _train(network: nn.Module, fine_tuning: FineTuning, loop: Loop) -> None:
             network,
             TrainingData(rows, fine_tuning.val, fine_tuning.seed, fine_tuning.measure),
             loop,
-            placement=Placement(fine_tuning.device, parallelize=learner),
+            placement=placement,
             hooks=TrainingHooks(on_epoch=fine_tuning.on_epoch),
         )
     finally:

@@ -56,7 +56,7 @@ def _collect_flags(rows: RowStream, name: str, options: ListColumn) -> RowStream
         for batch in rows.batches:
             flags = [_read_flags(batch[column]) for column in columns]
             is_true = np.stack([flag.fill_null(False).to_numpy(zero_copy_only=False) for flag in flags], axis=1)
-            is_valid = np.stack([np.asarray(flag.is_valid()) for flag in flags], axis=1).all(axis=1)
+            is_valid = np.logical_and.reduce([np.asarray(flag.is_valid()) for flag in flags], axis=0)
             lists = _take_names(columns, is_true & is_valid[:, None], is_valid)
             arrays = [*(batch[column] for column in kept), _keep(lists, options)]
             yield pa.RecordBatch.from_arrays(arrays, schema=schema)

@@ -184,9 +184,7 @@ def _network(plan: DraftPlan, score: str) -> tuple[CommentedMap, CommentedMap, C
     )
     if plan.series is None and plan.inputs.is_tabular:
         is_multilabel = plan.label.sets is not None
-        return draft_tabular_network(
-            num_rows, batch_size, is_skewed=score == "macro_f1", is_multilabel=is_multilabel
-        )
+        return draft_tabular_network(num_rows, batch_size, is_skewed=score == "macro_f1", is_multilabel=is_multilabel)
     if plan.series is not None:
         epochs = min(max(_STEPS_SEEN // (num_rows * plan.series.length), 5), 60)
         highway = plan.series.length  # a linear map of the window: what a linear autoregression would predict

@@ -13,7 +13,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from bloomery.data_contracts.records.tensor_layout import Layout
@@ -61,8 +60,10 @@ class TabularEnsemble(nn.Module):
         if outputs_BEK.shape[2] == 1:
             return outputs_BEK.mean(dim=1)
         if self.is_multilabel:
-            positive_BK, negative_BK = (F.logsigmoid(sign * outputs_BEK).logsumexp(dim=1) for sign in (1, -1))
-            return positive_BK - negative_BK
+            # As two classes, since the logarithm of a sigmoid is exported as such and underflows.
+            pairs_BEK2 = torch.stack([outputs_BEK, torch.zeros_like(outputs_BEK)], dim=3)
+            shares_BK2 = torch.log_softmax(pairs_BEK2, dim=3).logsumexp(dim=1)
+            return shares_BK2[:, :, 0] - shares_BK2[:, :, 1]
         num_members = outputs_BEK.shape[1]
         return torch.log_softmax(outputs_BEK, dim=2).logsumexp(dim=1) - math.log(num_members)
 

@@ -55,7 +55,7 @@ def test_networks_of_tables_learn_sets_of_labels(model):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"label": "x"}, "a set of labels is an array of strings or integers, but column 'x' is number; `data.lists`"),
+        ({"label": "town"}, "is an array of strings or integers, but column 'town' is string; `data.lists` makes one"),
         ({"label": "sizes"}, "column 'sizes' has other elements"),
         ({"model": "tabular_ensemble"}, "its trees are fitted to one class per row; use tabm, mlp or ft_transformer"),
         ({"training": {"class_weights": "balanced"}}, "training.class_weights: rows have several labels"),

@@ -57,7 +57,7 @@ def test_a_degradation_is_paired_and_equal_predictions_are_no_proof_of_equality(
     equal, drop = (degradation_interval(score, truth, shares, after) for after in (shares, worse))
     assert equal.value == 0
     if not score.is_error:
-        assert equal.low < 0 < equal.high < 0.05
+        assert equal.low < 0 < equal.high < (0.15 if "average" in name else 0.05)  # the rare label has 15 rows
         assert drop.value == pytest.approx(compute_score(score, truth, shares) - compute_score(score, truth, worse))
     assert drop.low > 0
 
