@@ -30,7 +30,7 @@ ApprovalSetting = Annotated[
 
 
 class PromotionTerms(NotPartOfKey):
-    """What a version that passed its gates needs to become champion."""
+    """The conditions under which a version that passed its gates becomes champion."""
 
     approval: Approval | None = None
     period: str | None = None  # of its data, in a dated recipe

@@ -17,7 +17,7 @@ class RecipeDocument(NotPartOfKey):
 
 
 class Environment(Document):
-    """What the bits of a version depend on beside recipe, data and code."""
+    """The hardware and software that the bytes of a version depend on, besides recipe, data and code."""
 
     python: str
     packages: dict[str, str]  # that the stages import, by distribution name

@@ -157,7 +157,7 @@ class TrainedNetwork(Record):
 
     @property
     def origin(self) -> str:
-        """How the weights came about, such as `after 12 epochs`."""
+        """The origin of the weights, such as `after 12 epochs`."""
         if self.import_error is not None:
             return "imported as trained"
         rounds = () if self.num_rounds is None else (f"{self.num_rounds} rounds of boosting",)

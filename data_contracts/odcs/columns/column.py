@@ -155,7 +155,7 @@ class Column(TypedElement):
 
 
 def can_be_encrypted(name: str) -> bool:
-    """Whether Parquet can encrypt a column of this name. Arrow takes a list of names as one text and splits it."""
+    """Whether Parquet can encrypt a column of this name: Arrow takes all names as one text, which it splits."""
     return name == name.strip() and not re.search("[,:;]", name)
 
 

@@ -35,7 +35,7 @@ class _File(NamedTuple):
 
 
 def has_files(version: LoadedVersion, media_type: str, body: bytes) -> bool:
-    """Whether a request may contain files, whose decoding would block the event loop for too long."""
+    """Whether a request may contain files. They are decoded in a thread, so that the event loop is not blocked."""
     return version.media is not None and (media_type == MULTIPART or _BASE64_KEY in body)
 
 

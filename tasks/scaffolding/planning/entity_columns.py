@@ -77,12 +77,12 @@ class Entity(NamedTuple):
 
 
 def names_code(words: Sequence[str]) -> bool:
-    """Whether a name says that its numbers are codes: `species_id`, but not `num_classes`."""
+    """Whether the name of a column means that its numbers are codes: `species_id`, but not `num_classes`."""
     return bool(words) and words[-1] in _CODE_WORDS and not _QUANTITY_WORDS & set(words)
 
 
 def counts_things(words: Sequence[str]) -> bool:
-    """Whether a name says that its numbers count or measure."""
+    """Whether the name of a column means that its numbers are counts or measurements."""
     return bool(_COUNT_WORDS & set(words))
 
 
@@ -92,7 +92,7 @@ def is_birth_date(name: str) -> bool:
 
 
 def names_event(name: str) -> bool:
-    """Whether a name says when a row was recorded: `date`, `order_date`, `created_at`, but not `expiry_date`."""
+    """Whether a column has the times at which rows were recorded: `date` or `created_at`, but not `expiry_date`."""
     words = [word for word in split_words(name) if not word.isdigit()]
     return bool(words) and bool(_EVENT_WORDS & set(words)) and not (_ATTRIBUTE_WORDS | _BIRTH_WORDS) & set(words)
 

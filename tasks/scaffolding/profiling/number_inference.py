@@ -88,7 +88,7 @@ class _ColumnCounts:
 
     @property
     def is_grouped_by_points(self) -> bool:
-        """Whether points rather separate thousands: numbers have three digits behind one, or at most three digits."""
+        """Whether points separate thousands: numbers have three digits behind one, or at most three digits."""
         has_both = self.num_groups >= _MIN_GROUPED and self.num_small > 0
         return has_both and self.num_groups == self.num_points and not self.num_large
 

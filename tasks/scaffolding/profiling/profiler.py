@@ -42,7 +42,7 @@ _MAX_INVALID_SHARE = 0.05  # of the rows; a column with more is left out, since 
 
 
 class ColumnProfile(Document):
-    """What the rows hold in one column. `value_counts` has the most frequent value first.
+    """The values of one column. `value_counts` has the most frequent value first.
 
     `num_invalid` values are not of the column's type. `value_counts` is None where there are too many distinct values.
     Of an array, minimum and maximum are those of its elements, lengths are numbers of elements, and `length_counts` has
