@@ -4,14 +4,32 @@
 when they are first used, so `import bloomery` is instant. The rooms, such as `bloomery.models`, are subpackages.
 """
 
-from __future__ import annotations
-
-import importlib
 import os
 import sys
-from typing import TYPE_CHECKING, Any
 
+
+def _leave_start_folder() -> None:
+    """Removes what `python -m` and the installed command put first on `sys.path`: the current folder, or the command's.
+
+    A module there must not hide an installed one. Where the package itself is imported from it, it stays, and so it
+    does for a program of the user, which may import this package.
+    """
+    program, words = os.path.basename(sys.argv[0] if sys.argv else ""), sys.orig_argv
+    module = words[words.index("-m") + 1] if "-m" in words[:-1] else ""
+    is_module = program == "-m" and module.split(".")[0] == "bloomery"
+    package_folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    if (is_module or program == "bloomery") and not sys.flags.safe_path and sys.path[0] != package_folder:
+        del sys.path[0]
+
+
+_leave_start_folder()  # before anything is imported that is not built in, or loaded at the start of Python
+
+import importlib  # noqa: E402
+
+TYPE_CHECKING = False  # type checkers know this name; `typing` would take time to import
 if TYPE_CHECKING:
+    from typing import Any
+
     from bloomery.data_contracts.errors import BloomeryError
     from bloomery.flows.python_api.commands import Draft, init, run
     from bloomery.flows.python_api.displays import Card, ConfusionMatrix, ParetoFront
@@ -30,7 +48,7 @@ _ROOMS = ("data_contracts", "models", "tasks", "flows", "deployments")
 _KEPT_VARIABLES = ("BLOOMERY_HOME", "BENTOML_HOME", "ORT_DISABLE_TELEMETRY", "MLFLOW_DISABLE_TELEMETRY")
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name in _ROOMS:
         return importlib.import_module(f"{__name__}.{name}")
     if name not in _MODULES:

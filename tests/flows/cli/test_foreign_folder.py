@@ -24,7 +24,6 @@ from tests.foreign_folder import fill_folder, imported_files
 
 ROOT = Path(__file__).resolve().parents[3]
 Environment = Callable[..., dict[str, str]]
-_STANDARD_FILES = [f"{name}.py" for name in sys.stdlib_module_names]
 
 
 @pytest.mark.parametrize("start", ["console script", "python -m", "python -P -m"])
@@ -38,9 +37,11 @@ def test_a_command_imports_nothing_of_the_current_folder(
     }
     folder = foreign_folder
     if start == "python -m":
-        # It takes the package itself, and modules of Python, from the current folder before any code of ours runs.
+        # It takes the package itself, and some modules of Python, from the current folder before any code of ours runs.
         folder = tmp_path / "work"
-        shutil.copytree(foreign_folder, folder, ignore=shutil.ignore_patterns("bloomery*", *_STANDARD_FILES))
+        names = [f"{name}.py" for name in _loaded_before_a_module(tmp_path)]
+        assert not {"typing.py", "__future__.py", "logging.py"} & set(names)
+        shutil.copytree(foreign_folder, folder, ignore=shutil.ignore_patterns("bloomery*", *names))
     environment = clean_environment(tmp_path / "home")
     environment.pop("PYTHONSAFEPATH", None)
     completed = subprocess.run(
@@ -48,6 +49,14 @@ def test_a_command_imports_nothing_of_the_current_folder(
     )
     assert completed.returncode == 0, completed.stderr
     assert imported_files(foreign_folder) == []  # copied modules report there, too
+
+
+def _loaded_before_a_module(folder: Path) -> list[str]:
+    """The modules that `python -m` has imported when it executes the first line of a package."""
+    (folder / "probe").mkdir()
+    (folder / "probe" / "__init__.py").write_text("import sys; print(*sys.modules); raise SystemExit")
+    process = subprocess.run([sys.executable, "-m", "probe"], cwd=folder, capture_output=True, text=True, check=True)
+    return process.stdout.split()
 
 
 def test_grandchildren_import_nothing_either(foreign_folder: Path) -> None:
