@@ -47,9 +47,7 @@ def find_recipe(reference: str) -> Path:
     if path.suffix in SUFFIXES and path.is_file():
         return path.resolve()
     if path.name == reference:
-        match = _find_by_name(path.stem if path.suffix in SUFFIXES else reference)
-        if match is not None and path.suffix in SUFFIXES and match.suffix != path.suffix:
-            match = None
+        match = _find_by_file_name(reference) if path.suffix in SUFFIXES else _find_by_name(reference)
     else:
         match = _with_suffix(path)
     if match is None and path.is_file():
@@ -160,6 +158,30 @@ def own_recipes() -> dict[str, Path]:
     return dict(sorted(recipes.items()))
 
 
+def other_files() -> dict[str, str]:
+    """Returns the YAML files of the current folder that are no recipes, by path, each with the reason.
+
+    Contracts are left out: each recipe has one.
+    """
+    reasons: dict[str, str] = {}
+    for path in _yaml_files(Path.cwd().resolve()):
+        try:
+            document = _parse(path, tolerant=False)
+        except yaml.YAMLError as failure:
+            mark = getattr(failure, "problem_mark", None)
+            line = f" on line {mark.line + 1}" if mark else ""
+            reasons[str(path)] = f"it is not YAML{line}: {getattr(failure, 'problem', None) or failure}"
+            continue
+        keys = document.keys() if isinstance(document, dict) else set()
+        missing = sorted(_RECIPE_KEYS - keys)
+        is_contract = path.stem.endswith(".odcs") or "kind" in keys
+        if missing and not is_contract:
+            reasons[str(path)] = f"it is no recipe: it has no {' and no '.join(f'`{key}`' for key in missing)}"
+        elif not missing and not isinstance(document["name"], str):
+            reasons[str(path)] = f"its `name` is {document['name']!r}, not text"
+    return reasons
+
+
 def _find_by_name(name: str) -> Path | None:
     """Raises SettingInvalid if several recipes of the current folder have this name, and none as its file name."""
     for path in (Path(f"{name}{suffix}") for suffix in SUFFIXES):
@@ -179,6 +201,14 @@ def _find_by_name(name: str) -> Path | None:
     return paths[0] if paths else known if _name_in(known) == name else None
 
 
+def _find_by_file_name(file_name: str) -> Path | None:
+    """Returns a bundled recipe or one that has run, of this file name; a file of the current folder comes before."""
+    if (RECIPES / file_name).is_file():
+        return RECIPES / file_name
+    paths = (Path(path) for name, path in _known().items() if _name_in(Path(path)) == name)
+    return next((path for path in paths if path.name == file_name), None)
+
+
 def _with_suffix(path: Path) -> Path | None:
     if not path.name:  # the current folder or the root
         return None
@@ -187,12 +217,16 @@ def _with_suffix(path: Path) -> Path | None:
 
 def _recipes_in(folder: Path) -> dict[Path, str]:
     """Returns the `name` of each recipe in a folder, by file. Other YAML files, such as contracts, are no recipes."""
-    try:
-        paths = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
-    except OSError:
-        return {}
-    names = ((path, _name_in(path)) for path in paths[:_MAX_FILES])
+    names = ((path, _name_in(path)) for path in _yaml_files(folder))
     return {path: name for path, name in names if name is not None}
+
+
+def _yaml_files(folder: Path) -> list[Path]:
+    """Returns the YAML files of a folder, at most `_MAX_FILES`."""
+    try:
+        return sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)[:_MAX_FILES]
+    except OSError:
+        return []
 
 
 def _name_in(path: Path) -> str | None:

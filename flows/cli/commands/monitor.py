@@ -48,8 +48,10 @@ def _run_flow(recipe: str, since: datetime | None, until: datetime | None) -> Mo
     from bloomery.flows.execution.ephemeral_server import ephemeral_prefect_api
     from bloomery.flows.recipe.handover import hand_over
     from bloomery.flows.recipe.recipe import read_recipe
+    from bloomery.tasks.registry.model_registry import CHAMPION, find_version, require_bento_tag
 
-    spec = read_recipe(recipe)  # an invalid recipe is reported before a server starts
+    spec = read_recipe(recipe)  # an invalid recipe and a missing champion are reported before a server starts
+    require_bento_tag(find_version(f"{spec.name}@{CHAMPION}"))
     with ephemeral_prefect_api() as start_server:
         from bloomery.tasks.infrastructure.neutral_imports import import_prefect
 

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 _START_TIMEOUT_S = 300.0
+_MAX_PROBLEMS = 20  # printed
 
 
 class RecipeSelection(NamedTuple):
-    """The recipes to register, and the recipe files in the current folder that are invalid."""
+    """The recipes to register, and why other YAML files of the current folder are not registered."""
 
     references: dict[str, str]  # by the name of the recipe: the name of a bundled one, or an absolute path
     problems: dict[str, str]  # by path
@@ -70,7 +71,14 @@ def select_recipes(requested: Sequence[str], *, with_bundled: bool) -> RecipeSel
         SettingInvalid: two requested recipes have one name.
     """
     from bloomery.flows.recipe.recipe import read_recipe
-    from bloomery.flows.recipe.recipe_files import RECIPES, bundled_recipes, find_recipe, own_recipes, reference_of
+    from bloomery.flows.recipe.recipe_files import (
+        RECIPES,
+        bundled_recipes,
+        find_recipe,
+        other_files,
+        own_recipes,
+        reference_of,
+    )
 
     references: dict[str, str] = {}
     for path in map(find_recipe, requested):
@@ -84,7 +92,7 @@ def select_recipes(requested: Sequence[str], *, with_bundled: bool) -> RecipeSel
             )
     for name in bundled_recipes() if with_bundled else ():
         references.setdefault(read_recipe(str(RECIPES / f"{name}.yaml")).name, name)
-    problems: dict[str, str] = {}
+    problems = other_files()
     for name, path in own_recipes().items():
         if name not in references:
             try:
@@ -92,11 +100,16 @@ def select_recipes(requested: Sequence[str], *, with_bundled: bool) -> RecipeSel
                 references[name] = str(path)
             except BloomeryError as error:
                 problems[str(path)] = error.found
+            except Exception as error:  # no file of the folder may prevent the services from starting
+                problems[str(path)] = f"{type(error).__name__}: {error}"
     return RecipeSelection(references, problems)
 
 
 def _print_selection(out: Any, selection: RecipeSelection) -> None:
-    for path, problem in selection.problems.items():
+    problems = list(selection.problems.items())
+    if len(problems) > _MAX_PROBLEMS:
+        out.print(f"not registered: {len(problems)} YAML files, the first of which are:", style="yellow")
+    for path, problem in problems[:_MAX_PROBLEMS]:
         out.print(f"not registered: {path}: {problem}", style="yellow", markup=False, highlight=False)
     for name, reference in selection.references.items():
         out.print(f"registered: {name} ({'bundled' if reference == name else reference})", markup=False)

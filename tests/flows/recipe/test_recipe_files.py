@@ -12,6 +12,7 @@ from bloomery.flows.recipe.recipe import read_recipe
 from bloomery.flows.recipe.recipe_files import (
     RECIPES,
     find_recipe,
+    other_files,
     own_recipes,
     reference_of,
     remember_recipe,
@@ -79,6 +80,27 @@ def test_other_files_hide_no_recipe(folder: Path) -> None:
     for name in ("digits", "adult", "pendigits"):
         assert find_recipe(name) == RECIPES / f"{name}.yaml"
     assert own_recipes() == {}
+    (folder / "compose.yaml").write_text("services: {}\n")
+    (folder / "half.yml").write_text("name: half\ndata: x.csv\n")
+    (folder / "number.yml").write_text("name: 7\ndata: x.csv\ncontract: x\n")
+    (folder / "x.odcs.yaml").write_text("name: x\n")
+    assert {Path(path).name: reason for path, reason in other_files().items()} == {
+        "broken.yaml": "it is not YAML on line 2: did not find expected node content",
+        "compose.yaml": "it is no recipe: it has no `contract` and no `data` and no `name`",
+        "half.yml": "it is no recipe: it has no `contract`",
+        "number.yml": "its `name` is 7, not text",
+    }
+
+
+def test_a_file_name_means_a_file_and_no_recipe_of_that_name(folder: Path, write_recipe: WriteRecipe) -> None:
+    write_recipe("mine.yaml", "wine")
+    with pytest.raises(DataMissing, match=r"there is no recipe 'wine.yaml'"):
+        find_recipe("wine.yaml")
+    with pytest.raises(DataMissing, match=r"there is no recipe 'digits.yml'"):
+        find_recipe("digits.yml")
+    elsewhere = write_recipe("sub/wine.yaml", "wine")
+    remember_recipe("wine", elsewhere)
+    assert find_recipe("wine.yaml") == elsewhere
 
 
 def test_a_recipe_that_has_run_is_found_in_any_folder(
@@ -145,6 +167,9 @@ def test_an_unknown_recipe_is_an_error_with_similar_ones(
     [
         ("digits", "digits"),
         ("digits:3", "digits:3"),
+        ("models:/digits/3", "digits:3"),
+        ("models:/digits@champion", "digits@champion"),
+        ("models:/digits", "digits"),
         ("digits@champion", "digits@champion"),
         ("digits.yaml", "digits"),
         ("digits.yaml@champion", "digits@champion"),
@@ -173,3 +198,7 @@ def test_a_file_without_a_name_names_no_model(folder: Path) -> None:
     (folder / "notes.yaml").write_text("- a\n- b\n")
     with pytest.raises(RecipeInvalid, match="has no `name`"):
         resolve_model("notes.yaml")
+    (folder / "notes.yaml").write_text("name: wine\ndata: [1\n")
+    with pytest.raises(RecipeInvalid, match=r"notes\.yaml is not YAML: ") as caught:
+        resolve_model("notes.yaml@champion")
+    assert caught.value.where.endswith("notes.yaml:3")
