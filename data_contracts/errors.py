@@ -42,6 +42,10 @@ class BloomeryError(Exception):
     def __str__(self) -> str:
         return f"{self.found}\n  required: {self.required}\n  where:    {self.where}\n  do:       {self.remedy}"
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython and Jupyter print instead of a traceback: the text says where and what to do."""
+        return [f"{type(self).__name__}: {self}"]
+
     def __reduce__(self) -> tuple[object, ...]:
         # Errors are pickled between processes and by Prefect, and pickle does not pass keyword-only arguments.
         return (_rebuild, (type(self), self.found, self.required, self.where, self.remedy))

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LOADER = "bloomery_model_loader"  # the name of `mlflow_loader.py` in a registered model
+_LISTS = (list, tuple, np.ndarray)
 _BATCH_ROWS = 8_192  # encoded at a time
 _PARSE = "_parse_json_data"  # of MLflow's scoring server
 _MISSING = ("NoneType", "NaTType", "NAType")  # the last two are of pandas
@@ -57,6 +58,8 @@ class RegistryModel:
         self.version = version
         self._inputs = frozenset(version.encoder.columns)
         columns = version.contract.columns
+        self._columns = frozenset(name for column in columns for name in (column.name, column.physical_name) if name)
+        self._arrays = frozenset(column.name for column in columns if column.logical_type == "array")
         self._unread = frozenset(column.name for column in columns) - self._inputs
         self._physical_names = {
             column.physical_name: column.name for column in columns if column.physical_name not in (None, column.name)
@@ -67,8 +70,9 @@ class RegistryModel:
 
         MLflow's evaluators get the label or the value only, since those of classifiers and regressors take one column.
 
-        `data` is a DataFrame of pandas or Polars, an Arrow table, or a list of rows by column. A frame may also have
-        the contract's other columns, such as the key and the label. An image or recording may be the bytes of its file.
+        `data` is a DataFrame of pandas or Polars, an Arrow table, a list of rows by column, one such row, or lists of
+        values by column. A frame may also have the contract's other columns, such as the key and the label, also as its
+        index. An image or recording may be the bytes of its file.
 
         Raises:
             MlflowException: a row breaks the contract; its message, and the problems in its JSON, are the endpoint's.
@@ -106,6 +110,8 @@ class RegistryModel:
 
         if isinstance(data, Mapping) and set(data) == {"rows"}:
             return self._parse_rows(data["rows"])  # the body of a request to the endpoint
+        if isinstance(data, Mapping):
+            return self._parse_rows(self._split_columns(data) if self._has_lists(data) else [data])
         if isinstance(data, Sequence) and not isinstance(data, str | bytes):
             return self._parse_rows(data)
         if isinstance(data, pd.DataFrame):
@@ -115,11 +121,32 @@ class RegistryModel:
         required = f"a DataFrame with the columns {', '.join(self.version.encoder.columns)}"
         raise RowsRefused([row_problem("", "", _describe_type(data), f"the model requires {required}")])
 
+    def _has_lists(self, columns: Mapping[str, Any]) -> bool:
+        """Whether each column has a list of values, and not the value of one row, which may be a list, too."""
+        return bool(columns) and all(
+            isinstance(values, _LISTS) and (name not in self._arrays or (len(values) and isinstance(values[0], _LISTS)))
+            for name, values in columns.items()
+        )
+
+    @staticmethod
+    def _split_columns(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+        """A row for each position. Raises RowsRefused if the lists have several lengths."""
+        lengths = {len(values) for values in columns.values()}
+        if len(lengths) > 1:
+            rule = "each column must have as many values as the others"
+            raise RowsRefused(
+                [row_problem("", name, f"{len(values)} values", rule) for name, values in columns.items()]
+            )
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
     def _parse_pandas(self, frame: pd.DataFrame) -> pa.RecordBatch:
         repeated = sorted({str(name) for name in frame.columns[frame.columns.duplicated()]})
         if repeated:
             rule = "a column may occur only once"
             raise RowsRefused([row_problem("", name, "two columns", rule) for name in repeated])
+        levels = [name for name in frame.index.names if name in self._columns and name not in frame.columns]
+        if levels:  # what is the index of the frame is a column of the contract
+            frame = frame.reset_index(level=levels)
         frame = frame.rename(columns=self._contract_names(list(frame.columns)))
         frame = frame.loc[:, [name not in self._unread for name in frame.columns]]
         try:

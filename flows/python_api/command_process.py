@@ -14,6 +14,7 @@ from typing import Any
 
 from bloomery.data_contracts import errors
 from bloomery.data_contracts.errors import BloomeryError, EngineMissing, SettingInvalid
+from bloomery.flows.python_api.state_folder import follow_state_folder
 from bloomery.tasks.infrastructure.python_processes import module_command
 from bloomery.tasks.infrastructure.tethered_process import start_tethered, stop_tethered
 
@@ -50,6 +51,7 @@ def call_command(*arguments: str) -> dict[str, Any]:
 
 def _run(result: Path, arguments: tuple[str, ...]) -> tuple[int, list[str]]:
     """Returns the exit code and the lines that were printed."""
+    follow_state_folder()
     command = module_command(__name__, str(result), *arguments, "--json")
     reader, writer = os.pipe()
     lines = []

@@ -53,7 +53,7 @@ class Draft:
 def init(
     data: Any,
     *,
-    label: str | Sequence[str],
+    label: Any,
     name: str | None = None,
     output: str | Path = ".",
     force: bool = False,
@@ -75,7 +75,7 @@ def init(
     """
     parts = _parts_of(data)
     model_name, folder = name or _name_of(data), Path(output)
-    labels = [label] if isinstance(label, str) else list(label)
+    labels = list(label) if isinstance(label, Sequence) and not isinstance(label, str) else [label]
     arguments = [word for column in labels for word in ("--label", str(column))]
     arguments += ["--output", str(folder), *(["--force"] if force else []), *_to_arguments(options)]
     new_files: list[Path] = []
@@ -142,7 +142,7 @@ def _parts_of(data: Any) -> list[tuple[str, Any]]:
             required="a DataFrame of pandas or Polars, an Arrow table, or a path; or several of them by split, such as "
             '{"train": a, "test": b}',
             where="the argument `data` of bloomery.init",
-            remedy="convert it, such as with pandas.DataFrame(data)",
+            remedy=_conversion_of(unreadable),
         )
     if len(parts) > 1 and any(not part and is_frame(source) for part, source in parts):
         raise SettingInvalid(
@@ -199,6 +199,11 @@ def _to_arguments(options: Mapping[str, Any]) -> list[str]:
         for item in values:
             arguments += [parameter.opts[0], str(item)]
     return arguments
+
+
+def _conversion_of(unreadable: Sequence[Any]) -> str:
+    is_lazy = bool(unreadable) and hasattr(unreadable[0], "collect")
+    return "compute it with .collect()" if is_lazy else "convert it, such as with pandas.DataFrame(data)"
 
 
 def _require_absent(path: Path, force: bool) -> None:

@@ -24,11 +24,9 @@ def write_frame(data: Any, path: Path) -> None:
     """Writes a table as a Parquet file. An index with a name becomes a column.
 
     Raises:
-        DataUnfit: two columns have the same name, or there is no column.
+        DataUnfit: two columns have the same name, there is no column, or the data is no table.
     """
-    table = (
-        _pandas_table(data) if _is_pandas(data) else data.to_arrow() if hasattr(data, "to_arrow") else pa.table(data)
-    )
+    table = _pandas_table(data) if _is_pandas(data) else _arrow_table(data)
     names = [str(name) for name in table.column_names]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated or not names:
@@ -57,10 +55,43 @@ def _is_pandas(data: Any) -> bool:
     return pandas is not None and isinstance(data, pandas.DataFrame)
 
 
+def _arrow_table(data: Any) -> pa.Table:
+    """The table of Polars, Arrow or another library. Dictionaries, which categories are, become values."""
+    try:
+        table = data.to_arrow() if hasattr(data, "to_arrow") else pa.table(data)
+    except (pa.ArrowException, TypeError, ValueError, AttributeError) as failure:
+        raise _no_table(data) from failure
+    if not isinstance(table, pa.Table):  # a Series has one array
+        raise _no_table(data)
+    columns = [
+        column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+        for column in table.columns
+    ]
+    return pa.Table.from_arrays(columns, names=table.column_names)
+
+
+def _no_table(data: Any) -> DataUnfit:
+    return DataUnfit(
+        f"the {type(data).__name__} is no table",
+        required="rows with named columns",
+        where="the argument `data` of bloomery.init",
+        remedy="convert it to a table before the call, such as with .to_frame() or pandas.DataFrame(data)",
+    )
+
+
 def _pandas_table(frame: pd.DataFrame) -> pa.Table:
-    if any(name is not None for name in frame.index.names):
-        frame = frame.reset_index()
-    names = [str(name) for name in frame.columns]
+    """The columns, and the levels of the index that have a name and are not columns already.
+
+    The names of columns that have several levels are joined by points.
+    """
+    levels = [name for name in frame.index.names if name is not None and name not in frame.columns]
+    if levels:
+        others = [position for position, name in enumerate(frame.index.names) if name not in levels]
+        frame = (frame.reset_index(level=others, drop=True) if others else frame).reset_index()
+    names = [
+        ".".join(str(part) for part in name if part != "") if isinstance(name, tuple) else str(name)
+        for name in frame.columns
+    ]
     columns = [_pandas_column(frame.iloc[:, position]) for position in range(len(names))]
     return pa.Table.from_arrays(columns, names=names)
 

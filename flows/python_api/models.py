@@ -15,6 +15,7 @@ from bloomery.data_contracts.records.records import Choice
 from bloomery.data_contracts.records.score_format import format_score
 from bloomery.flows.python_api.displays import Card, ConfusionMatrix, ParetoFront, html_table, missing_file
 from bloomery.flows.python_api.frames import to_same_kind
+from bloomery.flows.python_api.state_folder import follow_state_folder, require_state_folder_of
 
 
 def load(reference: str | Path) -> Model:
@@ -23,18 +24,22 @@ def load(reference: str | Path) -> Model:
     The path of a recipe stands for its name, and MLflow's `models:/NAME@ALIAS` for `NAME@ALIAS`.
 
     Raises:
-        DataMissing: there is none.
+        DataMissing: there is none, or `bloomery gc` has freed it.
         DataUnfit: it was not registered by Bloomery.
     """
     from bloomery.tasks.infrastructure.settings import require_state_folder
 
+    follow_state_folder()
     require_state_folder()
     with _registry():
         from bloomery.flows.recipe.recipe_files import resolve_model
-        from bloomery.tasks.registry.model_registry import find_version, require_bento_tag
+        from bloomery.tasks.bentos.bento_store import bento_folder
+        from bloomery.tasks.registry.model_registry import find_version, require_bento_tag, require_not_freed
 
         version = find_version(resolve_model(str(reference)))
-        return Model(version.name, int(version.version), require_bento_tag(version), version.tags.get("score", ""))
+        bento = require_bento_tag(version)
+        require_not_freed(version, has_bento=bento_folder(bento).is_dir())
+        return Model(version.name, int(version.version), bento, version.tags.get("score", ""))
 
 
 class RowsInvalid(ContractBroken):
@@ -49,9 +54,10 @@ class Model:
     def __init__(self, name: str, version: int, bento: str, score: str) -> None:
         self.name, self.version, self.bento = name, version, bento
         self._score = score
+        self._state_folder = follow_state_folder()
 
     def predict(self, data: Any) -> Any:
-        """The predictions for a DataFrame of pandas or Polars, an Arrow table or a list of rows, in the same form.
+        """The predictions for a DataFrame of pandas or Polars, an Arrow table, rows or one row, in the same form.
 
         They have the label and the probability of each class, or the value. Columns of the contract that the model does
         not read, such as the label, may be there.
@@ -78,6 +84,7 @@ class Model:
 
     @cached_property
     def _python_function(self) -> Any:
+        self._require_state_folder()
         with _registry():
             import mlflow.pyfunc
 
@@ -98,6 +105,7 @@ class Model:
         from bloomery.tasks.model_card.card import CARD_FOLDER
         from bloomery.tasks.model_card.rendering import HTML, MARKDOWN
 
+        self._require_state_folder()
         return Card.read(artifacts_folder(self.bento) / CARD_FOLDER, HTML, MARKDOWN)
 
     @property
@@ -106,6 +114,7 @@ class Model:
         from bloomery.tasks.evaluation.candidate_table import candidate_columns, candidate_rows
         from bloomery.tasks.infrastructure.settings import settings
 
+        self._require_state_folder()
         choice = self._choice
         picture = settings().path(choice.plot_uri)
         return ParetoFront(
@@ -127,6 +136,7 @@ class Model:
         from bloomery.tasks.evaluation.held_out import read_measured_predictions
         from bloomery.tasks.infrastructure.settings import settings
 
+        self._require_state_folder()
         choice = self._choice
         dataset = choice.candidates.trained.dataset
         if dataset.task != "classification":
@@ -154,7 +164,11 @@ class Model:
     def _choice(self) -> Choice:
         from bloomery.tasks.registry.bento_provenance import read_bento_provenance
 
+        self._require_state_folder()
         return read_bento_provenance(self.bento).choice
+
+    def _require_state_folder(self) -> None:
+        require_state_folder_of(f"{self.name} version {self.version}", self._state_folder)
 
     def __repr__(self) -> str:
         score = f", score {self._score}" if self._score else ""

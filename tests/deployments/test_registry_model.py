@@ -153,8 +153,15 @@ def test_frames_may_have_the_types_that_pandas_gives_them(model: Any, ask: Calla
         frame.assign(height=pd.array([2, None], dtype="Int64")),  # whole numbers in a column of numbers
         frame.assign(label="old", id=[1, 2]),  # other columns of the contract
         frame[["town", "height", "age"]],
+        frame.set_index("age"),  # the index is a column of the contract
+        frame.set_index(["town", "age"]),
+        frame.assign(at=[1, 2]).set_index(["at", "age"]),
+        columns,
     ):
         assert model.predict(converted).to_dict("records") == expected
+    assert model.predict({"age": 70, "town": "bath"}).to_dict("records") == expected[1:]  # one row
+    with pytest.raises(Exception, match="found 2 values, but each column must have as many values as the others"):
+        model.predict({"age": [30, 70], "town": ["york"]})
     without_height = pd.DataFrame([{"age": 70, "town": "bath"}])
     assert model.predict(without_height).to_dict("records") == expected[1:]
 
@@ -222,6 +229,7 @@ def test_a_category_that_the_encoder_refuses_is_refused(
     ("content_type", "body"),
     [
         ("application/json", json.dumps({"inputs": ROWS})),
+        ("application/json", json.dumps({"inputs": {name: [row.get(name) for row in ROWS] for name in ROW}})),
         ("application/json", json.dumps({"instances": ROWS})),
         ("application/json", json.dumps({"dataframe_records": ROWS})),
         (
@@ -231,7 +239,7 @@ def test_a_category_that_the_encoder_refuses_is_refused(
         ("application/json", json.dumps({"rows": ROWS})),
         ("text/csv", "age,height,town\n30,1.7,york\n70,1.7,york\n5,,nowhere\n"),
     ],
-    ids=["inputs", "instances", "records", "split", "rows", "csv"],
+    ids=["inputs", "inputs by column", "instances", "records", "split", "rows", "csv"],
 )
 def test_the_scoring_server_of_mlflow_accepts_every_form(
     model: Any, ask: Callable[[Any], Any], content_type: str, body: str

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -20,7 +22,7 @@ import bloomery
 from bloomery.data_contracts import errors
 from bloomery.data_contracts.errors import ContractBroken, DataMissing, DataUnfit, SettingInvalid
 from bloomery.data_contracts.records.records import Release
-from bloomery.flows.python_api import command_process, commands
+from bloomery.flows.python_api import command_process, commands, state_folder
 from bloomery.tasks.tracking import mlflow_runs
 from tests.conftest import copy_state
 
@@ -243,3 +245,54 @@ def test_a_version_of_another_tool_is_refused(home: Path) -> None:
 def test_a_failing_command_raises_its_error(home: Path) -> None:
     with pytest.raises(DataMissing, match="nowhere"):
         bloomery.run("nowhere")
+
+
+def test_a_call_uses_the_state_folder_that_is_set_then(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state_folder, "_used_folder", home)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")  # the API leaves it to the user
+    model = bloomery.Model("wine", 1, "wine:abc", "")
+    other = tmp_path / "other"
+    monkeypatch.setenv("BLOOMERY_HOME", str(other))
+    with pytest.raises(DataMissing) as caught:
+        bloomery.load("wine")
+    assert str(other) in caught.value.where
+    assert os.environ["BENTOML_HOME"] == str(other / "bentoml")
+    for use in (lambda: model.card, lambda: model.candidates, lambda: model.predict([])):
+        with pytest.raises(SettingInvalid, match="wine version 1 was loaded from the state folder "):
+            use()
+    monkeypatch.setenv("BENTOML_HOME", "/shared/bentos")  # which the user has set
+    monkeypatch.setenv("BLOOMERY_HOME", str(home))
+    assert state_folder.follow_state_folder() == home
+    assert os.environ["BENTOML_HOME"] == "/shared/bentos"
+
+
+def test_a_label_need_not_be_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, ...]] = []
+
+    def refuse(*arguments: str) -> dict[str, Any]:
+        calls.append(arguments)
+        raise DataUnfit("no", required="", where="", remedy="")
+
+    monkeypatch.setattr(commands, "call_command", refuse)
+    for label in (1, "1", [1]):
+        with pytest.raises(DataUnfit):
+            bloomery.init(pd.DataFrame({0: [1], 1: [2]}), label=label, name="x", output=tmp_path)
+    assert {call[2:4] for call in calls} == {("--label", "1")}
+    with pytest.raises(SettingInvalid, match="the data is a Lazy") as caught:
+        bloomery.init(type("Lazy", (), {"collect": None})(), label="a", name="x")
+    assert caught.value.remedy == "compute it with .collect()"
+
+
+def test_a_notebook_prints_the_text_of_an_error_and_no_traceback() -> None:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    code = (
+        "from bloomery.data_contracts.errors import DataMissing\n"
+        "raise DataMissing('no rows', required='rows', where='here', remedy='add some')"
+    )
+    shell = InteractiveShell()
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        shell.run_cell(code)
+    assert output.getvalue() == "DataMissing: no rows\n  required: rows\n  where:    here\n  do:       add some\n"

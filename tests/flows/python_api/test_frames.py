@@ -95,3 +95,32 @@ def test_predictions_have_the_kind_of_the_data() -> None:
     assert to_same_kind(predictions, [{"x": 1}]) is predictions
     table = to_same_kind(predictions, pa.table({"x": np.arange(1)}))
     assert table.to_pylist() == [{"label": "a", "probabilities": {"a": 1.0}}]
+
+
+def test_levels_of_an_index_and_of_columns(tmp_path: Path) -> None:
+    index = pd.MultiIndex.from_tuples([("x", 1), ("y", 2)], names=["site", None])
+    assert written(pd.DataFrame({"a": [1, 2]}, index=index), tmp_path).to_pydict() == {"site": ["x", "y"], "a": [1, 2]}
+    same_name = pd.DataFrame({"a": [1, 2]}).set_index("a", drop=False)
+    assert written(same_name, tmp_path).to_pydict() == {"a": [1, 2]}
+    levels = pd.DataFrame([[1, 2]], columns=pd.MultiIndex.from_tuples([("size", "mean"), ("kind", "")]))
+    assert written(levels, tmp_path).to_pydict() == {"size.mean": [1], "kind": [2]}
+
+
+def test_categories_of_other_libraries_are_values(tmp_path: Path) -> None:
+    table = pa.table({"kind": pa.array(["x", None, "x"]).dictionary_encode(), "n": [1, 2, 3]})
+    for data in (table, Polars(table)):
+        assert written(data, tmp_path).schema.types == [pa.string(), pa.int64()]
+    assert written(table, tmp_path).to_pydict()["kind"] == ["x", None, "x"]
+
+
+def test_what_is_no_table_is_refused(tmp_path: Path) -> None:
+    class Column:
+        """A stand-in for a Series of Polars, which has Arrow's interface, too."""
+
+        def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
+            return pa.chunked_array([[1, 2]]).__arrow_c_stream__(requested_schema)
+
+    for data in (Column(), pd.Series([1, 2])):
+        with pytest.raises(DataUnfit, match="is no table") as caught:
+            write_frame(data, tmp_path / "rows.parquet")
+        assert "to_frame" in caught.value.remedy
