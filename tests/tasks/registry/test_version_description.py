@@ -12,7 +12,7 @@ from bloomery.tasks.registry import version_description
 
 
 def test_a_version_is_compared_with_the_previous_champion(release: Release) -> None:
-    former: Any = SimpleNamespace(version="2", tags={"size_bytes": "4", "p50_ms": "2.5"})
+    former: Any = SimpleNamespace(version="2", tags={"bento": "digits:abc", "size_bytes": "4", "p50_ms": "2.5"})
     degradation = Interval(value=-0.002, low=-0.005, high=0.001)
     assert version_description._compare_with_champion(release.bento, former, degradation) == (
         "Against version 2, the champion when this one was registered: −75% size, 2.5x as fast (each measured in its "
