@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
-from bloomery.deployments.endpoint.http.asgi_types import Receive, Scope, Send
+from bloomery.deployments.endpoint.http.asgi_types import Headers, Receive, Scope, Send
 from bloomery.deployments.endpoint.http.errors import HTTPError
 from bloomery.deployments.endpoint.http.responses import error_response, write_response
 
 MAX_HEAD_BYTES = 65_536
+MAX_URL_BYTES = 65_535  # that httptools can parse
 _HOST = re.compile(rb"(\[[0-9A-Fa-f:.v]+\]|[\w.~!$&'()*+,;=%-]*)(:\d*)?", re.ASCII)  # RFC 3986: host [":" port]
 
 
@@ -41,6 +42,17 @@ def count_head_bytes(scope: Mapping[str, Any]) -> int:
     """Returns the number of bytes of a parsed head, without optional white space."""
     request_line = len(scope["method"]) + len(scope["raw_path"]) + len(scope["query_string"]) + len("  HTTP/1.1\r\n")
     return request_line + sum(len(name) + len(value) + len(": \r\n") for name, value in scope["headers"])
+
+
+def without_upgrade(method: bytes, url: bytes, http_version: str, headers: Headers) -> bytes:
+    """Returns the head of a request that asks for no other protocol."""
+    lines = [b"%b %b HTTP/%b" % (method, url, http_version.encode())]
+    for name, value in headers:
+        if name == b"connection":
+            value = b", ".join(token for token in re.split(rb"[\s,]+", value) if token.lower() != b"upgrade")
+        if name != b"upgrade" and (name != b"connection" or value):
+            lines.append(b"%b: %b" % (name, value))
+    return b"\r\n".join([*lines, b"", b""])
 
 
 class Rejection:

@@ -14,21 +14,25 @@ the limits, `test_uvicorn_protocol.py` that both paths give the same responses.
 from __future__ import annotations
 
 import asyncio
+import sys
 from asyncio import TimerHandle
 from functools import partial
 from http import HTTPStatus
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
+import httptools
 import orjson
 from uvicorn.config import HTTP_PROTOCOLS
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from bloomery.deployments.endpoint.asgi.request_head import (
     MAX_HEAD_BYTES,
+    MAX_URL_BYTES,
     Rejection,
     count_head_bytes,
     find_host_problem,
     head_too_large,
+    without_upgrade,
 )
 from bloomery.deployments.endpoint.http.asgi_types import Headers
 from bloomery.deployments.endpoint.http.errors import HTTPError
@@ -55,6 +59,9 @@ class EndpointProtocol(HttpToolsProtocol):
         self._is_in_head = False
         self._head_bytes = 0
         self._is_parsing = self._is_message_complete = False
+        self._data = b""  # that is parsed now
+        self.url = b""
+        self._asks_for_upgrade = False
         self._may_be_too_large = False  # the head that is parsed now
         self._held_cycle: RequestResponseCycle | None = None  # held until the body has come with the head or has not
 
@@ -69,10 +76,10 @@ class EndpointProtocol(HttpToolsProtocol):
                 timer.cancel()
 
     def data_received(self, data: bytes) -> None:
-        self._is_parsing, self._is_message_complete = True, False
+        self._is_parsing, self._is_message_complete, self._data = True, False, data
         self._may_be_too_large = self._head_bytes + len(data) > MAX_HEAD_BYTES
         super().data_received(data)
-        self._is_parsing = False
+        self._is_parsing, self._data = False, b""
         if self._held_cycle is not None:
             cycle, self._held_cycle = self._held_cycle, None
             super()._start_asgi_task(cycle, self.app)
@@ -94,10 +101,15 @@ class EndpointProtocol(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
+        self._asks_for_upgrade = self.parser.should_upgrade() and any(name == b"upgrade" for name, _ in self.headers)
+        if self._asks_for_upgrade:
+            return
         self._is_in_head = False
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
+        if self._asks_for_upgrade:
+            return
         super().on_message_complete()
         self._is_message_complete = True
         cycle, self._held_cycle = self._held_cycle, None
@@ -149,6 +161,36 @@ class EndpointProtocol(HttpToolsProtocol):
         if not cycle.keep_alive:
             self.transport.close()
         self.on_response_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answers what is no request, or one whose address is too long for the parser, as every other error."""
+        if len(self.url) > MAX_URL_BYTES:
+            self._end(head_too_large())
+        else:
+            self._end(HTTPError(HTTPStatus.BAD_REQUEST, "the request is not valid HTTP/1.1"))
+
+    def _should_upgrade(self) -> bool:
+        # The endpoint has no WebSockets. Their protocol would take over the connection, without limits and timers.
+        return False
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Serves a request that asks for another protocol in this one, as HTTP/1.1 allows.
+
+        Java's client asks for HTTP/2 in its first request. The parser stops behind the head of such a request and takes
+        the body for the other protocol, so another parser reads the request without the question.
+        """
+        if not self._asks_for_upgrade:
+            return
+        self._asks_for_upgrade = False
+        (rest_offset,) = cast("httptools.HttpParserUpgrade", sys.exception()).args
+        version = self.parser.get_http_version()
+        head = without_upgrade(self.parser.get_method(), self.url, version, self.headers)
+        rest, self._data = self._data[rest_offset:], head
+        self.parser = httptools.HttpRequestParser(self)
+        super().data_received(head)
+        if rest and not self.transport.is_closing():
+            self._data = rest
+            super().data_received(rest)
 
     def pause_writing(self) -> None:
         super().pause_writing()
