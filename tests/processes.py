@@ -26,6 +26,14 @@ def processes_of(home: Path) -> list[psutil.Process]:
     return processes
 
 
+def command_of(process: psutil.Process) -> str:
+    """Returns the command line of a process, and "" once it has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
 def wait_for(
     condition: Callable[[], Any], *, timeout_s: float = 120, step_s: float = 0.05, what: str = "a condition"
 ) -> Any:

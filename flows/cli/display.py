@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -49,7 +49,7 @@ def engine_output_to_log(log: Path) -> Iterator[tuple[Console, Console]]:
         with log.open("ab") as stream:
             os.dup2(stream.fileno(), 1)
             os.dup2(stream.fileno(), 2)
-        with open(real_out, "w", closefd=False) as out, open(real_err, "w", closefd=False) as err:
+        with _open_stream(real_out, sys.stdout) as out, _open_stream(real_err, sys.stderr) as err:
             yield LineConsole(file=out), LineConsole(file=err, stderr=True)
     finally:
         sys.stdout.flush()
@@ -60,6 +60,11 @@ def engine_output_to_log(log: Path) -> Iterator[tuple[Console, Console]]:
         os.close(real_err)
 
 
+def _open_stream(descriptor: int, stream: TextIO) -> TextIO:
+    """Opens the descriptor in the encoding of `stream`. A letter that it lacks is written as `?`."""
+    return open(descriptor, "w", closefd=False, encoding=stream.encoding, errors="replace")
+
+
 class LineConsole(Console):
     """A console that never wraps a line of text, so that commands and paths in it can be copied.
 
@@ -68,6 +73,13 @@ class LineConsole(Console):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(emoji=False, **options)
+
+    def on_broken_pipe(self) -> None:
+        """Writes no more. A reader that has ended, such as `head`, must not end a run."""
+        self.quiet = True
+        null_device = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null_device, self.file.fileno())
+        os.close(null_device)
 
     def print(self, *objects: Any, soft_wrap: bool | None = None, **options: Any) -> None:
         is_text = all(isinstance(item, str | Text) for item in objects)

@@ -27,6 +27,7 @@ from bloomery.flows.cli.commands.reproduce import reproduce
 from bloomery.flows.cli.commands.serve import container, serve
 from bloomery.flows.cli.commands.up import down, status, up
 from bloomery.flows.cli.exit_codes import command_session, reporting_errors
+from bloomery.flows.cli.process_start import prepare_process
 from bloomery.flows.cli.stop_signals import raise_on_signals, stop_document
 
 if TYPE_CHECKING:
@@ -178,6 +179,8 @@ def main() -> None:
     """
     raise_on_signals()
     try:
+        with reporting_errors("--json" in sys.argv):
+            prepare_process()
         app()
         code: object = 0
     except SystemExit as end:

@@ -13,6 +13,9 @@ from bloomery.tasks.infrastructure.device import instruction_set
 from bloomery.tasks.infrastructure.python_processes import safe_path_variables
 from bloomery.tasks.infrastructure.service_status import read_service_status
 
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy")
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
 
 def state_folder(environment: Mapping[str, str] = os.environ) -> Path:
     """Returns the absolute path of the state folder: `BLOOMERY_HOME`, or `.bloomery` in the working directory."""
@@ -59,3 +62,15 @@ def apply_engine_environment() -> None:
     for name, value in (variables | instruction_set()).items():
         os.environ.setdefault(name, value)
     os.environ.update(safe_path_variables(os.environ))
+    os.environ.update(direct_loopback_variables(os.environ))
+
+
+def direct_loopback_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """Returns the variables with which clients reach servers on this machine directly, if the user has set a proxy."""
+    if not any(environment.get(variant) for name in _PROXIES for variant in (name, name.upper())):
+        return {}
+    # Clients read the one or the other. An empty one counts as none.
+    hosts = (environment.get("no_proxy") or environment.get("NO_PROXY") or "").split(",")
+    names = [host.strip() for host in hosts if host.strip()]
+    value = ",".join(names if "*" in names else dict.fromkeys([*names, *_LOOPBACK]))
+    return {"no_proxy": value, "NO_PROXY": value}

@@ -14,6 +14,13 @@ _PREFECT_TEXT = "Failed to reach API at "  # of a RuntimeError that Prefect's cl
 def unreachable_server_error(failure: BaseException, settings: Settings) -> EngineMissing | None:
     """Returns the error to report if the failure, or one of its causes, is that a server could not be reached."""
     for cause in _causes(failure):
+        if _is_from_other_server(cause):
+            return EngineMissing(
+                f"MLFLOW_TRACKING_URI is {settings.tracking_uri!r}, which MLflow cannot use: {str(cause)[:300]}",
+                required="the address of an MLflow server or database, such as http://HOST:5000",
+                where="the environment",
+                remedy="correct the variable, or unset it to use the database in the state folder",
+            )
         address = _unreachable_address(cause)
         if address is None:
             continue
@@ -36,6 +43,16 @@ def _causes(failure: BaseException) -> Iterator[BaseException]:
         # Engines raise errors of their own without `from`; elsewhere, a context need not be a cause.
         is_from_engine = type(cause).__module__.partition(".")[0] in ("mlflow", "prefect")
         cause = cause.__cause__ or (cause.__context__ if is_from_engine else None)
+
+
+def _is_from_other_server(failure: BaseException) -> bool:
+    """Whether MLflow knows no such kind of address, or another program responds there."""
+    if type(failure).__module__.partition(".")[0] != "mlflow":
+        return False
+    is_other_kind = type(failure).__name__.startswith("Unsupported") and type(failure).__name__.endswith("URIException")
+    text = str(failure)
+    is_other_page = text.startswith("API request to endpoint") and "failed with error code 404" in text
+    return is_other_kind or (is_other_page and "RESOURCE_DOES_NOT_EXIST" not in text)
 
 
 def _unreachable_address(failure: BaseException) -> str | None:

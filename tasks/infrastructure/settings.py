@@ -104,8 +104,16 @@ def require_state_folder(*, with_room: bool = True) -> Settings:
 
     Raises:
         StateUnwritable: the state folder cannot be created or written.
+        SettingInvalid: no database can have its path.
     """
     process_settings = settings()
+    if "?" in str(process_settings.home):
+        raise SettingInvalid(
+            "the path of the state folder has a question mark, which ends the path in an address of a database",
+            required="a path without question marks",
+            where=str(process_settings.home),
+            remedy="set BLOOMERY_HOME to another folder",
+        )
     require_writable(process_settings.home, with_room=with_room)
     remember_folder(process_settings.home)
     return process_settings

@@ -14,7 +14,7 @@ import pytest
 
 from bloomery.tasks.infrastructure.python_processes import code_command
 from tests.conftest import QUICK
-from tests.processes import processes_of, wait_for
+from tests.processes import command_of, processes_of, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.nightly]
 
@@ -42,7 +42,7 @@ def busy_processors() -> Iterator[None]:
 def find_server(home: Path) -> psutil.Process | None:
     """Returns the Prefect server of the run, without its tether."""
     for process in processes_of(home):
-        command = " ".join(process.cmdline())
+        command = command_of(process)
         if "uvicorn_process" in command and "tethered_process" not in command:
             return process
     return None

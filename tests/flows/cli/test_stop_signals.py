@@ -16,7 +16,7 @@ import pytest
 
 from bloomery.tasks.infrastructure.python_processes import code_command, module_command
 from tests.conftest import QUICK
-from tests.processes import processes_of, wait_for
+from tests.processes import command_of, processes_of, wait_for
 
 Environment = Callable[..., dict[str, str]]
 # A run whose only work is a tethered server.
@@ -120,7 +120,7 @@ def test_a_run_that_is_stopped_in_a_stage_leaves_nothing_and_continues(
     command = module_command("bloomery.flows.cli", "run", str(QUICK))
     run = start(home, command, clean_environment(home))
     if stage == "promote":  # whose bento is served by then
-        wait_for(lambda: any("serve_process.py" in " ".join(process.cmdline()) for process in processes_of(home)))
+        wait_for(lambda: any("serve_process.py" in command_of(process) for process in processes_of(home)))
     else:
         wait_for(lambda: list((home / "stages" / ".tmp").glob(f"{stage}-*")), step_s=0.001)
     os.killpg(run.pid, number)

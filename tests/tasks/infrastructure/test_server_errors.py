@@ -9,6 +9,7 @@ import httpx
 import pytest
 import requests
 from mlflow.exceptions import MlflowException
+from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
 
 from bloomery.tasks.infrastructure.server_errors import unreachable_server_error
 from bloomery.tasks.infrastructure.settings import Settings, settings
@@ -81,3 +82,20 @@ def test_other_failures_are_reported_unchanged(tmp_path: Path) -> None:
 
     for failure in (ValueError("x"), RuntimeError("y"), httpx.InvalidURL("z"), raised(fall_back)):
         assert unreachable_server_error(failure, configured(tmp_path)) is None
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        UnsupportedModelRegistryStoreURIException("nonsense://", ["sqlite", "http"]),
+        MlflowException(
+            "API request to endpoint /api/2.0/mlflow/experiments/get-by-name failed with error code 404 != 200"
+        ),
+    ],
+)
+def test_an_address_without_mlflow_is_named(tmp_path: Path, failure: MlflowException) -> None:
+    error = unreachable_server_error(failure, configured(tmp_path, tracking="nonsense://"))
+    assert error is not None
+    assert "MLFLOW_TRACKING_URI is 'nonsense://'" in error.found
+    assert "unset it" in error.remedy
+    assert unreachable_server_error(MlflowException("No such run"), configured(tmp_path)) is None
