@@ -209,7 +209,7 @@ class RegistryModel:
             audio_samples=limits.audio_samples * len(values),
         )
         parsed = parse_media_rows(self.version, b"", json.dumps({"rows": values}).encode(), limits)
-        return self.version.row_check.to_columns(parsed).batch
+        return parsed if isinstance(parsed, pa.RecordBatch) else self.version.row_check.to_columns(parsed).batch
 
     def _has_files(self, rows: Any) -> bool:
         media = self.version.media

@@ -186,7 +186,9 @@ class Application:
             return await self._decode_rows(version, request, body, max_rows)
         return _parse_rows(version, request.media_type, body, max_rows)
 
-    async def _decode_rows(self, version: LoadedVersion, request: _Request, body: bytes, max_rows: int) -> list[Row]:
+    async def _decode_rows(
+        self, version: LoadedVersion, request: _Request, body: bytes, max_rows: int
+    ) -> list[Row] | pa.RecordBatch:
         """Validated rows of a request with files. A thread decodes them, so that other requests need not wait."""
         content_type = request.headers[b"content-type"] if request.media_type == MULTIPART else b""
         parse = partial(parse_media_rows, version, content_type, body, self._limits._replace(rows=max_rows))

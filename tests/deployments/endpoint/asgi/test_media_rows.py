@@ -12,11 +12,13 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 from scipy.io import wavfile
 
 from bloomery.data_contracts.odcs.contract import Contract
+from bloomery.deployments.endpoint.asgi import media_rows
 from bloomery.deployments.endpoint.asgi.application import Application
 from bloomery.deployments.endpoint.http.limits import Limits
 from bloomery.deployments.endpoint.http.responses import Response
@@ -132,6 +134,37 @@ def test_a_recording_gets_the_prediction_of_its_samples_at_the_model_s_rate(reco
         for recording in ((slow, 8000), (fast, 16000))
     )
     assert converted["label"] == expected["label"]
+
+
+def test_many_values_are_checked_as_arrays_with_the_same_result(
+    images: Application, recordings: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = np.random.default_rng(0).integers(-9999, 9999, 500, np.int16)
+    file, wave = ("picture", ("a.png", encode())), ("wave", ("a.wav", wav(samples)))
+    requests: list[tuple[Application, dict[str, Any]]] = [
+        (images, {"files": [file, file]}),
+        (images, {"json": {"rows": [{"picture": in_base64(encode())}, {"picture": values_of(PIXELS)}]}}),
+        (images, {"files": [file, ("rows", (None, b'[{"age": 3}]'))]}),
+        (images, {"files": [file, ("rows", (None, b"[5]"))]}),
+        (images, {"json": {"rows": [{"picture": in_base64(encode())}, {}, {"picture": [1, "x"]}, 7]}}),
+        (recordings, {"files": [wave, wave]}),
+        (recordings, {"json": {"rows": [{"wave": in_base64(wav(samples))}]}}),
+    ]
+    expected = [ask(application, **request) for application, request in requests]
+    assert [response.status_code for response in expected] == [200, 200, 422, 422, 422, 200, 200]
+    results: list[Any] = []
+    check = media_rows._check_by_arrow
+
+    def record(*arguments: Any) -> Any:
+        results.append(check(*arguments))
+        return results[-1]
+
+    monkeypatch.setattr(media_rows, "_check_by_arrow", record)
+    monkeypatch.setattr(media_rows, "MAX_PYTHON_VALUES", 0)
+    for (application, request), before in zip(requests, expected, strict=True):
+        response = ask(application, **request)
+        assert (response.status_code, response.json()) == (before.status_code, before.json())
+    assert sum(isinstance(result, pa.RecordBatch) for result in results) >= 3
 
 
 @pytest.mark.parametrize(
