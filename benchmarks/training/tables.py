@@ -5,9 +5,9 @@
 
 For each table it writes a CSV file, runs `bloomery init` and `bloomery run`, and fits histogram gradient boosting, a
 random forest and a linear model (logistic or ridge regression), all with default settings, to the same rows that the
-run had for training and validation. All four are compared on the same test rows. `--quick` runs the stages up to
-`choose` in one process, without packaging and promotion, which change no prediction. Finished tables are kept in
-FOLDER, so that a benchmark can be run table by table; `--report` prints the results so far.
+run had for training and validation. All four are compared on the same test rows, by the score that was drafted.
+`--quick` runs the stages up to `choose` in one process, without packaging and promotion, which change no prediction.
+Finished tables are kept in FOLDER, so that a benchmark can be run table by table; `--report` prints the results so far.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from scipy.stats import rankdata
 from table_sources import TABLES, Table, read_table
 
 OURS = "bloomery"
+_METRICS = {"macro_f1": "macro-F1"}  # of drafts for skewed classes; all others are ranked by accuracy or R²
 _MAX_DISTANCE = 0.02  # from the best, as a share of its score
 
 
@@ -41,6 +42,7 @@ class Comparison(NamedTuple):
     seconds: float
     scores: Mapping[str, Mapping[str, float]]
     kind: str  # the network that was drafted
+    drafted_score: str = ""  # empty: the default one
 
 
 def compare_table(table: Table, packages: Path | None, folder: Path, *, quick: bool) -> Comparison:
@@ -52,7 +54,7 @@ def compare_table(table: Table, packages: Path | None, folder: Path, *, quick: b
     start = time.perf_counter()
     run_draft(table, csv, folder, quick=quick)
     seconds = time.perf_counter() - start
-    predictions, train_keys, dataset, kind = read_results(folder / "home")
+    predictions, train_keys, dataset, kind, drafted_score = read_results(folder / "home")
     key = dataset["key"]
     keys_of_rows = rows[key] if key in rows else pd.Series(range(len(rows)))
     positions = dict(zip(keys_of_rows.astype(str), range(len(rows)), strict=True))
@@ -63,7 +65,7 @@ def compare_table(table: Table, packages: Path | None, folder: Path, *, quick: b
     for name, model in baselines(train.drop(columns=drop), is_regression=table.is_regression).items():
         model.fit(train.drop(columns=drop), train[table.label])
         scores[name] = score(table, test[table.label], model.predict(test.drop(columns=drop)))
-    return Comparison(table.name, len(train), len(test), seconds, scores, kind)
+    return Comparison(table.name, len(train), len(test), seconds, scores, kind, drafted_score)
 
 
 def run_draft(table: Table, csv: Path, folder: Path, *, quick: bool) -> None:
@@ -100,8 +102,8 @@ def run_stages(recipe_path: str) -> None:
     PLAIN_STAGES.choose(candidates, recipe.budget)
 
 
-def read_results(home: Path) -> tuple[pd.DataFrame, list[Any], dict[str, Any], str]:
-    """The predictions of the chosen candidate, the keys of training and validation, the data set, and the network."""
+def read_results(home: Path) -> tuple[pd.DataFrame, list[Any], dict[str, Any], str, str]:
+    """The predictions of the chosen candidate, the keys of training and validation, the data set, network and score."""
     path = max(home.glob("stages/choose/*/record.json"), key=lambda record: record.stat().st_mtime)
     choice = json.loads(path.read_text())["record"]
     trained = choice["candidates"]["trained"]
@@ -110,7 +112,7 @@ def read_results(home: Path) -> tuple[pd.DataFrame, list[Any], dict[str, Any], s
     splits = [pq.read_table(home / dataset[name]["uri"], columns=[dataset["key"]]) for name in ("train", "val")]
     keys = [value for split in splits for value in split[dataset["key"]].to_pylist()]
     kind = json.loads((home / trained["network_uri"]).read_text())["config"]["kind"]
-    return predictions, keys, dataset, kind
+    return predictions, keys, dataset, kind, (trained["stated_score"] or {}).get("name", "")
 
 
 def baselines(train: pd.DataFrame, *, is_regression: bool) -> dict[str, Any]:
@@ -146,7 +148,7 @@ def baselines(train: pd.DataFrame, *, is_regression: bool) -> dict[str, Any]:
 
 
 def score(table: Table, truth: pd.Series, prediction: Any) -> dict[str, float]:
-    """The metric by which models are ranked first."""
+    """Two metrics of the test rows."""
     from sklearn.metrics import accuracy_score, f1_score, r2_score, root_mean_squared_error
 
     if table.is_regression:
@@ -162,7 +164,7 @@ def print_report(comparisons: list[Comparison]) -> None:
     print(f"| table | rows: training, test | score | {' | '.join(names)} | rank | behind the best | seconds |")
     print(f"| --- | --- | --- |{' ---: |' * (len(names) + 3)}")
     for comparison in comparisons:
-        metric = next(iter(comparison.scores[OURS]))
+        metric = _METRICS.get(comparison.drafted_score) or next(iter(comparison.scores[OURS]))
         values = [scores[metric] for scores in comparison.scores.values()]
         ranks.append(list(rankdata([-value for value in values])))  # 1 is the highest; equal values share a rank
         distance = 1 - values[0] / max(values)

@@ -22,9 +22,9 @@ from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.inference.runtime import INPUT, OUTPUT
 from bloomery.models.tree_ensembles.boosting import ABSENT_LOGIT, LabelledRows
 
-_MAX_VALUES = 2_000_000  # columns x outputs x rows that are fitted: seconds; of more rows, an even sample
+_MAX_VALUES = 1_000_000  # columns x outputs x rows that are fitted: seconds; of more rows, an even sample
 _MIN_ROWS = 500
-_MAX_CHOICE_VALUES = 2 * _MAX_VALUES  # with more, which even few rows may have, the strength is not cross-validated
+_MAX_CHOICE_VALUES = 4 * _MAX_VALUES  # with more, which even few rows may have, the strength is not cross-validated
 _NUM_FOLDS = 5
 _PENALTIES = np.logspace(-1, 4, 16)  # of ridge regression, in squared standard units
 _STRENGTHS = np.logspace(1, -4, 11)  # inverse penalties of logistic regression
