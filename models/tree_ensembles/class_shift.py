@@ -40,7 +40,7 @@ def choose_class_shift(outputs_NK: np.ndarray, y: np.ndarray, counts_K: np.ndarr
         [_scores((outputs_NK + share * direction_K).argmax(axis=1), y, draws_DN, score) for share in _SHARES]
     )
     is_best = scores >= scores.max(axis=0) - 1e-12
-    best_D = (is_best * _SHARES[:, None]).sum(axis=0) / is_best.sum(axis=0)  # of equally good shares, their mean
+    best_D = _SHARES[is_best.argmax(axis=0)]  # of equally good shares, the smallest
     shift_K = best_D.mean() * direction_K
     return np.asarray(shift_K - shift_K.max())
 

@@ -44,6 +44,12 @@ def test_equal_frequencies_need_no_shift() -> None:
     assert choose_class_shift(outputs, y, np.bincount(y), "macro_f1") == pytest.approx(0)
 
 
+def test_decisions_that_are_right_already_are_not_shifted() -> None:
+    y = (np.arange(300) % 20 == 0).astype(np.int64)
+    outputs = np.where(np.arange(2) == y[:, None], 3.0, 0.0)
+    assert choose_class_shift(outputs, y, np.bincount(y), "macro_f1") == pytest.approx(0)
+
+
 def test_a_class_without_training_rows_is_not_preferred() -> None:
     outputs, y = skewed_rows(600)
     three = np.concatenate([outputs, np.full((600, 1), -20.0)], axis=1)
