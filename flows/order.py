@@ -44,6 +44,11 @@ class Stages:
     promote: Callable[[Bento, Gates, PromotionTerms], Release]
 
 
+def update_choice(release: Release, choice: Choice) -> Release:
+    """Returns the release with this run's verdicts: an earlier run may have stored it, for another budget."""
+    return release.model_copy(update={"bento": release.bento.model_copy(update={"choice": choice})})
+
+
 def run_stages(stages: Stages, recipe: Recipe, source: LocatedSource, weights: InitialWeights | None) -> Release:
     rows = stages.ingest(source)
     valid_rows = stages.validate(rows, recipe.contract)
@@ -52,4 +57,5 @@ def run_stages(stages: Stages, recipe: Recipe, source: LocatedSource, weights: I
     candidates = stages.compress(trained, recipe.compression)
     choice = stages.choose(candidates, recipe.budget)
     bento = stages.package(choice, recipe.name, recipe.document)
-    return stages.promote(bento, recipe.gates, recipe.promotion_terms)
+    release = stages.promote(bento, recipe.gates, recipe.promotion_terms)
+    return update_choice(release, choice)

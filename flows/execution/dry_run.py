@@ -69,6 +69,4 @@ def dry_run(recipe: Recipe) -> DryRun:
     except _NotStored:
         missing = (PlannedStage(stage.name, None) for stage in STAGES[len(planned) :])
         return DryRun([*planned, *missing], source, None)
-    # An earlier run may have stored the bento and the release, and chosen the same file among other candidates.
-    bento = records["package"].model_copy(update={"choice": records["choose"]})
-    return DryRun(planned, source, release.model_copy(update={"bento": bento}))
+    return DryRun(planned, source, release)

@@ -273,12 +273,15 @@ def _resolve_period(recipe: RecipeFile, period: str | None, path: Path) -> str |
 
 
 def _with_score(training: Training, file: RecipeFile) -> Training:
-    """Returns the training with the recipe's score; other scores than the default also select the best epoch."""
-    if file.score is None:
+    """Returns the training with the recipe's score, which also selects the best epoch.
+
+    The default score changes nothing: a recipe that states it trains the same network as one that does not. The loss
+    selects the epoch then, since it tells equally accurate epochs apart.
+    """
+    if file.score is None or file.score == default_score(file.features.task):
         return training
     values: dict[str, Any] = {"score": file.score}
-    is_default = file.score == default_score(file.features.task)  # the loss tells equally accurate epochs apart
-    is_trained = not is_default and file.model.kind not in ("imported", "boosted_trees") and training.privacy is None
+    is_trained = file.model.kind not in ("imported", "boosted_trees") and training.privacy is None
     if is_trained and "best_by" not in training.model_fields_set:
         values["best_by"] = "score"
     return training.model_copy(update=values)

@@ -33,7 +33,8 @@ _ATTENTION_TARGETS = {
     **dict.fromkeys(("cnn", "lenet", "resnet"), "image positions"),
     **dict.fromkeys(("transformer", "gpt", "ft_transformer"), "steps or columns"),
 }
-NOT_COMPRESSIBLE = ("boosted_trees", "tabular_ensemble")  # trees have no weights, channels or layers
+NOT_COMPRESSIBLE = ("boosted_trees", "tabular_ensemble")  # files with trees: they only lose some of their trees
+_TREE_RATIOS = (0.25, 0.5, 0.75, 0.9)  # of trees that the default candidates lose
 PRUNABLE = ("cnn", "lenet", "resnet", "mlp", "ft_transformer", "rnn", "transformer", "gpt")
 
 
@@ -79,6 +80,9 @@ class Pruning(Document):
 
 def find_pruning_obstacle(model: Model, pruning: Pruning) -> str | None:
     """The reason why a network of this config cannot be pruned like this, or None if it can."""
+    if model.kind in NOT_COMPRESSIBLE:
+        has_options = pruning.model_dump(exclude_defaults=True).keys() != {"ratio"}
+        return f"{model.kind} loses trees by a `ratio`, without further options" if has_options else None
     if model.kind not in PRUNABLE:
         return f"a network of kind {model.kind} cannot be pruned"
     transformer_only = [structure for structure in pruning.structures if structure != "units"]
@@ -237,7 +241,6 @@ class CandidateSpec(Document):
     weight_only: Annotated[
         WeightType | None, Field(description="type in which weights are stored; arithmetic stays in float")
     ] = None
-
     storage: Annotated[
         Literal["entropy_coded", "zstd"] | None,
         Field(description="file format that ships; entropy_coded: smallest, decompressed when the bento starts"),
@@ -292,19 +295,15 @@ class CandidateSpec(Document):
 
 def find_compression_obstacle(kind: str, spec: CandidateSpec) -> str | None:
     """The reason why a trained network of this kind cannot become this candidate, or None if it can."""
-    if kind not in NOT_COMPRESSIBLE or spec.student is not None or (spec.is_float and not spec.changes_network):
+    if kind not in NOT_COMPRESSIBLE or spec.student is not None:
         return None
-    steps = ("prune", "factorize", "sparsify", "num_clusters", "quantize", "weight_only")
-    step = next(name for name in steps if getattr(spec, name) is not None)
-    return f"{kind} consists of trees, which have no weights for `{step}`"
+    steps = ("factorize", "sparsify", "num_clusters", "quantize", "weight_only")
+    step = next((name for name in steps if getattr(spec, name) is not None), None)
+    return None if step is None else f"{kind} consists of trees, which have no weights for `{step}`"
 
 
 def default_candidates(
-    kind: str,
-    mode: QuantizationMode | None = None,
-    *,
-    weight_only: bool = False,
-    amx: bool = False,
+    kind: str, mode: QuantizationMode | None = None, *, weight_only: bool = False, amx: bool = False
 ) -> tuple[CandidateSpec, ...]:
     """The candidates for a network of `kind` if the recipe names none.
 
@@ -314,7 +313,8 @@ def default_candidates(
         amx: the processor has AMX (cpu_features.py).
     """
     if kind in NOT_COMPRESSIBLE:
-        return (CandidateSpec(name="fp32"),)
+        named = {f"pruned-{round(100 * ratio)}": Pruning(ratio=ratio) for ratio in _TREE_RATIOS}
+        return (CandidateSpec(name="fp32"), *(CandidateSpec(name=name, prune=named[name]) for name in named))
     # Recurrent cells and attention have no 8-bit kernels for static ranges.
     mode = mode or ("static" if kind in ("cnn", "lenet", "resnet", "mlp") else "dynamic")
     quantized = {"quantize": mode, "amx": amx and mode == "static"}

@@ -17,7 +17,8 @@ from bloomery.models.evaluation.scores import compute_score, rank_targets, row_l
 
 _NUM_DRAWS = 1_000
 _NUM_RANK_DRAWS, _DRAWS_AT_ONCE = 200, 50
-_MAX_RANKED_ROWS = 2_500  # with a class, and as many without it
+_MAX_RANKED_ROWS, _MIN_RANKED_ROWS = 5_000, 50  # of all classes together, and of each class
+_MAX_DRAWN_COUNTS = 4_000_000  # at once: 32 MB
 _LEVELS = (0.025, 0.975)
 _PSEUDO_ROWS = 0.5  # in each direction of a disagreement
 _TINY = np.finfo(np.float64).tiny
@@ -128,9 +129,19 @@ def _draw_class_scores(score: Score, truth_N: np.ndarray, before_N: np.ndarray, 
     kinds_M3 = np.concatenate([kinds_M3, *pseudo])
     weights_M = np.concatenate([counts_M, np.full(2 * len(classes), _PSEUDO_ROWS)])
     random = np.random.default_rng(0)
-    draws_DM = random.multinomial(len(truth_N), weights_M / weights_M.sum(), _NUM_DRAWS).astype(np.float64)
-    scores = np.zeros((2, _NUM_DRAWS))
-    num_drawn = np.zeros(_NUM_DRAWS)
+    draws_at_once = max(_MAX_DRAWN_COUNTS // len(weights_M), 1)
+    parts = []
+    for start in range(0, _NUM_DRAWS, draws_at_once):
+        num_draws = min(draws_at_once, _NUM_DRAWS - start)
+        draws_DM = random.multinomial(len(truth_N), weights_M / weights_M.sum(), num_draws).astype(np.float64)
+        parts.append(_score_counts(score, classes, kinds_M3, draws_DM))
+    return np.concatenate(parts, axis=1)
+
+
+def _score_counts(score: Score, classes: np.ndarray, kinds_M3: np.ndarray, draws_DM: np.ndarray) -> np.ndarray:
+    """The scores (2, D) of two predictions where each kind of rows was drawn so often."""
+    scores = np.zeros((2, len(draws_DM)))
+    num_drawn = np.zeros(len(draws_DM))
     for name in classes:
         is_true_M = kinds_M3[:, 0] == name
         true_D = draws_DM[:, is_true_M].sum(axis=1)
@@ -148,34 +159,43 @@ def _draw_class_scores(score: Score, truth_N: np.ndarray, before_N: np.ndarray, 
 def _draw_rank_scores(score: Score, truth_N: np.ndarray, before_NK: np.ndarray, after_NK: np.ndarray) -> np.ndarray:
     """Bootstrapped scores (2, D) of two rankings, each the mean over the targets of `rank_targets`.
 
-    Of many rows with or without a class an even sample is drawn from, in which each row stands for several.
+    All targets share the rows of a draw: a row that is hard for one class is hard for others, so the errors of their
+    scores add up. Of classes with many rows an even sample is drawn from, in which each row stands for several.
     """
     targets = rank_targets(truth_N, before_NK.shape[1])
+    rows_N, scales_N = _sample_by_class(truth_N)
+    truth_N, before_NK, after_NK = truth_N[rows_N], before_NK[rows_N], after_NK[rows_N]
+    # For each target, a row of its class that only the first model ranks first, and one that only the second does.
+    orders = [
+        [
+            _RankOrder(np.append(truth_N == target, [True, True]), np.append(values_NK[:, target], extremes))
+            for values_NK, extremes in ((before_NK, [2.0, -1.0]), (after_NK, [-1.0, 2.0]))
+        ]
+        for target in targets
+    ]
     scores = np.zeros((2, _NUM_RANK_DRAWS))
-    for target in targets:
-        rows_N, scales_N = _sample_by_class(truth_N == target)
-        # A row of the class that only the first model ranks first, and one that only the second does.
-        is_positive_N = np.append(truth_N[rows_N] == target, [True, True])
+    random = np.random.default_rng(0)
+    for start in range(0, _NUM_RANK_DRAWS, _DRAWS_AT_ONCE):
         # How often each of the rows that a row stands for is drawn adds up: a Poisson number, too, not a multiple.
-        rates_N = np.append(scales_N, [_PSEUDO_ROWS, _PSEUDO_ROWS])
-        sides = [np.append(before_NK[rows_N, target], [2.0, -1.0]), np.append(after_NK[rows_N, target], [-1.0, 2.0])]
-        random = np.random.default_rng(0)
-        orders = [_RankOrder(is_positive_N, values_N) for values_N in sides]
-        for start in range(0, _NUM_RANK_DRAWS, _DRAWS_AT_ONCE):
-            draws_DN = random.poisson(rates_N, (_DRAWS_AT_ONCE, len(rates_N)))
-            for side, order in enumerate(orders):
-                scores[side, start : start + _DRAWS_AT_ONCE] += order.scores(score, draws_DN)
+        draws_DN = random.poisson(scales_N, (_DRAWS_AT_ONCE, len(scales_N)))
+        for sides in orders:
+            extremes_D2 = random.poisson(_PSEUDO_ROWS, (_DRAWS_AT_ONCE, 2))
+            weights = np.concatenate([draws_DN, extremes_D2], axis=1)
+            for side, order in enumerate(sides):
+                scores[side, start : start + _DRAWS_AT_ONCE] += order.scores(score, weights)
     return scores / len(targets)
 
 
-def _sample_by_class(is_positive_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of at most about `_MAX_RANKED_ROWS` rows with and without the class, and how many each stands for."""
+def _sample_by_class(truth_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of at most about `_MAX_RANKED_ROWS` rows, evenly among the classes, and how many each stands for."""
+    classes = np.unique(truth_N)
+    num_rows = max(_MAX_RANKED_ROWS // len(classes), _MIN_RANKED_ROWS)
     positions, scales = [], []
-    for mask_N in (is_positive_N, ~is_positive_N):
-        rows = np.flatnonzero(mask_N)
-        step = max(len(rows) // _MAX_RANKED_ROWS, 1)
+    for name in classes:
+        rows = np.flatnonzero(truth_N == name)
+        step = max(len(rows) // num_rows, 1)
         positions.append(rows[::step])
-        scales.append(np.full(len(positions[-1]), len(rows) / max(len(positions[-1]), 1)))
+        scales.append(np.full(len(positions[-1]), len(rows) / len(positions[-1])))
     return np.concatenate(positions), np.concatenate(scales)
 
 

@@ -4,6 +4,9 @@ The trees are converted by skl2onnx, with one difference: a threshold is rounded
 number. An encoded row has float32 values, so exactly the same values are below the rounded threshold as below the
 float64 one; to the nearest, a value that lies between the two would take the other branch.
 
+skl2onnx writes the older operator, which names each node by text and numbers. compact_trees.py turns it into the newer
+one, which is a third of the size.
+
 Shapes: N rows, F columns, K outputs.
 """
 
@@ -21,22 +24,23 @@ from bloomery.models.inference.outputs import compute_outputs
 from bloomery.models.inference.parity import require_parity
 from bloomery.models.inference.runtime import INPUT, OUTPUT, create_session
 from bloomery.models.tree_ensembles.boosting import FittedTrees, predict_outputs
+from bloomery.models.tree_ensembles.compact_trees import build_nodes, read_attributes
 
 TOLERANCE = 1e-4  # of an output: ONNX Runtime adds the values of leaves in float32, scikit-learn in float64
-_OPSETS = {"": 18, "ai.onnx.ml": 3}
-_IR_VERSION = 8
-_FLOAT_ATTRIBUTES = ("nodes_values", "nodes_hitrates", "target_weights")
+_OPSETS = {"": 18, "ai.onnx.ml": 5}
+_IR_VERSION = 10
 
 
 def build_onnx(trees: FittedTrees, num_columns: int) -> onnx.ModelProto:
-    """The trees as one operator: x float32 (B, F) -> outputs float32 (B, K). Its bytes depend on the trees only."""
-    attributes = _tree_attributes(trees)
-    node = helper.make_node("TreeEnsembleRegressor", [INPUT], [OUTPUT], domain="ai.onnx.ml", **attributes)
+    """The trees: x float32 (B, F) -> outputs float32 (B, K). The bytes depend on the trees only."""
+    forest = read_attributes(_tree_attributes(trees))
+    nodes, weights = build_nodes(forest, INPUT, OUTPUT)
     graph = helper.make_graph(
-        [node],
+        nodes,
         "boosted_trees",
         [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["batch", num_columns])],
         [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", trees.num_outputs])],
+        weights,
     )
     opsets = [helper.make_opsetid(domain, version) for domain, version in _OPSETS.items()]
     return helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION, producer_name="bloomery")
@@ -44,7 +48,6 @@ def build_onnx(trees: FittedTrees, num_columns: int) -> onnx.ModelProto:
 
 def _tree_attributes(trees: FittedTrees) -> Mapping[str, Any]:
     from skl2onnx.common.tree_ensemble import (
-        add_node,
         add_tree_to_attribute_pairs_hist_gradient_boosting,
         get_default_tree_regressor_attribute_pairs,
     )
@@ -62,17 +65,7 @@ def _tree_attributes(trees: FittedTrees) -> Mapping[str, Any]:
                     attributes, False, tree, tree_id, weight, output, False, True, np.float32
                 )
                 tree_id += 1
-    for output in set(range(trees.num_outputs)) - set(attributes["target_ids"]):
-        # ONNX Runtime adds no base value to an output without leaves, so a tree of one leaf has the value.
-        leaf = np.array([base_K[output]])
-        add_node(attributes, False, tree_id, 1.0, 0, 0, "LEAF", 0.0, 0, 0, leaf, output, False, False, np.float32)
-        base_K[output], tree_id = 0.0, tree_id + 1
-    for name in _FLOAT_ATTRIBUTES:
-        attributes[name] = np.asarray(attributes[name], np.float32)
-    attributes["nodes_missing_value_tracks_true"] = [
-        int(flag) for flag in attributes["nodes_missing_value_tracks_true"]
-    ]
-    return {**attributes, "base_values": base_K.astype(np.float32)}
+    return {**attributes, "base_values": base_K}
 
 
 def count_numbers(trees: FittedTrees) -> int:

@@ -5,6 +5,8 @@ Shapes: N rows of a split, K classes.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -13,19 +15,13 @@ from bloomery.data_contracts.records.records import ClassRecall, Dataset, Disagr
 from bloomery.data_contracts.records.scores import Score
 from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.models.evaluation.conformal import measure_interval
-from bloomery.models.evaluation.disagreement import (
-    ChangedRows,
-    bound_accuracy_drop,
-    bound_error_rise,
-    changes_further,
-    changes_more,
-)
+from bloomery.models.evaluation.disagreement import ChangedRows, bound_accuracy_drop, bound_error_rise
 from bloomery.models.evaluation.score_intervals import degradation_interval
 from bloomery.models.evaluation.scores import UndefinedScore, compute_score
 from bloomery.models.features.encoder import Encoder
 from bloomery.tasks.compress.built_candidate import BuiltCandidate
 from bloomery.tasks.compress.candidate_builder import CandidateSplits
-from bloomery.tasks.evaluation.scoring import decode_labels, point_predictions
+from bloomery.tasks.evaluation.scoring import GroundTruth, build_ground_truth, decode_labels, point_predictions
 
 if TYPE_CHECKING:
     from bloomery.models.training.data.batches import Examples
@@ -97,33 +93,44 @@ def measure_disagreements(task: Task, changes: dict[Split, np.ndarray]) -> tuple
     )
 
 
-def bound_degradation(
-    score: Score, encoder: Encoder, samples: dict[Split, Examples], before: SplitPredictions, after: SplitPredictions
-) -> float | None:
-    """The upper 95% limit of the degradation that the changed predictions allow, on more rows than the test split has.
+def held_out_truths(encoder: Encoder, dataset: Dataset, samples: dict[Split, Examples]) -> dict[Split, GroundTruth]:
+    """The labels of the test rows, and of the validation rows if there are any."""
+    held_out: tuple[Split, ...] = ("test", "val") if samples["val"].num_rows else ("test",)
+    return {split: build_ground_truth(encoder, dataset, samples[split]) for split in held_out}
 
-    A change of accuracy or RMSE is bounded by the changes of all rows. Any other score is compared on the labelled rows
-    of all splits; None where it does not exist for them.
+
+def bound_degradation(
+    score: Score, truths: Mapping[Split, GroundTruth], before: SplitPredictions, after: SplitPredictions
+) -> float | None:
+    """The upper 95% limit of the degradation on more rows than the test split has; the lower one of two limits.
+
+    The changes of all rows, with or without a label, bound a drop of accuracy and a rise of RMSE. Any score is compared
+    by the labels of `truths`, those of validation and test rows. Labels of training rows do not count: fp32 has learnt
+    them, so that a change there says little about other rows. None where no limit exists.
     """
+    labels_N = np.concatenate([truth.truth[truth.order] for truth in truths.values()])
+    rows = (
+        np.concatenate([values[split][truth.order] for split, truth in truths.items()]) for values in (before, after)
+    )
+    limits = [_bound_by_changes(score, truths["test"], before, after)]
+    with contextlib.suppress(UndefinedScore):
+        limits.append(degradation_interval(score, labels_N, *rows).high)
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _bound_by_changes(
+    score: Score, test: GroundTruth, before: SplitPredictions, after: SplitPredictions
+) -> float | None:
+    """The limit by the changes of predictions; None of a score that they do not bound."""
     changes = prediction_changes(score.facts.task, before, after)
     training_N = changes.get("train", np.empty(0))
     held_out_N = np.concatenate([changes_N for split, changes_N in changes.items() if split != "train"])
-    counts = [ChangedRows(int(np.count_nonzero(rows_N)), len(rows_N)) for rows_N in (training_N, held_out_N)]
     if score.name == "accuracy":
+        counts = (ChangedRows(int(np.count_nonzero(rows_N)), len(rows_N)) for rows_N in (training_N, held_out_N))
         return bound_accuracy_drop(*counts)
     if score.name == "rmse":
-        error = compute_score(score, decode_labels(encoder, samples["test"]), before["test"])
-        return bound_error_rise(training_N, held_out_N, error)
-    labelled = [split for split in before if split != "unlabelled" and samples[split].num_rows]
-    has_classes = score.facts.task != "regression"
-    if changes_more(counts[1], counts[0]) if has_classes else changes_further(held_out_N, training_N):
-        labelled.remove("train")
-    truth_N = np.concatenate([decode_labels(encoder, samples[split]) for split in labelled])
-    rows = (np.concatenate([predictions[split] for split in labelled]) for predictions in (before, after))
-    try:
-        return degradation_interval(score, truth_N, *rows).high
-    except UndefinedScore:
-        return None
+        return bound_error_rise(training_N, held_out_N, compute_score(score, test.truth, before["test"]))
+    return None
 
 
 def measure_intervals(

@@ -181,6 +181,8 @@ def _build_float(
     if trained.file_error is not None and not spec.changes_network:
         shutil.copyfile(weights, path)
         return BuiltCandidate(spec, path, trained.num_parameters, trained.file_error)
+    if trained.trees_error is not None and spec.student is None:
+        return _prune_trees(builder, spec, path)
     network: nn.Module
     if trained.file_error is not None:
         network, blueprint = OnnxTeacher(weights), read_blueprint(config)
@@ -214,3 +216,20 @@ def _build_float(
         network=network if builder.compression.extra_formats else None,
         fused=fused if is_fused else None,
     )
+
+
+def _prune_trees(builder: CandidateBuilder, spec: CandidateSpec, path: Path) -> BuiltCandidate:
+    """Writes the file of boosted trees, or of an ensemble with them, without a share of its trees and members."""
+    import onnx
+    import torch
+
+    from bloomery.models.tree_ensembles.pruning import count_numbers, prune_ensemble
+
+    trained, splits = builder.trained, builder.splits
+    assert spec.prune is not None
+    assert spec.prune.ratio is not None
+    assert trained.trees_error is not None
+    rows = [split.x for split in (splits.train, splits.unlabelled) if split is not None]
+    pruned = prune_ensemble(onnx.load(settings().path(trained.uri)), spec.prune.ratio, torch.cat(rows).numpy())
+    onnx.save(pruned, path)
+    return BuiltCandidate(spec, path, count_numbers(pruned), trained.trees_error)

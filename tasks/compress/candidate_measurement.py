@@ -27,6 +27,7 @@ from bloomery.models.profiling.cpu_features import cpu_flags, needs_reduced_rang
 from bloomery.tasks.compress.baseline_comparison import (
     SplitPredictions,
     bound_degradation,
+    held_out_truths,
     measure_disagreements,
     measure_intervals,
     measure_recalls,
@@ -109,10 +110,10 @@ def measure_candidates(
         after = before if name == baseline else compare(candidate)
         comparison: dict[str, Any] = {"recalls": measure_recalls(dataset, samples, before, after)}
         if name != baseline:
-            comparison["disagreements"] = measure_disagreements(
-                dataset.task, prediction_changes(dataset.task, before, after)
-            )
-            comparison["bound_by_disagreement"] = bound_degradation(score, encoder, samples, before, after)
+            changes = prediction_changes(dataset.task, before, after)
+            comparison["disagreements"] = measure_disagreements(dataset.task, changes)
+            truths = held_out_truths(encoder, dataset, samples)
+            comparison["bound_by_disagreement"] = bound_degradation(score, truths, before, after)
         if dataset.task == "regression":
             comparison["interval"] = measure_intervals(encoder, samples, after)
         record = record.model_copy(update=comparison)

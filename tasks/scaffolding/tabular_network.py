@@ -6,11 +6,14 @@ from typing import NamedTuple
 
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
+from bloomery.models.compression.config import default_candidates
 from bloomery.tasks.scaffolding.yaml_writer import add_comment, inline
 
 _ROWS_SEEN = 1_000_000  # training rows in all epochs together: one to three minutes on two cores
 _MIN_EPOCHS, _MAX_EPOCHS = 8, 150
 _MIN_BATCH_SIZE = 32  # smaller batches take as long
+_ROWS_TAUGHT, _MAX_TAUGHT_EPOCHS = 500_000, 60  # of a student
+_DEFAULT_CANDIDATES = default_candidates("tabular_ensemble")
 
 
 class _Size(NamedTuple):
@@ -75,12 +78,28 @@ def draft_tabular_network(
         model = CommentedMap(kind="tabm", members=size.members, width=128)
         candidates = [{"name": "fp32"}, {"name": "int8", "quantize": "dynamic"}]
         return model, training, CommentedMap(candidates=CommentedSeq(map(inline, candidates)))
-    compression = CommentedMap(candidates=CommentedSeq([inline({"name": "fp32"})]))
+    return model, training, _draft_compression(num_rows, batch_size)
+
+
+def _draft_compression(num_rows: int, batch_size: int) -> CommentedMap:
+    """Returns the section compression: the default candidates of trees, and a small network that learns from them."""
+    pruned = [{"name": spec.name, "prune": spec.prune.ratio} for spec in _DEFAULT_CANDIDATES if spec.prune is not None]
+    student = {"name": "student", "student": {"model": {"kind": "mlp"}}}
+    compression = CommentedMap(
+        candidates=CommentedSeq(map(inline, [{"name": "fp32"}, *pruned, student])),
+        fine_tune=inline(
+            {
+                "epochs": min(max(_ROWS_TAUGHT // num_rows, _MIN_EPOCHS), _MAX_TAUGHT_EPOCHS),
+                "batch_size": max(batch_size, _MIN_BATCH_SIZE),
+                "learning_rate": 0.003,
+            }
+        ),
+    )
     add_comment(
         compression,
         "candidates",
-        "Trees have no weights to quantize or prune, so fp32 is the only candidate. `{name: student, student: {model: "
-        "{kind: mlp}}}` would replace them by a small network.",
+        "`prune` removes this share of the trees, and of the members of TabM; the others get new weights. The student "
+        "is a small network that learns from the trained one. The best that is shown to be as good ships.",
         2,
     )
-    return model, training, compression
+    return compression

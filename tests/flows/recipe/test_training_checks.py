@@ -158,7 +158,7 @@ def test_boosted_trees_read_tables_and_take_the_options_that_they_have():
     [
         {"quantize": "dynamic"},
         {"weight_only": "int8"},
-        {"prune": 0.5},
+        {"prune": 0.5, "quantize": "dynamic"},
         {"factorize": 0.5},
         {"num_clusters": 16},
         {"sparsify": {"density": 0.5}},
@@ -166,7 +166,7 @@ def test_boosted_trees_read_tables_and_take_the_options_that_they_have():
     ],
     ids=str,
 )
-def test_boosted_trees_are_not_compressed_but_a_student_may_replace_them(step):
+def test_boosted_trees_have_no_weights_to_compress_but_a_student_may_replace_them(step):
     (problem,) = find_problems(NUMBER, model=TREES, candidates=[{"name": "fp32"}, {"name": "small", **step}])
     assert "compression.candidates: small cannot be built: boosted_trees consists of trees" in problem
     student = {"name": "small", "student": {"model": MLP}, **step}
@@ -174,6 +174,16 @@ def test_boosted_trees_are_not_compressed_but_a_student_may_replace_them(step):
     assert (
         find_problems(NUMBER, model=TREES, candidates=[{"name": "fp32"}, {"name": "packed", "storage": "zstd"}]) == []
     )
+
+
+def test_boosted_trees_lose_a_share_of_the_trees_without_further_options():
+    few, packed = {"name": "few", "prune": 0.5}, {"name": "packed", "prune": 0.9, "storage": "zstd"}
+    for kind in ("boosted_trees", "tabular_ensemble"):
+        assert find_problems(NUMBER, model={"kind": kind}, candidates=[{"name": "fp32"}, few, packed]) == []
+        for options in ({"target": {"macs": 0.5}}, {"ratio": 0.5, "rounds": 3}, {"ratio": 0.5, "importance": "taylor"}):
+            candidates = [{"name": "fp32"}, {"name": "few", "prune": options}]
+            (problem,) = find_problems(NUMBER, model={"kind": kind}, candidates=candidates)
+            assert f"few cannot be pruned: {kind} loses trees by a `ratio`, without further options" in problem
 
 
 @pytest.mark.parametrize("kind", ["tabm", "tabular_ensemble"])

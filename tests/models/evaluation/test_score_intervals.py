@@ -1,5 +1,7 @@
 """Intervals of scores and degradations: around the value, valid, wide for few rows, and as before for the defaults."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -98,3 +100,34 @@ def test_a_sample_of_many_rows_gives_the_interval_of_all_of_them(name):
     shares = np.stack([1 - share, share], axis=1)
     few, many = (score_interval(Score(name=name), truth[:num], shares[:num]) for num in (5_000, 80_000))
     assert 0.18 < (many.high - many.low) / (few.high - few.low) < 0.35
+
+
+@pytest.mark.parametrize("num_classes", [3, 6])
+@pytest.mark.parametrize("name", ["auc", "average_precision"])
+def test_rankings_of_several_classes_vary_together(name, num_classes):
+    """Rows that are hard for one class are hard for all: interval and standard error over many data sets agree."""
+
+    def draw(seed):
+        random = np.random.default_rng(seed)
+        truth = random.integers(0, num_classes, 400)
+        signal = np.where(random.random(400) < 0.35, 0.0, 3.0)[:, None] * np.eye(num_classes)[truth]
+        logits = signal + random.normal(size=(400, num_classes))
+        return truth, np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+
+    score = Score(name=name)
+    spread = np.std([compute_score(score, *draw(seed)) for seed in range(150)])
+    intervals = [score_interval(score, *draw(seed)) for seed in range(2)]
+    width = np.mean([interval.high - interval.low for interval in intervals])
+    assert 0.9 < width / (2 * 1.96 * spread) < 1.25
+
+
+def test_many_kinds_of_rows_need_little_memory():
+    random = np.random.default_rng(0)
+    truth, before, after = (random.integers(0, 60, 30_000) for _ in range(3))
+    shares = [np.eye(60, dtype=np.float32)[classes] for classes in (before, after)]
+    tracemalloc.start()
+    interval = degradation_interval(Score(name="balanced_accuracy"), truth, *shares)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert interval.low < interval.value < interval.high
+    assert peak < 200_000_000  # all draws at once take 480 MB

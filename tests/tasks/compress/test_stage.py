@@ -27,7 +27,7 @@ from bloomery.models.features.config import Features
 from bloomery.models.features.input_config import NumberInput
 from bloomery.models.inference.runtime import create_session, run_session
 from bloomery.models.networks.blueprint import Blueprint
-from bloomery.models.networks.config import Imported, Mlp
+from bloomery.models.networks.config import BoostedTrees, Imported, Mlp
 from bloomery.models.training.config import Loop, Training
 from bloomery.tasks.compress.stage import compress
 from bloomery.tasks.infrastructure.settings import settings
@@ -176,6 +176,23 @@ def test_students_and_factorized_networks_are_candidates_in_float_and_8_bits(
     assert by_name["thin"].num_parameters < 0.7 * by_name["fp32"].num_parameters
     assert by_name["student"].score.value > 0.6
     assert by_name["thin"].score.value > by_name["fp32"].score.value - 0.05
+
+
+def test_boosted_trees_lose_trees_and_teach_a_student(dataset: Dataset) -> None:
+    model = BoostedTrees(kind="boosted_trees", max_rounds=40, learning_rate=0.2, max_leaves=8)
+    trees = train(dataset, model, Training(epochs=1, explain=None, baselines=False))
+    student = Student(model=Mlp(kind="mlp", hidden=(16,), norm="none"), training=Loop(epochs=4, learning_rate=2e-2))
+    few, packed = ({"name": name, "prune": 0.5} for name in ("few", "packed"))
+    specs = [{"name": "fp32"}, few, packed | {"storage": "zstd"}, {"name": "student", "student": student.model_dump()}]
+    result = compress(trees, Compression.model_validate({"candidates": specs} | FAST))
+    by_name = {candidate.name: candidate for candidate in result.candidates}
+    assert list(by_name) == ["fp32", "few", "packed", "student"]
+    assert by_name["few"].size_bytes < 0.7 * by_name["fp32"].size_bytes
+    assert by_name["packed"].size_bytes < by_name["few"].size_bytes
+    assert by_name["few"].num_parameters < 0.7 * by_name["fp32"].num_parameters
+    assert sum(disagreement.num_changed or 0 for disagreement in by_name["few"].disagreements) < 40
+    assert by_name["few"].score == by_name["packed"].score
+    assert by_name["student"].num_parameters == 2 * 16 + 16 + 16 * 2 + 2
 
 
 def test_an_imported_network_teaches_a_student(dataset: Dataset, tmp_path: Path) -> None:

@@ -27,7 +27,9 @@ def test_it_suits_the_number_of_rows(num_rows: int, models: int, members: int, e
     assert "best_by" in training.model_fields_set  # otherwise the recipe's score would select the epoch
     assert model.linear
     assert model.decisions == "likeliest"
-    assert [spec.name for spec in compression.candidates or ()] == ["fp32"]
+    names = [spec.name for spec in compression.candidates or ()]
+    assert names == ["fp32", "pruned-25", "pruned-50", "pruned-75", "pruned-90", "student"]
+    assert compression.fine_tune.epochs == min(max(500_000 // num_rows, 8), 60)
 
 
 def test_decisions_about_a_rare_class_suit_the_score() -> None:

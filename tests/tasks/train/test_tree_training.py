@@ -79,8 +79,13 @@ def test_an_ensemble_is_one_file_that_computes_the_average_of_its_members(datase
     )
     params = mlflow_runs.client().get_run(trained.run_id).data.params
     assert ("class_shift" in params) == (not is_regression)
-    (fp32,) = compress(trained, Compression(latency_rounds=5)).candidates
+    fp32, *pruned = compress(trained, Compression(latency_rounds=5)).candidates
     assert fp32.sha256 == trained.digest
+    assert [candidate.name for candidate in pruned] == ["pruned-25", "pruned-50", "pruned-75", "pruned-90"]
+    sizes = [candidate.size_bytes for candidate in (fp32, *pruned)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) == 5
+    assert pruned[1].disagreements
 
 
 def test_auto_may_choose_trees(dataset_of) -> None:
