@@ -15,8 +15,8 @@ from bloomery.models.compression.config import (
     find_pruning_obstacle,
 )
 from bloomery.models.features.config import Features
-from bloomery.models.features.input_config import CategoryInput, ImageInput
-from bloomery.models.networks.config import Mlp, Model, TabM, TabularEnsemble
+from bloomery.models.features.input_config import CategoryInput, ImageInput, SeriesInput
+from bloomery.models.networks.config import Mlp, Model, Rnn, TabM, TabularEnsemble
 from bloomery.models.training.config import Training
 from bloomery.models.tree_ensembles.class_shift import SHIFTED_SCORES
 
@@ -77,6 +77,19 @@ def check_network(features: Features, model: Model) -> Iterator[str]:
         yield (
             f"model: a network of kind {model.kind} reads an image of one channel, column by column, but this one has "
             f"{first.shape[0]}; use cnn or resnet"
+        )
+    if isinstance(model, Rnn) and model.relative:
+        yield from _check_relative(features)
+
+
+def _check_relative(features: Features) -> Iterator[str]:
+    """Yields why a network cannot predict the change from the last step of a series."""
+    first = features.inputs[0]
+    is_forecast = isinstance(first, SeriesInput) and first.columns[0] == features.label and first.scale == "standard"
+    if not is_forecast or features.task != "regression":
+        yield (
+            "model.relative: it predicts how a series goes on: it needs an input of kind series with the label as its "
+            "first column, `scale: standard`, and `task: regression`; leave it out"
         )
 
 

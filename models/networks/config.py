@@ -125,7 +125,8 @@ class FtTransformer(Document):
 class Rnn(Document):
     """A recurrent network over a sequence, or over the time axis of a spectrogram.
 
-    `highway` adds a linear map of that many last steps to the output, which helps forecasts.
+    `highway` adds a linear map of that many last steps to the output. `relative` reads the first column of a series
+    relative to its last step, and adds the output to that step. Both help forecasts.
     """
 
     kind: Literal["rnn"]
@@ -137,6 +138,9 @@ class Rnn(Document):
     embedding: Annotated[Count, Field(description="width per token, for text")] = 128
     dropout: Dropout = 0.1
     highway: Annotated[int, Field(ge=0)] = 0
+    relative: Annotated[
+        bool, Field(description="of a series whose first column is the label: predict the change from its last step")
+    ] = False
 
 
 class AttentionConfig(Document):

@@ -188,7 +188,8 @@ def _network(plan: DraftPlan, score: str) -> tuple[CommentedMap, CommentedMap, C
     if plan.series is not None:
         epochs = min(max(_STEPS_SEEN // (num_rows * plan.series.length), 5), 60)
         highway = plan.series.length  # a linear map of the window: what a linear autoregression would predict
-        model = CommentedMap(kind="rnn", cell="lstm", hidden=32, highway=highway, dropout=0.1)
+        relative = {"relative": True} if plan.label.task == "regression" else {}
+        model = CommentedMap(kind="rnn", cell="lstm", hidden=32, highway=highway, **relative, dropout=0.1)
     elif (options := plan.inputs.inputs[0].options)["kind"] == "text":
         epochs = min(max(_TOKENS_SEEN // (num_rows * options["length"]), 3), 20)
         model = CommentedMap(kind="transformer", width=128, num_layers=2, num_heads=4)

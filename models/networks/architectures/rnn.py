@@ -2,7 +2,8 @@
 
 Source: Elman 1990, "Finding Structure in Time"; Hochreiter & Schmidhuber 1997, "Long Short-Term Memory"; Cho et al.
 2014, "Learning Phrase Representations using RNN Encoder-Decoder"; Lai et al. 2018, "Modeling Long- and Short-Term
-Temporal Patterns with Deep Neural Networks", section 3.5 (the highway).
+Temporal Patterns with Deep Neural Networks", section 3.5 (the highway); Zeng et al. 2023, "Are Transformers Effective
+for Time Series Forecasting?", and Kim et al. 2022, "Reversible Instance Normalization" (relative steps).
 
 Shapes: B rows, T steps, F values of a step, H hidden units, D directions, K outputs.
 """
@@ -21,6 +22,32 @@ from bloomery.models.networks.layers.padding import StepEmbedding, pool, reverse
 _CELLS = {"elman": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 
 
+class RelativeSteps(nn.Module):
+    """Reads the first value of each step relative to that of the last step, by the deviation of the row's first values.
+
+    Levels and trends beyond those of the training rows then stay in the range that the network knows. The forecast
+    starts from `weight` times the last step plus `bias`; an untrained network repeats the last step.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x_BTF: torch.Tensor, mask_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Returns the steps (B, T, F + 1): relative value, then all F values, bounded; start and deviation (B, 1)."""
+        first_BT = x_BTF[..., 0]
+        last_B1 = _last_steps(x_BTF, mask_BT, 1)[:, :1]
+        num_B1 = mask_BT.sum(1, keepdim=True)
+        mean_B1 = (first_BT * mask_BT).sum(1, keepdim=True) / num_B1
+        variance_B1 = ((first_BT - mean_B1).square() * mask_BT).sum(1, keepdim=True) / num_B1
+        deviation_B1 = (variance_B1 + 1e-4).sqrt()  # at least a hundredth of that of all training rows
+        relative_BT = (first_BT - last_B1) / deviation_B1 * mask_BT
+        bounded_BTF = x_BTF / (1 + x_BTF.square()).sqrt()
+        steps_BTF = torch.cat([relative_BT.unsqueeze(-1), bounded_BTF], dim=2)
+        return steps_BTF, last_B1 * self.weight + self.bias, deviation_B1
+
+
 class RecurrentNetwork(nn.Module):
     """x float32 as in the layout -> float32 (B, K). Padding does not affect the output.
 
@@ -33,7 +60,8 @@ class RecurrentNetwork(nn.Module):
         self.max_length = sequence_length(layout)
         self.steps = StepEmbedding(layout, config.embedding if layout.kind == "tokens" else None)
         num_directions = 2 if config.bidirectional else 1
-        widths = [self.steps.width] + [config.hidden * num_directions] * (config.num_layers - 1)
+        self.relative = RelativeSteps() if config.relative else None
+        widths = [self.steps.width + config.relative] + [config.hidden * num_directions] * (config.num_layers - 1)
         self.layers = nn.ModuleList(
             nn.ModuleList(_CELLS[config.cell](width, config.hidden, batch_first=True) for _ in range(num_directions))
             for width in widths
@@ -45,11 +73,25 @@ class RecurrentNetwork(nn.Module):
         self._is_bidirectional = config.bidirectional
         if self.highway is not None:
             nn.init.zeros_(self.highway.weight)
+            if config.relative:
+                nn.init.zeros_(self.highway.bias)
+        if self.relative is not None:
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
         for name, weight in self.layers.named_parameters():
             _initialise(name, weight, config)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x_BTF, mask_BT = self.steps(x)
+        if self.relative is None:
+            return self._outputs(x_BTF, x_BTF, mask_BT, 1.0)
+        steps_BTF, start_B1, deviation_B1 = self.relative(x_BTF, mask_BT)
+        highway_BTF = torch.cat([steps_BTF[..., :1], steps_BTF[..., 2:]], dim=2)
+        return start_B1 + self._outputs(steps_BTF, highway_BTF, mask_BT, deviation_B1)
+
+    def _outputs(
+        self, x_BTF: torch.Tensor, highway_BTF: torch.Tensor, mask_BT: torch.Tensor, highway_scale: torch.Tensor | float
+    ) -> torch.Tensor:
         h_BTH = x_BTF
         for number, directions in enumerate(self.layers):
             h_BTH = _run_layer(list(directions.children()), self.dropout(h_BTH) if number else h_BTH, mask_BT)
@@ -62,7 +104,7 @@ class RecurrentNetwork(nn.Module):
         outputs_BK = self.head(self.dropout(pooled_BH))
         if self.highway is None:
             return outputs_BK
-        return outputs_BK + self.highway(_last_steps(x_BTF, mask_BT, self._num_highway))
+        return outputs_BK + self.highway(_last_steps(highway_BTF, mask_BT, self._num_highway)) * highway_scale
 
 
 def _run_layer(directions: Sequence[nn.Module], x_BTF: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:

@@ -190,6 +190,16 @@ def test_a_series_is_not_split_by_key_nor_read_by_a_cnn():
     assert "is personal (drop)" in "\n".join(find_problems(series(group="email"), split=BY_TIME))
 
 
+def test_a_relative_network_forecasts_the_first_column_of_a_series():
+    options = {"model": {**RNN, "relative": True}, "split": BY_TIME, "task": "regression"}
+    assert find_problems(series(horizon=1), **options, label="age") == []
+    for source in (series(horizon=1, scale="none"), series(columns=["income"], missing="previous", horizon=1)):
+        assert "model.relative: it predicts how a series goes on" in "\n".join(
+            find_problems(source, **options, label="age")
+        )
+    assert "leave it out" in "\n".join(find_problems(WIDE, **options, label="price"))
+
+
 def test_a_regression_needs_a_required_numeric_label():
     assert find_problems(NUMBER, label="price", task="regression") == []
     assert find_problems({"kind": "category", "columns": ["kind"]}, label="age", task="regression") == []

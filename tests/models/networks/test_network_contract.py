@@ -78,6 +78,7 @@ CASES = {
     "rnn of padded steps": Case(
         PADDED, {"kind": "rnn", "cell": "gru", "hidden": 8, "num_layers": 2, "bidirectional": True, "dropout": 0}
     ),
+    "relative rnn": Case(STEPS, {"kind": "rnn", "hidden": 8, "highway": 7, "relative": True, "dropout": 0}),
     "rnn of sound": Case(SOUND, {"kind": "rnn", "cell": "elman", "hidden": 16, "dropout": 0}),
     "transformer of tokens": Case(TOKENS, {"kind": "transformer", **_SMALL, "max_length": 16}),
     "wide transformer of tokens": Case(

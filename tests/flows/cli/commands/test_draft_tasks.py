@@ -83,6 +83,7 @@ def test_sales_by_store_and_item_become_a_forecast(home: Path, tmp_path: Path) -
     assert recipe.features.split.model_dump(include={"by", "column"}) == {"by": "time", "column": "date"}
     assert (series.kind, series.time, set(series.groups)) == ("series", "date", {"store", "item"})
     assert (series.columns, series.length, series.spacing, series.horizon) == (("sales",), 9, 1, 1)
+    assert recipe.model.relative
     assert lines["task"].startswith("forecasting: beside sales are only its time and names of series")
     assert "6 series by item and store in order of date; the last 9 rows predict sales 1 row later" in lines["series"]
     last = defaultdict(int)

@@ -112,6 +112,22 @@ def test_the_highway_reads_the_last_values():
     torch.testing.assert_close(network(x[:, :1])[:, 0], 2 * x[:, 0, 0])
 
 
+def test_a_relative_network_starts_as_the_last_value():
+    network = build(config_of(highway=3, relative=True), PADDED, 1).eval()
+    x = rows_of(PADDED, 3, 4)
+    torch.testing.assert_close(network(x)[:, 0], x[:, 3, 0])
+
+
+def test_a_relative_network_follows_levels_beyond_those_it_has_learned():
+    layout = Layout(kind="sequence", shape=(6, 1))
+    torch.manual_seed(0)
+    network = build(config_of(highway=6, relative=True), layout, 1).eval()
+    with torch.no_grad():
+        network.highway.weight.normal_()
+    x = torch.randn(5, 6, 1)
+    torch.testing.assert_close(network(x + 100) - network(x), torch.full((5, 1), 100.0), atol=1e-3, rtol=0)
+
+
 def test_a_spectrogram_is_read_along_its_time_axis():
     network = build(config_of(), SOUND, 2).eval()
     step_network = build(config_of(), Layout(kind="sequence", shape=(6, 4)), 2).eval()
