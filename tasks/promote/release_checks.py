@@ -100,7 +100,7 @@ def _register(
         model_registry.BENTO: bento.tag,
         "bento.digest": bento.digest,
         "candidate": candidate.name,
-        "candidate.run": candidate.run_id,
+        model_registry.CANDIDATE_RUN: candidate.run_id,
         "score.name": trained.score.title,
         "score": format_score_value(trained.score, candidate.score.value),
         **version_description.cost_tags(bento),

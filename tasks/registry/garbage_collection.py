@@ -23,7 +23,9 @@ from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.orchestration import stage_store
 from bloomery.tasks.orchestration.stage_store import StoredOutput
 from bloomery.tasks.registry.champion import champion_lock
+from bloomery.tasks.registry.logged_model import find_logged_model, mark_incomplete
 from bloomery.tasks.registry.model_registry import (
+    CANDIDATE_RUN,
     FREED,
     bento_of,
     find_champion,
@@ -46,7 +48,7 @@ _KEY_LETTERS = 32  # of a stage key; the folder of a trial may append its number
 _OF_FREED_VERSION = "of a freed version"
 _UNNEEDED = "no version needs it"
 _UNFINISHED_FOLDERS = ("checkpoints", "searches", "jobs")
-Kind = Literal["log", "quarantine", "unfinished", "output", "model file", "bento"]
+Kind = Literal["log", "quarantine", "unfinished", "output", "model file", "registry copy", "bento"]
 
 
 class Removal(Document):
@@ -132,9 +134,10 @@ def plan_unreachable(num_last: int, spared: Collection[str], days: float) -> Col
         for tag in sorted((registered | packaged) - needed)
         if bento_folder(tag).is_dir()
     ]
+    copies = list(_plan_registry_copies(freed, outputs, needed))
     removed_paths = {removal.path for removal in bentos}
     freed = [decision for decision in freed if _relative_path(bento_folder(decision.bento)) in removed_paths]
-    return CollectionPlan(removals=(*removals, *bentos), freed=tuple(freed), kept=tuple(kept))
+    return CollectionPlan(removals=(*removals, *copies, *bentos), freed=tuple(freed), kept=tuple(kept))
 
 
 def _split_versions(num_last: int, spared: Collection[str]) -> tuple[list[VersionDecision], list[VersionDecision]]:
@@ -150,6 +153,26 @@ def _split_versions(num_last: int, spared: Collection[str]) -> tuple[list[Versio
                 decision = VersionDecision(name=name, version=number, bento=tag, reason=reasons.get(number, ""))
                 (kept if number in reasons else candidates).append(decision)
     return kept, candidates
+
+
+def _plan_registry_copies(
+    freed: Collection[VersionDecision], outputs: Collection[tuple[str, StoredOutput]], needed: Collection[str]
+) -> Iterator[Removal]:
+    """The files of MLflow models that were logged for bentos that no version needs, with or without a version."""
+    runs = {
+        (find_version(f"{version.name}:{version.version}").tags.get(CANDIDATE_RUN), version.bento) for version in freed
+    }
+    for _, output in outputs:
+        tag = packaged_bento(output)
+        if output.stage == "package" and tag is not None and tag not in needed:
+            runs.add((output.record["choice"]["candidate"]["run_id"], tag))
+    freed_tags = {version.bento for version in freed}
+    for run_id, tag in sorted((run_id, tag) for run_id, tag in runs if run_id is not None):
+        run = mlflow_runs.find_run(run_id)
+        model = None if run is None else find_logged_model(run, tag)
+        folder = None if model is None else _local_folder(model.artifact_location)
+        if folder is not None and folder.is_dir():
+            yield _removal("registry copy", folder, _OF_FREED_VERSION if tag in freed_tags else _UNNEEDED)
 
 
 def _bento_ages(outputs: Collection[tuple[str, StoredOutput]], tags: Collection[str]) -> dict[str, float]:
@@ -221,6 +244,8 @@ def remove_leftovers() -> None:
 def _try_remove(removal: Removal, on_removed: Callable[[Removal], None]) -> bool:
     path = settings().home / removal.path
     stage = path.parent.name if removal.kind == "output" else "train" if removal.kind == "unfinished" else None
+    if removal.kind == "registry copy":
+        mark_incomplete(path.parent.name, "freed by `bloomery gc`: run the recipe again, which restores its files")
     try:
         with stage_store.try_lock(stage, path.name[:_KEY_LETTERS]) if stage else contextlib.nullcontext():
             _remove(path, Path(os.environ["BENTOML_HOME"]) if removal.kind == "bento" else settings().home)
@@ -273,21 +298,17 @@ def _plan_model_files(output: StoredOutput, needed_runs: Collection[str], reason
     for candidate in output.record["candidates"] if output.stage == "compress" else ():
         if candidate["run_id"] in needed_runs:
             continue
-        folder = _artifact_folder(candidate["run_id"])
-        if folder is None or not folder.is_relative_to(settings().home):
-            continue
-        for path in sorted(folder.glob("*/")):
+        run = mlflow_runs.find_run(candidate["run_id"])
+        folder = None if run is None else _local_folder(run.info.artifact_uri)
+        for path in sorted(folder.glob("*/")) if folder is not None else ():
             yield _removal("model file", path, reason)
 
 
-def _artifact_folder(run_id: str) -> Path | None:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        uri = urlparse(mlflow_runs.client().get_run(run_id).info.artifact_uri)
-    except MlflowException:
-        return None
-    return Path(unquote(uri.path)) if uri.scheme == "file" else None
+def _local_folder(address: str) -> Path | None:
+    """The folder of artifacts; None if it is not in the state folder."""
+    uri = urlparse(address)
+    folder = Path(unquote(uri.path))
+    return folder if uri.scheme == "file" and folder.is_relative_to(settings().home) else None
 
 
 def _removal(kind: Kind, path: Path, reason: str) -> Removal:

@@ -22,33 +22,118 @@ from bloomery.tasks.bentos.bento_store import bento_folder
 from bloomery.tasks.bentos.bundled_code import LOADER, REGISTRY_MODEL
 from bloomery.tasks.bentos.requirements import pin_requirements
 from bloomery.tasks.orchestration.code_version import packages_of, reach
+from bloomery.tasks.registry.model_registry import bento_of, list_versions
 from bloomery.tasks.tracking import mlflow_runs
 
 if TYPE_CHECKING:
+    from mlflow.entities import LoggedModel, Run
     from mlflow.models import Model, ModelSignature
 
 LOADER_NAME = "bloomery_model_loader"
 _VERSION, _ARTIFACTS, _NETWORK = "version", "artifacts", "network.onnx"
+_INCOMPLETE = "incomplete"  # tag of a logged model: why it lacks files
 _TYPES = {"integer": "long", "number": "double", "boolean": "boolean", "date": "datetime", "timestamp": "datetime"}
 
 
 def log_model(bento: Bento) -> str:
-    """Logs the bento as an MLflow model of its candidate's run, once; returns its uri."""
+    """Logs the bento as an MLflow model of its candidate's run, once; returns its uri.
+
+    A model that was interrupted, or the files of which are gone, gets its files again, also if the bento was packaged
+    again by another run. The run keeps its status.
+    """
+    client = mlflow_runs.client()
+    run = client.get_run(bento.choice.candidate.run_id)
+    versions = list_versions(bento.tag.split(":")[0])
+    sources = [version.source for version in versions if bento_of(version) == bento.tag]
+    model = next(filter(None, map(_read_model, sources)), None) or find_logged_model(run, bento.tag)
+    is_new = model is None
+    if model is None:
+        model = client.create_logged_model(
+            run.info.experiment_id,
+            name="model",
+            source_run_id=run.info.run_id,
+            params=run.data.params,
+            tags={_INCOMPLETE: "its files are being written"},
+        )
+    uri = f"models:/{model.model_id}"
+    if run.data.tags.get(_model_tag(bento.tag)) != uri:
+        client.set_tag(run.info.run_id, _model_tag(bento.tag), uri)
+    if _is_complete(model):
+        return uri
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        options = model_options(bento_folder(bento.tag) / "src", Path(scratch))
+        if is_new:
+            _log_files(model, options)
+        else:
+            mark_incomplete(model.model_id, "its files are being written")
+            _restore_files(model, options, Path(scratch) / "model")
+    client.delete_logged_model_tag(model.model_id, _INCOMPLETE)
+    return uri
+
+
+def find_logged_model(run: Run, bento_tag: str) -> LoggedModel | None:
+    """The MLflow model of a bento, which the candidate's run names; None if there is none, or it was deleted."""
+    return _read_model(run.data.tags.get(_model_tag(bento_tag), ""))
+
+
+def _read_model(uri: str) -> LoggedModel | None:
+    """The model with the address `models:/ID`; None if it was deleted, or the address is another one."""
+    from mlflow.exceptions import MlflowException
+
+    if not uri.startswith("models:/"):
+        return None
+    try:
+        return mlflow_runs.client().get_logged_model(uri.removeprefix("models:/"))
+    except MlflowException:
+        return None
+
+
+def mark_incomplete(model_id: str, reason: str) -> None:
+    """Marks a logged model, so that `log_model` writes its files again."""
+    mlflow_runs.client().set_logged_model_tags(model_id, {_INCOMPLETE: reason})
+
+
+def _model_tag(bento_tag: str) -> str:
+    return f"model.{bento_tag}"  # the same candidate may be packaged under several names
+
+
+def _is_complete(model: LoggedModel) -> bool:
+    """Whether all files of a model were written, and are still there."""
+    from mlflow.exceptions import MlflowException
+
+    if _INCOMPLETE in model.tags or model.status != "READY":
+        return False
+    try:
+        files = mlflow_runs.client().list_logged_model_artifacts(model.model_id)
+    except (MlflowException, OSError):
+        return False
+    return any(file.path == "MLmodel" for file in files)
+
+
+def _log_files(model: LoggedModel, options: dict[str, Any]) -> None:
+    """Writes the files of a new model, and shows it with its metrics on the page of its run."""
     import mlflow
 
-    run_id = bento.choice.candidate.run_id
-    tag = f"model.{bento.tag}"  # the same candidate may be packaged under several names
-    model_uri = mlflow_runs.client().get_run(run_id).data.tags.get(tag)
-    if model_uri is not None:
-        return model_uri
-    with tempfile.TemporaryDirectory() as scratch, mlflow.start_run(run_id=run_id), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        source = bento_folder(bento.tag) / "src"
-        logged_model = mlflow.models.Model.log(
-            artifact_path=None, name="model", flavor=RegistryFlavor, **model_options(source, Path(scratch))
-        )
-    mlflow_runs.client().set_tag(run_id, tag, logged_model.model_uri)
-    return str(logged_model.model_uri)
+    mlflow.models.Model.log(
+        artifact_path=None, run_id=model.source_run_id, model_id=model.model_id, flavor=RegistryFlavor, **options
+    )
+
+
+def _restore_files(model: LoggedModel, options: dict[str, Any], folder: Path) -> None:
+    """Writes the files of an existing model again, in the empty or missing `folder` and then in their place."""
+    import mlflow
+
+    mlflow_model = mlflow.models.Model(
+        artifact_path=model.artifact_location,
+        run_id=model.source_run_id,
+        model_uuid=model.model_id,
+        model_id=model.model_id,
+    )
+    RegistryFlavor.save_model(str(folder), mlflow_model, **options)
+    client = mlflow_runs.client()
+    client.log_model_artifacts(model.model_id, str(folder))
+    client.finalize_logged_model(model.model_id, "READY")
 
 
 def model_options(source: Path, scratch: Path) -> dict[str, Any]:

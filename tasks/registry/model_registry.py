@@ -16,6 +16,7 @@ from bloomery.tasks.tracking.model_versions import ModelVersion
 
 CHAMPION = "champion"
 BENTO = "bento"
+CANDIDATE_RUN = "candidate.run"
 FREED = "freed"  # tag: the day on which `bloomery gc` removed the version's bento
 _BENTO_TAG = re.compile(r"[^:/]+:[^:/]+")
 
@@ -176,10 +177,10 @@ def _describe_alternatives(name: str, names: list[str]) -> str:
 
 
 def register_version(name: str, source: str, run_id: str, tags: Mapping[str, str], description: str) -> ModelVersion:
-    """The version of `name` that has this bento: the existing one with its tags updated, else a new one.
+    """The version of `name` that has this bento and source: the existing one with its tags updated, else a new one.
 
-    `source` is the address of a logged model, `models:/ID`. An existing version may be of another run, so all tags are
-    set again.
+    `source` is the address of a logged model, `models:/ID`; if that of the bento was deleted, it is another one. An
+    existing version may be of another run, so all tags are set again.
     """
     from mlflow.exceptions import MlflowException
 
@@ -187,7 +188,8 @@ def register_version(name: str, source: str, run_id: str, tags: Mapping[str, str
         client().create_registered_model(name)
     except MlflowException:
         client().get_registered_model(name)  # it exists already; otherwise this raises the actual error
-    version = next((version for version in list_versions(name) if version.tags.get(BENTO) == tags[BENTO]), None)
+    versions = {(version.tags.get(BENTO), version.source): version for version in reversed(list_versions(name))}
+    version = versions.get((tags[BENTO], source))
     if version is None:
         # A server needs the model id beside the address that contains it; MLflow in this process does not.
         model_id = source.removeprefix("models:/")

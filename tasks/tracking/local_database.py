@@ -23,7 +23,7 @@ _PREFIX = "sqlite:///"
 _CLIENT_VARIABLES = ("MLFLOW_ENABLE_WORKSPACES", "MLFLOW_WORKSPACE", "MLFLOW_REGISTRY_URI")
 _PROMPT = "mlflow.prompt.is_prompt"  # the tag of registered prompts, which are no models
 _VERSIONS = (
-    "select v.name, v.version, v.description, v.creation_time from model_versions v "
+    "select v.name, v.version, v.description, v.creation_time, v.source from model_versions v "
     "where v.workspace = 'default' and coalesce(v.current_stage, '') != 'Deleted_Internal' and v.name = ?"
 )
 _VERSION_TAGS = "select key, value from model_version_tags where workspace = 'default' and name = ? and version = ?"
@@ -116,6 +116,10 @@ def _select_version(connection: sqlite3.Connection, name: str, number: int) -> M
 
 def _select_versions(connection: sqlite3.Connection, query: str, *values: Any) -> list[ModelVersion]:
     return [
-        ModelVersion(name, str(number), dict(connection.execute(_VERSION_TAGS, (name, number))), description, created)
-        for name, number, description, created in connection.execute(query, values).fetchall()
+        ModelVersion(name, str(number), _read_tags(connection, name, number), description, created, source or "")
+        for name, number, description, created, source in connection.execute(query, values).fetchall()
     ]
+
+
+def _read_tags(connection: sqlite3.Connection, name: str, number: int) -> dict[str, str]:
+    return dict(connection.execute(_VERSION_TAGS, (name, number)))

@@ -18,11 +18,12 @@ from filelock import FileLock
 
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.tracking import local_database
+from bloomery.tasks.tracking.artifact_locations import artifact_location, correct_artifact_locations
 from bloomery.tasks.tracking.local_database import DatabaseUnreadable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Dataset
+    from mlflow.entities import Dataset, Run
 
     from bloomery.data_contracts.records.records import ResourceUsage
 
@@ -50,6 +51,8 @@ def client() -> MlflowClient:
         with closing(sqlite3.connect(database, timeout=60)) as connection:
             # Readers do not block a writer then, and logging takes half the time.
             connection.execute("PRAGMA journal_mode=WAL")
+            if database.is_relative_to(settings().home):  # several state folders may share one elsewhere
+                correct_artifact_locations(connection, settings().home)
     return local_client
 
 
@@ -60,7 +63,7 @@ def ensure_experiment(name: str) -> str:
     experiment = client().get_experiment_by_name(name)
     if experiment is not None:
         return str(experiment.experiment_id)
-    location = (settings().home / "mlflow" / "artifacts" / name).as_uri() if settings().tracking_is_local else None
+    location = artifact_location(settings().home, name) if settings().tracking_is_local else None
     try:
         # The tag makes MLflow show the pages for models that are trained from scratch.
         return client().create_experiment(
@@ -179,26 +182,27 @@ def log_training_data(run_id: str, dataset: Dataset) -> None:
         client().log_inputs(run_id, inputs)
 
 
+def find_run(run_id: str) -> Run | None:
+    """Returns the run; None if there is none, or it was deleted for good."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client().get_run(run_id)
+    except MlflowException:
+        return None
+
+
 def run_exists(run_id: str) -> bool:
     """Whether the run exists, has finished and is not deleted."""
     with suppress(DatabaseUnreadable):
         return local_database.is_finished_run(run_id)
-    from mlflow.exceptions import MlflowException
-
-    try:
-        run = client().get_run(run_id)
-    except MlflowException:
-        return False
-    return run.info.status == "FINISHED" and run.info.lifecycle_stage == "active"
+    run = find_run(run_id)
+    return run is not None and run.info.status == "FINISHED" and run.info.lifecycle_stage == "active"
 
 
 def read_metrics(run_id: str) -> dict[str, float]:
     """Returns the latest value of each metric of a run, by name; none if there is no such run."""
     with suppress(DatabaseUnreadable):
         return local_database.read_metrics(run_id)
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return dict(sorted(client().get_run(run_id).data.metrics.items()))
-    except MlflowException:
-        return {}
+    run = find_run(run_id)
+    return {} if run is None else dict(sorted(run.data.metrics.items()))

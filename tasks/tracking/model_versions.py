@@ -14,10 +14,16 @@ class ModelVersion(NamedTuple):
     tags: Mapping[str, str]
     description: str | None
     creation_timestamp: int  # milliseconds since 1970
+    source: str  # address of its MLflow model
 
     @classmethod
     def from_mlflow(cls, entity: Any) -> ModelVersion:
         """Returns the version that MLflow's client has returned."""
         return cls(
-            entity.name, str(entity.version), dict(entity.tags), entity.description, int(entity.creation_timestamp)
+            entity.name,
+            str(entity.version),
+            dict(entity.tags),
+            entity.description,
+            int(entity.creation_timestamp),
+            entity.source or "",
         )

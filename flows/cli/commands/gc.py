@@ -74,7 +74,7 @@ def _print(
 
     for removal in removals:
         path, reason = escape(removal.path), escape(removal.reason)
-        out.print(f"{removal.size_bytes / 1e6:10.2f} MB  {removal.kind:<10} {path}  [dim]{reason}[/]")
+        out.print(f"{removal.size_bytes / 1e6:10.2f} MB  {removal.kind:<13} {path}  [dim]{reason}[/]")
     if plan is not None:
         for version in plan.kept:
             out.print(f"kept   {version.name}:{version.version}  {version.reason}", markup=False)

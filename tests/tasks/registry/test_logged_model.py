@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlparse
 
 import numpy as np
 import pytest
 
+import bloomery
 from bloomery.data_contracts.records.records import Release
 from bloomery.tasks.evaluation.held_out import read_held_out_rows, read_measured_predictions
-from bloomery.tasks.registry.logged_model import log_model
+from bloomery.tasks.registry import logged_model, model_registry
+from bloomery.tasks.registry.logged_model import log_model, mark_incomplete
 from bloomery.tasks.tracking import mlflow_runs
 from tests.conftest import copy_state
 
@@ -49,3 +53,63 @@ def test_a_version_is_logged_once(release: Release) -> None:
     uri = log_model(release.bento)
     assert log_model(release.bento) == uri
     assert mlflow_runs.client().get_model_version_by_alias("digits", "champion").source == uri
+
+
+def files_of(release: Release) -> set[str]:
+    """The files of the champion's MLflow model, relative to its folder."""
+    folder = model_folder(release)
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def model_folder(release: Release) -> Path:
+    uri = log_model(release.bento)
+    location = mlflow_runs.client().get_logged_model(uri.removeprefix("models:/")).artifact_location
+    return Path(unquote(urlparse(location).path))
+
+
+def test_files_that_are_gone_are_written_again(release: Release) -> None:
+    """As after an interrupted call, or garbage collection; the registered version has them again."""
+    uri, files, folder = log_model(release.bento), files_of(release), model_folder(release)
+    for remove in (lambda: shutil.rmtree(folder), lambda: mark_incomplete(folder.parent.name, "interrupted")):
+        remove()
+        assert log_model(release.bento) == uri
+        assert files_of(release) == files
+        assert "incomplete" not in mlflow_runs.client().get_logged_model(uri.removeprefix("models:/")).tags
+
+
+def test_an_interrupted_call_leaves_the_run_finished_and_is_repeated(
+    release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, run_id = mlflow_runs.client(), release.bento.choice.candidate.run_id
+    uri, files = log_model(release.bento), files_of(release)
+    client.delete_logged_model(uri.removeprefix("models:/"))
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(logged_model.RegistryFlavor, "save_model", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            log_model(release.bento)
+    assert client.get_run(run_id).info.status == "FINISHED"
+    repeated_uri = log_model(release.bento)
+    assert repeated_uri != uri  # which is deleted
+    assert log_model(release.bento) == repeated_uri
+    assert files_of(release) == files
+    assert client.get_logged_model(repeated_uri.removeprefix("models:/")).status == "READY"
+    tags = model_registry.find_version("digits@champion").tags
+    version = model_registry.register_version("digits", repeated_uri, run_id, tags, "again")
+    assert version.version == "2"  # the first has the address of the deleted model
+    assert model_registry.register_version("digits", repeated_uri, run_id, tags, "again").version == "2"
+
+
+def test_a_version_predicts_after_its_state_folder_was_moved(
+    finished_run: tuple[Path, dict[str, Any]], home: Path, tmp_path: Path
+) -> None:
+    copy_state(finished_run[0], tmp_path / "before")
+    (home / "mlflow").rename(tmp_path / "empty")
+    shutil.copytree(tmp_path / "before", home, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "before")
+    model = bloomery.load("models:/digits@champion")
+    predictions = model.predict([{"image": [0] * 64}])
+    assert len(predictions) == 1

@@ -70,6 +70,8 @@ def test_gc_frees_what_no_kept_version_needs_even_if_it_was_killed(
     assert [version["version"] for version in dry_run["versions_freed"]] == [2]
     assert {version["version"] for version in dry_run["versions_kept"]} == {1, 3}
     assert {"output", "bento", "model file"} <= {removal["kind"] for removal in dry_run["removals"]}
+    (registry_copy,) = [removal["path"] for removal in dry_run["removals"] if removal["kind"] == "registry copy"]
+    assert (copy / registry_copy / "MLmodel").is_file()
     assert sorted(copy.glob("stages/*/*")) == before
     kept_version = json.loads(forked_bloomery(copy, "gc", "--keep", "1", "--keep-version", "digits:2", "--json").stdout)
     assert kept_version["versions_freed"] == []
@@ -115,6 +117,7 @@ def test_gc_frees_what_no_kept_version_needs_even_if_it_was_killed(
     versions = json.loads(forked_bloomery(copy, "show", "digits", "--json").stdout)["versions"]
     assert {version["version"] for version in versions} == {1, 2, 3}
     assert [version["version"] for version in versions if version["freed"] is not None] == []
+    assert (copy / registry_copy / "MLmodel").is_file()
     assert forked_bloomery(copy, "promote", "digits:2", "--despite-refusal").returncode == 0
 
 
