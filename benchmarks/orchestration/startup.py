@@ -26,6 +26,13 @@ from resource_usage import ROOT, CommandFailed, describe_machine, environment, f
 
 GOAL_S = 2.0
 _START_TIMEOUT_S = 120.0
+_PREDICT = """
+import json, os, pathlib, sys, bloomery
+model = bloomery.load(sys.argv[1])
+folder = pathlib.Path(os.environ["BLOOMERY_HOME"], "bentoml", "bentos", *model.bento.split(":"))
+(example, *_) = json.loads((folder / "src" / "artifacts" / "examples.json").read_text())
+model.predict([example["row"]])
+"""
 
 
 def list_commands(recipe: str, model: str) -> dict[str, list[str]]:
@@ -50,6 +57,12 @@ def variables(checkout: Path, home: Path) -> dict[str, str]:
 
 def measure_command(checkout: Path, home: Path, arguments: list[str]) -> float:
     return run_command([*program(checkout), *arguments], variables(checkout, home), cwd=home.parent).processor_s
+
+
+def measure_predict(checkout: Path, home: Path, model: str) -> float:
+    """Returns the processor seconds to import bloomery, load the champion, and predict the example of its bento."""
+    command = [str(checkout / ".venv" / "bin" / "python"), "-P", "-c", _PREDICT, f"{model}@champion"]
+    return run_command(command, variables(checkout, home), cwd=home.parent).processor_s
 
 
 def measure_serve(checkout: Path, home: Path, model: str) -> tuple[float, float]:
@@ -113,6 +126,8 @@ def measure(checkouts: list[Path], recipe: str, model: str, rounds: int) -> dict
             for name, arguments in list_commands(recipe, model).items():
                 for checkout, home in homes.items():
                     figures[name][checkout].append(measure_command(checkout, home, arguments))
+            for checkout, home in homes.items():
+                figures["`bloomery.load(NAME).predict(rows)`"][checkout].append(measure_predict(checkout, home, model))
             for checkout, home in homes.items():
                 before_server, ready = measure_serve(checkout, home, model)
                 figures["`serve NAME`, until it becomes the server"][checkout].append(before_server)

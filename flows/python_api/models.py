@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from functools import cached_property
@@ -15,6 +16,7 @@ from bloomery.data_contracts.records.records import Choice
 from bloomery.data_contracts.records.score_format import format_score
 from bloomery.flows.python_api.displays import Card, ConfusionMatrix, ParetoFront, html_table, missing_file
 from bloomery.flows.python_api.frames import to_same_kind
+from bloomery.flows.python_api.local_versions import load_local_version
 from bloomery.flows.python_api.state_folder import follow_state_folder, require_state_folder_of
 
 
@@ -31,7 +33,7 @@ def load(reference: str | Path) -> Model:
 
     follow_state_folder()
     require_state_folder()
-    with _registry():
+    with _registry(needs_client=False):
         from bloomery.flows.recipe.recipe_files import resolve_model
         from bloomery.tasks.bentos.bento_store import bento_folder
         from bloomery.tasks.registry.model_registry import find_version, require_bento_tag, require_not_freed
@@ -65,26 +67,28 @@ class Model:
         Raises:
             RowsInvalid: a row breaks the contract; its attribute `problems` lists rows, columns and rules.
         """
-        from mlflow.exceptions import MlflowException
-
         try:
             predictions = self._python_function.predict(data)
-        except MlflowException as failure:
-            if "problems" not in failure.json_kwargs:
+        except Exception as failure:  # MlflowException, which is imported where it is raised
+            details: dict[str, Any] = getattr(failure, "json_kwargs", {})
+            if "problems" not in details:
                 raise
             error = RowsInvalid(
-                failure.message,
+                str(getattr(failure, "message", failure)),
                 required="rows that keep the contract, as the endpoint requires them",
                 where=f"the rows given to {self.name} version {self.version}",
                 remedy="correct or drop these rows; the attribute `problems` of this error lists them",
             )
-            error.problems = failure.json_kwargs["problems"]
+            error.problems = details["problems"]
             raise error from None
         return to_same_kind(predictions, data)
 
     @cached_property
     def _python_function(self) -> Any:
         self._require_state_folder()
+        version = load_local_version(self.name, self.version)
+        if version is not None:
+            return version
         with _registry():
             import mlflow.pyfunc
 
@@ -197,28 +201,32 @@ class Model:
 
 
 @contextlib.contextmanager
-def _registry() -> Iterator[None]:
+def _registry(*, needs_client: bool = True) -> Iterator[None]:
     """Uses the state folder's registry inside the `with` block, and then again the one that the notebook has used.
 
     Where that was MLFLOW_TRACKING_URI or MLflow's default, no address is left set: it would outweigh a variable that
-    the notebook sets later.
+    the notebook sets later. With `needs_client=False`, MLflow is imported only by what needs it.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the progress bars that Jupyter could show
-        import mlflow
-
+    if needs_client:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the progress bars that Jupyter could show
+            import mlflow  # noqa: F401
+    module: Any = sys.modules.get("mlflow")
     variable = os.environ.get("MLFLOW_TRACKING_URI")
-    before: Any = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+    before: Any = module.get_tracking_uri() if module is not None and module.is_tracking_uri_set() else None
     from bloomery.tasks.infrastructure.settings import settings
     from bloomery.tasks.tracking.mlflow_runs import client
 
     try:
-        client()
-        mlflow.set_tracking_uri(settings().tracking_uri)
+        if module is not None:
+            client()
+            module.set_tracking_uri(settings().tracking_uri)
         yield
     finally:
+        module = sys.modules.get("mlflow")
         address: Any = None if before == variable else before
-        mlflow.set_tracking_uri(address)
+        if module is not None:
+            module.set_tracking_uri(address)
         os.environ.pop("MLFLOW_TRACKING_URI", None)
         if variable is not None:
             os.environ["MLFLOW_TRACKING_URI"] = variable

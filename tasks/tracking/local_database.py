@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.tracking.model_versions import ModelVersion
@@ -26,6 +28,7 @@ _VERSIONS = (
     "select v.name, v.version, v.description, v.creation_time, v.source from model_versions v "
     "where v.workspace = 'default' and coalesce(v.current_stage, '') != 'Deleted_Internal' and v.name = ?"
 )
+_FOLDER = "select storage_location from model_versions where workspace = 'default' and name = ? and version = ?"
 _VERSION_TAGS = "select key, value from model_version_tags where workspace = 'default' and name = ? and version = ?"
 _ALIASES = "select version from registered_model_aliases where workspace = 'default' and name = ? and alias = ?"
 _NAMES = (
@@ -62,6 +65,15 @@ def find_by_alias(name: str, alias: str) -> ModelVersion | None:
             return None
         row = connection.execute(_ALIASES, (name, alias)).fetchone()
         return None if row is None else _select_version(connection, name, int(row[0]))
+
+
+def find_model_folder(name: str, number: int) -> Path | None:
+    """Returns the folder of a version's files; None if they lie elsewhere."""
+    with _connect() as connection:
+        row = None if connection is None else connection.execute(_FOLDER, (name, number)).fetchone()
+    address = urlsplit(row[0] or "") if row else None
+    is_local = address is not None and address.scheme in ("", "file") and not address.netloc
+    return Path(url2pathname(address.path)) if address is not None and is_local and address.path else None
 
 
 def list_names() -> list[str]:

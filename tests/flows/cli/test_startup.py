@@ -66,3 +66,29 @@ def test_an_unknown_model_is_reported_without_creating_a_database(
     assert process.stderr.count("the registry has no 'nope'") == 2
     assert "mlflow" not in json.loads(process.stdout.rpartition("LOADED")[2])
     assert not os.path.exists(tmp_path / "home" / "mlflow" / "mlflow.db")
+
+
+def test_a_prediction_in_python_imports_no_engine_but_its_runtime(
+    finished_run: tuple[Path, dict[str, object]], clean_environment: Callable[..., dict[str, str]], tmp_path: Path
+) -> None:
+    code = (
+        "import bloomery, sys\n"
+        "model = bloomery.load('digits@champion')\n"
+        "answer = model.predict([{'image': [0] * 64}])\n"
+        "print(len(answer), [name for name in ('prefect', 'mlflow', 'torch', 'pyspark') if name in sys.modules])\n"
+        "try:\n"
+        "    model.predict([{'image': [17] * 64}])\n"
+        "    raise AssertionError\n"
+        "except bloomery.BloomeryError as refusal:\n"
+        "    assert refusal.problems[0]['column'].startswith('image'), refusal.problems\n"
+    )
+    process = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        env=clean_environment(finished_run[0]),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stdout == "1 []\n"

@@ -22,7 +22,7 @@ import bloomery
 from bloomery.data_contracts import errors
 from bloomery.data_contracts.errors import ContractBroken, DataMissing, DataUnfit, SettingInvalid
 from bloomery.data_contracts.records.records import Release
-from bloomery.flows.python_api import command_process, commands, state_folder
+from bloomery.flows.python_api import command_process, commands, models, state_folder
 from bloomery.tasks.tracking import mlflow_runs
 from tests.conftest import copy_state
 
@@ -177,7 +177,10 @@ def test_other_data_is_refused(data: Any, message: str) -> None:
 
 @pytest.mark.slow
 def test_a_recipe_runs_in_a_running_event_loop_and_its_version_predicts(
-    finished_run: tuple[Path, dict[str, Any]], home: Path, capsys: pytest.CaptureFixture[str]
+    finished_run: tuple[Path, dict[str, Any]],
+    home: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import mlflow
 
@@ -205,6 +208,8 @@ def test_a_recipe_runs_in_a_running_event_loop_and_its_version_predicts(
     with pytest.raises(ContractBroken, match="row 1, column image") as refusal:
         loaded.predict(pd.DataFrame([rows[0], {"image": [17] * 64}]))
     assert refusal.value.problems[0]["row"] == 1
+    monkeypatch.setattr(models, "load_local_version", lambda *_: None)  # as from a registry on another machine
+    assert bloomery.load("digits@champion").predict(rows).equals(predictions)
     assert mlflow.get_tracking_uri() == tracking
     with pytest.raises(DataMissing, match="the registry has no nobody"):
         bloomery.load("nobody")
