@@ -49,7 +49,10 @@ def engine_output_to_log(log: Path) -> Iterator[tuple[Console, Console]]:
         with log.open("ab") as stream:
             os.dup2(stream.fileno(), 1)
             os.dup2(stream.fileno(), 2)
-        with _open_stream(real_out, sys.stdout) as out, _open_stream(real_err, sys.stderr) as err:
+        with (
+            _open_stream(real_out, sys.stdout, real_err) as out,
+            _open_stream(real_err, sys.stderr, real_err) as err,
+        ):
             yield LineConsole(file=out), LineConsole(file=err, stderr=True)
     finally:
         sys.stdout.flush()
@@ -60,9 +63,28 @@ def engine_output_to_log(log: Path) -> Iterator[tuple[Console, Console]]:
         os.close(real_err)
 
 
-def _open_stream(descriptor: int, stream: TextIO) -> TextIO:
-    """Opens the descriptor in the encoding of `stream`. A letter that it lacks is written as `?`."""
-    return open(descriptor, "w", closefd=False, encoding=stream.encoding, errors="replace")
+@contextlib.contextmanager
+def _open_stream(descriptor: int, stream: TextIO, err: int) -> Iterator[TextIO]:
+    """Opens the descriptor in the encoding of `stream`. A letter that it lacks is written as `?`.
+
+    What cannot be stored at the end, such as on a full disk, is reported to the descriptor `err`, with exit code 1.
+    """
+    opened = open(descriptor, "w", closefd=False, encoding=stream.encoding, errors="replace")  # noqa: SIM115
+    try:
+        yield opened
+    except BaseException:
+        with contextlib.suppress(OSError):
+            opened.close()
+        raise
+    try:
+        opened.close()
+    except BrokenPipeError:  # its reader has ended, and wants no more
+        pass
+    except OSError as failure:
+        text = f"\n✗ the command has ended, but its output cannot be written: {failure.strerror}\n"
+        with contextlib.suppress(OSError):
+            os.write(err, text.encode())
+        raise SystemExit(1) from None
 
 
 class LineConsole(Console):

@@ -5,6 +5,7 @@ Engines read them when they are imported or first used, so `bloomery.flows` appl
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,8 +19,16 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def state_folder(environment: Mapping[str, str] = os.environ) -> Path:
-    """Returns the absolute path of the state folder: `BLOOMERY_HOME`, or `.bloomery` in the working directory."""
-    return Path(environment.get("BLOOMERY_HOME", ".bloomery")).expanduser().absolute()
+    """Returns the absolute path of the state folder: `BLOOMERY_HOME`, or `.bloomery` in the working directory.
+
+    If the working directory has been deleted, the path is relative, and `require_writable` reports it.
+    """
+    path = Path(environment.get("BLOOMERY_HOME") or ".bloomery")
+    with contextlib.suppress(RuntimeError):  # no user of this name: as in a shell, the text stays
+        path = path.expanduser()
+    with contextlib.suppress(FileNotFoundError):
+        path = path.absolute()
+    return path
 
 
 def tracking_uri(environment: Mapping[str, str] = os.environ) -> str:

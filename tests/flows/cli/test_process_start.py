@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bloomery.flows.cli.display import LineConsole
-from bloomery.tasks.infrastructure.engine_environment import direct_loopback_variables
+from bloomery.tasks.infrastructure.engine_environment import direct_loopback_variables, state_folder
 from bloomery.tasks.infrastructure.python_processes import code_command, module_command
 
 Environment = Callable[..., dict[str, str]]
@@ -94,3 +94,22 @@ def test_a_reader_that_has_ended_does_not_end_the_command() -> None:
 def test_servers_on_this_machine_are_reached_without_a_proxy(environment: dict[str, str], expected: str | None) -> None:
     variables = direct_loopback_variables(environment)
     assert variables == ({} if expected is None else {"no_proxy": expected, "NO_PROXY": expected})
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")
+def test_output_that_cannot_be_written_is_reported(tmp_path: Path, clean_environment: Environment) -> None:
+    completed = start(clean_environment(tmp_path / "home"), "> /dev/full")
+    assert completed.returncode == 1
+    assert b"No space left on device" in completed.stderr
+    assert b"Traceback" not in completed.stderr
+
+
+def test_the_state_folder_has_a_path_in_any_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert state_folder({"BLOOMERY_HOME": ""}) == Path.cwd() / ".bloomery"
+    assert state_folder({"BLOOMERY_HOME": "~nobody-of-this-name/x"}) == Path.cwd() / "~nobody-of-this-name" / "x"
+
+    def fail() -> str:
+        raise FileNotFoundError("deleted")
+
+    monkeypatch.setattr(os, "getcwd", fail)
+    assert state_folder({}) == Path(".bloomery")
