@@ -25,6 +25,7 @@ def prepare_process() -> None:
     if any(option.startswith("error") for option in sys.warnoptions):
         # As PYTHONWARNINGS says for tests of the user's own code. Engines warn of what their next versions change.
         warnings.simplefilter("default")
+        sys.warnoptions[:] = [option for option in sys.warnoptions if not option.startswith("error")]  # for children
         os.environ.pop("PYTHONWARNINGS", None)
     if sys.flags.optimize > 1:
         raise SettingInvalid(
