@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from bloomery.data_contracts.errors import OutputCorrupt
+from bloomery.data_contracts.serving.predictions import format_prediction, max_difference
 from bloomery.deployments.endpoint.asgi.openapi import openapi_document
 from bloomery.deployments.endpoint.inference.model_version import LoadedVersion
+from bloomery.models.inference.outputs import compute_outputs
+from bloomery.models.inference.runtime import create_session
 
 
 def test_a_version_with_other_predictions_than_measured_is_rejected(packaged) -> None:
@@ -55,6 +58,32 @@ def test_values_of_a_version_with_conformal_intervals_have_limits(packaged) -> N
     schema = openapi_document(version, "off", has_card=False)["components"]["schemas"]["Prediction"]
     assert schema["required"] == ["value", "lower", "upper"]
     assert "90%" in schema["properties"]["lower"]["description"]
+
+
+def test_a_version_of_sets_of_labels_returns_all_that_are_likely(packaged) -> None:
+    folder = packaged()
+    encoder = json.loads((folder / "encoder.json").read_text())
+    encoder["features"]["task"] = "multilabel"
+    (folder / "encoder.json").write_text(json.dumps(encoder))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["files"]["encoder.json"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    version = LoadedVersion(folder)
+    first, second = version.encoder.classes
+    shares = np.array([[0.2, 0.9], [0.5, 0.7], [0.1, 0.4]])
+    predictions = version.format_predictions(shares)
+    assert [prediction["labels"] for prediction in predictions] == [[second], [first, second], []]
+    assert predictions[0]["probabilities"] == {first: 0.2, second: 0.9}
+    assert version.predictions_table(shares).to_pylist()[1] == {"labels": [first, second], "probabilities": [0.5, 0.7]}
+    assert format_prediction(predictions[2]) == "no label (at most 0.4000)"
+    assert max_difference(predictions[0], {**predictions[0], "probabilities": {first: 0.2, second: 0.4}}) == 0.5
+    # Each label has a probability of its own.
+    x = np.ones((1, *version.encoder.input_shape), np.float32)
+    logits = compute_outputs(create_session(folder / "model.onnx"), x, is_row_by_row=False)
+    assert version.predict_encoded(x) == pytest.approx(1 / (1 + np.exp(-logits)))
+    schema = openapi_document(version, "off", has_card=False)["components"]["schemas"]["Prediction"]
+    assert schema["required"] == ["labels", "probabilities"]
+    assert schema["properties"]["labels"]["items"] == {"enum": [first, second]}
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "encoder.json", "contract.json"])

@@ -148,7 +148,7 @@ def test_what_is_no_set_is_an_error_with_a_remedy(case: str, tmp_path: Path) -> 
     assert failure.value.remedy
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # daily tests take each of its steps alone, and other tasks from draft to release
 @pytest.mark.usefixtures("home")
 def test_an_unedited_draft_of_sets_is_trained_compressed_packaged_and_served(tmp_path: Path) -> None:
     from bloomery.tasks.choose.stage import choose
