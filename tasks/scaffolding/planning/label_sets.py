@@ -98,7 +98,8 @@ def collect_label_sets(
     name, options, reason = form
     _rewrite_rows(scratch, data, name, options, labels)
     counts, train_counts, num_empty, num_null = _count_labels(scratch, name, split_column)
-    if num_null > _MAX_INVALID_SHARE * profile.num_rows:
+    is_converted = options.columns is not None or options.separator is not None
+    if is_converted and num_null > _MAX_INVALID_SHARE * profile.num_rows:
         found = "columns that are not 0 or 1 in them" if options.columns else "arrays in brackets that cannot be read"
         raise _sets_error(f"{num_null:,} of {profile.num_rows:,} rows have {found}", labels)
     common = sorted(label for label, num in train_counts.items() if num >= MIN_ROWS_PER_LABEL)

@@ -116,6 +116,17 @@ def test_rare_labels_are_named_and_not_learnt(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("home")
+def test_rows_without_an_array_are_quarantined_and_rows_with_an_empty_one_are_not(tmp_path: Path) -> None:
+    sets = name_sets(make_sets()[1])
+    with_gaps = [None if number % 5 == 0 else labels for number, labels in enumerate(sets)]
+    path = write_table(tmp_path / "rows.parquet", {"tags": pa.array(with_gaps, pa.list_(pa.string()))})
+    recipe, lines = draft(path, "tags")
+    kept = [labels for labels in with_gaps if labels is not None]
+    assert tags_of(recipe) == kept
+    assert f"{kept.count([])} rows have none" in lines["label"]
+
+
+@pytest.mark.usefixtures("home")
 def test_texts_with_commas_are_classes_unless_sets_are_requested(tmp_path: Path) -> None:
     towns = ["Paris, France", "Lyon, France", "Rome, Italy"]
     path = write_table(tmp_path / "rows.csv", {"town": [towns[number % 3] for number in range(150)]})
