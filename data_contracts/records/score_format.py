@@ -31,6 +31,11 @@ def format_score(score: Score | Task, interval: Interval) -> str:
     return f"{interval.value:,.{decimals}f} ({interval.low:,.{decimals}f}–{interval.high:,.{decimals}f})"
 
 
+def format_number(value: float, digits: int = 4) -> str:
+    """Returns a number with so many significant digits, and never with an exponent if it is large: `51,640`."""
+    return f"{value:,.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
+
+
 def format_score_value(score: Score | Task, value: float) -> str:
     """A score without an interval, such as `92.15%` or `21.2`."""
     return f"{value:.2%}" if as_score(score).facts.is_share else f"{value:,.{_decimals(value)}f}"

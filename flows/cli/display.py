@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bloomery.data_contracts.records.records import Choice, Release
-from bloomery.data_contracts.records.score_format import class_noun, degradation_name, format_score_value
+from bloomery.data_contracts.records.score_format import class_noun, degradation_name, format_number, format_score_value
 from bloomery.tasks.evaluation.baseline_text import baseline_rows, explain_loss
 from bloomery.tasks.evaluation.candidate_table import describe_other_scores, explain_baseline, format_weakest_class
 from bloomery.tasks.orchestration import events
@@ -202,10 +202,10 @@ def print_release(console: Console, release: Release, seconds: float, reference:
     console.print()
     console.print(_candidates(release))
     loss = degradation_name(choice.candidates.trained.score)
-    noun = class_noun(choice.candidates.trained.dataset.task)
+    task = choice.candidates.trained.dataset.task
+    weakest = "" if task == "regression" else f"weakest: the {class_noun(task)} of lowest recall; "
     console.print(
-        f"[dim]weakest: the {noun} of lowest recall; {loss}: how much worse than fp32 at most, with 95% confidence; "
-        "time: relative to fp32[/]"
+        f"[dim]{weakest}{loss}: how much worse than fp32 at most, with 95% confidence; time: relative to fp32[/]"
     )
     if scores := describe_other_scores(choice):
         console.print(f"[dim]{escape(scores)}[/]")
@@ -280,7 +280,7 @@ def _role(release: Release) -> str:
 
 def _describe_prediction(example: dict[str, Any]) -> str:
     if "value" in example:
-        return f"[bold]{example['value']:.4g}[/]; the true value is {example['truth']:.4g}"
+        return f"[bold]{format_number(example['value'])}[/]; the true value is {format_number(example['truth'])}"
     if "labels" in example:
         labels, truth = (escape(", ".join(map(str, example[name])) or "no label") for name in ("labels", "truth"))
         return f"[bold]{labels}[/]; the true labels are {truth}"
@@ -298,11 +298,15 @@ def _candidates(release: Release) -> Table:
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    table.add_column("candidate", overflow="fold")  # in a narrow terminal names wrap and no number is cut off
+    # In a narrow terminal long names of candidates wrap, or else those of classes, and no number is cut off.
+    has_short_names = all(len(candidate.name) <= _NAME_WIDTH for candidate in choice.candidates.candidates)
+    table.add_column("candidate", overflow="fold", no_wrap=has_short_names)
     weakest = [] if score.facts.task == "regression" else ["weakest"]
     title = score.title.replace(" ", "\n", 1)  # narrow, so that the names of candidates need not wrap
     for heading in (title, *weakest, degradation_name(score), "size", "p50", "time", "verdict"):
-        table.add_column(heading, justify="left" if heading == "verdict" else "right", no_wrap=True)
+        is_name = heading == "weakest" and has_short_names
+        alignment: Literal["left", "right"] = "left" if heading == "verdict" else "right"
+        table.add_column(heading, justify=alignment, no_wrap=not is_name, overflow="fold")
     for candidate in choice.candidates.candidates:
         is_chosen, passed = candidate.name == choice.candidate.name, verdicts[candidate.name].passed
         table.add_row(

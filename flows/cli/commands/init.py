@@ -163,6 +163,7 @@ def write_drafts(
     from bloomery.tasks.ingest.option_names import drafting
     from bloomery.tasks.scaffolding.contract_draft import draft_contract
     from bloomery.tasks.scaffolding.planning.draft_planning import find_label_sets, plan_draft
+    from bloomery.tasks.scaffolding.planning.file_labels import require_file_labels
     from bloomery.tasks.scaffolding.profiling.column_names import contract_names
     from bloomery.tasks.scaffolding.profiling.profiler import profile_source
     from bloomery.tasks.scaffolding.recipe_draft import draft_recipe
@@ -177,6 +178,7 @@ def write_drafts(
         data_profile = profile_source(data, Path(scratch), roles.label, roles.key)
         data, reader_options = _add_inferred_options(data, reader_options, data_profile.reading_options)
         names = contract_names([column.name for column in data_profile.columns])
+        require_file_labels(data_profile, data, roles.label)
         data_profile, roles, lists = find_label_sets(data_profile, data, Path(scratch), names, roles)
         data, reader_options = _add_inferred_options(data, reader_options, lists)
         plan = plan_draft(data_profile, data, Path(scratch), names, roles, reader_options.array_shape)
@@ -205,6 +207,7 @@ def _add_inferred_options(
 
 def list_inferences(draft: ProjectDraft) -> list[tuple[str, str]]:
     """Returns each inferred option and its value, with the reason if there is one."""
+    from bloomery.data_contracts.records.score_format import format_number
     from bloomery.tasks.scaffolding.profiling.column_names import format_names
 
     plan, notes = draft.plan, draft.reader_options.notes
@@ -232,7 +235,8 @@ def list_inferences(draft: ProjectDraft) -> list[tuple[str, str]]:
     elif plan.label.standard_deviation is None:
         label = f"{len(plan.label.classes)} classes, the largest with {plan.label.majority_share:.1%} of the rows"
     else:
-        label = f"numbers with a standard deviation of {plan.label.standard_deviation:.3g}"
+        label = f"numbers with a standard deviation of {format_number(plan.label.standard_deviation, digits=3)}"
+    label += plan.label.describe_unused_rows()
     inferences.append(("label", f"{draft.names[plan.label.name]}: {label}"))
     inferences += plan.describe_order()
     inferences += [
@@ -279,7 +283,14 @@ def _conversions(draft: ProjectDraft) -> list[tuple[str, str]]:
 def _describe_value(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return ", ".join(str(item) or "''" for item in value) if isinstance(value, (list, tuple)) else repr(value)
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_describe_source(item) if isinstance(item, dict) else str(item) or "''" for item in value)
+    return repr(value)
+
+
+def _describe_source(source: dict[str, Any]) -> str:
+    """Returns the split of a source and what it reads: `train from ^train/`."""
+    return f"{source.get('part', 'rows')} from {source.get('files') or source.get('source')}"
 
 
 def _columns_of(options: dict[str, Any]) -> list[str]:

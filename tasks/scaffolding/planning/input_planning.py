@@ -52,6 +52,10 @@ _PERSONAL_WORDS = frozenset(
 
 
 _FREE_TEXT = "it is text that differs in most rows; a model can read such a column only as its single input"
+_FILE_NAMES = (
+    "it names files, which are not opened: to learn from images or recordings, --data is their folder, with a folder "
+    "for each class"
+)
 _SINGLE_ARRAY = "a model can read an array only as its single input"
 
 
@@ -182,6 +186,8 @@ def _reason_against(column: ColumnProfile, data: DataSource) -> str | None:
     is_of_file = ("path", "sample_rate") if data.kind in ("images", "audio") else ("sample_rate",)
     if (data.kind in ("images", "audio") or data.has_media) and column.name in is_of_file:
         return "it describes the file"
+    if column.names_files:
+        return _FILE_NAMES
     if is_row_number(column):
         return "it numbers the rows"
     if column.logical_type == "string" and column.num_distinct > column.num_valid / 2:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -54,6 +54,17 @@ class LabelPlan(NamedTuple):
         """The share of the largest class."""
         return max(num for _, num in self.classes) / sum(num for _, num in self.classes)
 
+    def describe_unused_rows(self) -> str:
+        """Returns the rows that are quarantined for their label, as a clause; empty if there are none."""
+        clauses = []
+        if self.rare_classes:
+            names = ", ".join(map(str, self.rare_classes[:5])) + (", …" if len(self.rare_classes) > 5 else "")
+            noun = "row" if self.num_rare_rows == 1 else "rows"
+            clauses.append(f"{self.num_rare_rows:,} {noun} of rare classes ({names})")
+        if self.num_missing and self.sets is None and self.task != "regression":
+            clauses.append(f"{self.num_missing:,} {'row' if self.num_missing == 1 else 'rows'} without a label")
+        return f"; quarantined: {' and '.join(clauses)}" if clauses else ""
+
     def known_classes(self, values: Iterable[Any]) -> set[Any]:
         """Returns the classes among the values of the source; rare ones are quarantined, so they do not count."""
         classes = {value for value, _ in self.classes}
@@ -78,8 +89,7 @@ def plan_label(column: ColumnProfile, scratch: Path, split_column: str | None, t
         _require_known_labels(column, scratch)
     common_classes = sorted(value for value, num in train_classes.items() if num >= MIN_ROWS_PER_CLASS)
     if not 2 <= len(common_classes) <= _MAX_CLASSES:
-        num_common = f"{len(common_classes)} of them in at least {MIN_ROWS_PER_CLASS} rows"
-        raise _label_error(column, f"it has {len(train_classes)} distinct values, {num_common}")
+        raise _label_error(column, _describe_classes(train_classes, len(common_classes)))
     rare_classes = tuple(sorted(value for value in all_classes if value not in common_classes))
     return LabelPlan(
         column=column,
@@ -108,6 +118,15 @@ def _plan_quantity(column: ColumnProfile, scratch: Path) -> LabelPlan:
     if not deviation > 0:
         raise _label_error(column, "all its numbers are equal")
     return LabelPlan(column, logical_type, standard_deviation=deviation)
+
+
+def _describe_classes(counts: Mapping[Any, int], num_common: int) -> str:
+    """Returns why values are no classes."""
+    if not counts:
+        return "it has no values"
+    if len(counts) == 1:
+        return f"all its values are {next(iter(counts))!r}"
+    return f"it has {len(counts):,} distinct values, {num_common:,} of them in at least {MIN_ROWS_PER_CLASS} rows"
 
 
 def _count_classes(counts: Iterable[tuple[Any, int]], logical_type: str) -> dict[Any, int]:

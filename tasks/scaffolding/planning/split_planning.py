@@ -133,7 +133,7 @@ def _is_time(column: ColumnProfile) -> bool:
 def is_year(column: ColumnProfile) -> bool:
     """Whether whole numbers named `year` are years; those of a thing have another name, or are in no order."""
     low, high = column.minimum, column.maximum
-    is_calendar = low is not None and high is not None and low >= 1800 and high <= 2100
+    is_calendar = low is not None and high is not None and low >= 1500 and high <= 2100
     is_named = split_words(column.name) in (["year"], ["calendar", "year"], ["fiscal", "year"])
     return column.logical_type == "integer" and is_named and is_calendar and column.num_distinct >= _MIN_YEARS
 

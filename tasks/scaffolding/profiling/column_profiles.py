@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bloomery.data_contracts.odcs.base import LogicalType
+from bloomery.data_contracts.recipe_sections.source_paths import SUFFIXES
 from bloomery.data_contracts.validation.casting import cast_column, find_uncastable
 from bloomery.tasks.scaffolding.profiling.column_sums import MAX_COUNTED_VALUES, Range, ValueCounter
 from bloomery.tasks.scaffolding.profiling.date_inference import (
@@ -64,6 +65,7 @@ _MIDNIGHT = r"[ T]00:00(:00([.,]0+)?)?( ?(Z|UTC|GMT|[+-][0-9:]+))?$"
 _TIMES = "yyyy-MM-dd'T'HH:mm:ss[XXX]"
 _NANOSECONDS = "yyyy-MM-dd'T'HH:mm:ss[.SSSSSSSSS][XXX]"
 _DECIMAL_COMMA = r"^[+-]?[0-9]+,[0-9]+$"
+_MEDIA_FILE = rf"(?i).({'|'.join(map(re.escape, (*SUFFIXES['images'], *SUFFIXES['audio'], '.mp3', '.flac')))})$"
 
 
 class ColumnStatistics(NamedTuple):
@@ -86,6 +88,7 @@ class ColumnStatistics(NamedTuple):
     max_length: int | None = None
     length_counts: tuple[tuple[int, int], ...] = ()
     has_decimal_commas: bool = False
+    names_files: bool = False
     missing: tuple[str, ...] = ()
     date_format: str | None = None
     date_notes: tuple[str, ...] = ()
@@ -131,7 +134,7 @@ class TextColumnProfiler:
         self._max_no_dates = max(num_rows // _ROWS_PER_NO_DATE, 1)
         self._dates = DateShapes(self._max_no_dates)
         self._are_midnights = True
-        self._num_null = self._num_texts = self._num_commas = 0
+        self._num_null = self._num_texts = self._num_commas = self._num_files = 0
 
     def add(self, column: pa.Array) -> None:
         distinct = pc.value_counts(column)
@@ -146,6 +149,7 @@ class TextColumnProfiler:
         self._values.add(texts, counts)
         self._lengths.add(pc.utf8_length(texts))
         self._num_commas += int(counts[_matches(texts, _DECIMAL_COMMA)].sum())
+        self._num_files += int(counts[_matches(texts, _MEDIA_FILE)].sum())
         if self._dates.are_dates:
             self._dates.add(*_reduce_iso(texts, counts))
         self._are_midnights = self._are_midnights and bool(_matches(texts, _MIDNIGHT).all())
@@ -226,6 +230,7 @@ class TextColumnProfiler:
             min_length=min(lengths, default=None),
             max_length=max(lengths, default=None),
             has_decimal_commas=logical_type == "string" and self._num_commas > 0.9 * max(self._num_texts, 1),
+            names_files=logical_type == "string" and self._num_files > 0.9 * max(self._num_texts, 1),
             missing=missing,
             date_format=None if inferred is None else inferred.date_format.pattern,
             date_notes=() if inferred is None else self._date_notes(inferred, logical_type),

@@ -47,7 +47,8 @@ class ColumnProfile(Document):
     `num_invalid` values are not of the column's type. `value_counts` is None where there are too many distinct values.
     Of an array, minimum and maximum are those of its elements, lengths are numbers of elements, and `length_counts` has
     the number of arrays of each length. `missing` are the texts that mark a missing value, `date_format` says how dates
-    are written if not in ISO 8601, and `source_type` is the type of numbers that are converted.
+    are written if not in ISO 8601, and `source_type` is the type of numbers that are converted. With `names_files`,
+    most texts are names of images or recordings.
     """
 
     name: str
@@ -66,6 +67,7 @@ class ColumnProfile(Document):
     num_distinct: int = 0
     is_unique: bool = False
     has_decimal_commas: bool = False
+    names_files: bool = False
     missing: tuple[str, ...] = ()
     date_format: str | None = None
     date_notes: tuple[str, ...] = ()
@@ -285,6 +287,7 @@ def _profile_column(name: str, rows: SourceRows, statistics: ColumnStatistics, p
         num_distinct=num_distinct,
         is_unique=may_be_unique and num_distinct == rows.num_rows,
         has_decimal_commas=statistics.has_decimal_commas,
+        names_files=statistics.names_files,
         missing=statistics.missing,
         date_format=statistics.date_format,
         date_notes=statistics.date_notes,

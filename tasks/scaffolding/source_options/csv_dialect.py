@@ -147,7 +147,7 @@ def _drop_comments(rows: list[Row], sample: str, requested: Mapping[str, Any]) -
 
 def _infer_separators(sample: str, label: str, known: Mapping[str, Any]) -> Separators:
     """Returns the separators with which a row has the label, and most rows are as wide as that row."""
-    best, best_score = None, (0.0, 0, 0, 0)
+    best, best_score = None, (0.0, 0, 0, 0, 0)
     for separators in _candidates(sample, known):
         score = _score(sample, separators, label, known)
         if score[0] and score >= best_score:
@@ -156,7 +156,7 @@ def _infer_separators(sample: str, label: str, known: Mapping[str, Any]) -> Sepa
         candidates = [_count_cells(sample, known), *_sniff(sample, known)]
         return max(reversed(candidates), key=lambda separators: _score_cells(sample, separators))
     requested = "delimiter" in known
-    width = best_score[3]
+    width = best_score[-1]
     reason = (
         "as requested" if requested else f"it splits the header, which has {label}, and the rows into {width} cells"
     )
@@ -186,11 +186,13 @@ def _candidates(sample: str, known: Mapping[str, Any]) -> Iterator[Separators]:
                     yield Separators(delimiter, quote, escape, skip)
 
 
-def _score(sample: str, separators: Separators, label: str, known: Mapping[str, Any]) -> tuple[float, int, int, int]:
+def _score(
+    sample: str, separators: Separators, label: str, known: Mapping[str, Any]
+) -> tuple[float, int, int, int, int]:
     """Returns how well the separators read the sample; zeros if no row has the label.
 
-    First counts the share of rows of the usual width, then whether the header is as wide, then how few quotes are left
-    in cells, then the width.
+    First counts the share of rows of the usual width, then how few rows are in front of the header (a text may have the
+    label's name as a word), then whether the header is as wide, then how few quotes are left in cells, then the width.
     """
     rows = parse_rows(sample, separators)[: _MAX_ROWS + MAX_HEADER_ROW]
     columns = known.get("columns")
@@ -200,14 +202,14 @@ def _score(sample: str, separators: Separators, label: str, known: Mapping[str, 
         index = locate_label(rows, label)
         start, width = (-1, 0) if index is None else (index, len(rows[index].cells))
     if not width:
-        return 0.0, 0, 0, 0
+        return 0.0, 0, 0, 0, 0
     widths = Counter(len(row.cells) for row in rows[start + 1 :])
     usual_width, count = widths.most_common(1)[0] if widths else (width, 1)
-    if usual_width not in (width - 1, width, width + 1):
-        return 0.001, 0, 0, width
+    if usual_width not in (width - 1, width, width + 1) or widths.total() < start:
+        return 0.001, 0, 0, 0, width
     share = round(count / max(widths.total(), 1), 2)
     leftovers = sum(_has_quotes(cell) for row in rows for cell in row.cells)
-    return max(share, 0.01), int(usual_width == width), -leftovers, width
+    return max(share, 0.01), -max(start, 0), int(usual_width == width), -leftovers, width
 
 
 def _has_quotes(cell: str) -> bool:

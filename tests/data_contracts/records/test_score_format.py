@@ -6,6 +6,7 @@ from bloomery.data_contracts.records.records import Interval
 from bloomery.data_contracts.records.score_format import (
     degradation_name,
     format_degradation,
+    format_number,
     format_score,
     format_score_value,
 )
@@ -41,3 +42,10 @@ def test_a_named_score_has_its_own_format():
     assert [degradation_name(score) for score in (macro_f1, log_loss, "regression")] == ["drop", "rise", "rise"]
     assert (format_degradation(macro_f1, 0.01), format_degradation(mape, 0.01)) == ("1.00 pp", "1.00%")
     assert Score(name="quantile_loss", quantile=0.9).title == "quantile loss (0.9)"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(51_640.4, "51,640"), (-1234567.8, "-1,234,568"), (547.82, "547.8"), (0.01234, "0.01234")]
+)
+def test_a_large_number_has_no_exponent(value, text):
+    assert format_number(value) == text

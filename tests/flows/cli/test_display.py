@@ -25,8 +25,8 @@ def candidate(name: str) -> Any:
     )
 
 
-def test_a_long_name_wraps_and_no_number_is_cut_off():
-    items = [candidate("fp32"), candidate("a-candidate-with-a-very-long-na")]
+def print_candidates(items: list[SimpleNamespace]) -> str:
+    """Returns the table of candidates in a terminal of 80 columns."""
     candidates = SimpleNamespace(
         candidates=items, trained=SimpleNamespace(dataset=SimpleNamespace(task="classification"), score=ACCURACY)
     )
@@ -35,12 +35,24 @@ def test_a_long_name_wraps_and_no_number_is_cut_off():
     release = SimpleNamespace(name="digits", bento=SimpleNamespace(choice=choice))
     console = Console(width=80, record=True)
     console.print(_candidates(cast(Release, release)))
-    text = console.export_text()
+    return console.export_text()
+
+
+def test_a_long_name_wraps_and_no_number_is_cut_off():
+    text = print_candidates([candidate("fp32"), candidate("a-candidate-with-a-very-long-na")])
     assert text.count("51.8% undecided v…") == 2  # only the class is shortened
     assert text.count("…") == 2
     assert all(len(line) <= 80 for line in text.splitlines())
     for figure in ("82.00%", "≤20.1pp", "213.7 kB", "51 µs", "3.16x", "rejected"):
         assert text.count(figure) == (1 if figure == "rejected" else 2)
+
+
+def test_the_name_of_a_class_wraps_before_short_names_of_candidates():
+    wide = candidate("pruned-int8")
+    wide.size_bytes, wide.latency.p50_ms = 2_120_213_700, 159.123
+    text = print_candidates([candidate("fp32"), wide])
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert text.count("pruned-int8") == text.count("2120213.7 kB") == 1
 
 
 @pytest.mark.parametrize("is_terminal", [True, False], ids=["terminal", "redirected"])

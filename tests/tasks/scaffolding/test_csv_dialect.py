@@ -52,6 +52,11 @@ CASES: dict[str, tuple[str, dict[str, object], dict[str, str | None]]] = {
         {"delimiter": "\t"},
         {"note": "Smith, J 0", "a": "0,5", "y": "no"},
     ),
+    "long texts with the label's name as a word": (
+        "n,text,y\n" + lines('{n},"' + "any y or n, " * 800 + '",{y}'),
+        {"delimiter": ","},
+        {"n": "0", "text": ("any y or n, " * 800).strip(), "y": "no"},
+    ),
     "a line that names the separator": (
         "sep=;\na;y\n" + lines("{n},5;{y}"),
         {"delimiter": ";", "skip_lines": 1},

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bloomery.data_contracts.errors import DataUnfit, RecipeInvalid
-from bloomery.flows.cli.commands.init import write_drafts
+from bloomery.flows.cli.commands.init import list_inferences, write_drafts
 from bloomery.flows.recipe.recipe import read_recipe
 from bloomery.tasks.scaffolding.planning.draft_planning import ColumnRoles
 from bloomery.tasks.scaffolding.source_options.reader_options import UserOptions
@@ -49,6 +49,9 @@ def test_rows_without_a_label_and_of_rare_classes_are_quarantined(home: Path, tm
     lines = "".join(f"{number % 7},{label}\n" for number, label in enumerate(labels))
     (tmp_path / "rows.csv").write_text(f"a,label\n{lines}")
     recipe = draft_recipe(tmp_path, tmp_path / "rows.csv", "label")
+    draft = write_drafts("other", [str(tmp_path / "rows.csv")], ColumnRoles("label"), UserOptions(), output=tmp_path)
+    label_line = dict(list_inferences(draft))["label"]
+    assert "; quarantined: 3 rows of rare classes (odd) and 20 rows without a label" in label_line
     rows = validate_rows(recipe)
     assert (rows.num_rows, rows.num_quarantined) == (80, 23)
     assert 23 / 103 < recipe.contract.quarantine_limit < 23 / 103 + 0.03

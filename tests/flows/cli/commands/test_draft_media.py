@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 from scipy.io import wavfile
 
+from bloomery.data_contracts.errors import DataUnfit
 from bloomery.flows.cli.commands.init import list_inferences, write_drafts
 from bloomery.flows.recipe.recipe import read_recipe
 from bloomery.tasks.scaffolding.planning.draft_planning import ColumnRoles
@@ -85,6 +88,30 @@ def test_folders_named_by_splits_become_sources(home: Path, tmp_path: Path) -> N
     text = " ".join((tmp_path / "mine.yaml").read_text().replace("#", "").split())
     assert "not read: 1 files beside these folders" in text
     assert validate_rows(recipe).num_rows == 90
+
+
+@pytest.mark.parametrize("folder", ["", "all"])
+def test_files_in_no_folders_of_classes_name_the_option(folder: str, home: Path, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "pictures" / folder, 40)
+    for number, path in enumerate(sorted((tmp_path / "pictures" / folder).iterdir())):
+        path.rename(path.with_name(f"{'cat' if number % 2 else 'dog'}.{number}.png"))
+    problem = "all files are in one folder, all" if folder else "the files are in no folders"
+    with pytest.raises(DataUnfit, match=problem) as refusal:
+        draft_recipe(tmp_path, tmp_path / "pictures", "label")
+    pattern = shlex.split(refusal.value.remedy)[-1]
+    options = UserOptions(path_pattern=pattern)
+    draft = write_drafts("mine", [str(tmp_path / "pictures")], ColumnRoles("label"), options, output=tmp_path)
+    assert dict(draft.plan.label.classes) == {"cat": 20, "dog": 20}
+
+
+def test_a_column_of_file_names_is_not_learned_from(home: Path, tmp_path: Path) -> None:
+    lines = "".join(f"{'cat' if n % 2 else 'dog'}_{n}.png,{n % 7},{n % 2}\n" for n in range(60))
+    (tmp_path / "rows.csv").write_text("file,age,kind\n" + lines)
+    draft = write_drafts("mine", [str(tmp_path / "rows.csv")], ColumnRoles("kind"), UserOptions(), output=tmp_path)
+    assert "it names files, which are not opened" in dict(list_inferences(draft))["not used"]
+    (tmp_path / "rows.csv").write_text("file,kind\n" + "".join(f"{n}_{n % 2}.wav,{n % 2}\n" for n in range(60)))
+    with pytest.raises(DataUnfit, match="file: it names files, which are not opened"):
+        draft_recipe(tmp_path, tmp_path / "rows.csv", "kind")
 
 
 def test_files_without_a_folder_of_a_class_are_no_class(home: Path, tmp_path: Path) -> None:
