@@ -29,6 +29,7 @@ _MIN_ROWS_PER_CLASS = 10  # rarer classes are no evidence
 _MIN_RANK_CORRELATION = 0.9995
 _MAX_TERMS = 12  # of a sum that a person can recognize
 _MAX_RESIDUAL_SHARE = 1e-6  # of the label's standard deviation, beyond rounding
+_MAX_DECIMALS = 4  # of a label that was rounded
 _ROUNDING_SLACK = 1.1  # least squares do not minimize the largest residual
 _ROUNDING_SHARE = 0.02  # rounding explains a residual only if the label varies much more
 
@@ -185,8 +186,9 @@ def _solve(matrix: np.ndarray, target: np.ndarray, rounding: float) -> np.ndarra
 
 
 def _rounding(target: np.ndarray) -> float:
-    """Returns by how much rounding to whole numbers or cents changes the label, if that is little beside its spread."""
-    unit = 1.0 if np.equal(np.floor(target), target).all() else 0.01 if _has_cents(target) else 0.0
+    """Returns by how much rounding to some decimals changes the label, if that is little beside its spread."""
+    places = range(_MAX_DECIMALS + 1)
+    unit = next((10.0**-num for num in places if np.allclose(np.round(target, num), target, rtol=0, atol=1e-9)), 0.0)
     return unit / 2 if unit / 2 <= _ROUNDING_SHARE * target.std() else 0.0
 
 
@@ -196,10 +198,6 @@ def _is_product(factors: np.ndarray, powers: np.ndarray, target: np.ndarray) -> 
     constant = np.median(target / products)
     limits = _rounding(target) * _ROUNDING_SLACK + _MAX_RESIDUAL_SHARE * np.abs(target)
     return bool((np.abs(powers) == 1).all() and (np.abs(constant * products - target) <= limits).all())
-
-
-def _has_cents(target: np.ndarray) -> bool:
-    return bool(np.allclose(np.round(target, 2), target, rtol=0, atol=1e-9))
 
 
 def _describe_sum(weights: np.ndarray) -> str:

@@ -41,6 +41,10 @@ REGRESSIONS: dict[str, tuple[dict[str, object], list[str]]] = {
         ["y is the product of a and b"],
     ),
     "a quotient": ({"a": A + 1, "b": B + 1, "y": (A + 1) / (B + 1)}, ["y is a quotient of a and b"]),
+    "a rounded quotient": (
+        {"a": A + 100, "b": B / 100 + 1, "y": np.round((A + 100) / (B / 100 + 1), 3)},
+        ["y is a quotient of a and b"],
+    ),
     "a sum beside incomplete columns": (
         {"a": A, "b": B, "c": np.where(C % 4, np.nan, C), "y": A + B},
         ["y is the sum of a and b"],
