@@ -18,8 +18,14 @@ def require_name(name: str) -> None:
             f"{name!r} is not a valid model name",
             required="at most 41 lowercase letters, digits and dashes, a letter first",
             where="NAME",
-            remedy="give another name",
+            remedy=_suggest_name(name),
         )
+
+
+def _suggest_name(name: str) -> str:
+    """Returns what to do about an invalid name: use the valid one that is most like it, if there is one."""
+    similar = re.sub(r"[^a-z0-9]+", "-", name.lower()).lstrip("-0123456789")[:41].rstrip("-")
+    return f"give another name, such as {similar}" if similar else "give another name"
 
 
 def require_absent(paths: Sequence[Path], force: bool) -> None:

@@ -24,7 +24,7 @@ from bloomery.tasks.ingest.locations import is_hidden
 from bloomery.tasks.ingest.readers.application_files import huggingface
 from bloomery.tasks.ingest.readers.application_files.xlsx import OLE_MAGIC
 from bloomery.tasks.ingest.zip_members import ZIP_ERRORS
-from bloomery.tasks.scaffolding.source_options.json_records import find_records
+from bloomery.tasks.scaffolding.source_options.json_records import describe_arrays, find_records
 
 _START_BYTES = 65_536
 _MAGIC_BYTES = {b"PAR1": "parquet", b"ORC": "orc", b"ARROW1": "arrow"} | {
@@ -166,7 +166,13 @@ def _detect_json(path: Path, start: bytes) -> str:
         return "jsonl"
     if find_records(str(path)) is not None:
         return "json"
-    raise _detection_error(str(path), "it is one JSON object: name its list of rows by --records, such as a.b")
+    problem = "it is one JSON object: name its list of rows by --records, such as a.b"
+    if lists := describe_arrays(str(path)):
+        problem = (
+            f"it is one JSON object with several lists of rows that name no columns: {lists}; choose one by --records"
+        )
+        problem += ", and name its columns by --columns"
+    raise _detection_error(str(path), problem)
 
 
 def _detect_in_zip(path: Path) -> str:

@@ -35,16 +35,36 @@ def find_records(source: str) -> JsonRecords | None:
 
     It is None if there is none. A document that is a list of rows has none, since it needs no path.
     """
+    document = _read_object(source)
+    if document is None:
+        return None
+    records = list(_iterate_records(document, ())) or list(_iterate_columns(document, ()))
+    return max(records, key=lambda found: found.num_rows, default=None)
+
+
+def describe_arrays(source: str) -> str:
+    """Returns the lists of arrays of one length in the document `source`, with their paths; empty without any."""
+    return ", ".join(_iterate_arrays(_read_object(source) or {}, ()))
+
+
+def _read_object(source: str) -> dict[str, Any] | None:
     (file, *_) = locations.find_row_files(DataSource(source=source, format="json"), SourceFile(source=source))
     with file.open_stream() as stream:
         try:
             document = json.loads(stream.read())
         except (ValueError, RecursionError):
             return None
-    if not isinstance(document, dict):
-        return None
-    records = list(_iterate_records(document, ())) or list(_iterate_columns(document, ()))
-    return max(records, key=lambda found: found.num_rows, default=None)
+    return document if isinstance(document, dict) else None
+
+
+def _iterate_arrays(node: dict[str, Any], path: tuple[str, ...]) -> Iterator[str]:
+    for name, value in node.items():
+        if isinstance(value, dict) and len(path) < _MAX_DEPTH:
+            yield from _iterate_arrays(value, (*path, name))
+        if isinstance(value, list) and len(value) > 1 and all(isinstance(row, list) for row in value):
+            widths = {len(row) for row in value}
+            if len(widths) == 1:
+                yield f"{'.'.join((*path, name))} ({len(value):,} rows of {widths.pop()} values)"
 
 
 def _iterate_records(node: dict[str, Any], path: tuple[str, ...]) -> Iterator[JsonRecords]:

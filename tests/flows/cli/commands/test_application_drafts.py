@@ -246,6 +246,17 @@ def test_files_named_by_their_label_need_a_pattern(home: Path, tmp_path: Path) -
     assert validate_rows(recipe).num_rows == 40
 
 
+def test_lists_of_arrays_in_a_json_document_are_named(home: Path, tmp_path: Path) -> None:
+    rows = [[f"text {number} of {number % 7}", "yes" if number % 2 else "no"] for number in range(60)]
+    (tmp_path / "rows.json").write_text(json.dumps({"data": {"train": rows, "test": rows[:9]}}, indent=1))
+    message = r"data\.train \(60 rows of 2 values\), data\.test \(9 rows of 2 values\); choose one by --records"
+    with pytest.raises(DataMissing, match=message):
+        draft_recipe(tmp_path, tmp_path / "rows.json", "kind")
+    options = UserOptions(records="data.train", columns=("text", "kind"))
+    recipe = draft_recipe(tmp_path, tmp_path / "rows.json", "kind", options)
+    assert (recipe.data.records, validate_rows(recipe).num_rows) == ("data.train", 60)
+
+
 def test_columns_in_a_json_document_are_found(home: Path, tmp_path: Path) -> None:
     columns = {"a": [n / 3 for n in range(90)], "label": [n % 2 for n in range(90)]}
     by_key = {name: {str(n): value for n, value in enumerate(values)} for name, values in columns.items()}

@@ -136,8 +136,10 @@ def test_existing_files_are_not_replaced_without_force(home: Path, tmp_path: Pat
     assert [path.name for path in tmp_path.iterdir() if path != home] == ["mine.yaml"]
     write_drafts("mine", ["sklearn:iris"], ColumnRoles("label"), UserOptions(), output=tmp_path, force=True)
     assert read_recipe(str(tmp_path / "mine.yaml")).name == "mine"
-    with pytest.raises(RecipeInvalid, match="not a valid model name"):
-        write_drafts("../mine", ["sklearn:iris"], ColumnRoles("label"), UserOptions(), output=tmp_path)
+    for name, remedy in (("../mine", "such as mine"), ("My_first model 2", "such as my-first-model-2"), ("42", "name")):
+        with pytest.raises(RecipeInvalid, match="not a valid model name") as refusal:
+            write_drafts(name, ["sklearn:iris"], ColumnRoles("label"), UserOptions(), output=tmp_path)
+        assert refusal.value.remedy.endswith(remedy)
 
 
 REAL = {
