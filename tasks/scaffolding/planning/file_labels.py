@@ -17,7 +17,8 @@ _PATTERN_EXAMPLE = "cat_1.png"
 
 
 def require_file_labels(profile: SourceProfile, data: DataSource, label: str) -> None:
-    """Raises DataUnfit where the folders of all files name no class, or one."""
+    """Raises DataUnfit where the folders of all files name no class, or one, or a table has names of files alone."""
+    _require_more_than_names(profile, label)
     column = profile.column(label)
     is_of_files = data.kind in ("images", "audio") or (data.kind == "text" and data.unit == "file")
     if column is None or label != _FOLDER_LABEL or not is_of_files or data.path_pattern or column.num_distinct > 1:
@@ -34,6 +35,19 @@ def require_file_labels(profile: SourceProfile, data: DataSource, label: str) ->
         remedy=f"move the files into folders; or, if their names have the class {where}, add --path-pattern "
         f"{shlex.quote(pattern)}",
     )
+
+
+def _require_more_than_names(profile: SourceProfile, label: str) -> None:
+    others = [column for column in profile.columns if column.name != label]
+    if others and all(column.names_files for column in others):
+        raise DataUnfit(
+            f"column {', '.join(column.name for column in others)} names files, which are not opened, and there is no "
+            f"column beside it and {label}",
+            required="a folder of images or recordings, with a folder for each class; or columns to learn from",
+            where="--data",
+            remedy=f"move each file into a folder named by its {label}, and give their folder as --data, with "
+            "--label label",
+        )
 
 
 def _find_separator(paths: ColumnProfile | None) -> str | None:

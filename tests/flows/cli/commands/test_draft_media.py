@@ -110,7 +110,7 @@ def test_a_column_of_file_names_is_not_learned_from(home: Path, tmp_path: Path) 
     draft = write_drafts("mine", [str(tmp_path / "rows.csv")], ColumnRoles("kind"), UserOptions(), output=tmp_path)
     assert "it names files, which are not opened" in dict(list_inferences(draft))["not used"]
     (tmp_path / "rows.csv").write_text("file,kind\n" + "".join(f"{n}_{n % 2}.wav,{n % 2}\n" for n in range(60)))
-    with pytest.raises(DataUnfit, match="file: it names files, which are not opened"):
+    with pytest.raises(DataUnfit, match="column file names files, which are not opened"):
         draft_recipe(tmp_path, tmp_path / "rows.csv", "kind")
 
 
