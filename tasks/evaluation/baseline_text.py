@@ -5,7 +5,12 @@ from __future__ import annotations
 import re
 
 from bloomery.data_contracts.records.records import BaselineComparison, Choice
-from bloomery.data_contracts.records.score_format import format_degradation, format_score, format_score_value
+from bloomery.data_contracts.records.score_format import (
+    format_degradation,
+    format_number,
+    format_score,
+    format_score_value,
+)
 from bloomery.data_contracts.records.scores import Score
 
 
@@ -15,8 +20,13 @@ def metric_part(name: str) -> str:
 
 
 def describe_comparison(score: Score, comparison: BaselineComparison) -> str:
-    """Returns a phrase such as `boosted trees has 97.10%, 2.00 pp better (95% interval 0.80 pp to 3.20 pp)`."""
+    """Returns a phrase such as `boosted trees has 97.10%, 2.00 pp better (95% interval 0.80 pp to 3.20 pp)`.
+
+    An error may be several times that of a baseline: `boosted trees has 18.2 (the model's error is 203% higher; …)`.
+    """
     value = format_score_value(score, comparison.score.value)
+    if score.is_error and comparison.degradation.value != 0:
+        return f"{comparison.name} has {value} ({_describe_error(comparison)})"
     return f"{comparison.name} has {value}, {_describe_difference(score, comparison)}"
 
 
@@ -31,6 +41,15 @@ def _describe_difference(score: Score, comparison: BaselineComparison) -> str:
     ends = sorted((sign * degradation.low, sign * degradation.high))
     value, low, high = (format_degradation(score, number) for number in (abs(degradation.value), *ends))
     return f"{value} {direction} (95% interval {low} to {high})"
+
+
+def _describe_error(comparison: BaselineComparison) -> str:
+    """Returns by how much the model's error is higher or lower than that of the baseline."""
+    degradation = comparison.degradation
+    direction, sign = ("higher", 1) if degradation.value > 0 else ("lower", -1)
+    ends = sorted((sign * degradation.low, sign * degradation.high))
+    value, low, high = (f"{format_number(100 * number, digits=3)}%" for number in (abs(degradation.value), *ends))
+    return f"the model's error is {value} {direction}; 95% interval {low} to {high}"
 
 
 def verdict_on_baseline(comparison: BaselineComparison) -> str:

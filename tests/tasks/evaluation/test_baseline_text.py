@@ -30,7 +30,11 @@ def test_a_comparison_is_seen_from_the_baseline():
     assert describe_comparison(ACCURACY, BEATEN) == (
         "majority class has 90.00%, 50.00 pp worse (95% interval 40.00 pp to 60.00 pp)"
     )
-    assert "0.900, 2.00% better" in describe_comparison(RMSE, LOST)
+    assert describe_comparison(RMSE, LOST) == (
+        "boosted trees has 0.900 (the model's error is 2% higher; 95% interval 1% to 3%)"
+    )
+    assert "(the model's error is 7,813% higher" in describe_comparison(RMSE, comparison_of("last", 78.13, 56.9, 107.0))
+    assert "(the model's error is 50% lower; 95% interval 40% to 60%)" in describe_comparison(RMSE, BEATEN)
     assert "no difference (95% interval" in describe_comparison(ACCURACY, comparison_of("mean", 0.0, -0.01, 0.01))
     assert [verdict_on_baseline(item) for item in (LOST, BEHIND, BEATEN)] == [
         "better",
