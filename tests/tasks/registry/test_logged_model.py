@@ -21,6 +21,14 @@ from tests.conftest import copy_state
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(autouse=True)
+def forget_artifact_folders() -> None:
+    """MLflow keeps the folder of each model by its id, which is in another state folder in each test."""
+    from mlflow.tracking._tracking_service import utils
+
+    utils._artifact_repos_cache.clear()
+
+
 @pytest.fixture
 def release(finished_run: tuple[Path, dict[str, Any]], home: Path) -> Release:
     """The release of a finished run, the state folder of which is copied to `home`."""
