@@ -19,7 +19,7 @@ from bloomery import models
 from bloomery.data_contracts.errors import ParityBroken
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.export import onnx_exporter
-from bloomery.models.export.onnx_exporter import TOLERANCE, add_metadata, export_onnx, export_program
+from bloomery.models.export.onnx_exporter import TOLERANCE, add_metadata, export_onnx, export_program, measure_parity
 from bloomery.models.inference.runtime import create_session, run_session
 from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import Cnn, Rnn, Transformer
@@ -140,6 +140,21 @@ def rows_of(layout: Layout, num_rows: int, length: int = 12) -> torch.Tensor:
 def recurrent(cell: str, layout: Layout) -> nn.Module:
     config = Rnn(kind="rnn", cell=cell, hidden=8, num_layers=2, bidirectional=True, embedding=6, highway=3)
     return build_network(Blueprint(config=config, layout=layout, num_outputs=3)).eval()
+
+
+def test_forecasts_far_from_the_training_rows_are_compared_by_their_size(tmp_path: Path):
+    config = Rnn(kind="rnn", hidden=8, highway=12, relative=True)
+    layout = Layout(kind="sequence", shape=(12, 1))
+    network, other = (
+        build_network(Blueprint(config=config, layout=layout, task="regression", num_outputs=1)).eval()
+        for _ in range(2)
+    )
+    with torch.no_grad():
+        network.highway.weight.normal_()
+    x = 1_300 + torch.randn(40, 12, 1)
+    assert export_onnx(network, x, tmp_path / "rnn.onnx") <= 100 * TOLERANCE
+    with pytest.raises(ParityBroken, match="ONNX Runtime and PyTorch differ by up to"):
+        measure_parity(other, x, tmp_path / "rnn.onnx")
 
 
 @pytest.mark.parametrize("layout", SEQUENCES.values(), ids=SEQUENCES)
