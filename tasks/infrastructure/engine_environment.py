@@ -6,6 +6,7 @@ Engines read them when they are imported or first used, so `bloomery.flows` appl
 from __future__ import annotations
 
 import contextlib
+import getpass
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -72,6 +73,19 @@ def apply_engine_environment() -> None:
         os.environ.setdefault(name, value)
     os.environ.update(safe_path_variables(os.environ))
     os.environ.update(direct_loopback_variables(os.environ))
+    os.environ.update(user_variables())
+
+
+def user_variables() -> dict[str, str]:
+    """Returns the variable with the user's name, if the system knows none, as in a container with any user id.
+
+    The record of a promotion has the name, and MLflow and PyTorch ask for it, too.
+    """
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # of Python up to 3.12, and later
+        return {"LOGNAME": f"uid{os.getuid()}"}
+    return {}
 
 
 def direct_loopback_variables(environment: Mapping[str, str]) -> dict[str, str]:

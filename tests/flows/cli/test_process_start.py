@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import subprocess
 from collections.abc import Callable
@@ -10,7 +11,11 @@ from pathlib import Path
 import pytest
 
 from bloomery.flows.cli.display import LineConsole
-from bloomery.tasks.infrastructure.engine_environment import direct_loopback_variables, state_folder
+from bloomery.tasks.infrastructure.engine_environment import (
+    direct_loopback_variables,
+    state_folder,
+    user_variables,
+)
 from bloomery.tasks.infrastructure.python_processes import code_command, module_command
 
 Environment = Callable[..., dict[str, str]]
@@ -113,3 +118,16 @@ def test_the_state_folder_has_a_path_in_any_environment(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(os, "getcwd", fail)
     assert state_folder({}) == Path(".bloomery")
+
+
+def test_a_user_id_without_a_name_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(number: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", fail)
+    assert user_variables() == {"LOGNAME": f"uid{os.getuid()}"}
+    monkeypatch.setenv("LOGNAME", user_variables()["LOGNAME"])
+    assert user_variables() == {}
+    assert getpass.getuser() == f"uid{os.getuid()}"
