@@ -133,6 +133,13 @@ class DataSource(Document):
             "column, after `rename` and `normalize`; of numbers also NaN"
         ),
     ] = None
+    unquoted_missing: Annotated[
+        tuple[str, ...] | None,
+        Field(
+            min_length=1,
+            description="texts that mean null where they stand without quotes, in every column, as R writes NA",
+        ),
+    ] = None
     strip: Annotated[bool | None, Field(description="whether to strip spaces and tabs from cells")] = None
     comment: Annotated[Character | None, Field(description="start of a comment line")] = None
     skip_lines: Annotated[int | None, Field(ge=0, description="lines to skip before the header or first row")] = None
@@ -156,7 +163,7 @@ class DataSource(Document):
         Field(
             min_length=1,
             description="names in the source of the columns with such numbers; left out, every cell that is such a "
-            "number as a whole is rewritten, in any column",
+            "number as a whole is rewritten, in any column; `json`: columns of numbers that are written as texts",
         ),
     ] = None
     unit: Annotated[
@@ -288,7 +295,8 @@ class DataSource(Document):
     def _require_consistent_numbers(self) -> None:
         if (self.decimal or ".") == self.thousands:
             raise ValueError("decimal and thousands must be different characters")
-        if self.numbers is not None and not (self.decimal or self.thousands or self.units):
+        is_plain = not (self.decimal or self.thousands or self.units)
+        if self.numbers is not None and is_plain and self.kind not in ("json", "jsonl"):
             raise ValueError("numbers: say how they are written by decimal, thousands or units")
 
     @property

@@ -169,13 +169,17 @@ def _normalizers(schema: pa.Schema, data: DataSource) -> dict[str, ColumnChange]
 
 
 def _missing_markers(schema: pa.Schema, data: DataSource) -> dict[str, ColumnChange]:
+    changes = {}
     for name, markers in data.missing_by_column.items():
-        is_nan_of_numbers = (
-            name in schema.names and pa.types.is_floating(schema.field(name).type) and markers == ("NaN",)
-        )
-        if not is_nan_of_numbers:
+        is_number = name in schema.names and pa.types.is_floating(schema.field(name).type)
+        # The reader of JSON reads texts among numbers and booleans as null.
+        if data.kind in ("json", "jsonl") and name in schema.names and not pa.types.is_string(schema.field(name).type):
+            markers = ("NaN",) if is_number and "NaN" in markers else ()
+        if not (is_number and markers == ("NaN",)) and markers:
             _require_text(name, schema, "missing")
-    return {name: _missing_marker(markers) for name, markers in data.missing_by_column.items()}
+        if markers:
+            changes[name] = _missing_marker(markers)
+    return changes
 
 
 def _missing_marker(markers: tuple[str, ...]) -> ColumnChange:

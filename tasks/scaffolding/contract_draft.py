@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
@@ -92,6 +93,8 @@ def _append_added_key(columns: CommentedSeq, name: str) -> None:
 
 
 def _append_column(columns: CommentedSeq, column: ColumnProfile, plan: DraftPlan, name: str) -> None:
+    if column.name == plan.split.column and plan.split.replaced:
+        column = _rename_splits(column, dict(plan.split.replaced))
     is_label, is_key = column.name == plan.label.name, column.name == plan.key.name
     logical_type = plan.label.logical_type if is_label else column.logical_type
     entry = CommentedMap(name=name, logicalType=logical_type)
@@ -114,6 +117,14 @@ def _append_column(columns: CommentedSeq, column: ColumnProfile, plan: DraftPlan
     columns.append(entry)
     for text in _column_comments(column, plan, name):
         add_comment(columns, len(columns) - 1, text, _COLUMN_INDENT)
+
+
+def _rename_splits(column: ColumnProfile, replaced: dict[str, str]) -> ColumnProfile:
+    """Returns the column with the names of splits that the recipe replaces others by."""
+    counts: Counter[str] = Counter()
+    for text, num in column.value_counts or ():
+        counts[replaced.get(text, text)] += num
+    return column.model_copy(update={"value_counts": tuple(counts.items()), "num_distinct": len(counts)})
 
 
 def _is_required(column: ColumnProfile, plan: DraftPlan) -> bool:

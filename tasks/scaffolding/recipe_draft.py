@@ -87,17 +87,21 @@ def _data(plan: DraftPlan, names: dict[str, str], data: dict[str, Any], notes: d
     if plan.profile.normalized:
         section["normalize"] = inline([names[name] for name in plan.profile.normalized])
         add_comment(section, "normalize", "Some texts here differ from others only in what cannot be seen.", 2)
-    if plan.profile.missing:
+    if plan.profile.missing or isinstance(data.get("missing"), dict):
         section["missing"] = _missing(plan, names, data.get("missing", ()))
         add_comment(section, "missing", "Texts that mark a missing value, by column.", 2)
+    if plan.split.replaced and plan.split.column is not None:
+        section["replace"] = CommentedMap({names[plan.split.column]: inline(dict(plan.split.replaced))})
+        add_comment(section, "replace", "The splits are named train, val and test.", 2)
     return section
 
 
-def _missing(plan: DraftPlan, names: dict[str, str], stated: Sequence[str]) -> CommentedMap:
-    """Returns the texts that mark a missing value by column; those that the user has stated, for all columns."""
+def _missing(plan: DraftPlan, names: dict[str, str], stated: Sequence[str] | dict[str, list[str]]) -> CommentedMap:
+    """Returns the texts that mark a missing value by column; those of a list `stated`, for all columns."""
     section = CommentedMap()
     for column in plan.profile.columns:
-        texts = dict.fromkeys([*column.missing, *(text for text in stated if text)])
+        of_column = stated.get(column.name, ()) if isinstance(stated, dict) else [text for text in stated if text]
+        texts = dict.fromkeys([*column.missing, *of_column])
         if texts:
             section[names[column.name]] = inline([*texts])
     return section

@@ -61,6 +61,7 @@ def init(
     escape: reading_options.Escape = None,
     header: reading_options.Header = None,
     missing: reading_options.Missing = None,
+    unquoted_missing: reading_options.UnquotedMissing = None,
     strip: reading_options.Strip = None,
     comment: reading_options.Comment = None,
     skip_lines: reading_options.SkipLines = None,
@@ -113,6 +114,7 @@ def init(
             escape=reading_options.parse_character(escape),
             header=header,
             missing=("", *missing) if missing else None,
+            unquoted_missing=tuple(unquoted_missing) if unquoted_missing else None,
             strip=strip,
             comment=comment,
             skip_lines=skip_lines,
@@ -283,6 +285,8 @@ def _conversions(draft: ProjectDraft) -> list[tuple[str, str]]:
 def _describe_value(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, dict):
+        return "; ".join(f"{_describe_value(item)} in {name}" for name, item in value.items())
     if isinstance(value, (list, tuple)):
         return ", ".join(_describe_source(item) if isinstance(item, dict) else str(item) or "''" for item in value)
     return repr(value)

@@ -24,6 +24,7 @@ Quote = Annotated[str | None, typer.Option(help="Quote around the cells of CSV f
 Escape = Annotated[str | None, typer.Option(help="Escape character of CSV files.")]
 Header = Annotated[bool | None, typer.Option("--header/--no-header", help="Whether CSV files have a header.")]
 Missing = Annotated[list[str] | None, typer.Option(help="A text that means null; repeat for several.")]
+UnquotedMissing = Annotated[list[str] | None, typer.Option(help="A text that means null without quotes; repeatable.")]
 Strip = Annotated[bool | None, typer.Option("--strip/--no-strip", help="Whether to strip spaces around cells.")]
 Comment = Annotated[str | None, typer.Option(help="Start of comment lines, such as `#`.")]
 SkipLines = Annotated[int | None, typer.Option(min=0, help="Lines in front of the header or first row.")]

@@ -20,7 +20,7 @@ Group = Annotated[
 ]
 Horizon = Annotated[int | None, typer.Option(min=1, help="Rows from the last known to the forecast one; default 1.")]
 Lags = Annotated[int | None, typer.Option(min=2, help="The known rows that a forecast reads.")]
-Split = Annotated[str | None, typer.Option(help="How rows are split: key, group or time; inferred by default.")]
+Split = Annotated[str | None, typer.Option(help="How rows are split: key, group, time, or a column of names.")]
 
 
 def parse_groups(groups: Sequence[str] | None) -> tuple[str, ...]:

@@ -25,18 +25,18 @@ def read_files(
     read_schema: SchemaReader,
     read_batches: BatchReader,
     *,
-    may_lack_columns: bool = False,
+    is_cumulative: bool = False,
 ) -> RowStream:
     """Returns the rows of all files of `origin`, file after file.
 
-    `may_lack_columns` allows a file to lack columns that another one has.
+    With `is_cumulative` the schema of a file is that of all files up to it.
 
     Raises:
         DataMissing: there is no file, a file cannot be read, or the files do not fit each other.
     """
     files = locations.find_row_files(data, origin)
     schemas = [_read_schema(file, data, read_schema) for file in files]
-    file_schema = _unify_schemas(files, schemas, may_lack_columns)
+    file_schema = schemas[-1] if is_cumulative else _unify_schemas(files, schemas)
     path_values = [_read_path_values(data, file) for file in files]
     schema = _add_path_columns(file_schema, path_values, files, is_text=data.is_text)
 
@@ -67,8 +67,8 @@ def _to_readable_error(file: FileLocation, data: DataSource, failure: Exception)
     return unreadable_error(file.path, problem, f"complete files of format {data.kind}", format_name)
 
 
-def _unify_schemas(files: Sequence[FileLocation], schemas: Sequence[pa.Schema], may_lack_columns: bool) -> pa.Schema:
-    """Returns the columns of the first file in types wide enough for all files, then columns of later files alone."""
+def _unify_schemas(files: Sequence[FileLocation], schemas: Sequence[pa.Schema]) -> pa.Schema:
+    """Returns the columns of the first file in types wide enough for all files."""
     first = schemas[0]
     for file, schema in zip(files, schemas, strict=True):
         duplicates = sorted({name for name in schema.names if schema.names.count(name) > 1})
@@ -76,7 +76,7 @@ def _unify_schemas(files: Sequence[FileLocation], schemas: Sequence[pa.Schema], 
             raise unreadable_error(
                 file.path, f"two columns have the name {', '.join(duplicates)}", "columns with unique names"
             )
-        if not may_lack_columns and set(schema.names) != set(first.names):
+        if set(schema.names) != set(first.names):
             raise DataMissing(
                 f"{file.relative} has the columns {', '.join(schema.names)}",
                 required=f"those of the first file, {files[0].relative}: {', '.join(first.names)}",

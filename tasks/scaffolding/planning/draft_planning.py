@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from bloomery.data_contracts.errors import DataUnfit
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
-from bloomery.tasks.scaffolding.planning.input_planning import InputPlan, is_row_number, plan_inputs, split_words
+from bloomery.tasks.scaffolding.planning.given_splits import (
+    GivenSplit,
+    find_split_column,
+    plan_given_split,
+    require_split_column,
+)
+from bloomery.tasks.scaffolding.planning.input_planning import InputPlan, plan_inputs
+from bloomery.tasks.scaffolding.planning.key_planning import KeyPlan, plan_key
 from bloomery.tasks.scaffolding.planning.label_planning import LabelPlan, plan_label, plan_sets
 from bloomery.tasks.scaffolding.planning.label_sets import LabelSets, collect_label_sets
 from bloomery.tasks.scaffolding.planning.series_planning import (
@@ -28,17 +35,14 @@ from bloomery.tasks.scaffolding.planning.task_inference import (
     may_be_forecast,
     require_task_of_sets,
 )
-from bloomery.tasks.scaffolding.profiling.column_names import find_column, split_names, unused_name
+from bloomery.tasks.scaffolding.profiling.column_names import find_column, split_names
 from bloomery.tasks.scaffolding.profiling.leakage import Leak, find_leaks
 from bloomery.tasks.scaffolding.profiling.number_inference import InferredNumbers
-from bloomery.tasks.scaffolding.profiling.profiler import ColumnProfile, SourceProfile, count_distinct_rows
+from bloomery.tasks.scaffolding.profiling.profiler import SourceProfile, count_distinct_rows
 
 MIN_ROWS = 30
 _MAX_COMPARED_COLUMNS = 1_000  # in which rows are compared: an engine groups by no more
 _GROUP_REASON = "rows of one value stay in one split, so the model sees other values when it is used"
-_NO_KEY = "no column is unique and named, counted or coded like an identifier"
-_MIN_CODE_LENGTH, _MAX_KEY_LENGTH = 4, 200  # characters of a key
-_KEY_WORDS = frozenset({"id", "key", "uuid", "guid", "no", "nr", "number", "index", "row", "rowid", "path", "filename"})
 
 
 @dataclass(frozen=True)
@@ -72,20 +76,13 @@ class ColumnRoles:
             time=None if self.time is None else find_column(self.time, names, "--time"),
             groups=tuple(find_column(group, names, "--group") for group in self.groups),
             labels=tuple(find_column(label, names, "--label") for label in self.labels),
+            task=replace(self.task, split_column=require_split_column(self.task.split_column, names)),
         )
 
     @property
     def requests_sets(self) -> bool:
         """Whether the user says that rows have sets of labels."""
         return self.task.task == "multilabel" or len(self.labels) > 1 or self.separator is not None
-
-
-class KeyPlan(NamedTuple):
-    """The column that identifies a row, and why; `is_added` where the source has none and rows get numbers."""
-
-    name: str
-    is_added: bool
-    reason: str
 
 
 class DraftPlan(NamedTuple):
@@ -156,17 +153,17 @@ def plan_draft(
     _require_rows(profile.num_rows, profile, data)
     roles = roles.find_columns(names)
     split_column = profile.columns[-1].name if data.sources is not None else None
-    key_plan = _plan_key(profile, names, roles.key, (roles.label, *filter(None, [split_column])))
+    key_plan = plan_key(profile, names, roles.key, (roles.label, *filter(None, [split_column])))
     reserved = {roles.label: "it is the label"} | ({} if key_plan.is_added else {key_plan.name: "it is the key"})
-    if split_column is not None:
-        reserved[split_column] = "it names the split"
-        _require_no_order(roles)
+    given_split = _find_given_split(profile, data, roles, reserved)
+    if given_split is not None:
+        reserved[given_split.column.name] = "it names the split"
     task, series = _plan_task(profile, data, scratch, roles, tuple(reserved))
     label_plan = _plan_label(profile, scratch, roles, split_column, task)
     if series is not None:
         split, inputs = series.split, plan_series_inputs(profile, series, label_plan.column, reserved)
     else:
-        split = _plan_split(profile, data, scratch, label_plan, roles, tuple(reserved))
+        split = _plan_split(profile, scratch, label_plan, roles, tuple(reserved), given_split)
         unread = {split.column: _GROUP_REASON} if split.by == "group" and split.column is not None else {}
         inputs = plan_inputs(profile, data, reserved | unread, label_plan.num_classes, shape)
         if unread and not inputs.inputs and not roles.groups and roles.task.split is None:
@@ -207,6 +204,17 @@ def _count_usable(profile: SourceProfile, scratch: Path, num_kept: int, columns:
     num_distinct = profile.num_rows if is_wide else count_distinct_rows(scratch, columns)
     keep_duplicates = is_wide or num_distinct < 0.5 * profile.num_rows
     return (num_kept if keep_duplicates else min(num_kept, num_distinct)), keep_duplicates
+
+
+def _find_given_split(
+    profile: SourceProfile, data: DataSource, roles: ColumnRoles, reserved: Collection[str]
+) -> GivenSplit | None:
+    """Returns the column that names the split of each row: that of the files, or one of the source."""
+    if data.sources is not None:
+        _require_no_order(roles)
+        return GivenSplit(profile.columns[-1], {})
+    is_required = roles.task.split == "given"
+    return find_split_column(profile, reserved, roles.task.split_column, is_required=is_required)
 
 
 def _require_no_order(roles: ColumnRoles) -> None:
@@ -282,15 +290,15 @@ def find_label_sets(
 
 def _plan_split(
     profile: SourceProfile,
-    data: DataSource,
     scratch: Path,
     label: LabelPlan,
     roles: ColumnRoles,
     reserved: tuple[str, ...],
+    given: GivenSplit | None,
 ) -> SplitPlan:
     """Returns the split of rows that are no series."""
-    if data.sources is not None:
-        return SplitPlan("given", profile.columns[-1].name, "the split of each file is given")
+    if given is not None and not given.parts:
+        return SplitPlan("given", given.column.name, "the split of each file is given")
     if len(roles.groups) > 1 or (roles.groups and roles.time is not None):
         raise DataUnfit(
             f"the rows cannot be split by {' and '.join([*roles.groups, *filter(None, [roles.time])])} at once",
@@ -307,11 +315,18 @@ def _plan_split(
                 where=f"--split {request.kind}",
                 remedy=f"omit --split or --{kind}",
             )
-    return plan_split(profile, scratch, label, request, reserved)
+    notes: tuple[str, ...] = ()
+    if given is not None and request in (SplitRequest(), SplitRequest("given")):
+        given_split = plan_given_split(given, label, scratch, is_requested=request.kind == "given")
+        if isinstance(given_split, SplitPlan):
+            return given_split
+        notes = (given_split,)
+    split = plan_split(profile, scratch, label, request, reserved)
+    return split._replace(notes=(*notes, *split.notes))
 
 
 def _required_columns(split: SplitPlan, series: SeriesPlan | None) -> tuple[str, ...]:
-    columns = [split.column] if split.by in ("time", "group") and split.column is not None else []
+    columns = [split.column] if split.by != "key" and split.column is not None else []
     return tuple(dict.fromkeys([*columns, *(series.groups if series is not None else ())]))
 
 
@@ -354,47 +369,3 @@ def _count_quarantined(
     num_unplaced = sum(profile.existing_column(name).num_missing for name in _required_columns(split, series))
     num_unlabelled = label.num_missing if series is None else 0
     return profile.num_malformed + num_invalid + num_unlabelled + label.num_rare_rows + num_other_rates + num_unplaced
-
-
-def _plan_key(profile: SourceProfile, names: dict[str, str], requested: str | None, reserved: Sequence[str]) -> KeyPlan:
-    if requested is not None:
-        name, column = requested, profile.existing_column(requested)
-        if name in reserved or not column.is_unique or column.logical_type not in ("integer", "string"):
-            counts = f"{column.num_missing} missing and {column.num_distinct:,} distinct values"
-            raise DataUnfit(
-                f"column {name} cannot be the key: it is {column.logical_type} with {counts} in {column.num_rows:,} "
-                "rows",
-                required="a column of text or whole numbers with a unique value in every row",
-                where="--key",
-                remedy="choose another column, or omit --key: then rows get numbers",
-            )
-        return KeyPlan(name, is_added=False, reason="as requested")
-    candidates = [
-        column
-        for column in profile.columns
-        if column.is_unique and column.logical_type in ("integer", "string") and column.name not in reserved
-    ]
-    for reason, is_key in _KEY_SIGNS:
-        for column in candidates:
-            if is_key(column):
-                return KeyPlan(column.name, is_added=False, reason=reason)
-    name = unused_name("row_id", [*names, *names.values()])
-    return KeyPlan(name, is_added=True, reason=_NO_KEY)
-
-
-def _is_named_like_key(column: ColumnProfile) -> bool:
-    return bool(_KEY_WORDS & set(split_words(column.name))) and (column.max_length or 0) <= _MAX_KEY_LENGTH
-
-
-def _is_code(column: ColumnProfile) -> bool:
-    """Whether the texts are of one length, as serial numbers and hashes are, but free text is not."""
-    shortest, longest = column.min_length or 0, column.max_length or 0
-    return column.logical_type == "string" and _MIN_CODE_LENGTH <= shortest == longest <= _MAX_KEY_LENGTH
-
-
-# What makes a complete and unique column a key, the surest sign first. Measurements may be unique by chance.
-_KEY_SIGNS: tuple[tuple[str, Callable[[ColumnProfile], bool]], ...] = (
-    ("it is unique and has the name of an identifier", _is_named_like_key),
-    ("it numbers the rows", is_row_number),
-    ("its texts are unique and of one length", _is_code),
-)

@@ -9,6 +9,7 @@ from bloomery.tasks.scaffolding.planning.input_planning import split_words
 from bloomery.tasks.scaffolding.profiling.profiler import ColumnProfile, SourceProfile
 
 _MAX_CATEGORIES = 30  # values of an id that nothing else is known about; more are entities
+_MAX_CODE = 1e15  # larger floats have no digit to tell neighbours apart
 MIN_GROUPS = 5  # with fewer, a split would be decided by one or two of them
 _CODE_WORDS = frozenset(
     {"id", "code", "zip", "zipcode", "type", "class", "category", "flag", "kind", "group", "cluster", "digit"}
@@ -134,15 +135,28 @@ def _entity_kind(column: ColumnProfile) -> EntityKind | None:
     return "object" if has_id and not is_category and column.num_distinct > _MAX_CATEGORIES else None
 
 
+def names_things(column: ColumnProfile) -> bool:
+    """Whether the values are texts or whole numbers, which may be floats where others are missing."""
+    is_code = column.logical_type == "number" and column.value_counts is not None
+    are_whole = is_code and all(_is_whole(value) for value, _ in column.value_counts or ())
+    return column.logical_type in ("integer", "string") or are_whole
+
+
+def _is_whole(value: object) -> bool:
+    try:
+        return float(str(value)).is_integer() and abs(float(str(value))) < _MAX_CODE
+    except ValueError:
+        return False
+
+
 def _is_coded(column: ColumnProfile) -> bool:
     """Whether the values are whole numbers, or most of the texts have digits."""
-    if column.logical_type == "integer" or column.value_counts is None:
+    if column.logical_type in ("integer", "number") or column.value_counts is None:
         return True
     num_coded = sum(any(sign.isdigit() for sign in str(value)) for value, _ in column.value_counts)
     return num_coded > len(column.value_counts) / 2
 
 
 def _repeats(column: ColumnProfile) -> bool:
-    """Whether a column without gaps has fewer values than rows."""
-    is_name = column.logical_type in ("integer", "string") and not column.num_missing
-    return is_name and 1 < column.num_distinct < column.num_valid
+    """Whether a column of names or codes has fewer values than rows."""
+    return names_things(column) and 1 < column.num_distinct < column.num_valid

@@ -302,7 +302,7 @@ def _plan_array(
     if column.element_type not in ("integer", "number") or column.num_missing:
         return "it does not have an array of numbers in every row"
     if data.kind == "audio" or (data.has_media and data.mode is None):
-        return _plan_audio(column, profile)
+        return _plan_audio(column, profile, data)
     size = column.min_length or 0
     inner_sizes = (data.flatten or {}).get(column.name, ())
     if not column.max_length:
@@ -328,9 +328,9 @@ def _plan_array(
     return PlannedInput(options, f"channels, height, width: {reason}")
 
 
-def _plan_audio(column: ColumnProfile, profile: SourceProfile) -> PlannedInput:
+def _plan_audio(column: ColumnProfile, profile: SourceProfile, data: DataSource) -> PlannedInput:
     rates = profile.column("sample_rate")
-    rate = int(rates.value_counts[0][0]) if rates is not None and rates.value_counts else 8000
+    rate = data.sample_rate or (int(rates.value_counts[0][0]) if rates is not None and rates.value_counts else 8000)
     required, num_seen = 0.95 * sum(num for _, num in column.length_counts), 0
     length = column.max_length or 0
     for size, num in column.length_counts:

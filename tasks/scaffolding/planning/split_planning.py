@@ -13,12 +13,14 @@ from typing import Any, Literal, NamedTuple
 
 from bloomery.data_contracts.errors import DataUnfit
 from bloomery.models.features.splits import SPLITS, hash_threshold
+from bloomery.tasks.infrastructure.sql_text import quote_text
 from bloomery.tasks.scaffolding.planning.entity_columns import (
     MIN_GROUPS,
     Entity,
     find_entities,
     is_birth_date,
     names_event,
+    names_things,
 )
 from bloomery.tasks.scaffolding.planning.input_planning import split_words
 from bloomery.tasks.scaffolding.planning.label_planning import LabelPlan
@@ -30,17 +32,19 @@ Shares = tuple[float, float, float]
 _MIN_SHARE = 0.4  # of the rows that a split should have
 _GOOD_SHARE = 0.85  # the same, which another hash of the groups may give
 _MAX_MISSING_SHARE = 0.01  # of the rows; more of them without a time or group keep `init` from splitting by it
-_MAX_GROUPS_TRIED = 2_000  # more groups fill every split whatever the hash
+_MAX_GROUPS_TRIED = 2_000  # with every hash; of more groups few hashes are tried, in SQL
+_MAX_UNGROUPED_SHARE = 0.05  # of the rows; more of them without a group keep `init` from splitting by it
 _MIN_YEARS = 10  # of a series; fewer are rather categories
 _FIRST_SECOND = 800_000_000  # since 1970: in 1995
 _SALTS = ("", *map(str, range(1, 100)))
+_SALTS_OF_MANY = _SALTS[:5]
 
 
 class SplitPlan(NamedTuple):
     """How rows are split, with the reason as a clause, and `notes` about splits that were not chosen.
 
     `shares` are those of train, val and test; None for the usual ones. Rows without a value of `column` are
-    quarantined.
+    quarantined. `replaced` has the source's other names of splits, where they are given.
     """
 
     by: Literal["key", "group", "time", "given"]
@@ -49,6 +53,7 @@ class SplitPlan(NamedTuple):
     shares: Shares | None = None
     salt: str = ""
     notes: tuple[str, ...] = ()
+    replaced: tuple[tuple[str, str], ...] = ()
 
 
 class SplitRequest(NamedTuple):
@@ -187,9 +192,15 @@ def split_sql(table: RowTable, shares: Shares) -> str:
     return f"case when moment >= {first_test} then 'test' when moment >= {first_val} then 'val' else 'train' end"
 
 
-def _try_group(entity: Entity, label: LabelPlan, scratch: Path, shares: Shares) -> SplitPlan:
+def _try_group(
+    entity: Entity, label: LabelPlan, scratch: Path, shares: Shares, *, is_requested: bool = False
+) -> SplitPlan:
     """Returns the split by a group, or one by key with a note that says what is against it."""
     column = entity.column
+    if column.num_missing > _MAX_UNGROUPED_SHARE * column.num_rows and not is_requested:
+        problem = f"{column.num_missing:,} rows have none, which --group {column.name} would quarantine"
+        note = f"rows of one {column.name} are in several splits: {problem}"
+        return SplitPlan("key", None, "", notes=(note,))
     reason = (
         f"{column.num_distinct:,} values of {column.name} are in {column.num_valid:,} rows, and rows of one value "
         "stay in one split; --split key mixes them"
@@ -203,23 +214,42 @@ def _try_group(entity: Entity, label: LabelPlan, scratch: Path, shares: Shares) 
 
 
 def _find_salt(column: ColumnProfile, label: LabelPlan, scratch: Path, shares: Shares) -> str | None:
-    """Returns the first salt with which each split has enough rows and classes; None if there is none.
-
-    Of many groups the usual hash needs no other salt.
-    """
+    """Returns the first salt with which each split has enough rows and classes; None if there is none."""
     if column.num_distinct < MIN_GROUPS:
         return None
     if column.num_distinct > _MAX_GROUPS_TRIED:
-        return ""
+        counts_by_salt = [(salt, _count_by_split(scratch, column, label, salt, shares)) for salt in _SALTS_OF_MANY]
+        for min_share in (_GOOD_SHARE, _MIN_SHARE):
+            for salt, split_counts in counts_by_salt:
+                if not _coverage_problem(split_counts, label, shares, min_share):
+                    return salt
+        return None
     counts = count_by_group(scratch, column, _class_columns(label))
     for min_share in (_GOOD_SHARE, _MIN_SHARE):
         for salt in _SALTS:
-            split_counts: defaultdict[str, Counter[Any]] = defaultdict(Counter)
+            counts_by_split: defaultdict[str, Counter[Any]] = defaultdict(Counter)
             for group, classes in counts.items():
-                split_counts[split_of_group(group, salt, shares)].update(classes)
-            if not _coverage_problem(split_counts, label, shares, min_share):
+                counts_by_split[split_of_group(group, salt, shares)].update(classes)
+            if not _coverage_problem(counts_by_split, label, shares, min_share):
                 return salt
     return None
+
+
+def _count_by_split(
+    scratch: Path, column: ColumnProfile, label: LabelPlan, salt: str, shares: Shares
+) -> dict[str, Counter[Any]]:
+    """Returns the number of rows of each split by class, with groups that are split by a hash with this salt."""
+    table = RowTable(scratch, (column, *_class_columns(label)))
+    class_name, group = table.aliases.get(label.name, "null"), table.aliases[column.name]
+    group_text = f"cast(cast({group} as double) as string)" if column.logical_type == "number" else group
+    digest = f"md5('{salt}:' || {group_text})"
+    first_val, first_test = (quote_text(hash_threshold(share)) for share in (shares[0], shares[0] + shares[1]))
+    part = f"case when {digest} < {first_val} then 'train' when {digest} < {first_test} then 'val' else 'test' end"
+    counts: defaultdict[str, Counter[Any]] = defaultdict(Counter)
+    query = f"select {part}, {class_name}, count(*) from rows where {group} is not null group by 1, 2"
+    for split, value, num in table.query(query):
+        counts[split][value] += num
+    return counts
 
 
 def split_of_group(group: str, salt: str, shares: Shares) -> str:
@@ -239,8 +269,13 @@ def count_by_group(scratch: Path, column: ColumnProfile, classes: Sequence[Colum
     for group, value, num in table.query(
         f"select {table.aliases[column.name]}, {class_name}, count(*) from rows where {condition} group by 1, 2"
     ):
-        counts[group][value] += num
+        counts[_group_text(group, column)][value] += num
     return counts
+
+
+def _group_text(group: str, column: ColumnProfile) -> str:
+    """Returns the text of a group as `prepare` hashes it: numbers are floats there."""
+    return f"{float(group):.1f}" if column.logical_type == "number" else group
 
 
 def _class_columns(label: LabelPlan) -> tuple[ColumnProfile, ...]:
@@ -302,10 +337,10 @@ def _require_group_split(
         entity = entities[0]
     else:
         column = profile.existing_column(request.group)
-        if column.logical_type not in ("integer", "string") or column.is_constant:
+        if not names_things(column) or column.is_constant:
             raise _split_error(f"column {column.name} of type {column.logical_type} names no groups", "--group")
         entity = Entity(column, "person")
-    split = _try_group(entity, label, scratch, shares)
+    split = _try_group(entity, label, scratch, shares, is_requested=True)
     if split.by != "group":
         raise _split_error(f"the rows cannot be split by group: {'; '.join(split.notes)}", "--group")
     return split._replace(reason="as requested")

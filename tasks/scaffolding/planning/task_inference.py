@@ -17,7 +17,7 @@ from bloomery.tasks.scaffolding.planning.input_planning import split_words
 from bloomery.tasks.scaffolding.profiling.profiler import ColumnProfile
 
 DraftTask = Literal["classification", "regression", "forecasting", "multilabel"]
-SplitKind = Literal["key", "group", "time"]
+SplitKind = Literal["key", "group", "time", "given"]
 _MAX_CODES = 20  # distinct whole numbers that are classes unless the name says otherwise
 _MAX_CODES_OF_COUNT = 10  # the same where the name says that something is counted
 _MIN_ROWS_PER_BALANCED = 20
@@ -28,12 +28,16 @@ _TYPE_NOUNS = {"string": "a text", "boolean": "a boolean", "integer": "an intege
 
 @dataclass(frozen=True)
 class TaskRequest:
-    """What the user requests of a task; None to infer it. `lags` are the rows in a window of a forecast."""
+    """What the user requests of a task; None to infer it. `lags` are the rows in a window of a forecast.
+
+    `split_column` names the split of each row.
+    """
 
     task: DraftTask | None = None
     horizon: int | None = None
     lags: int | None = None
     split: SplitKind | None = None
+    split_column: str | None = None
 
 
 class TaskChoice(NamedTuple):
@@ -49,24 +53,24 @@ class TaskChoice(NamedTuple):
 
 
 def parse_request(task: str | None, horizon: int | None, lags: int | None, split: str | None) -> TaskRequest:
-    """Returns the request of a command line.
+    """Returns the request of a command line. A `split` of no known kind is the column that names the splits.
 
     Raises:
-        RecipeInvalid: there is no such task or split, or an option belongs to another task.
+        RecipeInvalid: there is no such task, or an option belongs to another task.
     """
     if task is None and (horizon is not None or lags is not None):
         task = "forecasting"
     if task in ("multi_label", "multi-label"):
         task = "multilabel"
-    choices = (("--task", task, get_args(DraftTask)), ("--split", split, get_args(SplitKind)))
-    for option, value, allowed in choices:
-        if value is not None and value not in allowed:
-            raise RecipeInvalid(
-                f"{option} is {value!r}",
-                required=f"one of {', '.join(allowed)}",
-                where=option,
-                remedy="correct it, or omit it: then it is inferred from the data",
-            )
+    if task is not None and task not in get_args(DraftTask):
+        raise RecipeInvalid(
+            f"--task is {task!r}",
+            required=f"one of {', '.join(get_args(DraftTask))}",
+            where="--task",
+            remedy="correct it, or omit it: then it is inferred from the data",
+        )
+    split_column = None if split is None or split in get_args(SplitKind) else split
+    split = "given" if split_column is not None else split
     if task not in (None, "forecasting") and (horizon is not None or lags is not None):
         raise RecipeInvalid(
             f"--horizon and --lags belong to a forecast, and the task is {task}",
@@ -81,7 +85,7 @@ def parse_request(task: str | None, horizon: int | None, lags: int | None, split
             where="--split",
             remedy="omit --split",
         )
-    return TaskRequest(cast("DraftTask | None", task), horizon, lags, cast("SplitKind | None", split))
+    return TaskRequest(cast("DraftTask | None", task), horizon, lags, cast("SplitKind | None", split), split_column)
 
 
 def require_task_of_sets(request: TaskRequest, where: str) -> None:

@@ -102,10 +102,16 @@ def _infer_table(location: FileLocation, label: str, stated: Mapping[str, Any]) 
     options: dict[str, Any] = {"strip": True}
     if "table" in stated or "query" in stated:
         return ApplicationOptions(options, {})
+    broken_views = sqlite.list_broken_views(location)
+    listed = ", ".join(f"view {name} ({reason})" for name, reason in broken_views.items())
+    unread = f"; not read: {listed}" if broken_views else ""
     tables = sqlite.list_tables(location)
     with_label = [table for table in tables if label in sqlite.list_columns(location, table)]
     if len(tables) > 1 and len(with_label) == 1:
-        return ApplicationOptions({**options, "table": with_label[0]}, {"table": f"it is the only table with {label}"})
+        reason = f"it is the only table with {label}{unread}"
+        return ApplicationOptions({**options, "table": with_label[0]}, {"table": reason})
+    if len(tables) == 1 and broken_views:
+        return ApplicationOptions({**options, "table": tables[0]}, {"table": f"it is the only table{unread}"})
     return ApplicationOptions(options, {})
 
 

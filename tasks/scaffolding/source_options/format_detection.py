@@ -141,8 +141,11 @@ def _detect_in_file(path: Path) -> str:
 
 def _detect_in_text(path: Path, start: bytes) -> str:
     """Returns the format of the text that begins with `start`, in the file or the zip `path`."""
-    if b"\0" in start and not start.startswith(_BYTE_ORDER_MARKS):
-        raise _detection_error(str(path), f"it is no text, and begins with the bytes {start[:8].hex(' ')}")
+    if b"\0" in start:
+        text = start.decode(json.detect_encoding(start), "replace")
+        if not start.startswith(_BYTE_ORDER_MARKS) and not text.lstrip().startswith(("{", "[")):
+            raise _detection_error(str(path), f"it is no text, and begins with the bytes {start[:8].hex(' ')}")
+        start = text.encode("utf-8", "replace")
     if _ARFF_START.match(start):
         return "arff"
     if _HTML_START.match(start):
@@ -157,7 +160,7 @@ def _detect_json(path: Path, start: bytes) -> str:
     """Returns `json` for a list of rows or an object that holds one, and `jsonl` where each line is an object."""
     first_line, *other_lines = [line for line in start.removeprefix(b"\xef\xbb\xbf").splitlines() if line.strip()]
     try:
-        is_object = isinstance(json.loads(first_line), dict)
+        is_object = isinstance(json.loads(first_line.decode("utf-8", "replace")), dict)
     except ValueError:
         is_object = False
     if first_line.lstrip().startswith(b"["):

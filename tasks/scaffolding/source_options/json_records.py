@@ -30,12 +30,13 @@ class JsonRecords(NamedTuple):
         return records | ({} if self.columns is None else {"columns": list(self.columns)})
 
 
-def find_records(source: str) -> JsonRecords | None:
+def find_records(source: str, encoding: str | None = None) -> JsonRecords | None:
     """Returns the longest list of rows in the document `source`, or else its longest object of columns.
 
-    It is None if there is none. A document that is a list of rows has none, since it needs no path.
+    It is None if there is none. A document that is a list of rows has none, since it needs no path. Without an
+    `encoding`, letters beyond ASCII are not read.
     """
-    document = _read_object(source)
+    document = _read_object(source, encoding)
     if document is None:
         return None
     records = list(_iterate_records(document, ())) or list(_iterate_columns(document, ()))
@@ -47,11 +48,11 @@ def describe_arrays(source: str) -> str:
     return ", ".join(_iterate_arrays(_read_object(source) or {}, ()))
 
 
-def _read_object(source: str) -> dict[str, Any] | None:
+def _read_object(source: str, encoding: str | None = None) -> dict[str, Any] | None:
     (file, *_) = locations.find_row_files(DataSource(source=source, format="json"), SourceFile(source=source))
     with file.open_stream() as stream:
         try:
-            document = json.loads(stream.read())
+            document = json.loads(_decode(stream.read(), encoding))
         except (ValueError, RecursionError):
             return None
     return document if isinstance(document, dict) else None
@@ -65,6 +66,13 @@ def _iterate_arrays(node: dict[str, Any], path: tuple[str, ...]) -> Iterator[str
             widths = {len(row) for row in value}
             if len(widths) == 1:
                 yield f"{'.'.join((*path, name))} ({len(value):,} rows of {widths.pop()} values)"
+
+
+def _decode(content: bytes, encoding: str | None) -> str:
+    """Returns the text. Names in it are usually ASCII, so any encoding finds its rows where none is known."""
+    if encoding is None:
+        return content.decode(json.detect_encoding(content), "replace")
+    return content.decode(encoding).removeprefix("\ufeff")
 
 
 def _iterate_records(node: dict[str, Any], path: tuple[str, ...]) -> Iterator[JsonRecords]:

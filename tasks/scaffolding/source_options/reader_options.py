@@ -20,9 +20,10 @@ from bloomery.tasks.scaffolding.source_options.application_options import (
     find_label_array,
     infer_application_options,
 )
+from bloomery.tasks.scaffolding.source_options.bare_markers import find_bare_markers
 from bloomery.tasks.scaffolding.source_options.csv_dialect import infer_dialect
 from bloomery.tasks.scaffolding.source_options.format_detection import detect_format, find_label_file, read_image_shape
-from bloomery.tasks.scaffolding.source_options.json_records import find_records
+from bloomery.tasks.scaffolding.source_options.json_options import infer_json_options
 from bloomery.tasks.scaffolding.source_options.media_options import (
     infer_audio_options,
     infer_image_options,
@@ -80,6 +81,7 @@ class UserOptions(NamedTuple):
     sheet: str | None = None
     table: str | None = None
     arrays: dict[str, str] | None = None
+    unquoted_missing: tuple[str, ...] | None = None
 
     @property
     def stated(self) -> dict[str, Any]:
@@ -129,8 +131,10 @@ def infer_reader_options(sources: Sequence[str], label: str, user_options: UserO
         csv_options, csv_notes = _infer_csv_options(paths, label, stated, user_options.files)
         options = _without_source(options) | csv_options if "sources" in csv_options else options | csv_options
         notes |= {name: note for name, note in csv_notes.items() if name not in stated or note != "as requested"}
-    elif kind == "json" and not in_sources and "records" not in stated:
-        options, notes = _add_records(options, notes)
+    elif kind in ("json", "jsonl"):
+        has_records = bool(in_sources) or "records" in stated
+        options, json_notes = infer_json_options(options, kind, label, stated, has_records=has_records)
+        notes = json_notes | notes
     elif kind in APPLICATIONS:
         application = infer_application_options(kind, paths, label, {**stated, **in_sources})
         options |= application.options
@@ -166,23 +170,6 @@ def _with_split_folders(data: DataSource, label: str, notes: dict[str, str]) -> 
     return _validate({**_without_source(recipe_options(data)), **options}), notes | split_notes
 
 
-def _add_records(options: dict[str, Any], notes: dict[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Returns the options with the list of rows of each document, where it is one object."""
-    note = "it is the longest list of rows in the document"
-    if "source" in options:
-        records = find_records(options["source"])
-        if records is None:
-            return options, notes
-        return {**options, **records.options}, notes | ({} if records.path is None else {"records": note})
-    sources = []
-    for origin in options["sources"]:
-        records = find_records(origin["source"])
-        path = {} if records is None or records.path is None else {"records": records.path}
-        sources.append({**origin, **path})
-        options |= {} if records is None or records.columns is None else {"columns": list(records.columns)}
-    return {**options, "sources": sources}, notes
-
-
 def _infer_csv_options(
     paths: Sequence[str], label: str, stated: dict[str, Any], pattern: str | None
 ) -> tuple[dict[str, Any], dict[str, str]]:
@@ -209,7 +196,12 @@ def _infer_csv_options(
     if "path_pattern" in stated and len(files) > 1:
         notes["path_pattern"] = "as requested; each line of a file is a row, unless --unit is file"
     dialect = infer_dialect(files, label, known)
-    return {**options, **dialect.options}, {**notes, **dialect.notes}
+    options, notes = {**options, **dialect.options}, {**notes, **dialect.notes}
+    markers = find_bare_markers(files, dialect.options) if not {"unquoted_missing", "missing"} & stated.keys() else []
+    if markers:
+        options["unquoted_missing"] = markers
+        notes["unquoted_missing"] = "columns with texts in quotes have them without quotes, as R writes missing values"
+    return options, notes
 
 
 def _pattern_of(file: FileLocation) -> str:

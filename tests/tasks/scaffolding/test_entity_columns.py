@@ -47,6 +47,16 @@ def test_entities_are_recognized_by_name_and_values(name: str) -> None:
     assert find_entities(unique, ()) == []
 
 
+def test_numbers_of_patients_may_be_floats_with_gaps() -> None:
+    column = make_column("patient_id", NUMBERS)
+    for values in ([float(number) for number in NUMBERS], [f"{number}.0" for number in NUMBERS]):
+        floats = make_column("patient_id", values).model_copy(update={"logical_type": "number", "num_missing": 3})
+        profile = SourceProfile(columns=(floats,), num_rows=103, num_malformed=0)
+        assert [entity.kind for entity in find_entities(profile, ())] == ["person"]
+    fractions = column.model_copy(update={"logical_type": "number", "value_counts": ((0.5, 50), (1.0, 50))})
+    assert find_entities(SourceProfile(columns=(fractions,), num_rows=100, num_malformed=0), ()) == []
+
+
 def test_persons_come_before_their_sessions_and_households_before_persons() -> None:
     columns = tuple(
         make_column(name, [number % size for number in range(100)])

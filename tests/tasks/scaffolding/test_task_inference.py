@@ -10,6 +10,7 @@ import pytest
 
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.tasks.scaffolding.planning.task_inference import (
+    TaskRequest,
     estimate_num_distinct,
     infer_label_task,
     parse_request,
@@ -96,7 +97,6 @@ def test_values_that_no_row_has_are_estimated() -> None:
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no task": ({"task": "clustering"}, "classification, regression, forecasting, multilabel"),
-    "no split": ({"split": "random"}, "key, group, time"),
     "a horizon without a forecast": ({"task": "regression", "horizon": 7}, "--task forecasting"),
     "a forecast that knows the future": ({"task": "forecasting", "split": "key"}, "--split time"),
 }
@@ -121,3 +121,10 @@ def test_several_labels_belong_to_no_other_task() -> None:
     require_task_of_sets(parse_request(None, None, None, None), "--label")
     with pytest.raises(RecipeInvalid, match="--label belongs to sets of labels, and the task is regression"):
         require_task_of_sets(parse_request("regression", None, None, None), "--label")
+
+
+def test_a_split_of_no_known_kind_is_a_column() -> None:
+    assert parse_request(None, None, None, "fold") == TaskRequest(split="given", split_column="fold")
+    assert parse_request(None, None, None, "given") == TaskRequest(split="given")
+    with pytest.raises(RecipeInvalid, match="a forecast is split by given"):
+        parse_request("forecasting", None, None, "fold")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -64,7 +64,7 @@ class _Column(NamedTuple):
 def read(data: DataSource, origin: SourceFile, malformed: MalformedWriter) -> RowStream:
     """Returns the rows with the names of classes, and with decoded images and recordings.
 
-    Images become lists of uint8, channel after channel, recordings lists of float32, with their rate in `sample_rate`.
+    Images become lists of uint8, channel after channel, recordings lists of float32, with their rate in a column.
     Rows with an image or recording that cannot be decoded are malformed; their number in the file, from 1, is the line.
 
     Raises:
@@ -140,17 +140,36 @@ def read_media_column(source: DataSource, name: str) -> Iterator[MediaFile]:
 
 def _read_schema(location: FileLocation, data: DataSource) -> pa.Schema:
     fields = []
-    for column in _columns(_read_raw_schema(location)):
+    columns = _columns(_read_raw_schema(location))
+    rate_names = _name_rates(columns)
+    for column in columns:
         field = column.field
         if column.class_names:
             fields.append(pa.field(field.name, pa.string(), metadata={DECLARED_VALUES: json.dumps(column.class_names)}))
         elif column.media == "image":
             fields.append(pa.field(field.name, pa.list_(pa.uint8())))
         elif column.media == "audio":
-            fields += [pa.field(field.name, pa.list_(pa.float32())), pa.field(SAMPLE_RATE, pa.int64())]
+            fields += [pa.field(field.name, pa.list_(pa.float32())), pa.field(rate_names[field.name], pa.int64())]
         else:
             fields.append(canonical_schema(pa.schema([field])).field(0))
     return pa.schema(fields)
+
+
+def _name_rates(columns: Sequence[_Column]) -> dict[str, str]:
+    """Returns for each column of recordings the name of that with their rates: `sample_rate`, where it is free.
+
+    Further ones begin with the name of their column.
+    """
+    used = {column.field.name for column in columns}
+    rate_names: dict[str, str] = {}
+    for column in columns:
+        if column.media == "audio":
+            name = SAMPLE_RATE
+            while name in used:
+                name = f"{column.field.name}_{name}"
+            rate_names[column.field.name] = name
+            used.add(name)
+    return rate_names
 
 
 def _columns(schema: pa.Schema) -> list[_Column]:
@@ -196,13 +215,16 @@ class _BatchReader:
     ) -> Iterator[pa.RecordBatch]:
         """Yields the rows of one file in the types of `schema`."""
         columns = _columns(_read_raw_schema(location))
+        rate_names = _name_rates(columns)
         first_row = 1
         for batch in _read_raw_batches(location):
             decoded: dict[str, list[Any]] = {}
             reasons: dict[int, str] = {}
             for column in columns:
                 if column.media is not None:
-                    decoded |= self._decode(batch[column.field.name], column, data, reasons)
+                    name = column.field.name
+                    decoded[name], rates = self._decode(batch[name], column, data, reasons)
+                    decoded |= {rate_names[name]: rates} if name in rate_names else {}
             for row, reason in sorted(reasons.items()):
                 malformed.add(location.relative, first_row + row, "", reason)
             first_row += batch.num_rows
@@ -210,8 +232,8 @@ class _BatchReader:
 
     def _decode(
         self, values: pa.Array, column: _Column, data: DataSource, reasons: dict[int, str]
-    ) -> dict[str, list[Any]]:
-        """Returns the decoded columns, with None for each row that is added to `reasons`."""
+    ) -> tuple[list[Any], list[int | None]]:
+        """Returns the decoded values and their sample rates, with None for each row that is added to `reasons`."""
         name = column.field.name
         contents: list[Any] = [None] * len(values)
         rates: list[int | None] = [None] * len(values)
@@ -227,7 +249,7 @@ class _BatchReader:
                     contents[row] = pixels.reshape(-1)
             except MediaUnreadable as failure:
                 reasons.setdefault(row, str(failure))
-        return {name: contents} | ({SAMPLE_RATE: rates} if column.media == "audio" else {})
+        return contents, rates
 
     def _require_equal_shapes(self, name: str, shape: tuple[int, ...]) -> None:
         first = self._shapes.setdefault(name, shape)

@@ -40,9 +40,15 @@ def read(data: DataSource, origin: SourceFile, malformed: MalformedWriter) -> Ro
 
 
 def list_tables(location: FileLocation) -> list[str]:
-    """Returns the names of the tables and views."""
+    """Returns the names of the tables, and of the views that can be read."""
     with closing(_connect(location)) as connection:
         return _list_tables(connection, location)
+
+
+def list_broken_views(location: FileLocation) -> dict[str, str]:
+    """Returns the views that cannot be read, each with the reason: that of a dropped table, for example."""
+    with closing(_connect(location)) as connection:
+        return _find_broken_views(connection, location)
 
 
 def list_columns(location: FileLocation, table: str) -> list[str]:
@@ -101,6 +107,9 @@ def _statement(connection: sqlite3.Connection, location: FileLocation, data: Dat
         return data.query.rstrip().rstrip(";")
     tables = _list_tables(connection, location)
     matches = [table for table in tables if data.table in (None, table)]
+    broken_views = _find_broken_views(connection, location)
+    if data.table in broken_views:
+        raise _database_error(location, f"the view {data.table} fails: {broken_views[data.table]}")
     if len(matches) != 1:
         listed = ", ".join(map(repr, tables)) or "none"
         raise DataMissing(
@@ -116,7 +125,20 @@ def _statement(connection: sqlite3.Connection, location: FileLocation, data: Dat
 
 def _list_tables(connection: sqlite3.Connection, location: FileLocation) -> list[str]:
     query = "select name from sqlite_master where type in ('table', 'view') and name not like 'sqlite\\_%' escape '\\'"
-    return [str(name) for (name,) in _fetch(_execute(connection, f"{query} order by name", location), location)]
+    names = [str(name) for (name,) in _fetch(_execute(connection, f"{query} order by name", location), location)]
+    broken_views = _find_broken_views(connection, location)
+    return [name for name in names if name not in broken_views]
+
+
+def _find_broken_views(connection: sqlite3.Connection, location: FileLocation) -> dict[str, str]:
+    query = "select name from sqlite_master where type = 'view' order by name"
+    broken_views = {}
+    for (name,) in _fetch(_execute(connection, query, location), location):
+        try:
+            connection.execute(f"select * from {quote_name(str(name))} limit 0")
+        except sqlite3.Error as failure:
+            broken_views[str(name)] = str(failure)
+    return broken_views
 
 
 def _describe(connection: sqlite3.Connection, statement: str, location: FileLocation) -> list[tuple[str, str]]:
@@ -154,7 +176,7 @@ def _fetch(cursor: sqlite3.Cursor, location: FileLocation) -> Sequence[tuple[Any
         raise _database_error(location, failure) from failure
 
 
-def _database_error(location: FileLocation, failure: sqlite3.Error) -> DataMissing:
+def _database_error(location: FileLocation, failure: sqlite3.Error | str) -> DataMissing:
     required = "a complete SQLite file without a password, and a query that it can run"
     return unreadable_error(location.path, failure, required, "sqlite", options=("table", "query"))
 

@@ -1,29 +1,33 @@
-"""A JSON document with lists of rows or columns (RFC 8259, in UTF-8). As a whole, it must fit into memory."""
+"""A JSON document with lists of rows or columns (RFC 8259). As a whole, it must fit into memory."""
 
 from __future__ import annotations
 
-import codecs
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 
+from bloomery.data_contracts.errors import DataMissing
 from bloomery.data_contracts.recipe_sections.data_source import DataSource, SourceFile
 from bloomery.tasks.ingest import locations
 from bloomery.tasks.ingest.locations import FileLocation
+from bloomery.tasks.ingest.option_names import option_names
 from bloomery.tasks.ingest.readers import files
 from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream, unreadable_error
 from bloomery.tasks.ingest.readers.json_files.json_types import (
-    JsonType,
+    ColumnTypes,
+    Misfit,
     build_batch,
-    build_schema,
     json_type_name,
-    widen_types,
+    parse_integer,
 )
+from bloomery.tasks.ingest.readers.text_files.text_streams import transcode_to_utf8
 
 _BATCH_ROWS = 8_192
+_MAX_PATHS, _MAX_DEPTH = 5, 6  # of lists that an error names
 
 
 class _Fault(str):
@@ -38,11 +42,12 @@ def read(data: DataSource, origin: SourceFile, malformed: MalformedWriter) -> Ro
     Malformed items are set aside like malformed JSON lines, but without a line number.
 
     Raises:
-        DataMissing: a file is no JSON, has no such list, or a column has values of two types.
+        DataMissing: a file is no JSON, or has no such list.
     """
-    read_schema = partial(_read_schema, records=origin.records)
-    read_batches = partial(_read_batches, records=origin.records)
-    return files.read_files(data, origin, malformed, read_schema, read_batches, may_lack_columns=True)
+    types = ColumnTypes(data)
+    read_schema = partial(add_types, records=origin.records, types=types)
+    read_batches = partial(_read_batches, records=origin.records, types=types)
+    return files.read_files(data, origin, malformed, read_schema, read_batches, is_cumulative=True)
 
 
 def identify(data: DataSource, origin: SourceFile) -> list[object]:
@@ -50,52 +55,81 @@ def identify(data: DataSource, origin: SourceFile) -> list[object]:
     return [locations.identify_files(data, origin), origin.records]
 
 
-def _read_schema(location: FileLocation, data: DataSource, records: str | None) -> pa.Schema:
-    fields: dict[str, JsonType] = dict.fromkeys(data.columns or ())
-    for number, item in enumerate(_read_items(location, records), 1):
+def add_types(location: FileLocation, data: DataSource, records: str | None, types: ColumnTypes) -> pa.Schema:
+    """Adds the rows of a document to `types`, and returns their columns."""
+    for item in _read_items(location, data, records):
         row = _to_row(item, data.columns)
         if isinstance(row, dict):
-            widen_types(fields, row, _item_name(number, records), location, data.drop or ())
-    return build_schema(fields, location)
+            types.add(row)
+    return types.schema()
 
 
 def _read_batches(
-    location: FileLocation, data: DataSource, schema: pa.Schema, malformed: MalformedWriter, records: str | None
+    location: FileLocation,
+    data: DataSource,
+    schema: pa.Schema,
+    malformed: MalformedWriter,
+    records: str | None,
+    types: ColumnTypes,
 ) -> Iterator[pa.RecordBatch]:
-    rows: list[dict[str, Any]] = []
-    for number, item in enumerate(_read_items(location, records), 1):
+    rows: list[Mapping[str, Any]] = []
+    for number, item in enumerate(_read_items(location, data, records), 1):
         row = _to_row(item, data.columns)
-        if isinstance(row, dict):
-            rows.append(row)
-        else:
-            malformed.add(location.relative, None, _to_text(item), f"{_item_name(number, records)}: {row}")
+        try:
+            if isinstance(row, str):
+                raise Misfit(row)
+            rows.append(types.convert(row, schema))
+        except Misfit as misfit:
+            malformed.add(location.relative, None, _to_text(item), f"{_item_name(number, records)}: {misfit}")
         if len(rows) == _BATCH_ROWS:
-            yield build_batch(rows, schema, data.drop or ())
+            yield build_batch(rows, schema)
             rows = []
-    yield build_batch(rows, schema, data.drop or ())
+    yield build_batch(rows, schema)
 
 
-def _read_items(location: FileLocation, records: str | None) -> list[Any]:
+def _read_items(location: FileLocation, data: DataSource, records: str | None) -> list[Any]:
     """Returns the list of rows at `records` in the document."""
-    with location.open_stream() as stream:
-        content = stream.read().removeprefix(codecs.BOM_UTF8)
+    encoding = data.encoding or "utf-8"
+    with location.open_stream() as raw:
+        content = transcode_to_utf8(raw, encoding).read()
     try:
         node = _DECODER.decode(content.decode())
     except (ValueError, RecursionError) as failure:
         problem = "it is nested too deeply" if isinstance(failure, RecursionError) else failure
-        raise unreadable_error(location.path, problem, "a complete JSON document in UTF-8", "JSON") from failure
+        options = ("encoding", "format") if isinstance(failure, UnicodeDecodeError) else ("format",)
+        required = f"a complete JSON document in {encoding}"
+        raise unreadable_error(location.path, problem, required, "JSON", options=options) from failure
+    document = node
     for name in records.split(".") if records is not None else ():
         if not isinstance(node, dict) or name not in node:
             keys = f"it has {', '.join(node)}" if isinstance(node, dict) else f"it is {_describe(node)}"
-            problem = f"there is no {name!r} of {records!r}; {keys}"
-            raise unreadable_error(location.path, problem, "the path of a list of rows", options=("records",))
+            raise _records_error(location, f"there is no {name!r} of {records!r}; {keys}", document)
         node = node[name]
     if isinstance(node, dict):
         node = rows_of_columns(node) or node
     if not isinstance(node, list):
-        problem = f"{records or 'the document'} is {_describe(node)}"
-        raise unreadable_error(location.path, problem, "a list of rows in the document", options=("records",))
+        raise _records_error(location, f"{records or 'the document'} is {_describe(node)}", document)
     return node
+
+
+def _records_error(location: FileLocation, problem: str, document: Any) -> DataMissing:
+    paths = list(islice(_iterate_paths(document), _MAX_PATHS))
+    remedy = f", to {' or '.join(paths)}" if paths else ""
+    return DataMissing(
+        f"{location.path} cannot be read: {problem}",
+        required="the path of a list of rows in the document",
+        where=location.path,
+        remedy=f"set {option_names('records')}{remedy}; or write the rows as a list, or an object per line",
+    )
+
+
+def _iterate_paths(node: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
+    """Yields the paths of lists of objects or lists in a document."""
+    if isinstance(node, dict) and len(path) < _MAX_DEPTH:
+        for name, inner in node.items():
+            yield from _iterate_paths(inner, (*path, name))
+    elif path and isinstance(node, list) and any(isinstance(item, (dict, list)) for item in node):
+        yield ".".join(path)
 
 
 def rows_of_columns(node: dict[str, Any]) -> list[dict[str, Any]] | None:
@@ -173,14 +207,4 @@ def _parse_object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | _Fault:
     return _Fault(f"the key {next(name for name in names if names.count(name) > 1)!r} twice")
 
 
-def _parse_integer(digits: str) -> int | _Fault:
-    if len(digits) > 20 or not -(2**63) <= int(digits) < 2**63:
-        return _Fault("an integer that does not fit into 64 bits")
-    return int(digits)
-
-
-def _refuse_constant(word: str) -> _Fault:
-    return _Fault(f"not JSON: {word} is no number")
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_parse_object, parse_constant=_refuse_constant, parse_int=_parse_integer)
+_DECODER = json.JSONDecoder(object_pairs_hook=_parse_object, parse_int=parse_integer)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import codecs
+import io
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 
 import pyarrow as pa
@@ -15,13 +18,13 @@ from bloomery.tasks.ingest.locations import FileLocation
 from bloomery.tasks.ingest.readers import files
 from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream, printable_text
 from bloomery.tasks.ingest.readers.json_files.json_types import (
-    JsonType,
+    ColumnTypes,
     JsonValue,
     build_batch,
-    build_schema,
     json_type_name,
-    widen_types,
+    parse_integer,
 )
+from bloomery.tasks.ingest.readers.text_files.text_streams import transcode_to_utf8
 
 _BATCH_LINES = 8_192
 
@@ -29,42 +32,47 @@ _BATCH_LINES = 8_192
 def read(data: DataSource, origin: SourceFile, malformed: MalformedWriter) -> RowStream:
     """Returns the rows of files with a JSON object per line. A key that a line lacks is null.
 
-    Every file is read twice: once for the types of all lines, once for the values.
-
-    Raises:
-        DataMissing: a column has values of two types, such as text and numbers. Integers and fractions are one type.
+    Every file is read twice: once for the types of all lines, once for the values. Malformed are lines that are no
+    object, and lines with a value of another type than nearly all others of its column.
     """
-    return files.read_files(data, origin, malformed, _read_schema, _read_batches, may_lack_columns=True)
+    types = ColumnTypes(data)
+    read_schema, read_batches = partial(add_types, types=types), partial(_read_batches, types=types)
+    return files.read_files(data, origin, malformed, read_schema, read_batches, is_cumulative=True)
 
 
-def _read_schema(location: FileLocation, data: DataSource) -> pa.Schema:
-    fields: dict[str, JsonType] = {}
-    with location.open_stream() as stream:
-        for number, line in enumerate(stream, 1):
+def add_types(location: FileLocation, data: DataSource, types: ColumnTypes) -> pa.Schema:
+    """Adds the rows of a file to `types`, and returns their columns."""
+    with _open(location, data) as stream:
+        for line in stream:
             try:
                 row = _parse(line)
             except ValueError:
                 continue  # the second reading sets the line aside
-            widen_types(fields, row or {}, f"line {number}", location, data.drop or ())
-    return build_schema(fields, location)
+            types.add(row or {})
+    return types.schema()
 
 
 def _read_batches(
-    location: FileLocation, data: DataSource, schema: pa.Schema, malformed: MalformedWriter
+    location: FileLocation, data: DataSource, schema: pa.Schema, malformed: MalformedWriter, types: ColumnTypes
 ) -> Iterator[pa.RecordBatch]:
-    with location.open_stream() as stream:
+    with _open(location, data) as stream:
         numbered_lines = enumerate(stream, 1)
         while lines := list(islice(numbered_lines, _BATCH_LINES)):
             rows = []
             for number, line in lines:
                 try:
                     row = _parse(line)
+                    if row is not None:
+                        rows.append(types.convert(row, schema))
                 except ValueError as failure:
                     malformed.add(location.relative, number, printable_text(line), str(failure))
-                    continue
-                if row is not None:
-                    rows.append(row)
-            yield build_batch(rows, schema, data.drop or ())
+            yield build_batch(rows, schema)
+
+
+@contextmanager
+def _open(location: FileLocation, data: DataSource) -> Iterator[io.BufferedReader]:
+    with location.open_stream() as raw:
+        yield transcode_to_utf8(raw, data.encoding or "utf-8")
 
 
 def _parse(line: bytes) -> dict[str, JsonValue] | None:
@@ -102,18 +110,6 @@ def _parse_object(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
     return fields
 
 
-def _parse_integer(digits: str) -> int:
-    if len(digits) > 20 or not -(2**63) <= int(digits) < 2**63:
-        raise ValueError("an integer that does not fit into 64 bits")
-    return int(digits)
-
-
-def _refuse_constant(word: str) -> None:
-    raise ValueError(f"not JSON: {word} is no number")
-
-
 _LONG_NUMBER = re.compile(rb"[0-9]{19}")
-_DECODER = json.JSONDecoder(object_pairs_hook=_parse_object, parse_constant=_refuse_constant)
-_INTEGER_CHECKING_DECODER = json.JSONDecoder(
-    object_pairs_hook=_parse_object, parse_constant=_refuse_constant, parse_int=_parse_integer
-)
+_DECODER = json.JSONDecoder(object_pairs_hook=_parse_object)
+_INTEGER_CHECKING_DECODER = json.JSONDecoder(object_pairs_hook=_parse_object, parse_int=parse_integer)

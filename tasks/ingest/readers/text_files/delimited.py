@@ -295,8 +295,9 @@ def _parse(file: _OpenFile, data: DataSource, faults: Faults) -> Iterator[pa.Rec
             ),
             convert_options=pcsv.ConvertOptions(
                 column_types={name: pa.string() for name in names},
-                null_values=[] if data.strip else missing,
+                null_values=list(data.unquoted_missing or ([] if data.strip else missing)),
                 strings_can_be_null=True,
+                quoted_strings_can_be_null=not data.unquoted_missing,
                 check_utf8=False,
             ),
         )
@@ -346,12 +347,12 @@ def _is_utf8(cell: bytes) -> bool:
 
 
 def _strip_cells(batch: pa.RecordBatch, schema: pa.Schema, data: DataSource) -> pa.RecordBatch:
-    if not data.strip:
+    if not (data.strip or data.unquoted_missing):
         return batch
     missing = pa.array(data.missing_texts, pa.string())
     columns = []
     for column in batch.columns:
-        cells = pc.ascii_trim_whitespace(column)
+        cells = pc.ascii_trim_whitespace(column) if data.strip else column
         is_missing = pc.is_in(cells, missing)
         columns.append(pc.if_else(is_missing, pa.scalar(None, pa.string()), cells))
     return pa.RecordBatch.from_arrays(columns, schema=schema)

@@ -82,9 +82,11 @@ def test_the_table_of_a_database_with_the_label_is_found(home: Path, tmp_path: P
     rows = [(n, "abc" if n == 5 else str(n % 80), n % 2, b"x", "yn"[n % 3 == 0]) for n in range(NUM_ROWS)]
     connection.executemany("insert into people values (?, ?, ?, ?, ?)", rows)
     connection.execute("create table places (name)")
+    connection.execute("create view broken as select fee from people")
     connection.commit()
     connection.close()
     recipe = draft_recipe(tmp_path, tmp_path / "rows.db", "bought")
+    assert "not read: view broken (no such column: fee)" in (tmp_path / "mine.yaml").read_text()
     assert read_options(recipe) == {"format": "sqlite", "strip": True, "table": "people", "drop": ("photo",)}
     assert input_kinds(recipe) == {"age": "number", "flag": "boolean"}
     assert validate_rows(recipe).num_quarantined == 1

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bloomery.data_contracts.errors import DataMissing, DataUnfit
+from bloomery.data_contracts.errors import DataMissing, DataUnfit, RecipeInvalid
 from bloomery.flows.cli.commands.init import list_inferences, write_drafts
 from bloomery.flows.recipe.recipe import Recipe, read_recipe
 from bloomery.tasks.infrastructure import duckdb_session
@@ -20,7 +20,7 @@ from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.prepare.duckdb_engine import DUCKDB_FUNCTIONS
 from bloomery.tasks.prepare.split_sql import names_by_alias, require_no_leakage, split_query
 from bloomery.tasks.scaffolding.planning.draft_planning import ColumnRoles
-from bloomery.tasks.scaffolding.planning.task_inference import TaskRequest
+from bloomery.tasks.scaffolding.planning.task_inference import TaskRequest, parse_request
 from bloomery.tasks.scaffolding.source_options.reader_options import UserOptions
 from tests.flows.cli.commands.drafts import input_kinds, validate_rows
 
@@ -166,6 +166,68 @@ def test_rows_of_one_patient_stay_in_one_split(home: Path, tmp_path: Path) -> No
     for row in split_rows(recipe):
         splits[row["patient_id"]].add(row["_part"])
     assert (len(splits), {len(parts) for parts in splits.values()}) == (30, {1})
+
+
+def test_numbers_of_patients_with_gaps_keep_their_rows_together(home: Path, tmp_path: Path) -> None:
+    rows = [{**row, "patient_id": f"{int(row['patient_id'][1:])}.0"} for row in make_visits(40, 10)]
+    rows[7]["patient_id"] = ""
+    recipe, _ = draft(tmp_path, rows, "ill")
+    assert (recipe.features.split.by, recipe.features.split.column) == ("group", "patient_id")
+    splits = defaultdict(set)
+    for row in split_rows(recipe):
+        splits[row["patient_id"]].add(row["_part"])
+    assert (len(splits), {len(parts) for parts in splits.values()}) == (40, {1})
+    for row in rows[:40]:
+        row["patient_id"] = ""
+    _, lines = draft(tmp_path, rows, "ill")
+    assert "40 rows have none, which --group patient_id would quarantine" in lines["split"]
+
+
+def test_many_patients_fill_every_split_or_do_not_split(home: Path, tmp_path: Path) -> None:
+    rows = [{"patient_id": f"P{number}", "dose": number % 7, "ill": "yn"[number % 2]} for number in range(2_500)]
+    rows += [{"patient_id": "P1", "dose": 1.5, "ill": "y"}] * 20
+    recipe, _ = draft(tmp_path, rows, "ill")
+    assert recipe.features.split.column == "patient_id"
+    rows += [{"patient_id": "P1", "dose": number / 8, "ill": "yn"[number % 2]} for number in range(20_000)]
+    recipe, lines = draft(tmp_path, rows, "ill")
+    assert recipe.features.split.by == "key"
+    assert "rows of one patient_id are in several splits: its 2,500 values are too few, or too unlike" in lines["split"]
+
+
+GIVEN_SPLITS = {  # the names of train, val and test, and how many rows of 300 are tested
+    "of its name": ("train", "val", "test", 60),
+    "in other words": ("Training", "dev", "testing", 60),
+    "without tests": ("train", "valid", "valid", 120),
+}
+
+
+@pytest.mark.parametrize("case", GIVEN_SPLITS)
+@pytest.mark.parametrize("requested", [None, "given", "split"])
+def test_a_column_that_names_splits_splits(case: str, requested: str | None, home: Path, tmp_path: Path) -> None:
+    train, val, test, num_tested = GIVEN_SPLITS[case]
+    rows = [
+        {**row, "split": (train, train, train, val, test)[number % 5]}
+        for number, row in enumerate(make_orders(ordered=True))
+    ]
+    request = parse_request(None, None, None, requested)
+    recipe, lines = draft(tmp_path, rows, "kept", task=request)
+    assert recipe.features.split.model_dump(include={"by", "column"}) == {"by": "given", "column": "split"}
+    assert "column split names the split of each row" in lines["split"]
+    assert "split" not in input_kinds(recipe)
+    parts = [row["_part"] for row in split_rows(recipe)]
+    assert parts.count("test") == num_tested
+    assert parts.count("val") > 0
+
+
+def test_another_split_than_that_of_the_column_may_be_requested(home: Path, tmp_path: Path) -> None:
+    rows = [{**row, "split": ("train", "test")[number % 2]} for number, row in enumerate(make_orders(ordered=True))]
+    recipe, _ = draft(tmp_path, rows, "kept", task=TaskRequest(split="key"))
+    assert recipe.features.split.by == "key"
+    assert "split" not in input_kinds(recipe)
+    with pytest.raises(DataUnfit, match="column order_date holds 2022-01-03"):
+        draft(tmp_path, rows, "kept", task=parse_request(None, None, None, "order_date"))
+    with pytest.raises(RecipeInvalid, match=r"there is no column 'random'(.|\n)*key, group, time, given or a column"):
+        draft(tmp_path, rows, "kept", task=parse_request(None, None, None, "random"))
 
 
 @pytest.mark.parametrize("num_patients", [5, 6, 9])

@@ -205,3 +205,24 @@ def test_a_draft_that_cannot_run_yet_is_kept(home: Path, tmp_path: Path, monkeyp
     assert f"edit them, then run `bloomery check {tmp_path / 'mine.yaml'}`" in caught.value.remedy
     assert ".init-" not in str(caught.value)
     assert [*tmp_path.glob(".init-*")] == []
+
+
+def test_na_without_quotes_is_missing_where_texts_are_in_quotes(home: Path, tmp_path: Path) -> None:
+    """As R writes factors; in quotes, NA is a text such as the code of Namibia."""
+    write_rows(
+        tmp_path / "rows.csv",
+        '"{n}","{y}",{f},"NA"',
+        '"id","vote","age","country"',
+        line_3='"3",NA,NA,"NA"',
+        line_5='"5","no",7,NA',
+        line_9='"9",NA,9,"US"',
+    )
+    recipe = draft_recipe(tmp_path, tmp_path / "rows.csv", "vote")
+    assert recipe.data.unquoted_missing == ("NA",)
+    assert recipe.data.missing is None
+    rows = validate_rows(recipe)
+    assert (rows.num_rows, rows.num_quarantined) == (238, 2)
+    contract = (tmp_path / "mine.odcs.yaml").read_text(encoding="utf-8")
+    assert "validValues: [no, yes]" in contract.replace("'", "").replace('"', "")
+    write_rows(tmp_path / "bare.csv", "{n},{y},{f},NA", "id,vote,age,country", line_3="3,NA,NA,US")
+    assert draft_recipe(tmp_path, tmp_path / "bare.csv", "vote").data.unquoted_missing is None

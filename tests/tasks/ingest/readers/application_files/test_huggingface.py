@@ -136,3 +136,20 @@ def test_splits_of_other_names_are_listed_beside_the_usual_ones(tmp_path: Path) 
     assert [file.relative for file in find_row_files(source, source.source_files[0])] == [
         "extra_1-00000-of-00001.parquet"
     ]
+
+
+def test_each_column_of_recordings_has_rates_of_its_own(ingest_rows, tmp_path: Path) -> None:
+    streams = []
+    for rate in (8_000, 4_000):
+        stream = io.BytesIO()
+        wavfile.write(stream, rate, np.array([0, 16_384], np.int16))
+        streams.append({"bytes": stream.getvalue(), "path": None})
+    columns = {"a": pa.array(streams[:1], FILE_TYPE), "b": pa.array(streams[1:], FILE_TYPE)}
+    features = {"a": {"_type": "Audio"}, "b": {"_type": "Audio"}}
+    save_split(tmp_path / "two", to_table(columns, features))
+    result = ingest_rows(source=str(tmp_path / "two"), format="huggingface")
+    assert result.rows == [{"a": [0.0, 0.5], "sample_rate": 8_000, "b": [0.0, 0.5], "b_sample_rate": 4_000}]
+    save_split(tmp_path / "own", to_table({"sample_rate": pa.array([1]), **columns}, {"a": {"_type": "Audio"}}))
+    assert ingest_rows(source=str(tmp_path / "own"), format="huggingface", drop=["b"]).rows == [
+        {"sample_rate": 1, "a": [0.0, 0.5], "a_sample_rate": 8_000}
+    ]

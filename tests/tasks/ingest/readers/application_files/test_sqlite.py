@@ -91,3 +91,16 @@ def test_a_query_may_name_a_table_in_quotes(end: str, ingest_rows, tmp_path: Pat
     source = write_database(tmp_path / "rows.sqlite", 'create table "a b"(x, y)', rows)
     query = f'select * from "a b" where x > 1 order by x desc{end}'
     assert ingest_rows(source=source, query=query).rows == [{"x": "3", "y": "w"}, {"x": "2", "y": "v"}]
+
+
+def test_a_view_that_fails_does_not_stop_the_tables(ingest_rows, tmp_path: Path) -> None:
+    statements = (
+        "create table a(x)",
+        "insert into a values (1)",
+        "create table b(y)",
+        "create view c as select y from b",
+    )
+    source = write_database(tmp_path / "rows.sqlite", *statements, "drop table b")
+    assert ingest_rows(source=source).rows == [{"x": "1"}]
+    with pytest.raises(DataMissing, match=r"the view c fails: no such table: main\.b"):
+        ingest_rows(source=source, table="c")
