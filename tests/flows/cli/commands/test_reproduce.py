@@ -16,7 +16,7 @@ import yaml
 
 from bloomery.data_contracts.errors import OutputCorrupt
 from bloomery.data_contracts.records.provenance import Provenance
-from bloomery.data_contracts.records.records import Bento
+from bloomery.data_contracts.records.records import Bento, Release
 from bloomery.flows.cli.commands.reproduce import describe_guarantee, likely_causes
 from bloomery.flows.execution.reproduction import pin_weight_bits
 from bloomery.flows.order import run_stages
@@ -134,10 +134,10 @@ def package_wishes(folder: Path, kind: str) -> Bento:
     document["training"]["num_threads"] = 2
     (folder / "wishes.yaml").write_text(yaml.safe_dump(document))
     recipe = read_recipe(str(folder / "wishes.yaml"))
-    promote: Any = lambda bento, *_: bento  # noqa: E731
+    promote: Any = lambda bento, *_: Release.model_construct(bento=bento)  # noqa: E731
     stages = dataclasses.replace(PLAIN_STAGES, promote=promote)
-    packaged: Any = run_stages(stages, recipe, locate_source(recipe.data, recipe.contract.personal_columns), None)
-    return packaged
+    source = locate_source(recipe.data, recipe.contract.personal_columns)
+    return run_stages(stages, recipe, source, None).bento
 
 
 @pytest.mark.slow
