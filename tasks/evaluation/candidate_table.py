@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -15,6 +16,7 @@ from bloomery.data_contracts.records.score_format import (
     format_score_value,
 )
 from bloomery.data_contracts.records.scores import Score
+from bloomery.models.evaluation.metrics import Z_95
 
 PICTURE = "candidates.png"  # the plot of the candidates, under this name in MLflow and in the model card
 
@@ -144,7 +146,27 @@ def explain_baseline(choice: Choice) -> str | None:
     counts["no better by the objective"] = sum(verdict.passed for verdict in rivals)
     reasons = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
     name = choice.candidates.baseline
-    return f"{name}, the network as trained, stays: of {len(rivals)} compressed candidates {reasons}."
+    shortage = _describe_shortage(choice)
+    return f"{name}, the network as trained, stays: of {len(rivals)} compressed candidates {reasons}{shortage}."
+
+
+def _describe_shortage(choice: Choice) -> str:
+    """Says that no candidate could have passed the limit of the accuracy, where there are too few rows for that.
+
+    By Wilson's interval, n rows without a change still allow a drop of z² / (n + z²).
+    """
+    violations = [item for verdict in choice.verdicts for item in verdict.violations if item.limit == "accuracy_drop"]
+    score = choice.candidates.trained.score
+    compared = [candidate.disagreements for candidate in choice.candidates.candidates if candidate.disagreements]
+    if score.name != "accuracy" or not violations or not compared:
+        return ""
+    limit = min(item.allowed for item in violations)
+    num_rows = max(sum(split.num_rows for split in disagreements) for disagreements in compared)
+    needed = math.ceil(Z_95**2 * (1 - limit) / limit)
+    if num_rows >= needed:
+        return ""
+    highest = format_degradation(score, limit)
+    return f"; {num_rows} rows cannot show a drop of at most {highest}, which takes {needed} rows without any change"
 
 
 def _recall_columns(candidate: Candidate) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from bloomery.data_contracts.records.records import (
     Candidate,
     Choice,
     ClassRecall,
+    Disagreement,
     Interval,
     Release,
     Verdict,
@@ -64,6 +65,29 @@ def test_a_sentence_counts_why_no_compressed_candidate_was_chosen(
     )
     assert explain_baseline(choose_of(release, candidates, "twin", violations)) is None
     assert explain_baseline(choose_of(release, candidates[:1], "fp32", {})) is None
+
+
+def test_the_sentence_about_fp32_says_where_rows_are_too_few(
+    release: Release, candidate_of: Callable[..., Candidate]
+) -> None:
+    def explain(num_rows: int, limit: str = "accuracy_drop") -> str:
+        compared = (Disagreement(split="train", num_rows=num_rows, num_changed=0),)
+        candidates = [candidate_of("fp32", 1), candidate_of("pruned", 2, disagreements=compared)]
+        choice = choose_of(release, candidates, "fp32", {"pruned": [limit]})
+        verdicts = [
+            verdict.model_copy(
+                update={"violations": tuple(item.model_copy(update={"allowed": 0.01}) for item in verdict.violations)}
+            )
+            for verdict in choice.verdicts
+        ]
+        return explain_baseline(choice.model_copy(update={"verdicts": tuple(verdicts)})) or ""
+
+    assert explain(178) == (
+        "fp32, the network as trained, stays: of 1 compressed candidates 1 not shown to keep the accuracy; 178 rows "
+        "cannot show a drop of at most 1.00 pp, which takes 381 rows without any change."
+    )
+    assert "rows" not in explain(381)
+    assert "rows" not in explain(178, "objective.latency")
 
 
 def test_the_table_shows_the_weakest_class_and_the_bound(
