@@ -72,7 +72,7 @@ def test_the_sentence_about_fp32_says_where_rows_are_too_few(
 ) -> None:
     def explain(num_rows: int, limit: str = "accuracy_drop") -> str:
         compared = (Disagreement(split="train", num_rows=num_rows, num_changed=0),)
-        candidates = [candidate_of("fp32", 1), candidate_of("pruned", 2, disagreements=compared)]
+        candidates = [candidate_of("fp32", 1, disagreements=()), candidate_of("pruned", 2, disagreements=compared)]
         choice = choose_of(release, candidates, "fp32", {"pruned": [limit]})
         verdicts = [
             verdict.model_copy(
