@@ -44,13 +44,14 @@ def reporting_errors(
     except Exception as error:
         with contextlib.suppress(OSError):
             traceback.print_exc()  # into the log, if there is one
-        from bloomery.tasks.infrastructure.disk_errors import disk_full_error, share_lost_error
+        from bloomery.tasks.infrastructure.disk_errors import deleted_folder_error, disk_full_error, share_lost_error
         from bloomery.tasks.infrastructure.server_errors import unreachable_server_error
         from bloomery.tasks.infrastructure.settings import settings
 
         home = settings().home
         known_error = (
-            share_lost_error(error, home)
+            deleted_folder_error()
+            or share_lost_error(error, home)
             or disk_full_error(error, "the run", home)
             or unreachable_server_error(error, settings())
         )

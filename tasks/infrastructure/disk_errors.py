@@ -6,10 +6,11 @@ import errno
 import functools
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from bloomery.data_contracts.errors import ShareLost, StateUnwritable
+from bloomery.data_contracts.errors import DataMissing, ShareLost, StateUnwritable
 
 _UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
 _FULL_MESSAGES = (
@@ -58,17 +59,35 @@ def disk_full_error(failure: BaseException, what: str, home: Path) -> StateUnwri
         home: the state folder.
     """
     cause = next((error for error in _causes(failure) if _is_unwritable(error)), None)
-    if cause is None:
-        if _free_bytes(home) > _PAGE_BYTES:
-            return None
-        cause = failure
     path = getattr(cause, "filename", None) or home
+    folder = home
+    if cause is None:
+        folders = (home, Path(os.environ.get("TMPDIR") or tempfile.gettempdir()))  # SQLite writes to both
+        full_folder = next((item for item in folders if _free_bytes(item) <= _PAGE_BYTES), None)
+        if full_folder is None:
+            return None
+        cause, path, folder = failure, full_folder, full_folder
+    elsewhere = "" if folder == home else ", or set TMPDIR to another folder"
     return StateUnwritable(
         f"{what} could not write: {getattr(cause, 'strerror', None) or 'the disk is full'}",
         required="room on the disk and permission to write",
-        where=f"{path} ({_describe_free_space(home)})",
-        remedy="free some space or correct the permissions, then run again: finished stages are reused",
+        where=f"{path} ({_describe_free_space(folder)})",
+        remedy=f"free some space or correct the permissions{elsewhere}, then run again: finished stages are reused",
     )
+
+
+def deleted_folder_error() -> DataMissing | None:
+    """Returns the error to show if the current folder has been deleted, where engines look for relative paths."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return DataMissing(
+            "the current folder has been deleted",
+            required="a current folder that exists",
+            where="the shell that started the command",
+            remedy="change to another folder with `cd`, then run again",
+        )
+    return None
 
 
 def share_lost_error(failure: BaseException, home: Path) -> ShareLost | None:

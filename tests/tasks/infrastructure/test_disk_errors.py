@@ -4,6 +4,9 @@ import errno
 import os
 from pathlib import Path
 
+import pytest
+
+from bloomery.tasks.infrastructure import disk_errors
 from bloomery.tasks.infrastructure.disk_errors import share_lost_error
 
 
@@ -31,3 +34,25 @@ def test_a_state_folder_that_is_gone_is_reported(home: Path) -> None:
     assert error is not None
     assert error.found == "the state folder is gone, and was there when the run began"
     assert error.where == str(home)
+
+
+def test_a_full_folder_of_temporary_files_is_reported(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    temporary = home.parent / "temporary"
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr(disk_errors, "_free_bytes", lambda folder: 0 if folder == temporary else 10**9)
+    error = disk_errors.disk_full_error(RuntimeError("DROP TABLE flow_run"), "an engine", home)
+    assert error is not None
+    assert error.where.startswith(str(temporary))
+    assert "set TMPDIR to another folder" in error.remedy
+
+
+def test_a_deleted_current_folder_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert disk_errors.deleted_folder_error() is None
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    error = disk_errors.deleted_folder_error()
+    monkeypatch.chdir(tmp_path)
+    assert error is not None
+    assert "cd" in error.remedy
