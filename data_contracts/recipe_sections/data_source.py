@@ -19,7 +19,7 @@ from bloomery.data_contracts.records.records import Record
 # fmt: off
 FileFormat = Literal[
     "parquet", "csv", "jsonl", "json", "orc", "arrow", "text", "images", "audio", "idx", "xlsx", "sqlite", "arff",
-    "numpy", "huggingface",
+    "numpy", "huggingface", "stata",
 ]
 # fmt: on
 SplitName = Literal["train", "val", "test"]

@@ -27,6 +27,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "xlsx": ("sheet", "header", "columns", "skip_lines", *_OF_CELLS, *_OF_FILES),
     "sqlite": ("table", "query", *_OF_CELLS, *_OF_FILES),
     "arff": ("encoding", *_OF_FILES),
+    "stata": _OF_FILES,
     "numpy": ("arrays", "labels", "columns", "unit", *_OF_FILES),
     "huggingface": ("mode", "size", "sample_rate", "resample", "mono", *_OF_FILES),
     "sklearn": _OF_COLUMNS,

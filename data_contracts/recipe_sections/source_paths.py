@@ -20,6 +20,7 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
     "sqlite": (".sqlite", ".sqlite3", ".db3"),
     "arff": (".arff",),
     "numpy": (".npz", ".npy"),
+    "stata": (".dta",),
     "huggingface": (".arrow", ".parquet"),  # a folder with the features in its files
 }
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}  # the suffix and Arrow's name for it

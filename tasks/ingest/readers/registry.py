@@ -8,7 +8,7 @@ from typing import NamedTuple
 from bloomery.data_contracts.recipe_sections.data_source import DataSource, SourceFile
 from bloomery.tasks.ingest import locations
 from bloomery.tasks.ingest.readers import columnar, sklearn_datasets
-from bloomery.tasks.ingest.readers.application_files import arff, huggingface, numpy_arrays, sqlite, xlsx
+from bloomery.tasks.ingest.readers.application_files import arff, huggingface, numpy_arrays, sqlite, stata, xlsx
 from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream
 from bloomery.tasks.ingest.readers.databases import hive, lakehouse, sql
 from bloomery.tasks.ingest.readers.json_files import json_documents, jsonlines
@@ -48,6 +48,7 @@ READERS: dict[str, Reader] = {
     "xlsx": Reader(locations.identify_files, xlsx.read),
     "sqlite": Reader(locations.identify_files, sqlite.read),
     "arff": Reader(locations.identify_files, arff.read),
+    "stata": Reader(locations.identify_files, stata.read),
     "numpy": Reader(numpy_arrays.identify, _read_numpy),
     "huggingface": Reader(locations.identify_files, huggingface.read),
     "sklearn": Reader(sklearn_datasets.identify, sklearn_datasets.read),

@@ -29,6 +29,7 @@ from bloomery.tasks.scaffolding.planning.series_planning import (
 )
 from bloomery.tasks.scaffolding.planning.split_planning import SplitPlan, SplitRequest, plan_split
 from bloomery.tasks.scaffolding.planning.task_inference import (
+    IMAGES,
     TaskChoice,
     TaskRequest,
     infer_label_task,
@@ -236,7 +237,8 @@ def _plan_task(
     request, label = roles.task, profile.existing_column(roles.label)
     if roles.sets is not None:
         return TaskChoice("multilabel", is_forecast=False, reason=roles.sets.reason), None
-    task = infer_label_task(label, data.kind, request.task)
+    kind = IMAGES if data.kind in ("numpy", "huggingface") and _has_images(profile, data) else data.kind
+    task = infer_label_task(label, kind, request.task)
     columns = SeriesRequest(label, roles.time, roles.groups, request, reserved)
     if task.is_forecast:
         return task, plan_series(profile, scratch, columns)
@@ -247,6 +249,14 @@ def _plan_task(
             reason = f"beside {label.name} are only its time and names of series; --task regression for single rows"
             return TaskChoice("regression", is_forecast=True, reason=reason), series
     return task, None
+
+
+def _has_images(profile: SourceProfile, data: DataSource) -> bool:
+    """Whether a column has arrays of one length, which are no recordings."""
+    arrays = [
+        column for column in profile.columns if column.logical_type == "array" and column.element_type == "integer"
+    ]
+    return data.mono is None and any(column.min_length == column.max_length for column in arrays)
 
 
 def _plan_label(

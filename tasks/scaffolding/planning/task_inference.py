@@ -22,6 +22,7 @@ _MAX_CODES = 20  # distinct whole numbers that are classes unless the name says 
 _MAX_CODES_OF_COUNT = 10  # the same where the name says that something is counted
 _MIN_ROWS_PER_BALANCED = 20
 _LABEL_NAMES = ("label", "labels", "target", "y", "output", "answer", "truth")  # that say nothing about the values
+IMAGES = "arrays of images"  # the kind of a source with a label beside images
 _NAMED_BY_FILES = ("images", "audio", "idx", "text")  # kinds of sources whose labels are names of folders and files
 _TYPE_NOUNS = {"string": "a text", "boolean": "a boolean", "integer": "an integer", "number": "a number"}
 
@@ -149,6 +150,8 @@ def _are_codes(column: ColumnProfile, kind: str) -> bool:
     if column.value_counts is None:
         return names_code(words)
     counts = [num for _, num in column.value_counts]
+    if kind == IMAGES and _are_counted(column, counts) and not counts_things(words):
+        return True
     if kind in _NAMED_BY_FILES or names_code(words) or _are_balanced(column, counts):
         return True
     max_codes = _MAX_CODES_OF_COUNT if counts_things(words) else _MAX_CODES
@@ -161,9 +164,18 @@ def _are_codes(column: ColumnProfile, kind: str) -> bool:
 
 def _are_balanced(column: ColumnProfile, counts: Sequence[int]) -> bool:
     """Whether the numbers are 0, 1, 2, … or 1, 2, 3, … with equally many rows, as someone has chosen them by class."""
-    is_counted = column.minimum in (0, 1) and column.maximum == column.minimum + len(counts) - 1
     is_label = column.name.lower() in _LABEL_NAMES
-    return is_label and is_counted and min(counts) >= _MIN_ROWS_PER_BALANCED and max(counts) - min(counts) <= 1
+    return (
+        is_label
+        and _are_counted(column, counts)
+        and min(counts) >= _MIN_ROWS_PER_BALANCED
+        and max(counts) - min(counts) <= 1
+    )
+
+
+def _are_counted(column: ColumnProfile, counts: Sequence[int]) -> bool:
+    """Whether the numbers are 0, 1, 2, … or 1, 2, 3, … without a gap."""
+    return column.minimum in (0, 1) and column.maximum == column.minimum + len(counts) - 1
 
 
 def estimate_num_distinct(counts: Sequence[int]) -> float:

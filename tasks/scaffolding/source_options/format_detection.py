@@ -36,6 +36,30 @@ _HTML_START = re.compile(rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype|html|\?xml|table|he
 _WORKBOOK_MAGIC = (b"PK", OLE_MAGIC)
 _BESIDE_DATA = ("xlsx", "sqlite", "text")  # formats of files that may lie beside the data in a folder or zip
 _ABOUT_DATA = re.compile(r"(?i)(readme|licen[cs]e|copying|notice|citation|changelog|attribution)")
+# Files that are not read, by the end of their names: what they are, and what to do.
+_CONVERT = "write its table as CSV or Parquet"
+_FOREIGN_FILES = {
+    ".sav": ("a file of SPSS", "save it there as CSV or as Stata's .dta"),
+    ".zsav": ("a file of SPSS", "save it there as CSV or as Stata's .dta"),
+    **dict.fromkeys(
+        (".sas7bdat", ".xpt"), ("a file of SAS", "export it as CSV (PROC EXPORT), or with pandas.read_sas")
+    ),
+    **dict.fromkeys((".rds", ".rdata", ".rda"), ("a file of R", f"{_CONVERT} in R: write.csv(table, 'rows.csv')")),
+    **dict.fromkeys(
+        (".pkl", ".pickle", ".joblib"), ("a pickle, which may execute code", f"{_CONVERT}: DataFrame.to_parquet")
+    ),
+    **dict.fromkeys((".h5", ".hdf5", ".hdf"), ("a file of HDF5", f"{_CONVERT}, or its arrays with numpy.savez")),
+    ".mat": ("a file of MATLAB", f"{_CONVERT} with writetable, or its arrays with numpy.savez"),
+    ".ods": ("a sheet of LibreOffice", "save it as .xlsx"),
+    ".dbf": ("a table of dBASE", "save it as CSV in LibreOffice"),
+    **dict.fromkeys((".mdb", ".accdb"), ("a database of Access", "export its table as CSV")),
+    **dict.fromkeys(
+        (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz"), ("a tar archive", "unpack it: tar xf FILE, or pack a .zip")
+    ),
+    **dict.fromkeys((".7z", ".rar"), ("an archive", "unpack it, or pack a .zip")),
+    ".xz": ("compressed with xz", "unpack it: xz -d FILE; .gz, .bz2, .zst and .lz4 are read"),
+    ".avro": ("a file of Avro", _CONVERT),
+}
 _BYTE_ORDER_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\xef\xbb\xbf")
 
 
@@ -48,6 +72,7 @@ def detect_format(source: str) -> str:
     scheme = source_scheme(source)
     if scheme in TABLES:
         return str(scheme)
+    _require_known_file(source)
     by_suffix = _detect_by_suffix(source)
     if by_suffix in ("parquet", "arrow") and Path(source).is_file() and huggingface.has_features(Path(source)):
         return "huggingface"
@@ -71,6 +96,19 @@ def detect_format(source: str) -> str:
             remedy="correct the path",
         )
     return _detect_in_file(matches[0])
+
+
+def _require_known_file(source: str) -> None:
+    """Raises DataMissing for a file of a program whose files are not read, by its suffix."""
+    for suffix in sorted(_FOREIGN_FILES, key=len, reverse=True):
+        if source.lower().endswith(suffix) and Path(source).is_file():
+            what, remedy = _FOREIGN_FILES[suffix]
+            raise DataMissing(
+                f"{source} is {what}",
+                required=f"files of one of the formats {', '.join(SUFFIXES)}",
+                where="--data",
+                remedy=remedy,
+            )
 
 
 def read_image_shape(source: str) -> tuple[int, ...]:

@@ -1,1 +1,1 @@
-"""Readers of files in the formats of particular applications: Excel, SQLite, Weka, NumPy, Hugging Face."""
+"""Readers of files in the formats of particular applications: Excel, SQLite, Weka, Stata, NumPy, Hugging Face."""
