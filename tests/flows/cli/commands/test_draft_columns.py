@@ -261,6 +261,7 @@ def test_a_column_that_numbers_the_rows_is_the_key(home: Path, tmp_path: Path) -
 def test_years_do_not_number_the_rows(home: Path, tmp_path: Path) -> None:
     recipe = draft_recipe(tmp_path, write_csv(tmp_path, year=list(range(1780, 1780 + NUM))), "label")
     assert (recipe.features.key, input_kinds(recipe)) == ("row_id", {"a": "number", "year": "number"})
+    assert (recipe.features.split.by, recipe.features.split.column) == ("time", "year")
 
 
 @pytest.mark.parametrize("odd", ["yes\u00a0", "\u200byes", "yes \ufeff", "\u2003yes"])
