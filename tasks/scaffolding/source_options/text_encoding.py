@@ -11,6 +11,7 @@ from bloomery.tasks.ingest.locations import FileLocation
 
 SAMPLE_BYTES = 65_536
 _CHUNK_BYTES = 1 << 20
+_ZERO_SHARE = 0.9
 _BYTE_ORDER_MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"} | {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
@@ -30,6 +31,9 @@ def infer_encoding(locations: Sequence[FileLocation], label: str = "") -> tuple[
             encoding = next((name for mark, name in _BYTE_ORDER_MARKS.items() if start.startswith(mark)), None)
             if encoding is not None:
                 return encoding, "the file's byte order mark says so"
+            encoding = _wide_encoding(stream.peek(SAMPLE_BYTES)[:SAMPLE_BYTES])
+            if encoding is not None:
+                return encoding, "every second byte of the file is zero"
             if b"\0" in stream.peek(SAMPLE_BYTES)[:SAMPLE_BYTES]:
                 raise not_csv_error(location, f"it is no text, and begins with the bytes {start.hex(' ')}")
         if not _is_utf8(location):
@@ -39,6 +43,16 @@ def infer_encoding(locations: Sequence[FileLocation], label: str = "") -> tuple[
                 return (others[0], f"the text has {label!r} in it") if others else (encoding, reason)
             return encoding, reason
     return "utf-8", "all bytes are UTF-8"
+
+
+def _wide_encoding(start: bytes) -> str | None:
+    """Returns UTF-16 where nearly every second byte is zero, as in Latin letters of two bytes; else None."""
+    num_pairs = len(start) // 2
+    if num_pairs and start[1::2].count(0) > _ZERO_SHARE * num_pairs and 0 not in start[::2]:
+        return "utf-16-le"
+    if num_pairs and start[::2].count(0) > _ZERO_SHARE * num_pairs and 0 not in start[1::2]:
+        return "utf-16-be"
+    return None
 
 
 def _is_utf8(location: FileLocation) -> bool:

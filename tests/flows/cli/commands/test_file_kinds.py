@@ -55,3 +55,13 @@ def test_many_unequal_classes_of_images_are_classes(home: Path, tmp_path: Path) 
     assert recipe.contract.column("y") is not None
     np.savez(tmp_path / "ages.npz", x=images, age=np.arange(len(labels)) % 90)
     assert draft_recipe(tmp_path, tmp_path / "ages.npz", "age").features.task == "regression"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-16"])
+def test_wide_characters_are_read_without_a_byte_order_mark(encoding: str, home: Path, tmp_path: Path) -> None:
+    lines = ["größe;stadt;y", *(f"{number};{('Köln', 'Zürich')[number % 2]};{number % 3 % 2}" for number in range(90))]
+    (tmp_path / "rows.csv").write_bytes("\n".join(lines).encode(encoding))
+    recipe = draft_recipe(tmp_path, tmp_path / "rows.csv", "y")
+    assert recipe.data.encoding == encoding
+    assert input_kinds(recipe) == {"stadt": "one_hot"}
+    assert validate_rows(recipe).num_rows == 90
