@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Iterator
 
 from bloomery.tasks.infrastructure.python_processes import NEUTRAL_FOLDER
 
@@ -20,6 +21,18 @@ def import_prefect() -> None:
     if "prefect.context" not in sys.modules:
         with contextlib.chdir(NEUTRAL_FOLDER):
             import prefect.context  # noqa: F401
+
+
+@contextlib.contextmanager
+def use_prefect_api(url: str) -> Iterator[None]:
+    """Within the context, Prefect's clients call the server at `url`. To change a setting, Prefect reads all again."""
+    import_prefect()
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with contextlib.ExitStack() as stack:
+        with contextlib.chdir(NEUTRAL_FOLDER):
+            stack.enter_context(temporary_settings({PREFECT_API_URL: url}))
+        yield
 
 
 def import_matplotlib() -> None:

@@ -233,19 +233,17 @@ def _resume_run(request: ApprovalRequest, decision: Decision) -> bool:
         return False
     import httpx
 
-    from bloomery.tasks.infrastructure.neutral_imports import import_prefect
+    from bloomery.tasks.infrastructure.neutral_imports import import_prefect, use_prefect_api
+    from bloomery.tasks.infrastructure.settings import settings
 
     import_prefect()
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
-    from bloomery.tasks.infrastructure.settings import settings
 
     api = settings().prefect_api_url or request.prefect_api
     form = {"decision": decision.decision, "by": decision.by, "reason": decision.reason}
     with (
-        temporary_settings({PREFECT_API_URL: api}),
+        use_prefect_api(api),
         contextlib.suppress(httpx.HTTPError, ObjectNotFound, RuntimeError),
         get_client(sync_client=True) as client,
     ):
