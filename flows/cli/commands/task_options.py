@@ -9,7 +9,7 @@ import typer
 
 from bloomery.flows.cli.commands.reading_options import parse_names
 
-Label = Annotated[list[str], typer.Option(help="The column to predict; of sets of labels several, of 0 and 1: a,b,c.")]
+Label = Annotated[list[str], typer.Option(help="The column to predict; a,b,c of 0 and 1 for multilabel.")]
 LabelSeparator = Annotated[str | None, typer.Option(help="Sign between the labels in a text; inferred by default.")]
 Task = Annotated[
     str | None, typer.Option(help="classification, regression, forecasting or multilabel; inferred by default.")

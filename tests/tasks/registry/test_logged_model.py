@@ -64,9 +64,9 @@ def test_a_version_is_logged_once(release: Release) -> None:
 
 
 def files_of(release: Release) -> set[str]:
-    """The files of the champion's MLflow model, relative to its folder."""
+    """The files of the champion's MLflow model, relative to its folder, without bytecode of earlier imports."""
     folder = model_folder(release)
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"}
 
 
 def model_folder(release: Release) -> Path:
