@@ -182,8 +182,14 @@ def _profile_predictions(choice: Choice, dataset: Dataset) -> tuple[ReferencePro
 
 
 def single_labels(labels: pa.Array) -> pa.Array:
-    """Returns the labels of all rows one after the other, where a row has a set of them; other labels unchanged."""
-    return labels.flatten() if pa.types.is_list(labels.type) else labels
+    """Returns the labels of all rows one after the other, where a row has a set of them; other labels unchanged.
+
+    A row without labels has one null, so that it is in a count.
+    """
+    if not pa.types.is_list(labels.type):
+        return labels
+    is_empty = pc.equal(pc.list_value_length(labels), 0)
+    return pc.list_flatten(pc.if_else(is_empty, pa.scalar([None], labels.type), labels))
 
 
 def confidence(probabilities: pa.ChunkedArray) -> np.ndarray:

@@ -8,6 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bloomery.data_contracts.odcs.distributions import Bins, count_into_bins, reference_column
+from bloomery.models.evaluation.drift_tests import measure_divergence
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import Encoder
 from bloomery.models.features.kinds.number import FittedNumbers
@@ -33,7 +35,20 @@ def test_labels_of_classes_stay_as_they_are() -> None:
     labels = pa.array(['["x"]', "y"])
     assert as_plain_labels(labels) is labels
     assert single_labels(labels) is labels
-    assert single_labels(pa.array([["a", "b"], [], ["a"]])).to_pylist() == ["a", "b", "a"]
+    assert single_labels(pa.array([["a", "b"], [], ["a"]])).to_pylist() == ["a", "b", None, "a"]
+
+
+def test_a_model_that_predicts_no_label_has_a_profile_and_drifts_from_one_that_does() -> None:
+    bins = Bins(values=("a", "b"))
+    none, some = (pa.array(sets * 300, pa.list_(pa.string())) for sets in ([[]], [["a"], ["b"], ["a", "b"], []]))
+    for sets in (none, none.slice(7)):
+        counts = count_into_bins(bins, single_labels(sets))
+        assert (counts.num_rows, counts.counts, reference_column(counts).null_share) == (len(sets), (0, 0), 1.0)
+    reference = count_into_bins(bins, single_labels(some))
+    assert (reference.counts, reference.num_null) == ((600, 600), 300)
+    divergence = measure_divergence(reference_column(reference), reference.num_rows, counts)
+    assert divergence.psi > 1
+    assert divergence.p_value < 1e-6
 
 
 def test_a_champion_with_other_labels_has_probability_0_for_those_that_it_does_not_know() -> None:
