@@ -1,11 +1,11 @@
 """Scores of sets of labels, with draws for their intervals. A label is predicted if its probability is at least a half.
 
-Shapes: N rows, K labels, D draws.
+Shapes: N rows, K labels, D draws, S sides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 
@@ -14,7 +14,8 @@ from bloomery.data_contracts.serving.predictions import decide_labels
 from bloomery.models.evaluation.metrics import ClassMetrics
 
 _NUM_DRAWS, _NUM_RANK_DRAWS, _DRAWS_AT_ONCE = 1_000, 200, 50
-_MAX_ROWS = 5_000  # that are drawn from; of more rows an even sample, in which each row stands for several
+# Rows that are drawn from; of more rows an even sample, in which each row stands for several.
+_MAX_ROWS, _MIN_ROWS, _MAX_DECISIONS = 5_000, 500, 2_000_000  # a decision is one label of one row
 _PSEUDO_ROWS = 0.5  # in each direction of a disagreement
 
 
@@ -69,70 +70,68 @@ def _binary_f1(truth_N: np.ndarray, labels_N: np.ndarray) -> float:
     return 2 * num_hits / max(float(truth_N.sum() + labels_N.sum()), 1.0)
 
 
-def draw_set_scores(score: Score, truth_NK: np.ndarray, before_NK: np.ndarray, after_NK: np.ndarray) -> np.ndarray:
-    """Bootstrapped scores (2, D) of two predictions, probabilities (N, K), in the same draws of rows.
+def draw_set_scores(score: Score, truth_NK: np.ndarray, *sides: np.ndarray) -> np.ndarray:
+    """Bootstrapped scores (S, D) of one or two predictions, probabilities (N, K), in the same draws of rows.
 
-    Rows in which both agree are no proof of equality: to each label half a row is added that only the first predicts
-    rightly, and half a row that only the second does.
+    Rows in which both agree are no proof of equality: each label gets half a row that only the first predicts rightly,
+    and half a row that only the second does. They are drawn for each label alone, since labels differ in other rows.
     """
-    step = max(len(truth_NK) // _MAX_ROWS, 1)
-    truth_NK, before_NK, after_NK = truth_NK[::step], before_NK[::step], after_NK[::step]
-    is_ranking = score.name == "mean_average_precision"
-    draw = _draw_rankings if is_ranking else _draw_f1
-    num_draws = _NUM_RANK_DRAWS if is_ranking else _NUM_DRAWS
-    weights = list(_draw_weights(len(truth_NK), step, num_draws))
-    return draw(score, truth_NK, (before_NK, after_NK), weights)
+    max_rows = max(min(_MAX_ROWS, _MAX_DECISIONS // truth_NK.shape[1]), _MIN_ROWS)
+    step = -(-len(truth_NK) // max_rows)
+    sampled_NK = truth_NK[::step]
+    rate = len(truth_NK) / len(sampled_NK)
+    draw = _draw_rankings if score.name == "mean_average_precision" else _draw_f1
+    return draw(score, sampled_NK, tuple(probabilities_NK[::step] for probabilities_NK in sides), rate)
 
 
-def _draw_weights(num_rows: int, step: int, num_draws: int) -> Iterator[np.ndarray]:
-    """Yields how often each row is drawn, float64 (D, N + 2); the last two are the added rows."""
+def _draw_f1(score: Score, truth_NK: np.ndarray, sides: tuple[np.ndarray, ...], rate: float) -> np.ndarray:
+    """The scores (S, D) where each row is drawn `rate` times on average."""
+    labels = [decide_labels(probabilities_NK) for probabilities_NK in sides]
+    if score.name == "label_macro_f1":
+        counted = find_counted_labels(truth_NK)
+        truth_NK, labels = truth_NK[:, counted], [labels_NK[:, counted] for labels_NK in labels]
+    hits = [(truth_NK * labels_NK).astype(np.float64) for labels_NK in labels]
+    sizes = [(truth_NK + labels_NK).astype(np.float64) for labels_NK in labels]
     random = np.random.default_rng(0)
-    rates = np.append(np.full(num_rows, float(step)), [_PSEUDO_ROWS, _PSEUDO_ROWS])
-    for _ in range(0, num_draws, _DRAWS_AT_ONCE):
-        yield random.poisson(rates, (_DRAWS_AT_ONCE, num_rows + 2)).astype(np.float64)
+    scores = np.zeros((len(sides), _NUM_DRAWS))
+    for start in range(0, _NUM_DRAWS, _DRAWS_AT_ONCE):
+        weights_DN = random.poisson(rate, (_DRAWS_AT_ONCE, len(truth_NK))).astype(np.float64)
+        added = random.poisson(_PSEUDO_ROWS, (2, _DRAWS_AT_ONCE, truth_NK.shape[1]))
+        for side in range(len(sides)):
+            right_DK, wrong_DK = added[side], added[1 - side]
+            hits_DK = weights_DN @ hits[side] + right_DK
+            sizes_DK = weights_DN @ sizes[side] + 2 * right_DK + wrong_DK  # of the true labels, and of the predicted
+            if score.name == "micro_f1":
+                hits_DK, sizes_DK = hits_DK.sum(axis=1, keepdims=True), sizes_DK.sum(axis=1, keepdims=True)
+            scores[side, start : start + _DRAWS_AT_ONCE] = (2 * hits_DK / np.maximum(sizes_DK, 1)).mean(axis=1)
+    return scores
 
 
-def _draw_f1(
-    score: Score, truth_NK: np.ndarray, sides: tuple[np.ndarray, np.ndarray], weights: list[np.ndarray]
-) -> np.ndarray:
+def _draw_rankings(score: Score, truth_NK: np.ndarray, sides: tuple[np.ndarray, ...], rate: float) -> np.ndarray:
+    """The scores (S, D) where each row is drawn `rate` times on average."""
     counted = find_counted_labels(truth_NK)
-    truth_NK = truth_NK[:, counted] if score.name == "label_macro_f1" else truth_NK
-    ones, zeros = np.ones((1, truth_NK.shape[1])), np.zeros((1, truth_NK.shape[1]))
-    scores = []
-    for side, probabilities_NK in enumerate(sides):
-        labels_NK = decide_labels(probabilities_NK)
-        labels_NK = labels_NK[:, counted] if score.name == "label_macro_f1" else labels_NK
-        added = [ones, zeros] if side == 0 else [zeros, ones]
-        truth, labels = np.concatenate([truth_NK, ones, ones]), np.concatenate([labels_NK, *added])
-        hits_NK, sizes_NK = (truth * labels).astype(np.float64), (truth + labels).astype(np.float64)
-        if score.name == "micro_f1":
-            hits_NK, sizes_NK = hits_NK.sum(axis=1, keepdims=True), sizes_NK.sum(axis=1, keepdims=True)
-        ratios = [2 * (drawn @ hits_NK) / np.maximum(drawn @ sizes_NK, 1) for drawn in weights]
-        scores.append(np.concatenate(ratios).mean(axis=1))
-    return np.stack(scores)
-
-
-def _draw_rankings(
-    score: Score, truth_NK: np.ndarray, sides: tuple[np.ndarray, np.ndarray], weights: list[np.ndarray]
-) -> np.ndarray:
-    counted = find_counted_labels(truth_NK)
-    scores = np.zeros((2, sum(len(drawn) for drawn in weights)))
+    random = np.random.default_rng(0)
+    weights_ND = random.poisson(rate, (len(truth_NK), _NUM_RANK_DRAWS)).astype(np.float32)
+    scores = np.zeros((len(sides), _NUM_RANK_DRAWS))
     for label in counted:
         is_true_N = np.append(truth_NK[:, label] > 0, [True, True])
+        added_2D = random.poisson(_PSEUDO_ROWS, (2, _NUM_RANK_DRAWS)).astype(np.float32)
+        weights = np.concatenate([weights_ND, added_2D])
         for side, probabilities_NK in enumerate(sides):
-            added = [2.0, -1.0] if side == 0 else [-1.0, 2.0]  # ranked first, and last
-            values_N = np.append(probabilities_NK[:, label], added)
-            draws = [_weighted_average_precision(is_true_N, values_N, drawn) for drawn in weights]
-            scores[side] += np.concatenate(draws)
+            extremes = [2.0, -1.0] if side == 0 else [-1.0, 2.0]  # ranked first, and last
+            values_N = np.append(probabilities_NK[:, label], extremes)
+            scores[side] += _weighted_average_precision(is_true_N, values_N, weights)
     return scores / max(len(counted), 1)
 
 
-def _weighted_average_precision(is_true_N: np.ndarray, values_N: np.ndarray, weights_DN: np.ndarray) -> np.ndarray:
+def _weighted_average_precision(is_true_N: np.ndarray, values_N: np.ndarray, weights_ND: np.ndarray) -> np.ndarray:
     """The average precision (D,) where rows have these weights. Rows with equal values form one group."""
     order = np.argsort(-values_N, kind="stable")
-    ranked_N, is_true_N, weights_DN = values_N[order], is_true_N[order], weights_DN[:, order]
+    ranked_N, is_true_N, weights_ND = values_N[order], is_true_N[order], weights_ND[order]
     ends = np.append(np.flatnonzero(np.diff(ranked_N)), len(ranked_N) - 1)
-    hits = np.cumsum(weights_DN * is_true_N, axis=1)[:, ends]
-    drawn = np.cumsum(weights_DN, axis=1)[:, ends]
-    new_hits = np.diff(hits, axis=1, prepend=0)
-    return np.asarray((new_hits / np.maximum(hits[:, -1:], 1) * hits / np.maximum(drawn, 1)).sum(axis=1))
+    num_true = np.cumsum(is_true_N)[ends]
+    has_true = np.diff(num_true, prepend=0) > 0  # only these groups add to the average precision
+    hits = np.cumsum(weights_ND[is_true_N], axis=0)[num_true[has_true] - 1]
+    drawn = np.cumsum(weights_ND, axis=0)[ends[has_true]]
+    gains = np.diff(hits, axis=0, prepend=0)
+    return np.asarray((gains * (hits / np.maximum(drawn, 1))).sum(axis=0) / np.maximum(hits[-1], 1))

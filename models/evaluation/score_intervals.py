@@ -45,7 +45,7 @@ def score_interval(score: Score, truth_N: np.ndarray, predictions: np.ndarray) -
     elif score.name == "r2":
         low, high = _explained_limits(truth_N, predictions, predictions, is_drop=False)
     elif score.facts.task == "multilabel":
-        low, high = _limits_of_draws(draw_set_scores(score, truth_N, predictions, predictions)[0], value)
+        low, high = _limits_of_draws(draw_set_scores(score, truth_N, predictions)[0], value)
     elif score.name in ("balanced_accuracy", "macro_f1"):
         classes_N = predictions.argmax(axis=1)
         low, high = _limits_of_draws(_draw_class_scores(score, truth_N, classes_N, classes_N)[0], value)

@@ -7,8 +7,9 @@ import pytest
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score, hamming_loss
 
 from bloomery.data_contracts.records.scores import SCORES, Score
+from bloomery.models.evaluation import label_sets
 from bloomery.models.evaluation.calibration import as_decisions, calibration_bins
-from bloomery.models.evaluation.label_sets import label_metrics
+from bloomery.models.evaluation.label_sets import draw_set_scores, label_metrics
 from bloomery.models.evaluation.score_intervals import degradation_interval, score_interval
 from bloomery.models.evaluation.scores import UndefinedScore, compute_metrics, compute_score
 
@@ -60,6 +61,37 @@ def test_a_degradation_is_paired_and_equal_predictions_are_no_proof_of_equality(
         assert equal.low < 0 < equal.high < (0.15 if "average" in name else 0.05)  # the rare label has 15 rows
         assert drop.value == pytest.approx(compute_score(score, truth, shares) - compute_score(score, truth, worse))
     assert drop.low > 0
+
+
+@pytest.mark.parametrize(("num_rows", "num_labels", "share"), [(1_500, 20, 0.05), (2_000, 100, 0.01)])
+@pytest.mark.parametrize("name", ["micro_f1", "label_macro_f1", "mean_average_precision"])
+def test_equal_predictions_of_many_labels_are_shown_to_be_equal(name, num_rows, num_labels, share):
+    random = np.random.default_rng(0)
+    truth = (random.random((num_rows, num_labels)) < share).astype(np.int8)
+    shares = 1 / (1 + np.exp(-(9 * truth - 6 + 2 * random.normal(size=truth.shape))))
+    equal = degradation_interval(Score(name=name), truth, shares, shares)
+    assert 0 < equal.high < 0.01  # the limit of a drafted recipe
+
+
+def test_intervals_of_a_sample_are_as_wide_as_those_of_all_rows(monkeypatch):
+    score = Score(name="label_macro_f1")
+    truth, shares = make_predictions(3_000)
+    widths = {}
+    for max_rows in (5_000, 1_000):
+        monkeypatch.setattr(label_sets, "_MAX_ROWS", max_rows)
+        low, high = np.quantile(draw_set_scores(score, truth, shares)[0], [0.025, 0.975])
+        widths[max_rows] = high - low
+    assert widths[1_000] == pytest.approx(widths[5_000], rel=0.3)
+    monkeypatch.setattr(label_sets, "_draw_f1", lambda score, truth_NK, sides, rate: (truth_NK.shape, rate))
+    assert draw_set_scores(score, truth[:1_999], shares[:1_999]) == ((1_000, 4), 1.999)
+
+
+def test_weighted_average_precision_is_that_of_scikit_learn_for_equal_values_too():
+    random = np.random.default_rng(0)
+    is_true, values = random.random(200) < 0.2, random.integers(0, 20, 200) / 20
+    weights = random.poisson(1.0, (200, 3)).astype(np.float32)
+    expected = [average_precision_score(is_true, values, sample_weight=column) for column in weights.T]
+    assert label_sets._weighted_average_precision(is_true, values, weights) == pytest.approx(expected, rel=1e-5)
 
 
 def test_without_any_label_only_some_scores_exist():
