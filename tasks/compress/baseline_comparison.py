@@ -104,9 +104,9 @@ def bound_degradation(
 ) -> float | None:
     """The upper 95% limit of the degradation on more rows than the test split has; the lower one of two limits.
 
-    The changes of all rows, with or without a label, bound a drop of accuracy and a rise of RMSE. Any score is compared
-    by the labels of `truths`, those of validation and test rows. Labels of training rows do not count: fp32 has learnt
-    them, so that a change there says little about other rows. None where no limit exists.
+    The changes of all rows, with or without a label, bound a drop of accuracy, also of that of whole sets, and a rise
+    of RMSE. Any score is compared by the labels of `truths`, those of validation and test rows. Labels of training rows
+    do not count: fp32 has learnt them, so that a change there says little about other rows. None where no limit exists.
     """
     labels_N = np.concatenate([truth.truth[truth.order] for truth in truths.values()])
     rows = (
@@ -125,7 +125,7 @@ def _bound_by_changes(
     changes = prediction_changes(score.facts.task, before, after)
     training_N = changes.get("train", np.empty(0))
     held_out_N = np.concatenate([changes_N for split, changes_N in changes.items() if split != "train"])
-    if score.name == "accuracy":
+    if score.name in ("accuracy", "subset_accuracy"):
         counts = (ChangedRows(int(np.count_nonzero(rows_N)), len(rows_N)) for rows_N in (training_N, held_out_N))
         return bound_accuracy_drop(*counts)
     if score.name == "rmse":

@@ -158,7 +158,7 @@ def _describe_shortage(choice: Choice) -> str:
     violations = [item for verdict in choice.verdicts for item in verdict.violations if item.limit == "accuracy_drop"]
     score = choice.candidates.trained.score
     compared = [candidate.disagreements for candidate in choice.candidates.candidates if candidate.disagreements]
-    if score.name != "accuracy" or not violations or not compared:
+    if score.name not in ("accuracy", "subset_accuracy") or not violations or not compared:
         return ""
     limit = min(item.allowed for item in violations)
     num_rows = max(sum(split.num_rows for split in disagreements) for disagreements in compared)

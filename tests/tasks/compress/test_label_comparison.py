@@ -8,6 +8,7 @@ import torch
 
 from bloomery.data_contracts.records.records import ClassRecall, Dataset
 from bloomery.data_contracts.records.scores import Score
+from bloomery.models.evaluation.metrics import proportion
 from bloomery.models.training.data.batches import Examples
 from bloomery.tasks.compress.baseline_comparison import (
     Split,
@@ -56,6 +57,17 @@ def test_rows_change_by_their_sets_and_labels_by_their_recall() -> None:
     bound = bound_degradation(Score(name="micro_f1"), truths, before, after)
     assert bound is not None
     assert 0 < bound < 0.1
+
+
+def test_unchanged_sets_of_all_rows_bound_a_drop_of_subset_accuracy() -> None:
+    before: SplitPredictions = {"train": np.tile(predict(), (40, 1)), "val": predict(), "test": predict()}
+    truths: dict[Split, GroundTruth] = {"val": make_truth(), "test": make_truth()}
+    score = Score(name="subset_accuracy")
+    assert bound_degradation(score, truths, before, before) == pytest.approx(proportion(0, 4_200).high)
+    changed: SplitPredictions = {**before, "test": predict((0, 0), (0, 1), (1, 2))}
+    bound = bound_degradation(score, truths, before, changed)
+    assert bound is not None
+    assert proportion(2, 4_200).high < bound <= proportion(2, 200).high  # held-out rows change more
 
 
 def test_tables_have_recall_of_labels_and_slices_have_whole_sets() -> None:

@@ -14,6 +14,7 @@ from bloomery.data_contracts.records.records import (
     Release,
     Verdict,
 )
+from bloomery.data_contracts.records.scores import ACCURACY, Score
 from bloomery.tasks.evaluation.candidate_table import (
     candidate_columns,
     candidate_rows,
@@ -70,7 +71,7 @@ def test_a_sentence_counts_why_no_compressed_candidate_was_chosen(
 def test_the_sentence_about_fp32_says_where_rows_are_too_few(
     release: Release, candidate_of: Callable[..., Candidate]
 ) -> None:
-    def explain(num_rows: int, limit: str = "accuracy_drop") -> str:
+    def explain(num_rows: int, limit: str = "accuracy_drop", score: Score = ACCURACY) -> str:
         compared = (Disagreement(split="train", num_rows=num_rows, num_changed=0),)
         candidates = [candidate_of("fp32", 1, disagreements=()), candidate_of("pruned", 2, disagreements=compared)]
         choice = choose_of(release, candidates, "fp32", {"pruned": [limit]})
@@ -80,7 +81,10 @@ def test_the_sentence_about_fp32_says_where_rows_are_too_few(
             )
             for verdict in choice.verdicts
         ]
-        return explain_baseline(choice.model_copy(update={"verdicts": tuple(verdicts)})) or ""
+        trained = choice.candidates.trained.model_copy(update={"stated_score": score})
+        candidates_of_score = choice.candidates.model_copy(update={"trained": trained})
+        update = {"verdicts": tuple(verdicts), "candidates": candidates_of_score}
+        return explain_baseline(choice.model_copy(update=update)) or ""
 
     assert explain(178) == (
         "fp32, the network as trained, stays: of 1 compressed candidates 1 not shown to keep the accuracy; 178 rows "
@@ -88,6 +92,8 @@ def test_the_sentence_about_fp32_says_where_rows_are_too_few(
     )
     assert "rows" not in explain(381)
     assert "rows" not in explain(178, "objective.latency")
+    assert "which takes 381 rows without any change" in explain(178, score=Score(name="subset_accuracy"))
+    assert "rows" not in explain(178, score=Score(name="micro_f1"))
 
 
 def test_the_table_shows_the_weakest_class_and_the_bound(
