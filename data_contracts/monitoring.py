@@ -129,7 +129,7 @@ class LabelledScore(Document):
     """The score of the predictions whose labels have arrived.
 
     `weighted_score` weights each predicted label by how often it was predicted in the window, since labels may arrive
-    for some more than for others; None for a regression.
+    for some more than for others; None for a regression, and for sets of labels.
     """
 
     num_labelled: int

@@ -283,7 +283,10 @@ def _score_labelled(
         names, truth = (np.array(pc.cast(column, pa.string()).to_pylist(), dtype=object) for column in (answers, label))
         is_correct = names[at] == truth
         score = accuracy(is_correct)
-        weighted_score, coverage = poststratified_accuracy(names, names[at], is_correct)
+        # Most sets are those of few rows, so that strata of sets would hide a drop behind a wide interval.
+        weighted_score, coverage = (
+            (None, 1.0) if reference.task == "multilabel" else poststratified_accuracy(names, names[at], is_correct)
+        )
     return LabelledScore(
         num_labelled=len(at),
         score=score,

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
+from bloomery.data_contracts.monitoring import Monitor, MonitoringReport, ReferenceProfile, VersionReference
 from bloomery.data_contracts.odcs.distributions import Bins, count_into_bins, reference_column
+from bloomery.data_contracts.records.records import Interval
 from bloomery.models.evaluation.drift_tests import measure_divergence
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import Encoder
 from bloomery.models.features.kinds.number import FittedNumbers
 from bloomery.tasks.monitoring.delayed_labels import as_plain_labels, parse_set, read_labels
+from bloomery.tasks.monitoring.monitor import monitor_window
 from bloomery.tasks.monitoring.reference_profile import single_labels
 from bloomery.tasks.promote.gates import align_labels
+
+NAMES = tuple("abcdefgh")
+NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 
 
 def test_sets_are_equal_as_texts_in_any_order_and_from_any_file(tmp_path: Path) -> None:
@@ -29,6 +41,82 @@ def test_sets_are_equal_as_texts_in_any_order_and_from_any_file(tmp_path: Path) 
     predictions = pa.chunked_array([[["x", "y"], [], ["x"]]])
     assert as_plain_labels(predictions).to_pylist() == expected
     assert [parse_set(text) for text in expected] == [["x", "y"], [], ["x"]]
+
+
+@pytest.fixture
+def monitor_sets(home: Path, tmp_path: Path, contract_of: Any) -> Callable[..., MonitoringReport]:
+    """Monitors logged predictions of sets with the labels that have arrived, as a table or as the text of a CSV file.
+
+    The version knows the labels of `NAMES` and has had 90% of the sets right; its recipe separates them by a semicolon.
+    """
+    values = pa.array([[name] for name in NAMES] * 50, pa.list_(pa.string()))
+    counts = count_into_bins(Bins(values=NAMES), single_labels(values))
+    confidences = count_into_bins(Bins(edges=(0.5,)), pa.array([0.9]))
+    reference = VersionReference(
+        split="train",
+        columns={},
+        predictions=ReferenceProfile(num_rows=counts.num_rows, shares=reference_column(counts)),
+        confidence=ReferenceProfile(num_rows=1, shares=reference_column(confidences)),
+        task="multilabel",
+        label="tags",
+        score=Interval(value=0.9, low=0.88, high=0.92),
+    )
+    artifacts = Path(os.environ["BENTOML_HOME"]) / "bentos" / "films" / "one" / "src" / "artifacts"
+    artifacts.mkdir(parents=True)
+    (artifacts / "reference.json").write_text(reference.model_dump_json(by_alias=True, exclude_defaults=True))
+    items = {"logicalType": "string"}
+    contract = contract_of({"name": "tags", "logicalType": "array", "required": True, "items": items})
+    (artifacts / "contract.json").write_text(contract.model_dump_json(by_alias=True, exclude_defaults=True))
+
+    def monitor(predictions: list[list[str]], arrived: pa.Table | str) -> MonitoringReport:
+        num_rows = len(predictions)
+        sets = pa.array(predictions, pa.list_(pa.string()))
+        shares = pa.array([[0.9] * len(NAMES)] * num_rows)
+        table = pa.table(
+            {
+                "at": pa.array([NOW - timedelta(hours=1)] * num_rows, pa.timestamp("us", "UTC")),
+                "request": [f"r{number}" for number in range(num_rows)],
+                "row": pa.array([0] * num_rows, pa.int32()),
+                "version": ["films:one"] * num_rows,
+                "role": ["champion"] * num_rows,
+                "seconds": [0.002] * num_rows,
+                "columns": [{"x": 1.0}] * num_rows,
+                "prediction": pa.StructArray.from_arrays([sets, shares], ["labels", "probabilities"]),
+            }
+        )
+        folder = home / "predictions" / "films" / f"day={NOW:%Y-%m-%d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, folder / "000000-1-1.parquet")
+        path = tmp_path / ("labels.csv" if isinstance(arrived, str) else "labels.parquet")
+        path.write_text(arrived) if isinstance(arrived, str) else pq.write_table(arrived, path)
+        version: Any = SimpleNamespace(name="films", version="3", tags={"bento": "films:one"})
+        settings = Monitor(min_rows=50, min_labels=10, labels=str(path))
+        return monitor_window(version, settings, NOW - timedelta(days=1), NOW)
+
+    return monitor
+
+
+def make_sets(num_rows: int) -> list[list[str]]:
+    """Sets of which most are those of one row or two."""
+    is_in = np.random.default_rng(0).random((num_rows, len(NAMES))) < 0.5
+    return [[name for name, mark in zip(NAMES, row, strict=True) if mark] for row in is_in.tolist()]
+
+
+def test_a_drop_of_the_accuracy_of_sets_raises_an_alert(monitor_sets: Callable[..., MonitoringReport]) -> None:
+    truth = make_sets(300)
+    predictions = [truth[(number + 1) % 300] if number % 4 == 0 else labels for number, labels in enumerate(truth)]
+    report = monitor_sets(predictions, pa.table({"request": [f"r{number}" for number in range(300)], "label": truth}))
+    assert report.labelled is not None
+    assert report.labelled.score.value == pytest.approx(0.75, abs=0.01)
+    assert (report.labelled.weighted_score, report.labelled.coverage) == (None, 1.0)
+    assert any("subset accuracy is 75" in alert.message for alert in report.alerts)
+
+
+def test_a_version_that_predicts_no_label_any_more_raises_an_alert(
+    monitor_sets: Callable[..., MonitoringReport],
+) -> None:
+    report = monitor_sets([[]] * 200, pa.table({"request": ["r0"], "label": [["a"]]}))
+    assert any(alert.message.startswith("(prediction) has drifted") for alert in report.alerts)
 
 
 def test_labels_of_classes_stay_as_they_are() -> None:
