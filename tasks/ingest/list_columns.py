@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ast
-import json
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +11,7 @@ import pyarrow.compute as pc
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.data_contracts.recipe_sections.list_column import ListColumn
+from bloomery.tasks.infrastructure.list_texts import split_text
 from bloomery.tasks.ingest.option_names import option_names, place_of_options
 from bloomery.tasks.ingest.readers.base import RowStream
 
@@ -100,7 +98,7 @@ def _split(rows: RowStream, name: str, options: ListColumn) -> RowStream:
 
     def batches() -> Iterator[pa.RecordBatch]:
         for batch in rows.batches:
-            lists = _split_texts(batch[name], options.separator or "") if is_text else batch[name].cast(_LISTS)
+            lists = _split_texts(batch[name], options.separator) if is_text else _strip(batch[name].cast(_LISTS))
             columns = list(batch.columns)
             columns[position] = _keep(lists, options)
             yield pa.RecordBatch.from_arrays(columns, schema=schema)
@@ -108,46 +106,45 @@ def _split(rows: RowStream, name: str, options: ListColumn) -> RowStream:
     return rows._replace(schema=schema, batches=batches())
 
 
-def _split_texts(texts: pa.Array, separator: str) -> pa.Array:
+def _split_texts(texts: pa.Array, separator: str | None) -> pa.Array:
     encoded = texts.dictionary_encode()
     distinct = [split_text(text, separator) for text in encoded.dictionary.to_pylist()]
     lists = pa.array([*distinct, []], _LISTS)
     return lists.take(encoded.indices.fill_null(len(distinct)))
 
 
-def split_text(text: str, separator: str) -> list[str] | None:
-    """Returns the elements of a text, each once; None for a text in brackets that is neither JSON nor Python's list."""
-    stripped = text.strip()
-    if stripped.startswith("[") and stripped.endswith("]"):
-        elements = _parse_list(stripped)
-        if elements is None:
-            return None
-    else:
-        elements = stripped.split(separator)
-    return list(dict.fromkeys(element for element in (str(item).strip() for item in elements) if element))
-
-
-def _parse_list(text: str) -> list[Any] | None:
-    for parse in (json.loads, ast.literal_eval):
-        try:
-            elements = parse(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            continue
-        if isinstance(elements, list) and not any(isinstance(item, list | dict | tuple | set) for item in elements):
-            return [item for item in elements if item is not None]
-    return None
+def _strip(lists: pa.ListArray) -> pa.ListArray:
+    """The lists without white space around their elements, each element once; without null and blank ones."""
+    encoded = pc.utf8_trim_whitespace(lists.flatten()).dictionary_encode()
+    elements = encoded.cast(pa.string())
+    positions = pc.fill_null(encoded.indices, -1).to_numpy().astype(np.int64)
+    pairs = _owners(lists) * (len(encoded.dictionary) + 1) + positions + 1
+    is_first = np.zeros(len(elements), dtype=bool)
+    is_first[np.unique(pairs, return_index=True)[1]] = True
+    is_named = pc.fill_null(pc.not_equal(elements, ""), False).to_numpy(zero_copy_only=False)
+    return _filter(lists, elements, is_first & is_named)
 
 
 def _keep(lists: pa.ListArray, options: ListColumn) -> pa.ListArray:
     """The lists without the elements that `values` does not name."""
     if options.values is None:
         return lists
-    elements, owners = lists.flatten(), pc.list_parent_indices(lists)
+    elements = lists.flatten()
     is_kept = pc.fill_null(pc.is_in(elements, pa.array(options.values, pa.string())), False)
-    counts = np.bincount(owners.filter(is_kept).to_numpy(), minlength=len(lists))
+    return _filter(lists, elements, is_kept.to_numpy(zero_copy_only=False))
+
+
+def _owners(lists: pa.ListArray) -> np.ndarray:
+    """The position of the list of each flattened element. A null list of a fixed size has none."""
+    return np.repeat(np.arange(len(lists)), pc.fill_null(pc.list_value_length(lists), 0).to_numpy())
+
+
+def _filter(lists: pa.ListArray, elements: pa.Array, is_kept: np.ndarray) -> pa.ListArray:
+    """The lists with those of their flattened `elements` that are kept."""
+    counts = np.bincount(_owners(lists)[is_kept], minlength=len(lists))
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
     is_null = np.append(np.asarray(lists.is_null()), False)
-    return pa.ListArray.from_arrays(pa.array(offsets, mask=is_null), elements.filter(is_kept))
+    return pa.ListArray.from_arrays(pa.array(offsets, mask=is_null), elements.filter(pa.array(is_kept)))
 
 
 def _lists_error(problem: str, schema: pa.Schema) -> RecipeInvalid:

@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 from bloomery.data_contracts.errors import DataUnfit
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.data_contracts.recipe_sections.list_column import ListColumn
+from bloomery.tasks.infrastructure.list_texts import parse_list, split_text
 from bloomery.tasks.infrastructure.parquet import RowWriter, read_batches, row_group_size_of
-from bloomery.tasks.ingest.list_columns import make_lists, split_text
+from bloomery.tasks.ingest.list_columns import make_lists
 from bloomery.tasks.ingest.readers.base import RowStream
 from bloomery.tasks.scaffolding.profiling.column_names import unused_name
 from bloomery.tasks.scaffolding.profiling.number_inference import InferredNumbers
@@ -188,7 +189,7 @@ def _find_text_form(column: ColumnProfile, scratch: Path, separator: str | None,
 def _are_brackets(texts: Counter[str]) -> bool:
     """Whether nearly all texts are arrays, as JSON or Python writes them, of which labels occur in several rows."""
     is_array = Counter({text: num for text, num in texts.items() if text.startswith("[") and text.endswith("]")})
-    readable = sum(num for text, num in is_array.items() if split_text(text, ",") is not None)
+    readable = sum(num for text, num in is_array.items() if parse_list(text) is not None)
     return readable >= (1 - _MAX_INVALID_SHARE) * max(sum(num for text, num in texts.items() if text), 1)
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
-from bloomery.tasks.ingest.list_columns import make_lists, split_text
+from bloomery.tasks.infrastructure.list_texts import split_text
+from bloomery.tasks.ingest.list_columns import make_lists
 from bloomery.tasks.ingest.readers.base import RowStream
 
 
@@ -42,6 +43,40 @@ def test_a_text_is_split_at_its_separator_and_a_missing_one_is_an_empty_list():
 )
 def test_a_text_in_brackets_is_json_or_a_list_of_python(text, elements):
     assert split_text(text, ",") == elements
+
+
+@pytest.mark.parametrize(
+    ("text", "separator", "elements"),
+    [
+        ("[OC];[News]", ";", ["[OC]", "[News]"]),
+        ("[OC] , [News]", ",", ["[OC]", "[News]"]),
+        ("[deleted]", ";", ["[deleted]"]),
+        ("[deleted]", None, ["[deleted]"]),
+        ('["a;b"]', ";", ["a;b"]),
+        ("[a;b]", ";", None),
+        ("[a, b]", ";", None),
+        ("[1 2]", ";", None),
+        ("['a', b]", ";", None),
+        ("a;b", None, ["a;b"]),
+    ],
+)
+def test_brackets_around_single_elements_belong_to_them(text, separator, elements):
+    assert split_text(text, separator) == elements
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pa.list_(pa.string()), pa.large_list(pa.string()), pa.list_(pa.string(), 3)],
+    ids=["list", "large", "fixed"],
+)
+def test_arrays_have_each_element_once_and_without_white_space(kind):
+    rows = [["b", " a", "b"], None, ["a ", None, ""], ["a", "b", "c"]]
+    for values, expected in (
+        (["a", "b", "c"], [["b", "a"], None, ["a"], ["a", "b", "c"]]),
+        (["c"], [[], None, [], ["c"]]),
+    ):
+        table = convert({"tags": pa.array(rows, kind)}, {"tags": {"values": values}})
+        assert table["tags"].to_pylist() == expected
 
 
 def test_columns_of_0_and_1_become_the_list_of_their_names():
