@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +14,18 @@ import pyarrow as pa
 import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
-from bloomery.data_contracts.errors import DataMissing
+from bloomery.data_contracts.errors import BloomeryError, DataMissing
 from bloomery.data_contracts.odcs.columns.arrow_schema import arrow_schema
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.validation.row_checks import cast_batch, find_violations, row_rules
 from bloomery.tasks.bentos.bento_store import artifacts_folder
+from bloomery.tasks.infrastructure.list_texts import split_text
 from bloomery.tasks.infrastructure.settings import settings
+from bloomery.tasks.registry.bento_provenance import read_bento_provenance
 
 ROW_ID = ["request", "row"]
 _REQUIRED = "Parquet or CSV with the columns request and label, and row where requests have several rows"
-_READERS = {".parquet": pq.read_table, ".csv": pcsv.read_csv}
+_SUFFIXES = (".parquet", ".csv")
 
 
 def locate_labels(name: str, configured_path: str | None) -> Path | None:
@@ -31,10 +36,11 @@ def locate_labels(name: str, configured_path: str | None) -> Path | None:
     return folder if _list_files(folder) else None
 
 
-def read_labels(path: Path, *, is_multilabel: bool = False) -> pa.Table:
+def read_labels(path: Path, *, is_multilabel: bool = False, separator: str | None = None) -> pa.Table:
     """Reads `request`, `row` and `label` from a file, or from all files in a folder; the last label of each row counts.
 
-    Sets of labels are texts of sorted JSON; a file has them as lists, or as JSON such as `["a", "b"]`.
+    Sets of labels are texts of sorted JSON; a file has them as lists, as JSON such as `["a", "b"]`, as single labels,
+    or as texts with the `separator`. A blank text is a row without labels, and a null one has not arrived.
 
     Raises:
         DataMissing: there is no such file, or it has no labels.
@@ -47,38 +53,73 @@ def read_labels(path: Path, *, is_multilabel: bool = False) -> pa.Table:
             where=str(path),
             remedy="put the labels there, or give another path",
         )
-    tables = [_read_file(file) for file in files]
+    tables = [_read_file(file, are_texts=is_multilabel) for file in files]
     if is_multilabel:
-        tables = [table.set_column(2, "label", as_plain_labels(table["label"], is_json=True)) for table in tables]
+        sets = (pa.array([_sort_set(value, separator) for value in table["label"].to_pylist()]) for table in tables)
+        tables = [
+            table.set_column(2, "label", labels.cast(pa.string())) for table, labels in zip(tables, sets, strict=True)
+        ]
     if len({table["label"].type for table in tables}) > 1:  # one file has 3 and another "3"
         tables = [table.set_column(2, "label", table["label"].cast(pa.string())) for table in tables]
     return keep_last(pa.concat_tables(tables))
 
 
-def as_plain_labels(labels: pa.Array | pa.ChunkedArray, *, is_json: bool = False) -> pa.Array | pa.ChunkedArray:
+def as_plain_labels(labels: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
     """Returns sets of labels as texts that are equal where the sets are; other labels unchanged.
 
-    With `is_json`, a text that is a JSON array is a set too. Arrow joins no tables with lists.
+    Arrow joins no tables with lists.
     """
-    if not (pa.types.is_list(labels.type) or is_json):
+    if not pa.types.is_list(labels.type):
         return labels
     return pa.array([_sort_set(value) for value in labels.to_pylist()], pa.string())
 
 
-def parse_set(text: str) -> list[str]:
-    """Returns the labels of a text from `as_plain_labels`; a text that is no JSON array is one label."""
-    try:
+def parse_set(text: str, separator: str | None = None) -> list[str]:
+    """Returns the labels of a JSON array, as `as_plain_labels` writes it, or of a text with the `separator`.
+
+    Without a separator, a text that is no array is one label.
+    """
+    with contextlib.suppress(ValueError, RecursionError):
         labels = json.loads(text)
-    except ValueError:
-        return [text]
-    return [str(label) for label in labels] if isinstance(labels, list) else [text]
+        if isinstance(labels, list):
+            return [str(label) for label in labels if label is not None]
+    elements = split_text(text, separator)
+    return [text] if elements is None else elements
 
 
-def _sort_set(value: Any) -> str | None:
+def _sort_set(value: Any, separator: str | None = None) -> str | None:
+    """Returns a set as a text of sorted JSON; a value that is neither a list nor a text is one label."""
     if value is None:
         return None
-    labels = parse_set(value) if isinstance(value, str) else [str(label) for label in value if label is not None]
+    is_list = isinstance(value, list | tuple)
+    labels = [str(label) for label in value if label is not None] if is_list else parse_set(str(value), separator)
     return json.dumps(sorted(set(labels)), ensure_ascii=False)
+
+
+def read_set_separator(tag: str, column: str) -> str | None:
+    """Returns the separator in the texts of the label `column`, by the recipe in the bento; None if there is none."""
+    try:
+        data = read_bento_provenance(tag).recipe.get("data")
+    except BloomeryError:
+        return None
+    lists = data.get("lists") if isinstance(data, dict) else None
+    options = lists.get(column) if isinstance(lists, dict) else None
+    return options.get("separator") if isinstance(options, dict) else None
+
+
+def drop_unknown_labels(labels: pa.Table, names: Collection[str]) -> tuple[pa.Table, Counter[str]]:
+    """Returns sets of labels without those that are not in `names`, and how many rows had each of these.
+
+    A recipe's `values` of `data.lists` name the labels to learn; the others were left out before training, too.
+    """
+    unknown: Counter[str] = Counter()
+    kept = []
+    for text in labels["label"].to_pylist():
+        label_set = parse_set(text)
+        unknown.update(label for label in label_set if label not in names)
+        kept.append(_sort_set([label for label in label_set if label in names]))
+    position = labels.column_names.index("label")
+    return labels.set_column(position, "label", pa.array(kept, pa.string())), unknown
 
 
 def filter_valid_labels(contract: Contract, column: str, labels: pa.Table) -> tuple[pa.Table, int]:
@@ -114,12 +155,17 @@ def keep_last(table: pa.Table) -> pa.Table:
 
 
 def _list_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*") if path.suffix in _READERS)
+    return sorted(path for path in folder.glob("*") if path.suffix in _SUFFIXES)
 
 
-def _read_file(path: Path) -> pa.Table:
+def _read_file(path: Path, *, are_texts: bool = False) -> pa.Table:
+    """Reads a file; with `are_texts`, all labels of a CSV file are texts, also blank ones and numbers."""
     try:
-        table = _READERS.get(path.suffix, pq.read_table)(path)
+        if path.suffix == ".csv":
+            types = {"label": pa.string()} if are_texts else None
+            table = pcsv.read_csv(path, convert_options=pcsv.ConvertOptions(column_types=types))
+        else:
+            table = pq.read_table(path)
     except (OSError, pa.ArrowException) as failure:
         raise DataMissing(
             f"{path} cannot be read: {failure}", required=_REQUIRED, where=str(path), remedy="check the path"

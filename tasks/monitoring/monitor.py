@@ -35,11 +35,13 @@ from bloomery.tasks.monitoring.alerts import find_alerts
 from bloomery.tasks.monitoring.delayed_labels import (
     ROW_ID,
     as_plain_labels,
+    drop_unknown_labels,
     filter_valid_labels,
     keep_last,
     locate_labels,
     read_bento_contract,
     read_labels,
+    read_set_separator,
 )
 from bloomery.tasks.monitoring.reference_profile import confidence, single_labels, summarize_values
 from bloomery.tasks.registry.model_registry import require_bento_tag
@@ -260,11 +262,7 @@ def _score_labelled(
         return None
     num_rows = stats.predictions.num_rows
     numbered_rows = stats.predictions.select(ROW_ID).append_column("at", pa.array(np.arange(num_rows)))
-    is_multilabel = reference.task == "multilabel"
-    arrived = read_labels(path, is_multilabel=is_multilabel)
-    labels, num_invalid = filter_valid_labels(read_bento_contract(tag), reference.label, arrived)
-    if num_invalid:
-        notes.append(f"{num_invalid:,} labels violate the contract and are ignored")
+    labels = _read_valid_labels(tag, path, reference, notes)
     matches = numbered_rows.join(labels, ROW_ID, join_type="inner")
     if matches.num_rows < monitor.min_labels:
         notes.append(
@@ -294,6 +292,24 @@ def _score_labelled(
         coverage=coverage,
         held_out_score=reference.score,
     )
+
+
+def _read_valid_labels(tag: str, path: Path, reference: VersionReference, notes: list[str]) -> pa.Table:
+    """Reads the labels in `path` as they were before training: without invalid ones, and sets without unknown ones."""
+    is_multilabel = reference.task == "multilabel"
+    separator = read_set_separator(tag, reference.label) if is_multilabel else None
+    arrived = read_labels(path, is_multilabel=is_multilabel, separator=separator)
+    labels, num_invalid = filter_valid_labels(read_bento_contract(tag), reference.label, arrived)
+    if num_invalid:
+        notes.append(f"{num_invalid:,} labels violate the contract and are ignored")
+    if is_multilabel:
+        labels, unknown = drop_unknown_labels(labels, set(map(str, reference.predictions.shares.values or ())))
+        if unknown:
+            listing = ", ".join(label for label, _ in unknown.most_common(5))
+            notes.append(
+                f"{unknown.total():,} labels in sets are left out, since the version does not know them: {listing}"
+            )
+    return labels
 
 
 def _summarize_requests(window: _Window, seconds: np.ndarray, monitor: Monitor) -> RequestStats:

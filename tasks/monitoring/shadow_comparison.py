@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,17 @@ from bloomery.data_contracts.records.records import Interval
 from bloomery.data_contracts.records.score_format import DEGRADATION_NAMES, SCORE_NAMES, format_degradation
 from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.data_contracts.serving.prediction_log import SHADOW, read_log
+from bloomery.models.features.encoder import read_encoder
+from bloomery.tasks.bentos.bento_store import artifacts_folder
 from bloomery.tasks.infrastructure.settings import settings
-from bloomery.tasks.monitoring.delayed_labels import ROW_ID, as_plain_labels, keep_last, read_labels
+from bloomery.tasks.monitoring.delayed_labels import (
+    ROW_ID,
+    as_plain_labels,
+    drop_unknown_labels,
+    keep_last,
+    read_labels,
+    read_set_separator,
+)
 
 
 class Comparison(Document):
@@ -76,10 +86,22 @@ def compare_versions(name: str, champion: str, challenger: str | None, labels: P
     )
     if labels is None:
         return comparison
-    arrived = read_labels(labels, is_multilabel=is_multilabel)
+    arrived = _read_known_sets(labels, champion, comparison.challenger) if is_multilabel else read_labels(labels)
     return _add_scores(
         comparison, pairs.select(ROW_ID), (champion_predictions, challenger_predictions), arrived, labels
     )
+
+
+def _read_known_sets(path: Path, champion: str, challenger: str) -> pa.Table:
+    """Reads sets of labels in the form of the versions' recipes, without the labels that neither version knows."""
+    encoders = {}
+    for tag in (champion, challenger):
+        with contextlib.suppress(OSError, ValueError):  # the bento is in another store, or of another Bloomery
+            encoders[tag] = read_encoder(artifacts_folder(tag) / "encoder.json")
+    separators = (read_set_separator(tag, encoder.features.label) for tag, encoder in encoders.items())
+    sets = read_labels(path, is_multilabel=True, separator=next(filter(None, separators), None))
+    names = {str(name) for encoder in encoders.values() for name in encoder.classes}
+    return drop_unknown_labels(sets, names)[0] if names else sets
 
 
 def require_agreement(name: str, champion: str, challenger: str, num_rows: int, agreement: float) -> None:

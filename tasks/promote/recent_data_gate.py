@@ -29,6 +29,7 @@ from bloomery.tasks.monitoring.delayed_labels import (
     parse_set,
     read_bento_contract,
     read_labels,
+    read_set_separator,
 )
 from bloomery.tasks.promote.gates import (
     align_classes,
@@ -69,8 +70,11 @@ def require_not_worse_on_recent_data(
     candidate_encoder, champion_encoder = (read_bento_encoder(bento) for bento in (tag, champion))
     if candidate_encoder is None:
         return "not compared on recent data: the bento cannot be read"
-    arrived = read_labels(label_path, is_multilabel=candidate_encoder.features.task == "multilabel")
-    labels, _ = filter_valid_labels(read_bento_contract(tag), candidate_encoder.features.label, arrived)
+    features = candidate_encoder.features
+    is_multilabel = features.task == "multilabel"
+    separator = read_set_separator(tag, features.label) if is_multilabel else None
+    arrived = read_labels(label_path, is_multilabel=is_multilabel, separator=separator)
+    labels, _ = filter_valid_labels(read_bento_contract(tag), features.label, arrived)
     rows, truth = _read_labelled_rows(name, labels, datetime.now(UTC) - gates.recent.window)
     if len(truth) < gates.recent.min_rows:
         return f"not compared on recent data: {len(truth):,} labelled rows, fewer than {gates.recent.min_rows:,}"

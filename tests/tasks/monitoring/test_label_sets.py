@@ -21,7 +21,8 @@ from bloomery.models.evaluation.drift_tests import measure_divergence
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import Encoder
 from bloomery.models.features.kinds.number import FittedNumbers
-from bloomery.tasks.monitoring.delayed_labels import as_plain_labels, parse_set, read_labels
+from bloomery.tasks.monitoring import delayed_labels
+from bloomery.tasks.monitoring.delayed_labels import as_plain_labels, parse_set, read_labels, read_set_separator
 from bloomery.tasks.monitoring.monitor import monitor_window
 from bloomery.tasks.monitoring.reference_profile import single_labels
 from bloomery.tasks.promote.gates import align_labels
@@ -41,6 +42,30 @@ def test_sets_are_equal_as_texts_in_any_order_and_from_any_file(tmp_path: Path) 
     predictions = pa.chunked_array([[["x", "y"], [], ["x"]]])
     assert as_plain_labels(predictions).to_pylist() == expected
     assert [parse_set(text) for text in expected] == [["x", "y"], [], ["x"]]
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (["3", "", "1;2", '"[2, 1]"'], ['["3"]', "[]", '["1", "2"]', '["1", "2"]']),
+        (["3", "", "12"], ['["3"]', "[]", '["12"]']),
+        (["", "", ""], ["[]", "[]", "[]"]),
+        (["b; a ;b", " ", "[x];[y]"], ['["a", "b"]', "[]", '["[x]", "[y]"]']),
+    ],
+)
+def test_sets_in_csv_may_be_numbers_blank_or_have_the_separator_of_the_recipe(
+    labels: list[str], expected: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("request,label\n" + "".join(f"r{number},{text}\n" for number, text in enumerate(labels)))
+    table = read_labels(path, is_multilabel=True, separator=";").sort_by("request")
+    assert table["label"].to_pylist() == expected
+
+
+def test_whole_numbers_in_parquet_are_sets_of_one_label(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"request": ["a", "b", "c"], "label": [3, None, 1]}), tmp_path / "labels.parquet")
+    table = read_labels(tmp_path / "labels.parquet", is_multilabel=True).sort_by("request")
+    assert table["label"].to_pylist() == ['["3"]', '["1"]']  # null has not arrived
 
 
 @pytest.fixture
@@ -110,6 +135,34 @@ def test_a_drop_of_the_accuracy_of_sets_raises_an_alert(monitor_sets: Callable[.
     assert report.labelled.score.value == pytest.approx(0.75, abs=0.01)
     assert (report.labelled.weighted_score, report.labelled.coverage) == (None, 1.0)
     assert any("subset accuracy is 75" in alert.message for alert in report.alerts)
+
+
+def test_sets_arrive_in_the_form_of_the_recipe_and_labels_that_it_left_out_do_not_count(
+    monitor_sets: Callable[..., MonitoringReport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = {"data": {"source": "films.csv", "lists": {"tags": {"separator": ";", "values": list(NAMES)}}}}
+    monkeypatch.setattr(delayed_labels, "read_bento_provenance", lambda tag: SimpleNamespace(recipe=recipe))
+    truth = make_sets(100)
+    texts = [";".join([*labels, "rare"] if number % 10 == 0 else labels) for number, labels in enumerate(truth)]
+    csv = "request,label\n" + "".join(f"r{number},{text}\n" for number, text in enumerate(texts))
+    report = monitor_sets(truth, csv)
+    assert report.labelled is not None
+    assert (report.labelled.score.value, report.labelled.num_labelled) == (1.0, 100)
+    assert "10 labels in sets are left out, since the version does not know them: rare" in report.notes
+
+
+def test_the_separator_is_that_of_the_recipe_of_a_bento(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read_set_separator("films:none", "tags") is None
+    for recipe, expected in (
+        ({"data": {"lists": {"tags": {"separator": "|"}}}}, "|"),
+        ({"data": {"lists": {"tags": {"columns": ["a", "b"]}}}}, None),
+        ({"data": {"lists": {"other": {"separator": "|"}}}}, None),
+        ({"data": {"lists": None}}, None),
+        ({}, None),
+    ):
+        provenance = SimpleNamespace(recipe=recipe)
+        monkeypatch.setattr(delayed_labels, "read_bento_provenance", lambda tag, provenance=provenance: provenance)
+        assert read_set_separator("films:one", "tags") == expected
 
 
 def test_a_version_that_predicts_no_label_any_more_raises_an_alert(

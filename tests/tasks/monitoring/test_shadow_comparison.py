@@ -10,6 +10,8 @@ import pytest
 
 from bloomery.data_contracts.errors import DataMissing, ReleaseRefused
 from bloomery.data_contracts.serving.prediction_log import LOG_FIELDS
+from bloomery.models.features.config import Features
+from bloomery.models.features.encoder import Encoder
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.monitoring import shadow_comparison
 
@@ -18,7 +20,7 @@ def write_log(home: Path, rows: list[tuple[str, str, str, object]]) -> None:
     """Logs predictions, given as (request, role, version, prediction)."""
     folder = home / "predictions" / "people" / "day=2026-01-01"
     folder.mkdir(parents=True, exist_ok=True)
-    name = "value" if isinstance(rows[0][3], float) else "label"
+    name = {float: "value", list: "labels"}.get(type(rows[0][3]), "label")
     zeros = [0] * len(rows)
     table = pa.table(
         {
@@ -72,6 +74,23 @@ def test_regression_values_are_compared_by_their_difference(home: Path, tmp_path
     assert comparison.challenger_score == pytest.approx(0.5)
     assert comparison.degradation is not None
     assert comparison.degradation.value < -0.5
+
+
+def test_sets_are_compared_without_labels_that_neither_version_knows(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = Features.model_construct(label="tags", task="multilabel")
+    encoders = {
+        tag: Encoder.model_construct(features=features, classes=names) for tag, names in (("a", "xy"), ("b", "xz"))
+    }
+    monkeypatch.setattr(shadow_comparison, "read_encoder", lambda path: encoders[path.parent.parent.parent.name])
+    monkeypatch.setattr(shadow_comparison, "read_set_separator", lambda tag, column: {"people:a": None}.get(tag, ";"))
+    write_log(home, [(f"r{n}", "champion", "people:a", ["x", "y"] if n % 2 else ["x"]) for n in range(40)])
+    write_log(home, [(f"r{n}", "shadow", "people:b", ["x"]) for n in range(40)])
+    (tmp_path / "labels.csv").write_text("request,label\n" + "".join(f"r{n},x;rare\n" for n in range(40)))
+    comparison = shadow_comparison.compare_versions("people", "people:a", "people:b", tmp_path / "labels.csv")
+    assert (comparison.agreement, comparison.num_labelled) == (0.5, 40)
+    assert (comparison.champion_score, comparison.challenger_score) == (0.5, 1.0)
 
 
 def test_missing_inputs_of_a_comparison_are_reported(home: Path, tmp_path: Path) -> None:
