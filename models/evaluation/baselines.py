@@ -108,20 +108,22 @@ def _fit_to_sets(task: BaselineTask) -> Iterator[FittedBaseline]:
         if task.num_classes > max_labels:
             reason = f"{task.num_classes:,} labels, more than {max_labels}, would take too long"
         num_fitted = 0
+        sample = task.train.sample(_MAX_ROWS // task.num_classes + _MIN_ROWS)
         for label in range(0 if reason else task.num_classes):
-            # A label that few rows have keeps its frequency.
-            if not _MIN_ROWS_OF_LABEL <= y_NK[:, label].sum() <= len(y_NK) - _MIN_ROWS_OF_LABEL:
+            # A label that few rows have, or that cannot be fitted, keeps its frequency.
+            is_in_N = sample.y[:, label]
+            if not _MIN_ROWS_OF_LABEL <= is_in_N.sum() <= len(is_in_N) - _MIN_ROWS_OF_LABEL:
                 continue
-            rows = BaselineRows(task.train.x, y_NK[:, label]).sample(_MAX_ROWS // task.num_classes + _MIN_ROWS)
+            rows = BaselineRows(sample.x, is_in_N)
             fitted = fit(task._replace(num_classes=2, train=rows), features)
             if fitted.predictions is None:
                 reason = fitted.reason
-                break
+                continue
             predictions[:, label], num_fitted = fitted.predictions[:, 1], max(num_fitted, fitted.num_rows)
-        if reason or not num_fitted:
-            yield FittedBaseline(name, None, reason=reason or "no label has enough rows")
-        else:
+        if num_fitted:
             yield FittedBaseline(name, predictions, num_fitted)
+        else:
+            yield FittedBaseline(name, None, reason=reason or "no label has enough rows")
 
 
 def _fit_constant(task: BaselineTask) -> FittedBaseline:

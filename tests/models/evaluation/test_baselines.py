@@ -192,3 +192,37 @@ def test_sets_of_labels_have_a_model_for_each_label():
         assert shares[:, 2:] == pytest.approx(np.tile([1 / 300, 1], (100, 1)))
     many = fit(score=score, layout=flat(3), num_classes=4, train=BaselineRows(x, y[:, [2] * 4]), test_x=x)
     assert many[names[1]].reason == "no label has enough rows"
+
+
+def test_a_label_that_the_sampled_rows_lack_leaves_the_others_their_models(monkeypatch):
+    monkeypatch.setattr(baselines, "_MIN_ROWS", 100)
+    monkeypatch.setattr(baselines, "_MAX_ROWS", 100)
+    x = RANDOM.normal(size=(300, 3)).astype(np.float32)
+    is_sampled = np.isin(np.arange(300), np.linspace(0, 299, 100 // 3 + 100).round())
+    rare = np.zeros(300, dtype=bool)
+    rare[np.flatnonzero(~is_sampled)[:5]] = True
+    y = np.stack([rare, x[:, 0] > 0, x[:, 1] > 0.5], axis=1).astype(np.int64)
+    results = fit(score=Score(name="micro_f1"), layout=flat(3), num_classes=3, train=BaselineRows(x, y), test_x=x)
+    for name in ("logistic regression for each label", "boosted trees for each label"):
+        shares = results[name].predictions
+        assert shares[:, 0] == pytest.approx(np.full(300, 5 / 300))
+        assert ((shares[:, 1:] > 0.5) == y[:, 1:]).mean() > 0.9
+
+
+def test_a_label_that_cannot_be_fitted_leaves_the_others_their_models(monkeypatch):
+    original = LogisticRegression.fit
+
+    def fit_balanced(self, x, y):
+        if y.mean() < 0.4:
+            raise ValueError("too few rows")
+        return original(self, x, y)
+
+    monkeypatch.setattr(LogisticRegression, "fit", fit_balanced)
+    x = RANDOM.normal(size=(300, 2)).astype(np.float32)
+    y = np.stack([x[:, 1] > 0.8, x[:, 0] > 0], axis=1).astype(np.int64)
+    score, name = Score(name="micro_f1"), "logistic regression for each label"
+    results = fit(score=score, layout=flat(2), num_classes=2, train=BaselineRows(x, y), test_x=x)
+    assert results[name].predictions[:, 0] == pytest.approx(np.full(300, y[:, 0].mean()))
+    assert ((results[name].predictions[:, 1] > 0.5) == y[:, 1]).mean() > 0.9
+    none = fit(score=score, layout=flat(2), num_classes=2, train=BaselineRows(x, y[:, [0, 0]]), test_x=x)
+    assert none[name].reason == "it failed with ValueError: too few rows"
