@@ -26,7 +26,11 @@ from bloomery.tasks.prepare.split_sql import (
     split_query,
 )
 
-DUCKDB_FUNCTIONS = EngineFunctions(collect="list({value}) {window}", microseconds="epoch_us")
+DUCKDB_FUNCTIONS = EngineFunctions(
+    collect="list({value}) {window}",
+    microseconds="epoch_us",
+    sort_set="list_sort(list_distinct({value}))",
+)
 _ROW_GROUP_VALUES = 8_000_000  # of windows in a row group, which DuckDB and the encoder hold in memory
 _MIN_ROW_GROUP_SIZE = 2048
 
@@ -95,7 +99,9 @@ def split_with_duckdb(valid_rows: ValidRows, features: Features, scratch: Path) 
         engine.execute(f"create view split_rows as select * from read_parquet({split_path})")
         require_no_leakage(features, "split_rows", run_query)
         counts = run_query(f"select {SPLIT_COLUMN}, count(*) from split_rows group by 1 order by 1")
-        num_dropped = count_dropped_rows(features, valid_rows.contract, "checked", "split_rows", run_query)
+        num_dropped = count_dropped_rows(
+            features, valid_rows.contract, "checked", "split_rows", run_query, DUCKDB_FUNCTIONS
+        )
     ranges, start = {}, 0
     for name, num_rows in counts:
         ranges[name] = (start, start + num_rows)

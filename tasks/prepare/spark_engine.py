@@ -44,6 +44,7 @@ SPARK_FUNCTIONS = EngineFunctions(
     # Spark skips nulls, but not a struct that contains one.
     collect="transform(collect_list(named_struct('value', {value})) {window}, item -> item.value)",
     microseconds="unix_micros",
+    sort_set="array_sort(array_distinct(filter({value}, item -> item is not null)))",
 )
 
 
@@ -119,7 +120,9 @@ def split_with_spark(
     try:
         rows.createOrReplaceTempView("split_rows")
         require_no_leakage(features, "split_rows", run_query)
-        num_dropped = count_dropped_rows(features, valid_rows.contract, "checked", "split_rows", run_query)
+        num_dropped = count_dropped_rows(
+            features, valid_rows.contract, "checked", "split_rows", run_query, SPARK_FUNCTIONS
+        )
         yield SparkSplits(rows, features, scratch, num_dropped)
     finally:
         rows.unpersist()

@@ -28,6 +28,7 @@ class EngineFunctions(NamedTuple):
 
     collect: str  # the values {value} of the rows of {window} as an array, with nulls
     microseconds: str  # of a timestamp, since 1970
+    sort_set: str  # the elements of the array {value} in order and each once, without nulls
 
 
 def columns_read(features: Features) -> tuple[str, ...]:
@@ -56,6 +57,7 @@ def split_query(
         DataUnfit: the column that names the split holds a value that is not the name of a split.
     """
     split = features.split
+    rows = _with_sorted_sets(features, rows, functions)
     if features.deduplicate:
         rows = _without_duplicates(features, contract, rows)
     if split.by == "given":
@@ -82,10 +84,13 @@ def _with_unlabelled(features: Features, names: str, split_expression: str, rows
     return f"select * from ({query}) split_rows where {SPLIT_COLUMN} is not null"
 
 
-def count_dropped_rows(features: Features, contract: Contract, rows: str, split_rows: str, run_query: RunQuery) -> int:
+def count_dropped_rows(
+    features: Features, contract: Contract, rows: str, split_rows: str, run_query: RunQuery, functions: EngineFunctions
+) -> int:
     """Returns how many rows of `rows`, without copies, are not in `split_rows`: they lack a window or a label."""
     if features.series is None and features.unlabelled == "refuse":
         return 0
+    rows = _with_sorted_sets(features, rows, functions)
     if features.deduplicate:
         rows = _without_duplicates(features, contract, rows)
     before, after = (run_query(f"select count(*) from {table}")[0][0] for table in (rows, split_rows))
@@ -169,6 +174,17 @@ def _series_columns(features: Features) -> tuple[str, ...]:
     if features.series is None:
         return ()
     return (features.series.time, *features.series.groups)
+
+
+def _with_sorted_sets(features: Features, rows: str, functions: EngineFunctions) -> str:
+    """Returns a table expression in which equal sets of labels are equal arrays, whatever the order of the labels."""
+    if features.task != "multilabel":
+        return rows
+    label = column_alias(features.label)
+    names = (column_alias(name) for name in columns_read(features))
+    sorted_set = f"{functions.sort_set.format(value=label)} as {label}"
+    select_list = ", ".join(sorted_set if name == label else name for name in names)
+    return f"(select {select_list} from {rows}) sorted_rows"
 
 
 def _without_duplicates(features: Features, contract: Contract, rows: str) -> str:

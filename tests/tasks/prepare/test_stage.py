@@ -65,6 +65,38 @@ def test_deduplication_keeps_the_row_with_the_smallest_key(home: Path, people: p
     assert sorted(key for split_keys in keys.values() for key in split_keys) == sorted(smallest_keys.values())
 
 
+def make_tagged_copies() -> pa.Table:
+    """Forty pairs of rows that differ in nothing but the order of their labels, and a label that is there twice."""
+    sets = ([], ["a", "b"], ["c", "b", "a"], ["b"])
+    tags = [[*sets[number % 4]] for number in range(40)]
+    return pa.table(
+        {
+            "key": [f"r{number:02}" for number in range(80)],
+            "height": [float(number % 40) for number in range(80)],
+            "family": [f"f{number % 20}" for number in range(80)],
+            "tags": pa.array([*tags, *([*labels[::-1], *labels[:1]] for labels in tags)], pa.list_(pa.string())),
+        }
+    )
+
+
+def make_tag_features(split: dict[str, Any], **options: Any) -> Features:
+    inputs = [{"kind": "number", "columns": ["height"]}]
+    shares = {"train": 0.5, "val": 0.25, "test": 0.25}
+    return make_features({**split, **shares}, label="tags", task="multilabel", inputs=inputs, **options)
+
+
+@pytest.mark.parametrize("split", ["key", "group"])
+def test_sets_of_labels_in_another_order_are_copies(home: Path, checked_rows_of: Any, split: str) -> None:
+    checked = checked_rows_of(make_tagged_copies())
+    keys = read_keys(home, prepare.task.fn(checked, make_tag_features(SPLITS[split]), LOCAL))
+    assert sorted(key for split_keys in keys.values() for key in split_keys) == [
+        f"r{number:02}" for number in range(40)
+    ]
+    if split == "key":
+        with pytest.raises(DataUnfit, match="rows with equal inputs and label are in two splits"):
+            prepare.task.fn(checked, make_tag_features(SPLITS[split], deduplicate=False), LOCAL)
+
+
 def test_a_split_by_group_keeps_groups_together(home: Path, people: pa.Table, checked_rows_of: Any) -> None:
     keys = read_keys(home, prepare.task.fn(checked_rows_of(people), make_features(SPLITS["group"]), LOCAL))
     family_by_key = dict(zip(people["key"].to_pylist(), people["family"].to_pylist(), strict=True))
@@ -327,6 +359,15 @@ def test_spark_writes_the_same_numbers_as_duckdb(
 ) -> None:
     monkeypatch.setattr("bloomery.tasks.prepare.spark_engine._BYTES_PER_PARTITION", 10_000)  # several partitions
     checked, features = checked_rows_of(fill_heights(people)), make_regression_features({"salt": "s"})
+    with_spark = file_digests(home, prepare.task.fn(checked, features, SPARK))
+    (home / "stages").rename(home / "by-spark")  # else the stored result would be found
+    assert with_spark == file_digests(home, prepare.task.fn(checked, features, LOCAL))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("shared_spark")
+def test_spark_writes_the_same_sets_of_labels_as_duckdb(home: Path, checked_rows_of: Any) -> None:
+    checked, features = checked_rows_of(make_tagged_copies()), make_tag_features(SPLITS["key"])
     with_spark = file_digests(home, prepare.task.fn(checked, features, SPARK))
     (home / "stages").rename(home / "by-spark")  # else the stored result would be found
     assert with_spark == file_digests(home, prepare.task.fn(checked, features, LOCAL))
