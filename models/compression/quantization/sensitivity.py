@@ -8,6 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -21,7 +22,21 @@ from bloomery.models.compression.quantization.post_training import (
     quantize_preprocessed,
 )
 from bloomery.models.inference.outputs import compute_outputs
-from bloomery.models.inference.runtime import create_session, softmax
+from bloomery.models.inference.runtime import create_session, sigmoid, softmax
+
+
+class ValidationRows(NamedTuple):
+    """Rows of which the loss may rise by little if layers have 8 bits.
+
+    Attributes:
+        x: float32 (B, ...).
+        loss: of outputs_BK for all of `x`, such as the error rate; less is better.
+        is_multilabel: whether outputs are logits of independent labels.
+    """
+
+    x: np.ndarray
+    loss: Callable[[np.ndarray], float]
+    is_multilabel: bool = False
 
 
 def measure_sensitivities(
@@ -41,20 +56,16 @@ def measure_sensitivities(
 def find_float_layers(
     source: Path,
     calibration: np.ndarray,
-    x: np.ndarray,
-    loss: Callable[[np.ndarray], float],
+    validation: ValidationRows,
     limit: float,
     options: QuantizationOptions = DEFAULT_OPTIONS,
 ) -> tuple[str, ...]:
-    """The fewest layers, for `keep_float`, with which the loss on the rows `x` rises by at most `limit`.
+    """The fewest layers, for `keep_float`, with which the loss on the validation rows rises by at most `limit`.
 
     Greedy: the most sensitive layers are added until the limit holds, then each layer that is not needed is removed
     again. So no layer can be removed alone; a smaller set of other layers might exist.
-
-    Args:
-        x: validation rows float32 (B, ...).
-        loss: of outputs_BK for all of `x`, such as the error rate; less is better.
     """
+    x, loss, is_multilabel = validation
     with tempfile.TemporaryDirectory() as folder:
         quantizer = _Quantizer(source, Path(folder), calibration, options)
         max_loss = loss(compute_outputs(create_session(source), x, is_row_by_row=False)) + limit
@@ -64,7 +75,7 @@ def find_float_layers(
 
         if is_enough([]):
             return ()
-        ranked = list(quantizer.measure_divergences())
+        ranked = list(quantizer.measure_divergences(is_multilabel=is_multilabel))
         num_layers = next((num for num in range(1, len(ranked)) if is_enough(ranked[:num])), len(ranked))
         float_layers = ranked[:num_layers]
         for name in ranked[: num_layers - 1]:  # the last one is needed
@@ -74,12 +85,16 @@ def find_float_layers(
         return tuple(float_layers)
 
 
-def output_divergence(exact_BK: np.ndarray, quantized_BK: np.ndarray) -> float:
+def output_divergence(exact_BK: np.ndarray, quantized_BK: np.ndarray, *, is_multilabel: bool = False) -> float:
     """Distance of quantized outputs from exact ones, 0 if they are equal.
 
-    Several outputs are logits: the mean Kullback-Leibler divergence of their probabilities, in nats. A single output:
-    the mean squared difference as a share of the variance.
+    Several outputs are logits: the mean Kullback-Leibler divergence of their probabilities, in nats; of independent
+    labels, the mean of the binary divergences. A single output: the mean squared difference as a share of the variance.
     """
+    if is_multilabel:
+        pairs = ((exact_BK, quantized_BK), (-exact_BK, -quantized_BK))  # a label is in the set, or not
+        shares = ([np.maximum(sigmoid(logits_BK), 1e-12) for logits_BK in pair] for pair in pairs)
+        return float(sum((p_BK * np.log(p_BK / q_BK)).mean() for p_BK, q_BK in shares))
     if exact_BK.shape[1] == 1:
         return float(np.square(exact_BK - quantized_BK).mean() / max(float(exact_BK.var()), 1e-12))
     p_BK, q_BK = (np.maximum(softmax(logits_BK), 1e-12) for logits_BK in (exact_BK, quantized_BK))
@@ -106,10 +121,11 @@ class _Quantizer:
         quantize_preprocessed(self._preprocessed, target, self._calibration, options, self._range_cache)
         return compute_outputs(create_session(target), x, is_row_by_row=self._is_row_by_row)
 
-    def measure_divergences(self) -> dict[str, float]:
+    def measure_divergences(self, *, is_multilabel: bool = False) -> dict[str, float]:
         exact_BK = compute_outputs(create_session(self._source), self._calibration, is_row_by_row=False)
         divergences = {}
         for name in self._layers:
             other_layers = [layer for layer in self._layers if layer != name]
-            divergences[name] = output_divergence(exact_BK, self.outputs(other_layers, self._calibration))
+            outputs_BK = self.outputs(other_layers, self._calibration)
+            divergences[name] = output_divergence(exact_BK, outputs_BK, is_multilabel=is_multilabel)
         return dict(sorted(divergences.items(), key=lambda item: -item[1]))

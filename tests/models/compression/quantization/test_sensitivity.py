@@ -15,6 +15,7 @@ from torch import nn
 
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.compression.distillation import set_target_loss
 from bloomery.models.compression.quantization.integer_coverage import measure_integer_coverage
 from bloomery.models.compression.quantization.post_training import QuantizationOptions, quantize
 from bloomery.models.compression.quantization.quantization_aware import (
@@ -24,6 +25,7 @@ from bloomery.models.compression.quantization.quantization_aware import (
     remove_fake_quantization,
 )
 from bloomery.models.compression.quantization.sensitivity import (
+    ValidationRows,
     find_float_layers,
     measure_sensitivities,
     output_divergence,
@@ -86,7 +88,8 @@ def test_no_more_layers_stay_in_float_than_the_limit_needs(source, rows, splits,
         return float((outputs_BK.argmax(1) != exact).mean())
 
     assert len(y) == 200
-    float_layers = find_float_layers(source, rows, x, changed_share, 0.005)
+    validation = ValidationRows(x, changed_share)
+    float_layers = find_float_layers(source, rows, validation, 0.005)
     quantize(source, tmp_path / "part.onnx", rows, QuantizationOptions(keep_float=float_layers))
     quantize(source, tmp_path / "all.onnx", rows)
     assert changed_share(run_session(create_session(tmp_path / "part.onnx"), x)) <= 0.005
@@ -95,7 +98,7 @@ def test_no_more_layers_stay_in_float_than_the_limit_needs(source, rows, splits,
     coverage = measure_integer_coverage(tmp_path / "part.onnx")
     assert 0 < coverage.share < 1
     assert sum(coverage.float_operators.values()) == len(float_layers) == 2
-    assert find_float_layers(source, rows, x, changed_share, 1.0) == ()
+    assert find_float_layers(source, rows, validation, 1.0) == ()
 
 
 def test_quantization_aware_training_recovers_the_accuracy(trained, rows, splits, reduce_range, tmp_path: Path):
@@ -212,6 +215,16 @@ def test_the_divergence_is_0_for_equal_probabilities_and_never_negative(logits, 
     logits_BK = np.array(logits, np.float32)
     assert output_divergence(logits_BK, logits_BK + np.float32(shift)) == pytest.approx(0, abs=1e-4)
     assert output_divergence(logits_BK, logits_BK[:, ::-1]) >= -1e-6
+
+
+def test_the_divergence_of_sets_is_the_mean_of_those_of_their_labels():
+    exact_BK = np.array([[0.0, 5.0], [-3.0, 40.0]], np.float32)
+    shifted_BK = exact_BK + np.float32(2)
+    assert output_divergence(exact_BK, shifted_BK) == pytest.approx(0, abs=1e-6)  # as classes nothing has changed
+    expected = set_target_loss(torch.from_numpy(shifted_BK), torch.from_numpy(exact_BK), 1.0).item() / len(exact_BK)
+    assert output_divergence(exact_BK, shifted_BK, is_multilabel=True) == pytest.approx(expected, rel=1e-4)
+    assert output_divergence(exact_BK, exact_BK, is_multilabel=True) == 0
+    assert expected > 0.01
 
 
 def test_the_divergence_of_a_regression_is_a_share_of_the_variance():
