@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bloomery.data_contracts.serving.predictions import decide_labels
+
 NUM_BINS = 15
 
 
@@ -47,6 +49,13 @@ def as_decisions(truth_NK: np.ndarray, probabilities_NK: np.ndarray) -> tuple[np
     """Sets of labels as one decision between no and yes for each row and label: truth (N*K,), shares (N*K, 2)."""
     shares = probabilities_NK.reshape(-1)
     return truth_NK.reshape(-1).astype(np.int64), np.stack([1 - shares, shares], axis=1)
+
+
+def predicted_decisions(truth_NK: np.ndarray, probabilities_NK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The decisions of `as_decisions` in which a label is predicted; most others are easy, and would hide these."""
+    truth, shares = as_decisions(truth_NK, probabilities_NK)
+    is_predicted = decide_labels(probabilities_NK).reshape(-1) > 0
+    return truth[is_predicted], shares[is_predicted]
 
 
 def expected_calibration_error(bins: CalibrationBins) -> float:

@@ -184,6 +184,11 @@ def _format_interval(score: Score, interval: Interval) -> str:
 def _calibration(folder: Path, metrics: CardMetrics, choice: Choice) -> Section:
     if metrics.bins is None or metrics.calibration_error is None:
         return _prediction_intervals(choice)
+    num_decisions = int(metrics.bins.counts.sum())
+    if not num_decisions:
+        return Section("Calibration", texts=["Unknown: no label is predicted for any row of the test split."])
+    is_multilabel = choice.candidates.trained.dataset.task == "multilabel"
+    rows = f"the {num_decisions:,} labels that are predicted for the test split" if is_multilabel else "the test split"
     plot_path = folder / "calibration.drawn.png"
     plots.plot_calibration(metrics.bins, metrics.calibration_error, plot_path)
     caption = "Share of correct predictions by predicted probability."
@@ -192,7 +197,7 @@ def _calibration(folder: Path, metrics: CardMetrics, choice: Choice) -> Section:
     return Section(
         "Calibration",
         texts=[
-            f"Expected calibration error {metrics.calibration_error:.4f} on the test split: the mean difference "
+            f"Expected calibration error {metrics.calibration_error:.4f} on {rows}: the mean difference "
             "between the predicted probability and the share of correct predictions."
         ],
         pictures=pictures,

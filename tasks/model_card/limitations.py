@@ -88,6 +88,9 @@ def _calibration_limitations(metrics: CardMetrics, interval: PredictionInterval 
     if metrics.calibration_error is None:
         yield "The interval around a prediction is equally wide for rows that are easy and hard to predict."
         return
+    if metrics.bins is not None and not metrics.bins.counts.any():
+        yield "No label is predicted for any row of the test split, so that the calibration is unknown."
+        return
     error = metrics.calibration_error
     advice = ": recalibrate them before relying on them" if error > _LARGE_CALIBRATION_ERROR else " on average"
     yield f"Predicted probabilities deviate from the observed accuracy by {error * 100:.1f} points{advice}."

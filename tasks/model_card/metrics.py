@@ -15,9 +15,9 @@ from bloomery.data_contracts.serving.predictions import decide_labels
 from bloomery.models.evaluation import metrics
 from bloomery.models.evaluation.calibration import (
     CalibrationBins,
-    as_decisions,
     calibration_bins,
     expected_calibration_error,
+    predicted_decisions,
 )
 from bloomery.models.evaluation.scores import compute_metrics
 from bloomery.tasks.evaluation.held_out import ground_truth, predicted_values, read_measured_predictions
@@ -50,7 +50,7 @@ class CardMetrics(NamedTuple):
     further: dict[str, float]
     classes: tuple[ClassResult, ...]
     slices: tuple[SliceResult, ...]
-    bins: CalibrationBins | None  # None of a regression
+    bins: CalibrationBins | None  # None of a regression; of sets of labels, decisions for a label
     calibration_error: float | None
 
 
@@ -65,7 +65,7 @@ def compute_card_metrics(choice: Choice) -> CardMetrics:
         bins = calibration_bins(truth.truth, predictions)
         classes = _class_results(truth.truth, predictions, dataset.classes)
     elif dataset.task == "multilabel":
-        bins = calibration_bins(*as_decisions(truth.truth, predictions))
+        bins = calibration_bins(*predicted_decisions(truth.truth, predictions))
         classes = _label_results(truth.truth, decide_labels(predictions), dataset.classes)
     return CardMetrics(
         score=choice.candidate.score,

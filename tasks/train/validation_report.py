@@ -16,7 +16,7 @@ from bloomery.data_contracts.records.key_column import key_column
 from bloomery.data_contracts.records.records import Dataset
 from bloomery.data_contracts.serving.predictions import decide_labels
 from bloomery.models.evaluation import metrics
-from bloomery.models.evaluation.calibration import as_decisions, calibration_bins, expected_calibration_error
+from bloomery.models.evaluation.calibration import calibration_bins, expected_calibration_error, predicted_decisions
 from bloomery.models.evaluation.label_sets import are_sets_right
 from bloomery.models.evaluation.scores import compute_metrics, compute_score
 from bloomery.models.features.labels import name_labels
@@ -92,13 +92,14 @@ def _report_classification(
 def _report_sets(
     run_id: str, folder: Path, truth: GroundTruth, probabilities_NK: np.ndarray, dataset: Dataset
 ) -> dict[str, float]:
-    """Logs recall and precision of each label, and how well the probabilities of all labels are calibrated."""
+    """Logs recall and precision of each label, and how well the probabilities of predicted labels are calibrated."""
     mlflow_runs.client().log_table(run_id, class_table(dataset.classes, truth, probabilities_NK), "val_per_label.json")
-    bins = calibration_bins(*as_decisions(truth.truth, probabilities_NK))
-    error = expected_calibration_error(bins)
-    plots.plot_calibration(bins, error, folder / "val_calibration.png")
-    num_labels = float(decide_labels(probabilities_NK).sum(axis=1).mean())
-    return {"val_calibration_error": error, "val_labels_per_row": num_labels}
+    values = {"val_labels_per_row": float(decide_labels(probabilities_NK).sum(axis=1).mean())}
+    bins = calibration_bins(*predicted_decisions(truth.truth, probabilities_NK))
+    if bins.counts.any():
+        values["val_calibration_error"] = expected_calibration_error(bins)
+        plots.plot_calibration(bins, values["val_calibration_error"], folder / "val_calibration.png")
+    return values
 
 
 def _report_regression(folder: Path, truth: GroundTruth, predictions_N: np.ndarray) -> dict[str, float]:

@@ -8,7 +8,12 @@ from sklearn.metrics import accuracy_score, average_precision_score, f1_score, h
 
 from bloomery.data_contracts.records.scores import SCORES, Score
 from bloomery.models.evaluation import label_sets
-from bloomery.models.evaluation.calibration import as_decisions, calibration_bins
+from bloomery.models.evaluation.calibration import (
+    as_decisions,
+    calibration_bins,
+    expected_calibration_error,
+    predicted_decisions,
+)
 from bloomery.models.evaluation.label_sets import draw_set_scores, label_metrics
 from bloomery.models.evaluation.score_intervals import degradation_interval, score_interval
 from bloomery.models.evaluation.scores import UndefinedScore, compute_metrics, compute_score
@@ -115,3 +120,13 @@ def test_calibration_counts_a_decision_for_each_label():
     bins = calibration_bins(*as_decisions(truth, shares), num_bins=1)
     assert bins.counts.tolist() == [4]
     assert bins.accuracy.tolist() == [0.75]
+
+
+def test_the_calibration_of_predicted_labels_is_not_hidden_by_easy_ones():
+    truth, shares = np.zeros((100, 50), int), np.full((100, 50), 0.001)
+    shares[:, 0], truth[:40, 0] = 0.9, 1
+    bins = calibration_bins(*predicted_decisions(truth, shares))
+    assert (bins.counts.sum(), expected_calibration_error(bins)) == (100, pytest.approx(0.5))
+    assert expected_calibration_error(calibration_bins(*as_decisions(truth, shares))) < 0.02
+    none = calibration_bins(*predicted_decisions(truth, np.full((100, 50), 0.1)))
+    assert (none.counts.sum(), expected_calibration_error(none)) == (0, 0)

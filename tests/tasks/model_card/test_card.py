@@ -13,6 +13,7 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 from bloomery.data_contracts.records.records import Interval, Privacy, Release, ResourceUsage
+from bloomery.data_contracts.records.scores import Score
 from bloomery.models.evaluation.metrics import accuracy, proportion
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import fit, partial_statistics
@@ -61,6 +62,11 @@ def write_example_card(
         truth = [names[position] for position in (0, 0, 0, 1, 1, 1)]
         predicted = [names[position] for position in probabilities.argmax(axis=1)]
         columns = {"truth": truth, "prediction": predicted, "probabilities": list(probabilities)}
+    elif task == "multilabel":
+        truth, predicted = ([[*names[:1]]] * 3 + [[]] * 3, [[*names[:1]]] * 4 + [[]] * 2)
+        probabilities = np.array([[0.9, 0.01]] * 4 + [[0.02, 0.01]] * 2)
+        sets = [pa.array(labels, pa.list_(pa.string())) for labels in (truth, predicted)]
+        columns = {"truth": sets[0], "prediction": sets[1], "probabilities": list(probabilities)}
     else:
         columns = {"truth": [1.0, 2, 3, 4, 5, 6], "prediction": [1.0, 2, 3, 4, 5, 8]}
         number = {"kind": "number", "columns": ["x"], "scale": "none"}
@@ -74,7 +80,7 @@ def write_example_card(
     dataset = choice.candidates.trained.dataset.model_copy(
         update={
             "task": task,
-            "classes": names if task == "classification" else (),
+            "classes": () if task == "regression" else names,
             "encoder_uri": "made/encoder.json",
             "test": choice.candidates.trained.dataset.test.model_copy(update={"num_rows": 6}),
         }
@@ -95,6 +101,14 @@ def write_example_card(
     )
     write_card(home / "card", "made:1", changed_choice, {"model": {"kind": "mlp"}, "data": {"obtain": "of a friend"}})
     return changed_choice
+
+
+def test_a_card_of_sets_has_the_calibration_of_the_predicted_labels(home: Path, release: Release) -> None:
+    choice = write_example_card(home, release, "multilabel", ("a", "b"), stated_score=Score(name="subset_accuracy"))
+    card_metrics = metrics.compute_card_metrics(choice)
+    assert card_metrics.calibration_error == pytest.approx(0.9 - 3 / 4)
+    text = ParsedPage((home / "card" / "card.html").read_text()).text
+    assert "Expected calibration error 0.1500 on the 4 labels that are predicted for the test split" in text
 
 
 def test_a_card_of_a_classification_reports_the_measured_metrics(home: Path, release: Release) -> None:
