@@ -89,8 +89,16 @@ def open_examples(path: Path, key: str, layout: Layout) -> ExampleSource:
 
     The limit does not depend on the machine, because the order of rows, and so the weights, depend on it.
     """
-    num_bytes = pq.read_metadata(path).num_rows * layout.num_values * 4
-    return read_examples(path, key, layout) if num_bytes <= _MAX_BYTES else open_stream(path, layout)
+    metadata = pq.read_metadata(path)
+    num_values = metadata.num_rows * layout.num_values + _count_set_values(metadata)
+    return read_examples(path, key, layout) if num_values * 4 <= _MAX_BYTES else open_stream(path, layout)
+
+
+def _count_set_values(metadata: pq.FileMetaData) -> int:
+    """The number of values in sets of labels, one for each label and row; 0 where rows have one label."""
+    row_groups = map(metadata.row_group, range(metadata.num_row_groups))
+    columns = (group.column(number) for group in row_groups for number in range(group.num_columns))
+    return sum(column.num_values for column in columns if column.path_in_schema.startswith(f"{ENCODED_LABEL}."))
 
 
 def sample_examples(path: Path, key: str, layout: Layout, num_rows: int) -> Examples:

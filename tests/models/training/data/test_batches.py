@@ -11,9 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bloomery.data_contracts.records.key_column import key_column
 from bloomery.data_contracts.records.tensor_layout import Layout
-from bloomery.models.features.encoder import encode, encode_rows
-from bloomery.models.training.data.batches import Examples, iterate_batches, read_examples
+from bloomery.models.features.encoder import ENCODED_INPUT, ENCODED_LABEL, encode, encode_rows
+from bloomery.models.training.data import batches
+from bloomery.models.training.data.batches import Examples, iterate_batches, open_examples, read_examples
 from bloomery.models.training.process_group import ProcessGroup
 from tests.examples import examples
 
@@ -96,3 +98,18 @@ def test_reading_examples_inverts_writing_encoded_rows(tmp_path: Path, digits, e
     assert examples.y.tolist() == rows["label"].to_pylist()
     assert examples.key.tolist() == list(range(7, 97))
     assert (examples.x.dtype, examples.y.dtype) == (torch.float32, torch.int64)
+
+
+def test_the_values_of_sets_of_labels_decide_too_whether_rows_fit_into_memory(tmp_path, monkeypatch):
+    inputs, keys = pa.array([[0.5]] * 10, pa.list_(pa.float32())), pa.array(range(10))
+    for name, labels in (
+        ("sets", pa.array([[0.0, 1.0, 1.0]] * 10, pa.list_(pa.float32()))),
+        ("classes", pa.array([1] * 10, pa.int64())),
+    ):
+        table = pa.table({key_column("id"): keys, ENCODED_LABEL: labels, ENCODED_INPUT: inputs})
+        pq.write_table(table, tmp_path / f"{name}.parquet", row_group_size=4)
+    layout = Layout(kind="flat", shape=(1,))
+    for max_bytes, in_memory in ((160, {"sets", "classes"}), (159, {"classes"}), (39, set())):
+        monkeypatch.setattr(batches, "_MAX_BYTES", max_bytes)
+        sources = {name: open_examples(tmp_path / f"{name}.parquet", "id", layout) for name in ("sets", "classes")}
+        assert {name for name, source in sources.items() if isinstance(source, Examples)} == in_memory
