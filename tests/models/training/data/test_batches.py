@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from bloomery.data_contracts.records.key_column import key_column
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.features.encoder import ENCODED_INPUT, ENCODED_LABEL, encode, encode_rows
-from bloomery.models.training.data import batches
+from bloomery.models.training.data import batches as rows_of_file
 from bloomery.models.training.data.batches import Examples, iterate_batches, open_examples, read_examples
 from bloomery.models.training.process_group import ProcessGroup
 from tests.examples import examples
@@ -110,6 +110,6 @@ def test_the_values_of_sets_of_labels_decide_too_whether_rows_fit_into_memory(tm
         pq.write_table(table, tmp_path / f"{name}.parquet", row_group_size=4)
     layout = Layout(kind="flat", shape=(1,))
     for max_bytes, in_memory in ((160, {"sets", "classes"}), (159, {"classes"}), (39, set())):
-        monkeypatch.setattr(batches, "_MAX_BYTES", max_bytes)
+        monkeypatch.setattr(rows_of_file, "_MAX_BYTES", max_bytes)
         sources = {name: open_examples(tmp_path / f"{name}.parquet", "id", layout) for name in ("sets", "classes")}
         assert {name for name, source in sources.items() if isinstance(source, Examples)} == in_memory
