@@ -57,6 +57,7 @@ _FILE_NAMES = (
     "for each class"
 )
 _SINGLE_ARRAY = "a model can read an array only as its single input"
+_MAX_COLUMNS_BESIDE_ARRAY = 3  # an array of numbers tells more than so few columns
 
 
 class PlannedInput(NamedTuple):
@@ -138,8 +139,10 @@ def plan_inputs(
     arrays = [column for column in usable if column.logical_type == "array"]
     for column in arrays:
         array = _plan_array(column, profile, data, shape)
-        if isinstance(array, PlannedInput) and (not inputs or _is_image(column, data)):
-            skipped = dict.fromkeys(columns_read, "the model reads an array as its single input")
+        has_few_beside = len(columns_read) <= _MAX_COLUMNS_BESIDE_ARRAY
+        if isinstance(array, PlannedInput) and (has_few_beside or _is_image(column, data)):
+            reason = f"the model reads only the array {column.name}; with --drop {column.name} it reads the others"
+            skipped = dict.fromkeys(columns_read, reason)
             array_names = [array_column.name for array_column in arrays if array_column.name != column.name]
             skipped |= dict.fromkeys(array_names, "the model reads another array")
             return InputPlan((array,), {**unused, **skipped})

@@ -166,10 +166,11 @@ def test_arrays_of_several_lengths_become_sequences(home: Path, tmp_path: Path) 
     lengths = [chance.randint(3, 30) for _ in range(NUM_ROWS)]
     lengths[5] = 0
     values = [[chance.random() for _ in range(length)] for length in lengths]
-    label = ["a", "b"] * (NUM_ROWS // 2)
-    pq.write_table(pa.table({"values": values, "label": label}), tmp_path / "rows.parquet")
+    label, device = ["a", "b"] * (NUM_ROWS // 2), ["x", "x", "y", "z"] * (NUM_ROWS // 4)
+    pq.write_table(pa.table({"values": values, "label": label, "device": device}), tmp_path / "rows.parquet")
     recipe = draft_recipe(tmp_path, tmp_path / "rows.parquet", "label")
-    sequence = recipe.features.inputs[0].model_dump()
+    (features,) = recipe.features.inputs  # without the device, since a sequence tells more than one category
+    sequence = features.model_dump()
     assert (sequence["kind"], sequence["column"], sequence["length"]) == ("sequence", "values", max(lengths))
     assert recipe.model.kind == "rnn"
     assert validate_rows(recipe).num_quarantined == 1  # that without a step
