@@ -12,6 +12,7 @@ import json
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -244,8 +245,10 @@ def _describe_type(data: Any) -> str:
 
 def _mlflow_error(message: str, problems: list[dict[str, Any]]) -> Exception:
     """An error that MLflow's scoring server answers with status 400, the message and the problems."""
-    from mlflow.exceptions import MlflowException
-    from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the progress bars that Jupyter could show
+        from mlflow.exceptions import MlflowException
+        from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
     return MlflowException(message, error_code=INVALID_PARAMETER_VALUE, problems=problems)
 
