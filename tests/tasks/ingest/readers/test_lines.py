@@ -10,12 +10,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.tasks.ingest.readers.base import MalformedWriter
 from bloomery.tasks.ingest.readers.json_files import jsonlines
 from tests.examples import examples
+from tests.json_rows import JSON_ROWS
 
 
 def test_json_lines_have_the_union_of_all_keys_and_the_wider_type(ingest_rows, tmp_path: Path) -> None:
@@ -114,15 +114,7 @@ def test_files_of_json_lines_may_have_different_keys(ingest_rows, tmp_path: Path
 
 
 @settings(max_examples=examples(50), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    st.lists(
-        st.fixed_dictionaries(
-            {"n": st.none() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)},
-            optional={"t": st.none() | st.text(st.characters(codec="utf-8"), max_size=5), "l": st.lists(st.booleans())},
-        ),
-        max_size=6,
-    )
-)
+@given(JSON_ROWS)
 def test_rows_written_by_a_json_writer_are_read_back(tmp_path: Path, rows: list[dict]) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

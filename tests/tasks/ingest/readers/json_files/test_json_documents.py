@@ -11,7 +11,6 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from bloomery.data_contracts.errors import DataMissing
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
@@ -19,6 +18,7 @@ from bloomery.tasks.ingest.readers.base import MalformedWriter
 from bloomery.tasks.ingest.readers.json_files import json_documents
 from bloomery.tasks.ingest.stage import ingest, locate_source
 from tests.examples import examples
+from tests.json_rows import JSON_ROWS
 
 
 def write(folder: Path, document: Any, name: str = "rows.json") -> str:
@@ -123,15 +123,7 @@ def test_two_lists_of_one_file_have_different_digests(home: Path, tmp_path: Path
 
 
 @settings(max_examples=examples(50), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    st.lists(
-        st.fixed_dictionaries(
-            {"n": st.none() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)},
-            optional={"t": st.none() | st.text(st.characters(codec="utf-8"), max_size=5), "l": st.lists(st.booleans())},
-        ),
-        max_size=6,
-    )
-)
+@given(JSON_ROWS)
 def test_rows_written_by_a_json_writer_are_read_back(tmp_path: Path, rows: list[dict]) -> None:
     data = DataSource(source=write(tmp_path, {"rows": rows}), records="rows")
     with MalformedWriter(tmp_path / "malformed.parquet") as malformed:
