@@ -43,7 +43,7 @@ class BloomeryError(Exception):
         return f"{self.found}\n  required: {self.required}\n  where:    {self.where}\n  do:       {self.remedy}"
 
     def _render_traceback_(self) -> list[str]:
-        """What IPython and Jupyter print instead of a traceback: the text says where and what to do."""
+        """The lines that IPython and Jupyter print instead of a traceback."""
         return [f"{type(self).__name__}: {self}"]
 
     def __reduce__(self) -> tuple[object, ...]:

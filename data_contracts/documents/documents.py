@@ -73,11 +73,11 @@ def read_document(
         lines: dict[Location, int] = dict(_lines(root)) if root is not None else {}
         document = yaml.load(text, Loader=loader)  # a safe loader
     except yaml.YAMLError as failure:
-        mark = getattr(failure, "problem_mark", None)
+        problem, line = describe_yaml_error(failure)
         raise error(
-            f"{path.name} is not YAML: {getattr(failure, 'problem', None) or failure}",
+            f"{path.name} is not YAML: {problem}",
             required="one YAML mapping",
-            where=f"{path}:{mark.line + 1 if mark else 1}",
+            where=f"{path}:{line or 1}",
             remedy="correct the syntax on that line; indent with spaces",
         ) from failure
     except (_InvalidKey, RecursionError) as failure:
@@ -92,6 +92,12 @@ def read_document(
         return model.model_validate(document)
     except ValidationError as failure:
         raise _explain(failure, path, lines, model, error) from failure
+
+
+def describe_yaml_error(failure: yaml.YAMLError) -> tuple[str, int | None]:
+    """Returns the problem that the parser has found, and the number of its line; None if the parser names none."""
+    mark = getattr(failure, "problem_mark", None)
+    return str(getattr(failure, "problem", None) or failure), mark.line + 1 if mark else None
 
 
 class _InvalidKey(Exception):

@@ -322,7 +322,7 @@ class DataSource(Document):
 
     @property
     def has_text_cells(self) -> bool:
-        """Whether every cell of the source is read as text, although it may be a number."""
+        """Whether the reader returns all cells as text, also those with numbers."""
         return self.kind in OF_TEXT_CELLS and self.unit != "file"
 
     @property

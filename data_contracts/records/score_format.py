@@ -19,7 +19,7 @@ def degradation_name(score: Score | Task) -> str:
 
 
 def class_noun(task: Task) -> str:
-    """What a model distinguishes: a `class`, or a `label` of several that a row may have."""
+    """The noun for what a model predicts: `class`, or `label` where a row may have several."""
     return "label" if task == "multilabel" else "class"
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from filelock import FileLock
 
+from bloomery.data_contracts.documents.documents import describe_yaml_error
 from bloomery.data_contracts.documents.files import write_text
 from bloomery.data_contracts.documents.similar_names import suggest_names
 from bloomery.data_contracts.errors import DataMissing, RecipeInvalid, SettingInvalid
@@ -116,11 +117,11 @@ def read_name(path: Path) -> str:
     try:
         document = _parse(path, tolerant=False)
     except yaml.YAMLError as failure:
-        mark = getattr(failure, "problem_mark", None)
+        problem, line = describe_yaml_error(failure)
         raise RecipeInvalid(
-            f"{path.name} is not YAML: {getattr(failure, 'problem', None) or failure}",
+            f"{path.name} is not YAML: {problem}",
             required="a recipe, whose `name` is that of its model",
-            where=f"{path}:{mark.line + 1 if mark else 1}",
+            where=f"{path}:{line or 1}",
             remedy="correct the syntax on that line, or give the name of the model",
         ) from failure
     name = document.get("name") if isinstance(document, dict) else None
@@ -168,9 +169,8 @@ def other_files() -> dict[str, str]:
         try:
             document = _parse(path, tolerant=False)
         except yaml.YAMLError as failure:
-            mark = getattr(failure, "problem_mark", None)
-            line = f" on line {mark.line + 1}" if mark else ""
-            reasons[str(path)] = f"it is not YAML{line}: {getattr(failure, 'problem', None) or failure}"
+            problem, line = describe_yaml_error(failure)
+            reasons[str(path)] = f"it is not YAML{f' on line {line}' if line else ''}: {problem}"
             continue
         keys = document.keys() if isinstance(document, dict) else set()
         missing = sorted(_RECIPE_KEYS - keys)

@@ -155,7 +155,7 @@ class Column(TypedElement):
 
 
 def can_be_encrypted(name: str) -> bool:
-    """Whether Parquet can encrypt a column of this name: Arrow takes all names as one text, which it splits."""
+    """Whether Parquet can encrypt a column of this name. Arrow puts these signs between the names of columns."""
     return name == name.strip() and not re.search("[,:;]", name)
 
 
