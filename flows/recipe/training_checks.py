@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bloomery.data_contracts.odcs.contract import Contract
-from bloomery.models.compression.config import (
-    NOT_COMPRESSIBLE,
-    PRUNABLE,
-    CandidateSpec,
-    Compression,
+from bloomery.models.compression.config import NOT_COMPRESSIBLE, PRUNABLE, CandidateSpec, Compression
+from bloomery.models.compression.obstacles import (
     find_compression_obstacle,
     find_distillation_obstacle,
     find_pruning_obstacle,

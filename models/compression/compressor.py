@@ -10,15 +10,10 @@ import torch
 from torch import nn
 
 from bloomery.data_contracts.errors import RecipeInvalid
-from bloomery.models.compression.config import (
-    CandidateSpec,
-    Compression,
-    Distillation,
-    Sparsification,
-    find_distillation_obstacle,
-)
+from bloomery.models.compression.config import CandidateSpec, Compression, Distillation, Sparsification
 from bloomery.models.compression.distillation import add_unlabelled, create_distiller
 from bloomery.models.compression.low_rank import factorize
+from bloomery.models.compression.obstacles import find_distillation_obstacle
 from bloomery.models.compression.pruning.structured import prune_network
 from bloomery.models.compression.pruning.unstructured import (
     Masks,

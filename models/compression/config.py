@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from bloomery.data_contracts.documents.documents import Document
 from bloomery.models.features.input_config import Count
 from bloomery.models.features.splits import Share
-from bloomery.models.networks.config import Cnn, Dropout, Gpt, LeNet, Mlp, Model, ResNet, Transformer
+from bloomery.models.networks.config import Dropout, Model
 from bloomery.models.profiling.cpu_features import needs_reduced_range
 from bloomery.models.training.config import Device, Loop, PositiveFloat
 
@@ -28,13 +28,7 @@ SparsityCriterion = Literal["lamp", "global_magnitude", "layer_magnitude"]
 
 # Fields that change the exported file only, and not the network in PyTorch.
 _FILE_FIELDS = ("quantize", "calibration_method", "reduce_range", "amx", "float_layers", "weight_only", "storage")
-# What attention transfer compares, by kind of network. Teacher and student must have the same.
-_ATTENTION_TARGETS = {
-    **dict.fromkeys(("cnn", "lenet", "resnet"), "image positions"),
-    **dict.fromkeys(("transformer", "gpt", "ft_transformer"), "steps or columns"),
-}
 NOT_COMPRESSIBLE = ("boosted_trees", "tabular_ensemble")  # files with trees: they only lose some of their trees
-_TREE_RATIOS = (0.25, 0.5, 0.75, 0.9)  # of trees that the default candidates lose
 PRUNABLE = ("cnn", "lenet", "resnet", "mlp", "ft_transformer", "rnn", "transformer", "gpt")
 
 
@@ -76,28 +70,6 @@ class Pruning(Document):
         if self.round_to > 1 and self.scope == "global":
             raise ValueError("`round_to` needs `scope: layer`: with `scope: global` layers lose unequal shares")
         return self
-
-
-def find_pruning_obstacle(model: Model, pruning: Pruning) -> str | None:
-    """The reason why a network of this config cannot be pruned like this, or None if it can."""
-    if model.kind in NOT_COMPRESSIBLE:
-        has_options = pruning.model_dump(exclude_defaults=True).keys() != {"ratio"}
-        return f"{model.kind} loses trees by a `ratio`, without further options" if has_options else None
-    if model.kind not in PRUNABLE:
-        return f"a network of kind {model.kind} cannot be pruned"
-    transformer_only = [structure for structure in pruning.structures if structure != "units"]
-    if transformer_only and not isinstance(model, Transformer | Gpt):
-        return f"a {model.kind} has no {' and '.join(transformer_only)} to remove: only a transformer and a gpt have"
-    if pruning.dropout is not None and "dropout" not in type(model).model_fields:
-        return f"a {model.kind} has no dropout to change"
-    if pruning.round_to > 1 and not isinstance(model, Cnn | LeNet | ResNet):
-        return f"a {model.kind} has no channels for `round_to`"
-    is_chain = isinstance(model, LeNet | Mlp) or (isinstance(model, Cnn) and max(model.convolutions_of_blocks) == 1)
-    if pruning.scope == "global" and not is_chain:
-        return (
-            f"layers of a {model.kind} share their width in the config, so all lose the same share: use `scope: layer`"
-        )
-    return None
 
 
 def _require_text(pattern: Any) -> Any:
@@ -164,23 +136,6 @@ class Distillation(Document):
     attention_weight: Annotated[
         float, Field(ge=0, description="of attention transfer: image positions, or relations of steps")
     ] = 0.0
-
-
-def find_distillation_obstacle(teacher: Model, student: Model, distillation: Distillation) -> str | None:
-    """The reason why a network of config `teacher` cannot teach one of config `student`, or None if it can."""
-    for model in (teacher, student):
-        if distillation.feature_weight and model.kind not in PRUNABLE:
-            return f"the features of a network of kind {model.kind} are not known: leave out `feature_weight`"
-        if distillation.attention_weight and model.kind not in _ATTENTION_TARGETS:
-            return f"a network of kind {model.kind} has no known attention: leave out `attention_weight`"
-    if distillation.attention_weight:
-        student_target, teacher_target = _ATTENTION_TARGETS[student.kind], _ATTENTION_TARGETS[teacher.kind]
-        if student_target != teacher_target:
-            return (
-                f"a {student.kind} attends to {student_target} and a {teacher.kind} to {teacher_target}: "
-                "leave out `attention_weight`"
-            )
-    return None
 
 
 class Student(Document):
@@ -291,42 +246,6 @@ class CandidateSpec(Document):
         """Whether the network itself differs from the trained one, before quantization."""
         steps = (self.student, self.prune, self.factorize, self.sparsify, self.num_clusters)
         return self.quantization_aware or any(step is not None for step in steps)
-
-
-def find_compression_obstacle(kind: str, spec: CandidateSpec) -> str | None:
-    """The reason why a trained network of this kind cannot become this candidate, or None if it can."""
-    if kind not in NOT_COMPRESSIBLE or spec.student is not None:
-        return None
-    steps = ("factorize", "sparsify", "num_clusters", "quantize", "weight_only")
-    step = next((name for name in steps if getattr(spec, name) is not None), None)
-    return None if step is None else f"{kind} consists of trees, which have no weights for `{step}`"
-
-
-def default_candidates(
-    kind: str, mode: QuantizationMode | None = None, *, weight_only: bool = False, amx: bool = False
-) -> tuple[CandidateSpec, ...]:
-    """The candidates for a network of `kind` if the recipe names none.
-
-    Args:
-        mode: of quantization; default: by the kind of network.
-        weight_only: stores weights in 8 bits, for networks without 8-bit kernels (GRU and Elman layers).
-        amx: the processor has AMX (cpu_features.py).
-    """
-    if kind in NOT_COMPRESSIBLE:
-        named = {f"pruned-{round(100 * ratio)}": Pruning(ratio=ratio) for ratio in _TREE_RATIOS}
-        return (CandidateSpec(name="fp32"), *(CandidateSpec(name=name, prune=named[name]) for name in named))
-    # Recurrent cells and attention have no 8-bit kernels for static ranges.
-    mode = mode or ("static" if kind in ("cnn", "lenet", "resnet", "mlp") else "dynamic")
-    quantized = {"quantize": mode, "amx": amx and mode == "static"}
-    int8_fields: dict[str, Any] = {"weight_only": "int8"} if weight_only else quantized
-    unpruned = (CandidateSpec(name="fp32"), CandidateSpec(name="int8", **int8_fields))
-    if kind not in PRUNABLE:
-        return unpruned
-    return (
-        *unpruned,
-        CandidateSpec(name="pruned", prune=Pruning(ratio=0.5)),
-        CandidateSpec(name="pruned-int8", prune=Pruning(ratio=0.5), **int8_fields),
-    )
 
 
 class CandidateSearch(Document):

@@ -6,13 +6,9 @@ from typing import TYPE_CHECKING
 
 from bloomery.data_contracts.documents.digests import digest_of_document
 from bloomery.data_contracts.records.records import Candidates, EncodedSplit, Latency, TrainedNetwork
-from bloomery.models.compression.config import (
-    CandidateSpec,
-    Compression,
-    QuantizationMode,
-    default_candidates,
-    find_compression_obstacle,
-)
+from bloomery.models.compression.config import CandidateSpec, Compression, QuantizationMode
+from bloomery.models.compression.default_candidates import default_candidates
+from bloomery.models.compression.obstacles import find_compression_obstacle
 from bloomery.models.profiling.cpu_features import cpu_flags, has_amx
 from bloomery.tasks.compress.built_candidate import SEED, BuiltCandidate
 from bloomery.tasks.compress.candidate_builder import CandidateBuilder, CandidateSplits, build_candidates

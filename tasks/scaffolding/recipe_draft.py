@@ -8,7 +8,8 @@ from typing import Any
 
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
-from bloomery.models.compression.config import CandidateSpec, default_candidates
+from bloomery.models.compression.config import CandidateSpec
+from bloomery.models.compression.default_candidates import default_candidates
 from bloomery.models.features.splits import SPLITS
 from bloomery.tasks.scaffolding.planning.draft_planning import DraftPlan, LabelPlan
 from bloomery.tasks.scaffolding.planning.split_planning import usual_shares

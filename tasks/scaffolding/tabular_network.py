@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
-from bloomery.models.compression.config import default_candidates
+from bloomery.models.compression.default_candidates import default_candidates
 from bloomery.tasks.scaffolding.yaml_writer import add_comment, inline
 
 _ROWS_SEEN = 1_000_000  # training rows in all epochs together: one to three minutes on two cores

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from bloomery.data_contracts.errors import RecipeInvalid
-from bloomery.models.compression.config import PRUNABLE, Pruning, find_pruning_obstacle
+from bloomery.models.compression.config import PRUNABLE, Pruning
+from bloomery.models.compression.obstacles import find_pruning_obstacle
 from bloomery.models.compression.pruning.architectures import ARCHITECTURES
 from bloomery.models.compression.pruning.cost_target import find_pruning_ratio, relative_cost
 from bloomery.models.compression.pruning.importance import IMPORTANCE_FUNCTIONS, compute_gradients

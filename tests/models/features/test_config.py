@@ -11,7 +11,8 @@ import yaml
 from pydantic import ValidationError
 
 from bloomery.models.compression.budget import Budget
-from bloomery.models.compression.config import CandidateSpec, Compression, Sparsification, default_candidates
+from bloomery.models.compression.config import CandidateSpec, Compression, Sparsification
+from bloomery.models.compression.default_candidates import default_candidates
 from bloomery.models.evaluation.gates import Gates
 from bloomery.models.features.config import Features
 from bloomery.models.features.input_config import ImageInput

@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from bloomery.data_contracts.records.tensor_layout import Layout
-from bloomery.models.compression.config import default_candidates
+from bloomery.models.compression.default_candidates import default_candidates
 from bloomery.models.compression.quantization.post_training import QuantizationOptions, quantize
 from bloomery.models.explainability.attribution import explain
 from bloomery.models.explainability.baselines import make_baseline

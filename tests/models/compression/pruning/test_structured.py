@@ -12,7 +12,8 @@ from torch import nn
 
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.tensor_layout import Layout
-from bloomery.models.compression.config import Pruning, find_pruning_obstacle
+from bloomery.models.compression.config import Pruning
+from bloomery.models.compression.obstacles import find_pruning_obstacle
 from bloomery.models.compression.pruning.structured import prune_network
 from bloomery.models.networks.blueprint import Blueprint, build_network, num_parameters
 from bloomery.models.networks.config import Cnn, FtTransformer, HuggingFace, LeNet, Mlp, ResNet, Rnn
