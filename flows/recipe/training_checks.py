@@ -39,7 +39,7 @@ _SINGLE_CHANNEL_NETWORKS = ("rnn", "transformer")
 # Options that private training does not support: it samples rows at random, clips gradients and adds noise.
 _NOT_PRIVATE = (
     *("accumulate", "clip_norm", "class_weights", "ema", "best_by", "patience"),
-    *("precision", "compile", "augment"),
+    *("precision", "compile", "augment", "discount"),
     *("devices", "nodes"),
 )
 # Augmentations, and the forms of rows that each applies to.
@@ -209,8 +209,6 @@ def check_privacy(model: Model, training: Training, compression: Compression) ->
             yield f"training.{name} is not supported by private training; leave it out"
     if training.search is not None:
         yield "training.search: every trial would spend privacy of the same rows; leave it out of private training"
-    if training.start_from is not None and training.start_from.discount != 1:
-        yield "training.start_from.discount is not supported by private training; leave it out"
     for candidate in compression.candidates or ():
         if candidate.changes_network:
             yield (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -11,6 +10,7 @@ from bloomery.data_contracts.documents.documents import Document
 from bloomery.data_contracts.records.scores import Score
 from bloomery.models.features.input_config import Count
 from bloomery.models.features.splits import Share
+from bloomery.models.training.transfer_config import Freeze, StartFrom
 
 Device = Literal["auto", "cpu", "cuda"]
 Strategy = Literal["ddp", "fsdp", "tensor", "pipeline"]
@@ -81,31 +81,6 @@ class Checkpoints(Document):
     every_minutes: PositiveFloat = 2.0
 
 
-class StartFrom(Document):
-    """Initial weights: a registered version (`NAME@champion`, `NAME:3`) or a folder with weights.safetensors."""
-
-    network: Annotated[
-        str, Field(min_length=1, description="NAME@champion, NAME:3 or a folder, relative to the recipe")
-    ]
-    freeze: Annotated[tuple[str, ...], Field(description="name prefixes of parameters that are not trained")] = ()
-    discount: Annotated[
-        float,
-        Field(gt=0, le=1, description="learning rate of each layer as a fraction of the next layer's"),
-    ] = 1.0
-
-    @property
-    def is_folder(self) -> bool:
-        """Whether `network` names a folder: names of versions contain no slash."""
-        return "/" in self.network or self.network in (".", "..")
-
-    def absolute(self, folder: Path) -> Self:
-        """Resolves a relative path against `folder`, if `network` names a folder."""
-        path = folder / Path(self.network).expanduser()
-        if not self.is_folder and not (path / "weights.safetensors").is_file():
-            return self
-        return self.model_copy(update={"network": str(path.resolve())})
-
-
 class Privacy(Document):
     """DP-SGD with an (epsilon, delta) privacy guarantee for every training row."""
 
@@ -160,6 +135,14 @@ class Explain(Document):
     ] = None
 
 
+def _is_empty(value: Freeze) -> bool:
+    return value == ()
+
+
+def _is_one(value: float) -> bool:
+    return value == 1
+
+
 class Training(Loop):
     """The options of the training stage."""
 
@@ -179,6 +162,23 @@ class Training(Loop):
     ] = "torchrun"
     checkpoints: Checkpoints = Checkpoints()
     start_from: StartFrom | None = None
+    freeze: Annotated[
+        Freeze,
+        Field(
+            exclude_if=_is_empty,
+            description="parameters that are not trained: name prefixes, `embeddings`, `body` (all but the head), or "
+            "a number of layers, with the embeddings before them",
+        ),
+    ] = ()
+    discount: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=1,
+            exclude_if=_is_one,
+            description="learning rate of each layer as a fraction of the next layer's",
+        ),
+    ] = 1.0
     privacy: Privacy | None = None
     search: Search | None = None
     slices: Annotated[

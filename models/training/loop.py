@@ -27,6 +27,7 @@ from bloomery.models.training.data.batches import (
     num_batches,
 )
 from bloomery.models.training.data.prefetch import prefetch
+from bloomery.models.training.layer_freezing import frozen_modules
 from bloomery.models.training.optimization.learner import Learner, RowLosses, create_learner
 from bloomery.models.training.optimization.loss import (
     BatchLoss,
@@ -38,7 +39,6 @@ from bloomery.models.training.optimization.loss import (
 from bloomery.models.training.optimization.optimizer import EMA, build_optimizer, build_schedule, clip_gradients
 from bloomery.models.training.optimization.score_measure import ScoreMeasure
 from bloomery.models.training.process_group import SINGLE_PROCESS, ProcessGroup, all_reduce_sum
-from bloomery.models.training.transfer_learning import frozen_modules
 
 _EVALUATION_ROWS = 1024  # rows per batch in evaluation
 _REPORT_STEPS = 50  # interval in steps at which the loss is checked; each check waits for the device

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from bloomery.data_contracts.documents.documents import Document
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.scores import Score
 from bloomery.data_contracts.records.tensor_layout import Layout
@@ -154,7 +155,7 @@ def apply_values(model: Model, training: Training, values: Mapping[str, Any]) ->
     Raises:
         RecipeInvalid: a path does not exist, or a value is not valid there.
     """
-    document = {"model": model.model_dump(), "training": training.model_dump()}
+    document = {"model": _dump_all(model), "training": _dump_all(training)}
     paths = sorted(_paths(document))
     for path, value in values.items():
         if path not in paths:
@@ -174,6 +175,12 @@ def apply_values(model: Model, training: Training, values: Mapping[str, Any]) ->
             where="the recipe's training.search.space",
             remedy="correct the range or the choices",
         ) from failure
+
+
+def _dump_all(section: Document) -> dict[str, Any]:
+    """The options of a section, also those that a recipe's digest has only if they are set."""
+    values = section.model_dump()
+    return {name: values.get(name, getattr(section, name)) for name in type(section).model_fields}
 
 
 def require_valid_space(model: Model, training: Training) -> None:

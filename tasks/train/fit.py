@@ -98,6 +98,7 @@ def fit_network(
     from bloomery.models.networks.blueprint import build_network
     from bloomery.models.training.data.batches import TrainingData
     from bloomery.models.training.differential_privacy import train_privately
+    from bloomery.models.training.layer_freezing import freeze_parameters, rate_shares
     from bloomery.models.training.loop import Placement, TrainingHooks, train
     from bloomery.models.training.optimization.score_measure import build_measure
 
@@ -107,6 +108,7 @@ def fit_network(
     data = TrainingData(splits.train, splits.val, training.seed, measure)
     network = build_network(blueprint)
     transfer = None if initial_weights is None else _transfer(network, initial_weights, training)
+    freeze_parameters(network, training.freeze)
     if training.privacy is not None:
         history, privacy_spent = train_privately(network, data, training, training.privacy, on_epoch=hooks.on_epoch)
         return FitResult(network, blueprint, history, privacy_spent, transfer)
@@ -115,7 +117,7 @@ def fit_network(
         data,
         training,
         placement=placement or Placement(select_device(training.device)),
-        rate_shares=None if transfer is None else transfer.rate_shares,
+        rate_shares=None if training.discount == 1 else rate_shares(network, training.discount),
         hooks=hooks,
     )
     return FitResult(network, blueprint, history, None, transfer)

@@ -7,7 +7,7 @@ from pathlib import Path
 from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.errors import DataMissing, RecipeInvalid
 from bloomery.data_contracts.records.records import InitialWeights
-from bloomery.models.training.config import StartFrom
+from bloomery.models.training.transfer_config import StartFrom
 from bloomery.tasks.infrastructure.settings import settings
 
 WEIGHTS_FILE = "weights.safetensors"

@@ -171,7 +171,7 @@ def _keep_own_blocks(network: nn.Module, rank: int, size: int) -> range:
         raise RecipeInvalid(
             f"every parameter of pipeline stage {rank + 1} of {size} is frozen",
             required="a trainable parameter in each process",
-            where="the recipe's training.start_from.freeze",
+            where="the recipe's training.freeze",
             remedy="use `strategy: ddp` or `fsdp`, or freeze less",
         )
     return own_blocks

@@ -24,8 +24,9 @@ from bloomery.models.compression.config import Compression
 from bloomery.models.features.config import Features
 from bloomery.models.features.input_config import NumberInput
 from bloomery.models.networks.config import Mlp
-from bloomery.models.training.config import Checkpoints, Explain, Privacy, StartFrom, Training
+from bloomery.models.training.config import Checkpoints, Explain, Privacy, Training
 from bloomery.models.training.data import batches
+from bloomery.models.training.transfer_config import StartFrom
 from bloomery.tasks.compress.stage import compress
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.orchestration import events
