@@ -25,7 +25,7 @@ from tests.foreign_folder import fill_folder, imported_files
 from tests.forks import Forks
 from tests.processes import responds
 
-pytest_plugins = ("tests.records", "tests.scheduling")
+pytest_plugins = ("tests.checkpoints", "tests.records", "tests.scheduling")
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = ROOT / "tests" / "digits-quick.yaml"
 ENVIRONMENT_PREFIXES = ("BLOOMERY_", "PREFECT_", "MLFLOW_", "BENTOML_", "GX_", "MPL", "ATEN_", "ONEDNN_", "MKL_CBWR")

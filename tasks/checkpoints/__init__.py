@@ -1,0 +1,1 @@
+"""Pretrained checkpoints: found by their reference, checked, and described."""
