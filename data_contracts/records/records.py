@@ -19,6 +19,7 @@ from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.records.intervals import Interval as Interval
 from bloomery.data_contracts.records.intervals import PredictionInterval as PredictionInterval
 from bloomery.data_contracts.records.scores import Score, default_score
+from bloomery.data_contracts.records.serving_device import OptionalGpuDevice
 from bloomery.data_contracts.records.tensor_layout import Layout, Task
 
 
@@ -182,7 +183,7 @@ class TrainedNetwork(Record):
 class Latency(Document):
     """Milliseconds for one batch in ONNX Runtime, and ratios to the fp32 candidate's in the same rounds.
 
-    A ratio below 1 is faster, and has a 95% interval.
+    A ratio below 1 is faster, and has a 95% interval. On a GPU, the copies to it and back are included.
     """
 
     batch_size: int
@@ -193,6 +194,12 @@ class Latency(Document):
     p99_ms: float
     ratio: Interval  # the median over rounds
     tail_ratio: Interval  # of the 99th percentiles
+    device: OptionalGpuDevice = None  # that computed, or None for the processor
+
+    @property
+    def where(self) -> str:
+        """` on cuda` for a GPU, and nothing for the processor."""
+        return "" if self.device is None else f" on {self.device}"
 
     def percentile_ms(self, percentile: int) -> float:
         """The latency at a percentile: 50, 90, 95 or 99."""

@@ -315,7 +315,7 @@ def _candidates(release: Release) -> Table:
             *([escape(format_weakest_class(candidate, width=_NAME_WIDTH))] if weakest else []),
             f"≤{candidate.max_degradation * 100:.1f}{'%' if score.is_error else 'pp'}",
             f"{candidate.size_bytes / 1000:.1f} kB",
-            f"{candidate.latency.p50_ms * 1000:.0f} µs",
+            f"{candidate.latency.p50_ms * 1000:.0f} µs{candidate.latency.where}",
             f"{candidate.latency.ratio.value:.2f}x",
             "chosen" if is_chosen else "passed" if passed else "rejected",
             style="bold green" if is_chosen else "" if passed else "dim",

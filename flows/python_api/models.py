@@ -196,7 +196,7 @@ class Model:
             (trained.score.title, score),
             ("candidate", candidate.name),
             ("size", f"{candidate.size_bytes:,} bytes"),
-            ("p50", f"{candidate.latency.p50_ms * 1000:.0f} µs for one row"),
+            ("p50", f"{candidate.latency.p50_ms * 1000:.0f} µs for one row{candidate.latency.where}"),
         ]
 
 

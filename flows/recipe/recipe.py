@@ -24,6 +24,7 @@ from bloomery.data_contracts.recipe_sections.periods import (
     last_complete_period,
     period_start,
 )
+from bloomery.data_contracts.recipe_sections.serve import Serve
 from bloomery.data_contracts.records.provenance import RecipeDocument
 from bloomery.data_contracts.records.scores import ScoreSetting, default_score
 from bloomery.flows.recipe.consistency import find_inconsistencies
@@ -36,13 +37,15 @@ from bloomery.models.compression.budget import Budget
 from bloomery.models.compression.config import Compression, CompressionOrAuto
 from bloomery.models.evaluation.gates import Gates, RecentData
 from bloomery.models.features.config import Features
+from bloomery.models.inference.serving_device import resolve_device
 from bloomery.models.networks.config import Model
 from bloomery.models.training.config import Training
 from bloomery.models.training.search_space import require_valid_space
 from bloomery.tasks.train.user_code import bundle_user_code
 
 # Sections that do not affect what a run produces.
-_OPERATION_KEYS = {"schedule", "gpu_slots", "monitor", "watch", "approval"}
+# `serve` does so by `compression.serving_device`, which depends on the machine.
+_OPERATION_KEYS = {"schedule", "gpu_slots", "monitor", "watch", "approval", "serve"}
 CONTRACTS = Path(__file__).resolve().parents[2] / "data_contracts" / "contracts"
 
 
@@ -94,6 +97,7 @@ class RecipeFile(Document):
     compression: CompressionOrAuto = Compression()
     budget: Budget = Budget()
     gates: Gates = Gates()
+    serve: Serve = Serve()
     schedule: Annotated[
         Schedule | None, Field(description="when it runs automatically while `bloomery up` is active")
     ] = None
@@ -116,9 +120,11 @@ class RecipeFile(Document):
     ] = None
 
     @model_validator(mode="after")
-    def _score_is_at_the_top(self) -> Self:
+    def _shared_settings_are_at_the_top(self) -> Self:
         if self.training.score not in (None, self.score):
             raise ValueError("training.score: the score belongs to the whole recipe; write `score:` beside `training:`")
+        if self.compression.serving_device is not None and type(self) is RecipeFile:
+            raise ValueError("compression.serving_device: write `serve: {device: …}` beside `compression:`")
         return self
 
     @model_validator(mode="after")
@@ -193,6 +199,7 @@ def read_recipe(reference: str, period: str | None = None, overrides: Mapping[st
             "period": period,
             "model": bundle_user_code(file.model, path.parent),
             "training": _with_score(_with_absolute_start(file.training, path.parent), file),
+            "compression": file.compression.model_copy(update={"serving_device": resolve_device(file.serve)}),
             "monitor": _with_absolute_labels(file.monitor, path.parent),
             "gates": _with_absolute_recent(file.gates, path.parent),
         }

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from bloomery.flows.recipe.recipe import Recipe
+from bloomery.models.inference.serving_device import require_device
 
 
 def check_machine_requirements(recipe: Recipe) -> None:
     """Checks optional requirements of this recipe only; `bloomery doctor` checks what every run needs.
 
     Raises:
-        EngineMissing: a later stage would fail because a program or counter is missing.
+        EngineMissing: a later stage would fail because a program, a counter or a GPU is missing.
     """
     from bloomery.tasks.infrastructure.settings import settings
 
+    require_device(recipe.compression.serving_device)
     if "litert" in recipe.compression.extra_formats:
         from bloomery.models.export.litert_exporter import require_litert
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from bloomery.data_contracts.documents.documents import Document
+from bloomery.data_contracts.records.serving_device import OptionalGpuDevice
 from bloomery.models.features.input_config import Count
 from bloomery.models.features.splits import Share
 from bloomery.models.networks.config import Dropout, Model
@@ -291,7 +292,8 @@ class Compression(Document):
     ] = ()
     calibration_rows: Count = 500
     latency_rounds: Count = 300
-    device: Annotated[Device, Field(description="for fine-tuning; latencies are always the processor's")] = "auto"
+    device: Annotated[Device, Field(description="for fine-tuning; `serve.device` is that of latencies")] = "auto"
+    serving_device: Annotated[OptionalGpuDevice, Field(description="set by the recipe's `serve`")] = None
 
     @model_validator(mode="after")
     def _has_baseline(self) -> Self:

@@ -10,6 +10,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bloomery.data_contracts.records.serving_device import GpuDevice
+from bloomery.models.inference.serving_device import (
+    CPU_PROVIDER,
+    fallback_error,
+    provides,
+    runtime_error,
+    select_providers,
+    uses_device,
+)
 from bloomery.models.onnx_storage.decoder import decompress, is_compressed
 
 if TYPE_CHECKING:
@@ -18,13 +27,17 @@ if TYPE_CHECKING:
 INPUT, OUTPUT = "x", "logits"
 
 
-def create_session(model: Path | bytes, num_threads: int = 1) -> onnxruntime.InferenceSession:
+def create_session(
+    model: Path | bytes, num_threads: int = 1, device: GpuDevice | None = None
+) -> onnxruntime.InferenceSession:
     """Creates an ONNX Runtime session with the settings of the endpoint: one thread, which suits small networks.
 
-    `model` is a file or its bytes; a stored form (`models/onnx_storage/decoder.py`) is decompressed first.
+    `model` is a file or its bytes; a stored form (`models/onnx_storage/decoder.py`) is decompressed first. `device` is
+    None for the processor.
 
     Raises:
         OutputCorrupt: a stored form is damaged.
+        EngineMissing: ONNX Runtime cannot compute on `device` on this machine.
     """
     import onnxruntime
 
@@ -32,7 +45,17 @@ def create_session(model: Path | bytes, num_threads: int = 1) -> onnxruntime.Inf
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(unpack_model(model), options, providers=["CPUExecutionProvider"])
+    source = unpack_model(model)
+    if device is None:
+        return onnxruntime.InferenceSession(source, options, providers=[CPU_PROVIDER])
+    if not provides(device, onnxruntime.get_available_providers()):
+        raise runtime_error(device)
+    onnxruntime.preload_dlls()  # the libraries of NVIDIA's packages, where they are installed
+    inputs = onnxruntime.InferenceSession(source, options, providers=[CPU_PROVIDER]).get_inputs()
+    session = onnxruntime.InferenceSession(source, options, providers=select_providers(device, inputs))
+    if not uses_device(session, device):
+        raise fallback_error(device)
+    return session
 
 
 def unpack_model(model: Path | bytes) -> str | bytes:

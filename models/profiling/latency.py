@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bloomery.data_contracts.records.records import Interval, Latency
+from bloomery.data_contracts.records.serving_device import GpuDevice
 from bloomery.models.evaluation.block_bootstrap import NUM_DRAWS, block_length
 from bloomery.models.inference.outputs import compute_outputs
 from bloomery.models.inference.runtime import create_session, run_session
@@ -41,11 +42,13 @@ class ComparedFiles:
         paths: the files by name.
         baseline: the name of the file that the others are compared with.
         row_by_row: the names of the files that get the rows one by one, as the endpoint serves them.
+        device: that computes; None is the processor. Times on a GPU include the copies to it and back.
     """
 
     paths: Mapping[str, Path]
     baseline: str
     row_by_row: Collection[str] = ()
+    device: GpuDevice | None = None
 
 
 def compare_latency(
@@ -61,11 +64,11 @@ def compare_latency(
         intervals (below 1 is faster): the median over the rounds of the ratio within a round, and the ratio of the 99th
         percentiles. Large networks get fewer rounds, those within `_MAX_SECONDS`.
     """
-    sessions = {name: create_session(path) for name, path in files.paths.items()}
+    sessions = {name: create_session(path, device=files.device) for name, path in files.paths.items()}
     seconds_of_batches = [_time_batch(sessions, x, rounds, files.row_by_row, seed) for x in batches]
     return {
         name: tuple(
-            summarise(seconds[name], seconds[files.baseline], len(x), seed=seed)
+            summarise(seconds[name], seconds[files.baseline], len(x), seed=seed, device=files.device)
             for x, seconds in zip(batches, seconds_of_batches, strict=True)
         )
         for name in files.paths
@@ -117,7 +120,9 @@ def run_batch(runtime: onnxruntime.InferenceSession, x: np.ndarray, is_row_by_ro
         run_session(runtime, x)
 
 
-def summarise(seconds_R: np.ndarray, baseline_R: np.ndarray, batch_size: int, *, seed: int = 0) -> Latency:
+def summarise(
+    seconds_R: np.ndarray, baseline_R: np.ndarray, batch_size: int, *, seed: int = 0, device: GpuDevice | None = None
+) -> Latency:
     """The latency record of one file's times, compared with the baseline's times in the same rounds.
 
     The intervals of the ratios come from a block bootstrap over rounds: both files' times are drawn together, with
@@ -137,6 +142,7 @@ def summarise(seconds_R: np.ndarray, baseline_R: np.ndarray, batch_size: int, *,
         p99_ms=p99_ms,
         ratio=bootstrap_interval(median_ratio, seconds_R, baseline_R, length, seed),
         tail_ratio=bootstrap_interval(tail_ratio, seconds_R, baseline_R, length, seed),
+        device=device,
     )
 
 

@@ -9,6 +9,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from bloomery.data_contracts.errors import EngineMissing
+from bloomery.models.inference.serving_device import runtime_distribution
 
 
 def pin_requirements(packages: Iterable[str]) -> list[str]:
@@ -21,7 +22,8 @@ def pin_requirements(packages: Iterable[str]) -> list[str]:
     """
     versions: dict[str, str] = {}
     visited: set[tuple[str, frozenset[str]]] = set()
-    pending = [Requirement(package) for package in packages]
+    substitutes = {"onnxruntime": runtime_distribution()}
+    pending = [Requirement(substitutes.get(package, package)) for package in packages]
     while pending:
         requirement = pending.pop()
         key = canonicalize_name(requirement.name), frozenset(requirement.extras)

@@ -100,6 +100,7 @@ def _compared_files(candidates: Candidates) -> ComparedFiles:
         {candidate.name: settings().path(candidate.uri) for candidate in candidates.candidates},
         baseline=candidates.baseline,
         row_by_row={candidate.name for candidate in candidates.candidates if candidate.is_row_by_row},
+        device=candidates.candidates[0].latency.device,
     )
 
 

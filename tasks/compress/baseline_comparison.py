@@ -58,9 +58,8 @@ def predict_splits(
 ) -> SplitPredictions:
     """Runs the candidate's file on the rows of `samples`; `test` are its predictions for the test split."""
     from bloomery.models.inference.outputs import compute_outputs, predictions_from
-    from bloomery.models.inference.runtime import create_session
 
-    session = create_session(candidate.path)
+    session = candidate.open_session()
     values: SplitPredictions = {
         split: predictions_from(
             encoder, compute_outputs(session, rows.x.numpy(), is_row_by_row=candidate.is_row_by_row)

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from bloomery.data_contracts.records.serving_device import GpuDevice
 from bloomery.models.compression.config import CandidateSpec, ExtraFormat
 
 if TYPE_CHECKING:
+    import onnxruntime
     from torch import nn
 
 SEED = 0  # of everything random about candidates: fine-tuning, and the order of latency measurements
@@ -36,6 +38,13 @@ class BuiltCandidate(NamedTuple):
     network: nn.Module | None = None  # before quantization, kept where extra formats are requested
     extra_files: tuple[ExtraFile, ...] = ()
     fused: Path | None = None  # the same network with attention as one operator, if it has attention
+    device: GpuDevice | None = None  # that it is measured on and served by; None is the processor
+
+    def open_session(self) -> onnxruntime.InferenceSession:
+        """A session as the endpoint opens it."""
+        from bloomery.models.inference.runtime import create_session
+
+        return create_session(self.path, device=self.device)
 
     @property
     def is_row_by_row(self) -> bool:

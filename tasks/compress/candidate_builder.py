@@ -94,7 +94,7 @@ def build_candidate(
     parent, path = builder.float_candidates[digest], builder.out.path(f"{spec.name}.onnx")
     if spec.storage is not None:
         path = builder.out.path(f"{spec.name}.onnx.{_SUFFIXES[spec.storage]}")
-    built = parent._replace(spec=spec, path=path)
+    built = parent._replace(spec=spec, path=path, device=builder.compression.serving_device)
     # Static ranges and clustered weights belong to single layers; the fused operator has three.
     is_per_layer = spec.quantize == "static" or spec.num_clusters is not None
     source = parent.path if is_per_layer else parent.fused or parent.path

@@ -83,7 +83,6 @@ def measure_candidates(
     `latencies` holds the latencies of each candidate by batch size, those of one row first.
     """
     from bloomery.models.inference.outputs import compute_outputs, predictions_from
-    from bloomery.models.inference.runtime import create_session
 
     dataset = trained.dataset
     encoder = read_encoder(settings().path(dataset.encoder_uri))
@@ -91,7 +90,7 @@ def measure_candidates(
     x = splits.test.x.numpy()
     predictions = {
         candidate.spec.name: predictions_from(
-            encoder, compute_outputs(create_session(candidate.path), x, is_row_by_row=candidate.is_row_by_row)
+            encoder, compute_outputs(candidate.open_session(), x, is_row_by_row=candidate.is_row_by_row)
         )
         for candidate in built
     }

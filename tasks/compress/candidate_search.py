@@ -167,13 +167,12 @@ def _score(builder: CandidateBuilder, built: BuiltCandidate) -> float:
     import torch
 
     from bloomery.models.inference.outputs import compute_outputs
-    from bloomery.models.inference.runtime import create_session
     from bloomery.models.training.data.batches import even_sample
     from bloomery.models.training.optimization.loss import score_outputs
 
     val = builder.splits.val
     x, y = (even_sample(tensor, _NUM_SCORING_ROWS) for tensor in (val.x, val.y))
-    outputs = compute_outputs(create_session(built.path), x.numpy(), is_row_by_row=built.is_row_by_row)
+    outputs = compute_outputs(built.open_session(), x.numpy(), is_row_by_row=built.is_row_by_row)
     measure = builder.measure
     return score_outputs(outputs, y) if measure is None else measure(torch.from_numpy(outputs), y)
 

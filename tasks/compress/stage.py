@@ -38,7 +38,8 @@ def compress(out: Output, trained: TrainedNetwork, compression: Compression) -> 
     After private training no network is compressed, and static quantization is calibrated on the validation split.
 
     Raises:
-        EngineMissing: LiteRT is requested, and its converter is not installed.
+        EngineMissing: LiteRT is requested, and its converter is not installed; or ONNX Runtime cannot compute on the
+            device of the recipe's `serve`.
         ParityBroken: the outputs of an exported network differ from PyTorch's.
     """
     from bloomery.models.training.determinism import set_deterministic
@@ -105,6 +106,7 @@ def _measure_latencies(
         {candidate.spec.name: candidate.path for candidate in built},
         baseline=baseline,
         row_by_row={candidate.spec.name for candidate in built if candidate.is_row_by_row},
+        device=built[0].device,
     )
     batches = [take_batch(test.x.numpy(), size) for size in TIMED_BATCH_SIZES]
     return compare_latency(files, batches, rounds=rounds, seed=SEED)

@@ -40,8 +40,8 @@ def candidate_rows(choice: Choice) -> list[dict[str, str]]:
             "parameters": f"{candidate.num_parameters:,}",
             "multiplications": _format_count(candidate.num_macs),
             "in integers": f"{candidate.integer_share:.0%}",
-            "p50": f"{candidate.latency.p50_ms * 1000:.0f} µs",
-            "p99": f"{candidate.latency.p99_ms * 1000:.0f} µs",
+            "p50": f"{candidate.latency.p50_ms * 1000:.0f} µs{candidate.latency.where}",
+            "p99": f"{candidate.latency.p99_ms * 1000:.0f} µs{candidate.latency.where}",
             **{_ratio_heading(latency.batch_size): _format_ratio(latency.ratio) for latency in candidate.latencies},
             **({} if candidate.energy is None else {"energy / fp32": _format_ratio(candidate.energy.ratio)}),
         }

@@ -47,7 +47,7 @@ def write_card(folder: Path, tag: str, choice: Choice, recipe: Mapping[str, Any]
                 f"{dataset.task} of {dataset.label}",
                 f"{score.title} {format_score(score, metrics.score)}",
                 f"{choice.candidate.size_bytes:,} bytes",
-                f"p50 {choice.candidate.latency.p50_ms * 1000:.0f} µs",
+                f"p50 {choice.candidate.latency.p50_ms * 1000:.0f} µs{choice.candidate.latency.where}",
             ]
         ),
         sections=[

@@ -105,6 +105,7 @@ def write_manifest(context: Path, tag: str, choice: Choice) -> None:
         "candidate": candidate.name,
         "is_row_by_row": candidate.is_row_by_row,
         "needs_vnni": candidate.needs_vnni,
+        **({} if candidate.latency.device is None else {"device": candidate.latency.device}),
         "test_score": {"name": choice.candidates.trained.score.title, **candidate.score.model_dump()},
         **({} if candidate.interval is None else {"interval": candidate.interval.model_dump()}),
         "parents": [{"stage": stage, "digest": digest} for stage, digest, _ in describe_lineage(choice)],

@@ -224,7 +224,7 @@ def run_bento(tag: str, encoder: Encoder, rows: pa.Table) -> np.ndarray | None:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         x = encode(encoder, rows)
         is_row_by_row = manifest.get("is_row_by_row", False)
-        session = create_session(folder / manifest.get("model", "model.onnx"))
+        session = create_session(folder / manifest.get("model", "model.onnx"), device=manifest.get("device"))
         return predictions_from(encoder, compute_outputs(session, x, is_row_by_row=is_row_by_row))
     except Exception:  # a broken champion must not block its successor
         return None

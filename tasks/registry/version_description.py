@@ -50,8 +50,8 @@ def describe_version(bento: Bento, champion: ModelVersion | None, degradation: I
     lines = [
         f"{escape_markdown(candidate.name)}: {score.title} {format_score(score, candidate.score)} on "
         f"{trained.dataset.test.num_rows:,} held-out rows, {candidate.size_bytes:,} bytes, "
-        f"p50 {candidate.latency.p50_ms * 1000:.0f} µs for one row, {candidate.latency.ratio.value:.2f} x the time of "
-        "fp32."
+        f"p50 {candidate.latency.p50_ms * 1000:.0f} µs for one row{candidate.latency.where}, "
+        f"{candidate.latency.ratio.value:.2f} x the time of fp32."
     ]
     if champion is not None:
         lines.append(_compare_with_champion(bento, champion, degradation))

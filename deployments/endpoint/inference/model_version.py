@@ -11,13 +11,13 @@ import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from bloomery.data_contracts.documents.digests import digest_of_file
-from bloomery.data_contracts.errors import BloomeryError, OutputCorrupt
+from bloomery.data_contracts.errors import BloomeryError, EngineMissing, OutputCorrupt
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.requests.arrow_rows import ArrowRowParser
 from bloomery.data_contracts.requests.json_rows import JsonRowParser
@@ -30,6 +30,9 @@ from bloomery.models.inference.outputs import TOLERANCE, compute_outputs, predic
 from bloomery.models.inference.runtime import create_session
 from bloomery.models.media.config import MEDIA_FILE, MediaColumn
 from bloomery.models.profiling.cpu_features import cpu_flags, needs_reduced_range
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 EXAMPLES, BACKGROUND = "examples.json", "background.json"
 _log = logging.getLogger("bloomery.endpoint")
@@ -85,7 +88,7 @@ class LoadedVersion:
         self.is_multilabel = self.encoder.features.task == "multilabel"
         interval = self.manifest.get("interval")
         self.half_width: float | None = None if interval is None else interval["half_width"]
-        self._session = create_session(artifacts / self.manifest["model"])
+        self._session = self._open_session()
         self._class_names = [str(label) for label in self.encoder.classes]
         self.examples: list[dict[str, Any]] = json.loads((artifacts / EXAMPLES).read_text(encoding="utf-8"))
         self._self_test()
@@ -95,6 +98,15 @@ class LoadedVersion:
                 "saturate; compress with `reduce_range: true`, or serve on a processor with VNNI",
                 self.tag,
             )
+
+    def _open_session(self) -> onnxruntime.InferenceSession:
+        """A session on the device that the version was measured on, or else on the processor, with a warning."""
+        path, device = self.artifacts / self.manifest["model"], self.manifest.get("device")
+        try:
+            return create_session(path, device=device)
+        except EngineMissing as error:
+            _log.warning("%s computes on the processor, more slowly than measured on %s: %s", self.tag, device, error)
+            return create_session(path)
 
     def predict(self, rows: Rows) -> np.ndarray:
         """Probabilities float64 (B, K), or regression values float64 (B,).

@@ -109,7 +109,7 @@ def _describe_measurements(tags: Mapping[str, str], choice: Choice | None) -> di
     return {
         **measurements,
         "size": f"{candidate.size_bytes / 1000:,.1f} kB ({candidate.name})",
-        "latency": f"{latency.p50_ms * 1000:,.0f} µs for one row (p50){time_relative}",
+        "latency": f"{latency.p50_ms * 1000:,.0f} µs for one row (p50){latency.where}{time_relative}",
     }
 
 
@@ -175,8 +175,8 @@ def provenance_document(provenance: Provenance) -> list[dict[str, Any]]:
     stages["compress"]["candidates"] = [
         {
             "name": candidate.name,
-            "metrics": f"{candidate.size_bytes / 1000:.1f} kB, p50 {candidate.latency.p50_ms * 1000:.0f} µs, "
-            f"{format_score(trained.score, candidate.score)}",
+            "metrics": f"{candidate.size_bytes / 1000:.1f} kB, p50 {candidate.latency.p50_ms * 1000:.0f} µs"
+            f"{candidate.latency.where}, {format_score(trained.score, candidate.score)}",
             "verdict": "; ".join(verdicts[candidate.name].reasons) or "chosen",
         }
         for candidate in provenance.choice.candidates.candidates

@@ -17,7 +17,7 @@ from bloomery.tasks.orchestration import events
 
 
 def candidate(name: str) -> Any:
-    latency = SimpleNamespace(p50_ms=0.051, ratio=Interval(value=3.16, low=3.16, high=3.17))
+    latency = SimpleNamespace(p50_ms=0.051, where="", ratio=Interval(value=3.16, low=3.16, high=3.17))
     score = Interval(value=0.82, low=0.786, high=0.85)
     weakest = SimpleNamespace(name="undecided voters", recall=0.518)
     return SimpleNamespace(

@@ -44,6 +44,14 @@ def test_a_version_whose_sums_saturate_on_this_processor_warns(
     assert (f"{tag} may predict differently than measured" in caplog.text) == warns
 
 
+def test_a_version_of_a_gpu_computes_on_the_processor_where_there_is_none(packaged, caplog) -> None:
+    folder = packaged()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "device": "cuda"}))
+    tag = LoadedVersion(folder).tag
+    assert f"{tag} computes on the processor, more slowly than measured on cuda" in caplog.text
+
+
 def test_values_of_a_version_with_conformal_intervals_have_limits(packaged) -> None:
     folder = packaged(is_regression=True)
     manifest = json.loads((folder / "manifest.json").read_text())

@@ -1,0 +1,11 @@
+"""The device that a version was measured on and is served by."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field
+
+GpuDevice = Literal["cuda", "tensorrt"]
+# A field that is None for the processor. It is written only for a GPU, so that older keys and digests stay valid.
+OptionalGpuDevice: TypeAlias = Annotated[GpuDevice | None, Field(exclude_if=lambda device: device is None)]
