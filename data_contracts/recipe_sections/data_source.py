@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from bloomery.data_contracts.documents.documents import Document
+from bloomery.data_contracts.recipe_sections.file_column import FileColumn
 from bloomery.data_contracts.recipe_sections.list_column import ListColumn
 from bloomery.data_contracts.recipe_sections.periods import PERIOD_PLACEHOLDER, fill_period
 from bloomery.data_contracts.recipe_sections.source_options import OF_ONE_SOURCE, OF_TEXT_CELLS, OPTIONS
@@ -110,6 +111,10 @@ class DataSource(Document):
     lists: Annotated[
         dict[Name, ListColumn] | None,
         Field(min_length=1, description="by column, after `replace`: what becomes lists of texts, such as labels"),
+    ] = None
+    media: Annotated[
+        dict[Name, FileColumn] | None,
+        Field(min_length=1, description="columns with names or URLs of files of images and recordings, after `lists`"),
     ] = None
 
     encoding: Annotated[Name | None, Field(description="of text, by its name in Python (default utf-8)")] = None
@@ -348,7 +353,7 @@ class DataSource(Document):
     @property
     def _dated_texts(self) -> list[str]:
         origins = [text for origin in self.source_files for text in (origin.source, origin.labels or "")]
-        return [*origins, self.query or ""]
+        return [*origins, self.query or "", *(column.folder or "" for column in (self.media or {}).values())]
 
     def for_period(self, period: str) -> DataSource:
         """The data source of one period."""
@@ -363,14 +368,20 @@ class DataSource(Document):
         return self.map_paths(lambda path: path if path_variable(path) else absolute_source(path, folder))
 
     def map_paths(self, change: Callable[[str], str]) -> DataSource:
-        """Applies `change` to each source and label file."""
+        """Applies `change` to each source, label file and folder of media."""
 
-        def changed(section: DataSource | SourceFile) -> dict[str, str | None]:
-            paths = {"source": section.source, "labels": section.labels}
+        def changed(section: DataSource | SourceFile | FileColumn, *names: str) -> dict[str, str | None]:
+            paths = {name: getattr(section, name) for name in names}
             return {name: None if path is None else change(path) for name, path in paths.items()}
 
-        sources = self.sources and tuple(origin.model_copy(update=changed(origin)) for origin in self.sources)
-        return self.model_copy(update={**changed(self), "sources": sources})
+        of_source = ("source", "labels")
+        sources = self.sources and tuple(
+            origin.model_copy(update=changed(origin, *of_source)) for origin in self.sources
+        )
+        media = self.media and {
+            name: column.model_copy(update=changed(column, "folder")) for name, column in self.media.items()
+        }
+        return self.model_copy(update={**changed(self, *of_source), "sources": sources, "media": media})
 
 
 class LocatedSource(Record):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-_OF_COLUMNS = ("drop", "flatten", "rename", "normalize", "missing", "replace", "lists")
+_OF_COLUMNS = ("drop", "flatten", "rename", "normalize", "missing", "replace", "lists", "media")
 _OF_ROWS = ("row_id", *_OF_COLUMNS)
 _OF_FILES = ("files", "path_pattern", *_OF_ROWS)
 _OF_CELLS = ("strip", "decimal", "thousands", "units", "numbers")

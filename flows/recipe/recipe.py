@@ -29,6 +29,7 @@ from bloomery.data_contracts.records.provenance import RecipeDocument
 from bloomery.data_contracts.records.scores import ScoreSetting, default_score
 from bloomery.flows.recipe.consistency import find_inconsistencies
 from bloomery.flows.recipe.feature_checks import check_sample_rates
+from bloomery.flows.recipe.file_column_checks import check_file_columns
 from bloomery.flows.recipe.limit_checks import find_misplaced_limits
 from bloomery.flows.recipe.overrides import apply_overrides
 from bloomery.flows.recipe.recipe_files import find_recipe
@@ -236,6 +237,7 @@ def _require_consistent(recipe: Recipe, path: Path) -> None:
     problems = [
         *find_inconsistencies(recipe.features, recipe.model, recipe.contract, recipe.training, recipe.compression),
         *check_sample_rates(recipe.features, recipe.data),
+        *check_file_columns(recipe.features, recipe.data, recipe.contract),
         *find_misplaced_limits(recipe.features.task, recipe.budget, recipe.gates, recipe.training.slices, recipe.score),
         *(
             f"monitor.columns names {name!r}, which is not an input of the network"

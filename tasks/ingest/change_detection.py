@@ -8,6 +8,7 @@ from bloomery.data_contracts.recipe_sections.source_paths import SUFFIXES
 from bloomery.tasks.ingest import locations
 from bloomery.tasks.ingest.path_variables import expand_variables
 from bloomery.tasks.ingest.readers.registry import READERS
+from bloomery.tasks.ingest.stage import identify_media
 
 
 def change_digest(data: DataSource) -> str:
@@ -21,11 +22,13 @@ def change_digest(data: DataSource) -> str:
     """
     data = expand_variables(data)
     if data.kind not in SUFFIXES:
-        return digest_of_document([READERS[data.kind].identify(data, origin) for origin in data.source_files])
+        identities = [READERS[data.kind].identify(data, origin) for origin in data.source_files]
+        return digest_of_document([*identities, *([identify_media(data, by_content=False)] if data.media else [])])
     sources = [source for origin in data.source_files for source in (origin.source, origin.labels) if source]
     files = []
     for source in sources:
         for location in locations.find_files(data, source):
             info = location.filesystem.get_file_info(location.path)
             files.append([source, location.relative, info.size, info.mtime_ns])
+    files += [identify_media(data, by_content=False)] if data.media else []
     return digest_of_document(files)

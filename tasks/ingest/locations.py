@@ -113,7 +113,7 @@ def find_files(data: DataSource, source: str) -> list[FileLocation]:
         DataMissing: there is no such file.
         EngineMissing: the file system's client is not installed.
     """
-    filesystem, path = _open_filesystem(source)
+    filesystem, path = open_filesystem(source)
     try:
         info = filesystem.get_file_info(path)
         if info.type == pafs.FileType.File:
@@ -163,7 +163,8 @@ def folder_label(relative: str) -> str | None:
     return PurePosixPath(relative).parent.name or None
 
 
-def _open_filesystem(source: str) -> tuple[pafs.FileSystem, str]:
+def open_filesystem(source: str) -> tuple[pafs.FileSystem, str]:
+    """Returns the file system of a path here, in S3 or in HDFS, and the path in it."""
     scheme = source_scheme(source)
     if scheme is None:
         return pafs.LocalFileSystem(), str(Path(source).absolute())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import tempfile
 from collections.abc import Collection, Iterator
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -14,6 +16,8 @@ from bloomery.data_contracts.records.records import RawRows
 from bloomery.tasks.infrastructure.parquet import RowWriter
 from bloomery.tasks.infrastructure.personal_data import key_fingerprint
 from bloomery.tasks.ingest.column_changes import change_columns, require_unused
+from bloomery.tasks.ingest.file_columns.column_files import identify_columns
+from bloomery.tasks.ingest.file_columns.decoding import decode_files
 from bloomery.tasks.ingest.path_variables import expand_variables
 from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream
 from bloomery.tasks.ingest.readers.registry import READERS
@@ -37,7 +41,7 @@ def ingest(out: Output, source: LocatedSource) -> RawRows:
     data = source.data
     path, malformed_path = out.path("rows.parquet"), out.path("malformed.parquet")
     with MalformedWriter(malformed_path, is_encrypted=bool(source.personal)) as malformed:
-        rows = change_columns(read_sources(data, malformed), data)
+        rows = decode_files(change_columns(read_sources(data, malformed), data), data, malformed)
         with RowWriter(path, rows.schema, rows.row_group_size, source.personal) as writer:
             for batch in rows.batches:
                 writer.write(batch)
@@ -70,16 +74,29 @@ def locate_source(data: DataSource, personal: Collection[str] = ()) -> LocatedSo
     """
     reader, description = READERS[data.kind], data.description
     data = expand_variables(data)
-    content = [
+    content: list[object] = [
         [origin.part, origin.files, origin.values or {}, reader.identify(data, origin)] for origin in data.source_files
     ]
+    content += [identify_media(data)] if data.media else []
     options = data.model_dump(mode="json", exclude={"source", "sources", "labels", "obtain"}, exclude_none=True)
+    for column in options.get("media", {}).values():
+        column.pop("folder", None)
     identity: list[object] = [data.kind, {**options, "format": None}, content]
     if personal:
         identity += [sorted(personal), key_fingerprint(personal)]
     return LocatedSource(
         source=description, data=data, personal=tuple(sorted(personal)), digest=digest_of_document(identity)
     )
+
+
+def identify_media(data: DataSource, *, by_content: bool = True) -> list[object]:
+    """Returns what changes when a file does that a column of `data.media` names. Reads these columns' names.
+
+    Raises:
+        DataMissing: none of the files of a column exists, or none that is tried can be decoded.
+    """
+    with tempfile.TemporaryDirectory() as scratch, MalformedWriter(Path(scratch) / "malformed.parquet") as malformed:
+        return identify_columns(change_columns(read_sources(data, malformed), data), data, by_content=by_content)
 
 
 def read_sources(data: DataSource, malformed: MalformedWriter) -> RowStream:

@@ -9,7 +9,7 @@ from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.models.features.config import Features
 from bloomery.models.features.input_config import AudioInput, ImageInput
 from bloomery.models.media.config import AudioDecoding, ImageDecoding, MediaColumn
-from bloomery.models.media.source_options import audio_decoding, image_decoding
+from bloomery.models.media.source_options import audio_decoding, column_decoding, image_decoding
 
 _MODES: dict[int, Literal["L", "RGB"]] = {1: "L", 3: "RGB"}  # by the number of channels
 
@@ -21,7 +21,10 @@ def media_column(data: DataSource, features: Features, contract: Contract) -> Me
     """
     for source in features.inputs:
         decoding: ImageDecoding | AudioDecoding | None = None
-        if isinstance(source, ImageInput) and (data.kind == "images" or data.has_media):
+        options = (data.media or {}).get(source.columns[0])
+        if options is not None:
+            decoding = column_decoding(options)
+        elif isinstance(source, ImageInput) and (data.kind == "images" or data.has_media):
             decoding = image_decoding(data)
         elif isinstance(source, ImageInput) and data.kind in ("idx", "numpy") and _has_bytes(source.column, contract):
             mode = _MODES.get(source.shape[0])

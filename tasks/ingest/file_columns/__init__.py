@@ -1,0 +1,1 @@
+"""Columns with names of files: found, identified, and decoded to pixels and samples"""
