@@ -93,6 +93,8 @@ class RegistryModel:
         predictions = pd.DataFrame(self.version.format_predictions(np.concatenate(outputs)), index=index)
         if not _is_evaluated():
             return predictions
+        if self.version.is_embedding:
+            raise _mlflow_error("MLflow's evaluators take one label per row, and this model computes vectors", [])
         if self.version.is_multilabel:
             raise _mlflow_error(
                 "MLflow's evaluators take one label per row, and this model predicts sets of labels", []

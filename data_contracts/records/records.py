@@ -266,6 +266,7 @@ class Candidate(Document):
     sha256: str
     run_id: str
     size_bytes: int
+    vector_bytes: int | None = None  # of an embedding: the size of one vector
     zstd_bytes: int  # of the same file compressed by zstd, as for a download
     coded_bytes: int | None = None  # of the smallest encoding; None of a file too large to try it
     num_parameters: int

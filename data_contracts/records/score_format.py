@@ -1,4 +1,4 @@
-"""Formats scores and degradations. A task stands for its default score: accuracy, RMSE or subset accuracy."""
+"""Formats scores and degradations. A task stands for its default score, such as accuracy or RMSE."""
 
 from __future__ import annotations
 
@@ -9,8 +9,18 @@ from bloomery.data_contracts.records.scores import Score, default_score
 from bloomery.data_contracts.records.tensor_layout import Task
 
 # Of the default scores, and of the change to a worse one.
-SCORE_NAMES: dict[Task, str] = {"classification": "accuracy", "regression": "RMSE", "multilabel": "subset accuracy"}
-DEGRADATION_NAMES: dict[Task, str] = {"classification": "drop", "regression": "rise", "multilabel": "drop"}
+SCORE_NAMES: dict[Task, str] = {
+    "classification": "accuracy",
+    "regression": "RMSE",
+    "multilabel": "subset accuracy",
+    "embedding": "nDCG@10",
+}
+DEGRADATION_NAMES: dict[Task, str] = {
+    "classification": "drop",
+    "regression": "rise",
+    "multilabel": "drop",
+    "embedding": "drop",
+}
 
 
 def degradation_name(score: Score | Task) -> str:

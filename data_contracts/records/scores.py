@@ -26,6 +26,11 @@ ScoreName = Literal[
     "mean_average_precision",
     "subset_accuracy",
     "hamming_loss",
+    "ndcg_at_10",
+    "recall_at_1",
+    "recall_at_5",
+    "recall_at_10",
+    "mean_reciprocal_rank",
 ]
 
 
@@ -60,6 +65,11 @@ SCORES: dict[ScoreName, ScoreFacts] = {
     "mean_average_precision": ScoreFacts("mean average precision", "multilabel"),
     "subset_accuracy": ScoreFacts("subset accuracy", "multilabel"),
     "hamming_loss": ScoreFacts("Hamming loss", "multilabel", is_error=True),
+    "ndcg_at_10": ScoreFacts("nDCG@10", "embedding"),
+    "recall_at_1": ScoreFacts("recall@1", "embedding"),
+    "recall_at_5": ScoreFacts("recall@5", "embedding"),
+    "recall_at_10": ScoreFacts("recall@10", "embedding"),
+    "mean_reciprocal_rank": ScoreFacts("mean reciprocal rank", "embedding"),
 }
 
 
@@ -109,13 +119,18 @@ ScoreSetting = Annotated[
     BeforeValidator(expand_score, json_schema_input_type=ScoreName | Score | None),
     Field(
         description="the score that selects epochs, trials, candidates and champions; "
-        "default: accuracy, rmse of a regression, or subset_accuracy of a multilabel task. "
+        "default: accuracy, rmse of a regression, subset_accuracy of a multilabel task, or ndcg_at_10 of an embedding. "
         "quantile_loss needs {name: quantile_loss, quantile: 0.9}"
     ),
 ]
 
 ACCURACY, RMSE, SUBSET_ACCURACY = Score(name="accuracy"), Score(name="rmse"), Score(name="subset_accuracy")
-_DEFAULTS: dict[Task, Score] = {"classification": ACCURACY, "regression": RMSE, "multilabel": SUBSET_ACCURACY}
+_DEFAULTS: dict[Task, Score] = {
+    "classification": ACCURACY,
+    "regression": RMSE,
+    "multilabel": SUBSET_ACCURACY,
+    "embedding": Score(name="ndcg_at_10"),
+}
 
 
 def default_score(task: Task) -> Score:

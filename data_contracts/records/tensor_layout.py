@@ -9,8 +9,9 @@ from pydantic import Field
 
 from bloomery.data_contracts.documents.documents import Document
 
-# classification: one of several classes. multilabel: any number of them, also none.
-Task = Literal["classification", "regression", "multilabel"]
+# classification: one of several classes. multilabel: any number of them, also none. embedding: vectors of texts, which
+# are close to those of the texts that belong to them.
+Task = Literal["classification", "regression", "multilabel", "embedding"]
 
 
 class Layout(Document):

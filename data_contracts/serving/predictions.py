@@ -1,6 +1,7 @@
 """A prediction as a client reads it: `{"label", "probabilities"}`, or for a regression `{"value"}`.
 
 That of a multilabel task is `{"labels", "probabilities"}`, with all labels whose probability is at least a half.
+That of an embedding is `{"embedding"}`, a vector.
 
 Versions with conformal intervals add `lower` and `upper` to a value.
 """
@@ -21,10 +22,12 @@ def decide_labels(probabilities_NK: np.ndarray) -> np.ndarray:
 
 
 def max_difference(first: Prediction, second: Prediction) -> float:
-    """The largest difference of a probability, 1 if the labels differ; or the difference of the values.
+    """The largest difference of a probability, 1 if the labels differ; the difference of the values; or 1 - cosine.
 
     Of sets of labels only probabilities count: one at the threshold may be on either side.
     """
+    if "embedding" in first:
+        return 1 - _cosine(np.asarray(first["embedding"]), np.asarray(second["embedding"]))
     if "value" in first:
         return abs(float(first["value"]) - float(second["value"]))
     if "label" in first and first["label"] != second["label"]:
@@ -33,7 +36,18 @@ def max_difference(first: Prediction, second: Prediction) -> float:
     return max(abs(share - second_shares[name]) for name, share in first_shares.items())
 
 
+def _cosine(first_W: np.ndarray, second_W: np.ndarray) -> float:
+    """The cosine of two vectors; 1 for two vectors of zeros, and -1 for vectors of several lengths."""
+    if first_W.shape != second_W.shape:
+        return -1.0
+    lengths = float(np.linalg.norm(first_W)) * float(np.linalg.norm(second_W))
+    return float(first_W @ second_W) / lengths if lengths > 0 else float(np.array_equal(first_W, second_W))
+
+
 def format_prediction(prediction: Prediction) -> str:
+    if "embedding" in prediction:
+        vector = prediction["embedding"]
+        return f"[{', '.join(f'{value:.4g}' for value in vector[:3])}, …] with {len(vector)} values"
     if "value" in prediction:
         return f"{prediction['value']:g}"
     if "labels" in prediction:

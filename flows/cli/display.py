@@ -203,7 +203,7 @@ def print_release(console: Console, release: Release, seconds: float, reference:
     console.print(_candidates(release))
     loss = degradation_name(choice.candidates.trained.score)
     task = choice.candidates.trained.dataset.task
-    weakest = "" if task == "regression" else f"weakest: the {class_noun(task)} of lowest recall; "
+    weakest = "" if task in ("regression", "embedding") else f"weakest: the {class_noun(task)} of lowest recall; "
     console.print(
         f"[dim]{weakest}{loss}: how much worse than fp32 at most, with 95% confidence; time: relative to fp32[/]"
     )
@@ -279,6 +279,8 @@ def _role(release: Release) -> str:
 
 
 def _describe_prediction(example: dict[str, Any]) -> str:
+    if "dimensions" in example:
+        return f"[bold]a vector of {example['dimensions']} values[/]"
     if "value" in example:
         return f"[bold]{format_number(example['value'])}[/]; the true value is {format_number(example['truth'])}"
     if "labels" in example:
@@ -301,7 +303,7 @@ def _candidates(release: Release) -> Table:
     # In a narrow terminal long names of candidates wrap, or else those of classes, and no number is cut off.
     has_short_names = all(len(candidate.name) <= _NAME_WIDTH for candidate in choice.candidates.candidates)
     table.add_column("candidate", overflow="fold", no_wrap=has_short_names)
-    weakest = [] if score.facts.task == "regression" else ["weakest"]
+    weakest = [] if score.facts.task in ("regression", "embedding") else ["weakest"]
     title = score.title.replace(" ", "\n", 1)  # narrow, so that the names of candidates need not wrap
     for heading in (title, *weakest, degradation_name(score), "size", "p50", "time", "verdict"):
         is_name = heading == "weakest" and has_short_names

@@ -144,9 +144,13 @@ class Model:
         choice = self._choice
         dataset = choice.candidates.trained.dataset
         if dataset.task != "classification":
-            kind = "as a number" if dataset.task == "regression" else "as a set of labels"
+            kinds = {
+                "regression": f"predicts {dataset.label} as a number",
+                "multilabel": f"predicts {dataset.label} as a set of labels",
+                "embedding": "computes vectors",
+            }
             raise DataUnfit(
-                f"{self.name} predicts {dataset.label} {kind}",
+                f"{self.name} {kinds[dataset.task]}",
                 required="a classification",
                 where=f"the confusion matrix of {self.name} version {self.version}",
                 remedy="see its card, which shows the errors of a regression, and recall and precision of each label",

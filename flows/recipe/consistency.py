@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from bloomery.data_contracts.odcs.columns.column import can_be_encrypted
 from bloomery.data_contracts.odcs.contract import Column, Contract
+from bloomery.flows.recipe.embedding_checks import check_embedding
 from bloomery.flows.recipe.feature_checks import check_column, check_series
 from bloomery.flows.recipe.multilabel_checks import check_multilabel
 from bloomery.flows.recipe.training_checks import (
@@ -26,11 +27,13 @@ _LABEL_TYPES = {
     "classification": ("integer", "string", "boolean"),
     "regression": ("integer", "number"),
     "multilabel": ("array",),
+    "embedding": ("string",),
 }
 _LABEL_RULES = {
     "classification": "classes are integers, strings or booleans",
     "regression": "targets are numbers",
     "multilabel": "a set of labels is an array of strings or integers",
+    "embedding": "the label of an embedding is a text that belongs to the input's",
 }
 
 _ITEM_TYPES = ("integer", "string")
@@ -47,6 +50,7 @@ def find_inconsistencies(
     yield from _check_features(features, contract)
     yield from check_network(features, model)
     yield from check_multilabel(features, model, training, compression)
+    yield from check_embedding(features, model, training, compression)
     if training is not None:
         yield from check_slices(training, contract)
         if isinstance(model, Imported):

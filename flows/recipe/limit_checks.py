@@ -14,6 +14,12 @@ _OF_OTHER_TASK: dict[Task, dict[str, str]] = {
     "classification": {"slice_rise": "slice_drop"},
     "regression": {"slice_drop": "slice_rise", "class_drop": "slice_rise", "min_accuracy": "max_error"},
     "multilabel": {"slice_rise": "slice_drop", "min_accuracy": "min_score"},
+    "embedding": {
+        "slice_rise": "accuracy_drop",
+        "slice_drop": "accuracy_drop",
+        "class_drop": "accuracy_drop",
+        "min_accuracy": "min_score",
+    },
 }
 # The limits of scores of which more is better, and the equivalent limits of an error.
 _OF_SHARES = {"accuracy_drop": "error_rise", "champion_drop": "champion_rise", "min_score": "max_error"}
@@ -25,7 +31,7 @@ def find_misplaced_limits(
 ) -> Iterator[str]:
     """Yields a message for a score or a limit that belongs to the other task, and for limits that need `slices`."""
     other_task: Task = "regression" if task != "regression" else "classification"
-    if task == "multilabel" and "min_accuracy" in gates.model_fields_set:
+    if task in ("multilabel", "embedding") and "min_accuracy" in gates.model_fields_set:
         other_task = "classification"
     score = score or default_score(task)
     if score.facts.task != task:

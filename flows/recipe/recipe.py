@@ -248,6 +248,11 @@ def _require_consistent(recipe: Recipe, path: Path) -> None:
     if recipe.gates.beats is not None and (recipe.training.privacy is not None or not recipe.training.baselines):
         cause = "private training has no baselines" if recipe.training.baselines else "training.baselines is false"
         problems.append(f"gates.beats compares with baselines, but {cause}; leave `beats` out")
+    if recipe.features.task == "embedding":
+        labels = {"monitor.labels": recipe.monitor.labels, "gates.recent.labels": recipe.gates.recent.labels}
+        problems += [f"{name}: no label arrives for a vector; leave it out" for name in labels if labels[name]]
+        if recipe.gates.beats is not None:
+            problems.append("gates.beats: baselines predict labels, not vectors; leave it out")
     if problems:
         raise RecipeInvalid(
             "\n".join(f"{path.name}: {problem}" for problem in problems),

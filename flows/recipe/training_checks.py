@@ -152,6 +152,8 @@ def check_training(features: Features, model: Model, training: Training) -> Iter
         for name in ("class_weights", "label_smoothing"):
             if getattr(training, name) != type(training).model_fields[name].default:
                 yield f"training.{name}: a regression has no classes"
+    elif training.loss != "squared" and features.task == "embedding":
+        yield f"training.loss: {training.loss} is for a regression; vectors have a contrastive loss: leave it out"
     elif training.loss != "squared":
         yield f"training.loss: {training.loss} is for a regression, but the labels are classes"
     if isinstance(model, TabM | TabularEnsemble):

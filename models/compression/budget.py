@@ -77,6 +77,11 @@ def _expand_objective(value: Any) -> Any:
     return {**dict.fromkeys(fields, 0.0), **weights}
 
 
+def _is_none(value: object) -> bool:
+    """Whether a limit is not set; it is then not written, so that keys of stages stay as they were."""
+    return value is None
+
+
 class Budget(Document):
     """Hard limits for a candidate; missing ones do not apply. `objective` ranks those within all limits."""
 
@@ -98,6 +103,9 @@ class Budget(Document):
         ),
     ] = None
     size_bytes: Annotated[Count | None, Field(description="size of the ONNX file as shipped")] = None
+    vector_bytes: Annotated[
+        Count | None, Field(exclude_if=_is_none, description="embedding: size of a vector, 4 bytes or 1 per value")
+    ] = None
     latency_ms: Annotated[
         LatencyLimit | None,
         BeforeValidator(_expand_limit, json_schema_input_type=Positive | LatencyLimit | None),

@@ -11,7 +11,7 @@ from torch import nn
 
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.models.compression.config import CandidateSpec, Compression, Distillation, Sparsification
-from bloomery.models.compression.distillation import add_unlabelled, create_distiller
+from bloomery.models.compression.distillation import add_unlabelled, create_distiller, target_distance
 from bloomery.models.compression.low_rank import factorize
 from bloomery.models.compression.obstacles import find_distillation_obstacle
 from bloomery.models.compression.pruning.structured import prune_network
@@ -36,7 +36,6 @@ from bloomery.models.training.loop import (
     train,
     use_channels_last,
 )
-from bloomery.models.training.optimization.loss import is_multilabel
 from bloomery.models.training.optimization.score_measure import ScoreMeasure
 
 
@@ -143,9 +142,8 @@ def _train(network: nn.Module, fine_tuning: FineTuning, loop: Loop) -> None:
     if distillation is None:
         placement = Placement(fine_tuning.device)
     else:
-        distiller = create_distiller(
-            fine_tuning.teacher, distillation, is_multilabel=is_multilabel(fine_tuning.train.y)
-        )
+        distance = target_distance(fine_tuning.train.y)
+        distiller = create_distiller(fine_tuning.teacher, distillation, distance=distance)
         placement = Placement(fine_tuning.device, parallelize=distiller)
     rows = fine_tuning.train
     if distillation is not None and fine_tuning.unlabelled is not None:

@@ -28,9 +28,17 @@ ExtraFormat = Literal["pt2", "litert"]  # beside ONNX
 SparsityCriterion = Literal["lamp", "global_magnitude", "layer_magnitude"]
 
 # Fields that change the exported file only, and not the network in PyTorch.
-_FILE_FIELDS = ("quantize", "calibration_method", "reduce_range", "amx", "float_layers", "weight_only", "storage")
+_FILE_FIELDS = (
+    *("quantize", "calibration_method", "reduce_range", "amx", "float_layers", "weight_only", "storage"),
+    *("dimensions", "vectors"),
+)
 NOT_COMPRESSIBLE = ("boosted_trees", "tabular_ensemble")  # files with trees: they only lose some of their trees
 PRUNABLE = ("cnn", "lenet", "resnet", "mlp", "ft_transformer", "rnn", "transformer", "gpt")
+
+
+def _is_none(value: object) -> bool:
+    """Whether an option is not set; it is then not written, so that keys of stages stay as they were."""
+    return value is None
 
 
 class Pruning(Document):
@@ -197,6 +205,14 @@ class CandidateSpec(Document):
     weight_only: Annotated[
         WeightType | None, Field(description="type in which weights are stored; arithmetic stays in float")
     ] = None
+    dimensions: Annotated[
+        Count | None,
+        Field(exclude_if=_is_none, description="embedding: so many first values of a vector are its result"),
+    ] = None
+    vectors: Annotated[
+        Literal["int8"] | None,
+        Field(exclude_if=_is_none, description="embedding: values of vectors are integers from -127 to 127"),
+    ] = None
     storage: Annotated[
         Literal["entropy_coded", "zstd"] | None,
         Field(description="file format that ships; entropy_coded: smallest, decompressed when the bento starts"),
@@ -235,7 +251,8 @@ class CandidateSpec(Document):
     @property
     def is_baseline(self) -> bool:
         """Whether this is the network as trained, in float and uncompressed."""
-        return not self.changes_network and (self.quantize, self.weight_only, self.storage) == (None, None, None)
+        steps = (self.quantize, self.weight_only, self.storage, self.dimensions, self.vectors)
+        return not self.changes_network and all(step is None for step in steps)
 
     @property
     def is_float(self) -> bool:

@@ -17,19 +17,23 @@ from bloomery.models.compression.feature_matching import capture_activations, fe
 from bloomery.models.features.labels import IGNORED_LABEL
 from bloomery.models.training.config import Loop
 from bloomery.models.training.data.batches import Examples
+from bloomery.models.training.optimization.contrastive_loss import is_embedding, similarity_loss
 from bloomery.models.training.optimization.learner import Learner, RowLosses
-from bloomery.models.training.optimization.loss import is_regression
+from bloomery.models.training.optimization.loss import is_multilabel, is_regression
 from bloomery.models.training.optimization.mixed_precision import autocast
+
+# (student_BK, teacher_BK, temperature) -> the distance of the student's outputs to the teacher's, summed over the rows.
+TargetDistance = Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
 
 
 def create_distiller(
-    teacher: nn.Module, distillation: Distillation, *, is_multilabel: bool = False
+    teacher: nn.Module, distillation: Distillation, *, distance: TargetDistance | None = None
 ) -> Callable[[nn.Module, Loop], Learner]:
     """A `Placement.parallelize` for the training loop: the student learns from labels and from `teacher`.
 
     The loss of a row is (1 - weight) times that of its label, plus `weight` times the distance to the teacher's output:
     for classes T^2 times the Kullback-Leibler divergence at temperature T, for sets of labels the mean of that of each
-    label, for a regression the squared difference.
+    label, for a regression the squared difference, for vectors the divergence of similarities.
     `feature_weight` and `attention_weight` add the losses of feature_matching.py. The teacher sees each row with the
     student's augmentation, and does not change.
 
@@ -37,7 +41,7 @@ def create_distiller(
     distillation: A good teacher is patient and consistent", section 3.1 (the same view for both).
     """
     teacher.eval()
-    distance = set_target_loss if is_multilabel else soft_target_loss
+    distance = distance or soft_target_loss
     matches_features = distillation.feature_weight > 0 or distillation.attention_weight > 0
 
     def create_learner(student: nn.Module, loop: Loop) -> Learner:
@@ -65,6 +69,13 @@ def soft_target_loss(student_BK: torch.Tensor, teacher_BK: torch.Tensor, tempera
     log_p_BK = F.log_softmax(student_BK.float() / temperature, dim=1)
     log_q_BK = F.log_softmax(teacher_BK.float() / temperature, dim=1)
     return temperature**2 * F.kl_div(log_p_BK, log_q_BK, reduction="sum", log_target=True)
+
+
+def target_distance(y: torch.Tensor) -> TargetDistance:
+    """The distance of outputs for rows with labels like `y`."""
+    if is_embedding(y):
+        return similarity_loss
+    return set_target_loss if is_multilabel(y) else soft_target_loss
 
 
 def set_target_loss(student_BK: torch.Tensor, teacher_BK: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -13,6 +13,7 @@ from bloomery.data_contracts.serving.predictions import decide_labels
 from bloomery.models.evaluation import metrics
 from bloomery.models.evaluation.block_bootstrap import bootstrap_interval
 from bloomery.models.evaluation.label_sets import are_sets_right, draw_set_scores
+from bloomery.models.evaluation.retrieval import gain_drop, gain_interval
 from bloomery.models.evaluation.scores import compute_score, rank_targets, row_losses
 
 _NUM_DRAWS = 1_000
@@ -38,6 +39,8 @@ def score_interval(score: Score, truth_N: np.ndarray, predictions: np.ndarray) -
         return metrics.rmse(truth_N, predictions)
     if score.name == "subset_accuracy":
         return metrics.accuracy(are_sets_right(truth_N, decide_labels(predictions)))
+    if score.facts.task == "embedding":
+        return gain_interval(score.name, predictions)
     value = compute_score(score, truth_N, predictions)
     losses_N = row_losses(score, truth_N, predictions)
     if losses_N is not None:
@@ -73,6 +76,8 @@ def degradation_interval(score: Score, truth_N: np.ndarray, before: np.ndarray, 
         return metrics.rmse_rise(truth_N, before, after)
     if score.name == "subset_accuracy":
         return metrics.accuracy_drop(*(are_sets_right(truth_N, decide_labels(values)) for values in (before, after)))
+    if score.facts.task == "embedding":
+        return gain_drop(score.name, before, after)
     scores = [compute_score(score, truth_N, values) for values in (before, after)]
     losses = [row_losses(score, truth_N, values) for values in (before, after)]
     if losses[0] is not None and losses[1] is not None:

@@ -16,6 +16,7 @@ from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.data_contracts.serving.predictions import decide_labels
 from bloomery.models.evaluation.label_sets import compute_set_score
 from bloomery.models.evaluation.metrics import cross_entropies, log_loss, mean_absolute_error
+from bloomery.models.evaluation.retrieval import rank_gains
 
 # Scores of the order of rows by their probability of a class.
 RANKINGS = ("auc", "average_precision", "mean_average_precision")
@@ -27,6 +28,7 @@ _ALWAYS_DEFINED: dict[Task, str] = {
     "classification": "accuracy, macro_f1 or log_loss",
     "regression": "rmse or mae",
     "multilabel": "subset_accuracy or hamming_loss",
+    "embedding": "ndcg_at_10",
 }
 
 
@@ -39,7 +41,7 @@ def compute_score(score: Score, truth_N: np.ndarray, predictions: np.ndarray) ->
 
     Args:
         truth_N: positions of classes int64, numbers float64, or sets of labels as 0 and 1 (N, K).
-        predictions: probabilities float64 (N, K), or numbers float64 (N,).
+        predictions: probabilities float64 (N, K), or numbers float64 (N,); of an embedding the ranks of positives.
 
     Raises:
         UndefinedScore: the score does not exist for these labels.
@@ -249,6 +251,11 @@ def _require_labels(score: Score, truth_NK: np.ndarray) -> None:
         raise UndefinedScore("no row has a label")
 
 
+def _of_ranks(score: Score, truth_N: np.ndarray, ranks_N: np.ndarray) -> float:
+    """A score of the ranks of positives."""
+    return float(rank_gains(score.name, ranks_N).mean())
+
+
 _FUNCTIONS: dict[ScoreName, Callable[[Score, np.ndarray, np.ndarray], float]] = {
     "accuracy": _accuracy,
     "balanced_accuracy": _balanced_accuracy,
@@ -266,4 +273,9 @@ _FUNCTIONS: dict[ScoreName, Callable[[Score, np.ndarray, np.ndarray], float]] = 
     "mean_average_precision": _of_sets,
     "subset_accuracy": _of_sets,
     "hamming_loss": _of_sets,
+    "ndcg_at_10": _of_ranks,
+    "recall_at_1": _of_ranks,
+    "recall_at_5": _of_ranks,
+    "recall_at_10": _of_ranks,
+    "mean_reciprocal_rank": _of_ranks,
 }

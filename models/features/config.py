@@ -41,6 +41,8 @@ class Features(Document):
             raise ValueError(f"column {self.label!r} is the label, so the network must not read it")
         if self.unlabelled == "teach" and (self.task != "classification" or self.series is not None):
             raise ValueError("`unlabelled: teach` needs a classification of rows that are not time series")
+        if self.task == "embedding" and [source.kind for source in self.inputs] != ["text"]:
+            raise ValueError("`task: embedding` needs one input of kind text, which also encodes the label")
         if self.key in columns:
             raise ValueError(f"column {self.key!r} is the key, which only identifies rows")
         for source in self.inputs:

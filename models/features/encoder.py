@@ -59,7 +59,8 @@ from bloomery.models.features.statistics.column_counts import (
 
 # The columns of encoded rows besides the key.
 ENCODED_INPUT = "x"  # a flat list of float32
-ENCODED_LABEL = "y"  # the class index, int64; a standardised value, float32; or 0 and 1 for each label, float32
+# The class index, int64; a standardised value, float32; 0 and 1 for each label, float32; or a text's tokens, int32.
+ENCODED_LABEL = "y"
 STATISTICS = "statistics"  # the column that `partial_statistics` yields
 _BLOCK_ROWS = 16_384  # rows per block, so that a block stays in the CPU cache
 _STATISTICS_ROWS = 262_144  # rows per table of statistics; fewer if rows are wide
@@ -113,7 +114,8 @@ _LAYOUTS: dict[str, Literal["flat", "image", "sequence", "tokens"]] = {
 class Encoder(Document):
     """The fitted state: the recipe's features, the statistics of the training split, and the label's meaning.
 
-    A classification and a multilabel task have ordered classes; a regression has the units of its label.
+    A classification and a multilabel task have ordered classes; a regression has the units of its label; an embedding
+    has neither.
     """
 
     features: Features
@@ -172,10 +174,20 @@ def partial_statistics(features: Features, batches: Iterable[pa.RecordBatch]) ->
     """
     total: list[tuple[ColumnStatistics, ...]] = []
     for rows in _group_batches(batches):
-        statistics = [_KINDS[source.kind].partial_fit(source, features, rows) for source in features.inputs]
+        statistics = [_partial_fit(features, source, rows) for source in features.inputs]
         total = _add_statistics(total, [(labels.partial_fit(features, rows),), *statistics])
     documents = [[column_statistics.as_dict() for column_statistics in statistics] for statistics in total]
     yield pa.RecordBatch.from_arrays([pa.array([json.dumps(documents)], pa.string())], names=[STATISTICS])
+
+
+def _partial_fit(features: Features, source: Any, rows: pa.Table) -> tuple[ColumnStatistics, ...]:
+    """The statistics of an input; of an embedding also those of the texts in the label's column."""
+    statistics: tuple[ColumnStatistics, ...] = _KINDS[source.kind].partial_fit(source, features, rows)
+    if features.task != "embedding":
+        return statistics
+    label_texts = pa.table({source.column: rows[features.label_column]})
+    of_labels = _KINDS[source.kind].partial_fit(source, features, label_texts)
+    return tuple(left + right for left, right in zip(statistics, of_labels, strict=True))
 
 
 def _group_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
@@ -286,12 +298,16 @@ def encoded_schema(encoder: Encoder, key: pa.DataType) -> pa.Schema:
     label = pa.int64() if encoder.units is None else pa.float32()
     if encoder.features.task == "multilabel":
         label = pa.list_(pa.float32())
+    elif encoder.features.task == "embedding":
+        label = pa.list_(pa.int32())
     key_name = key_column(encoder.features.key)
     return pa.schema([(key_name, key), (ENCODED_LABEL, label), (ENCODED_INPUT, pa.list_(pa.float32()))])
 
 
 def encode_labels(encoder: Encoder, values: pa.Array | pa.ChunkedArray) -> pa.Array:
     """The network's targets: class indices, int64, standardised values, float32, or lists of 0 and 1, float32.
+
+    Those of an embedding are the tokens of the label's text, int32, as the input encodes it.
 
     With `unlabelled: teach`, a null label becomes `IGNORED_LABEL`.
 
@@ -301,11 +317,21 @@ def encode_labels(encoder: Encoder, values: pa.Array | pa.ChunkedArray) -> pa.Ar
     label = encoder.features.label
     if encoder.features.task == "multilabel":
         return labels.encode_sets(encoder.classes, label, values)
+    if encoder.features.task == "embedding":
+        return _encode_texts(encoder, values)
     if encoder.units is None:
         return labels.class_positions(
             encoder.classes, label, values, may_be_null=encoder.features.unlabelled == "teach"
         )
     return pa.array(labels.standardise(encoder.units, labels.regression_targets(label, values)))
+
+
+def _encode_texts(encoder: Encoder, values: pa.Array | pa.ChunkedArray) -> pa.Array:
+    (source,) = encoder.features.inputs
+    (column,) = source.columns
+    y_BT = encode(encoder, pa.table({column: combine_chunks(values)})).astype(np.int32)
+    offsets = pa.array(np.arange(len(y_BT) + 1, dtype=np.int32) * np.int32(y_BT.shape[1]))
+    return pa.ListArray.from_arrays(offsets, pa.array(y_BT.reshape(-1)))
 
 
 def decode(encoder: Encoder, outputs: np.ndarray) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Fits the label: the ordered classes, or for a regression the mean and deviation that standardise it.
 
+The label of an embedding is a text, which the input encodes.
+
 Shapes: B rows, K classes.
 """
 
@@ -38,6 +40,8 @@ def partial_fit(features: Features, rows: Rows) -> ColumnStatistics:
     Raises:
         DataUnfit: a label of a regression is missing or not finite.
     """
+    if features.task == "embedding":
+        return numeric_statistics(np.zeros(0))
     if features.task == "regression":
         return numeric_statistics(regression_targets(features.label, rows[features.label_column]))
     if features.task == "multilabel":
@@ -65,12 +69,12 @@ def regression_targets(label: str, values: pa.Array | pa.ChunkedArray) -> np.nda
 
 
 def fit_classes(features: Features, labels: ColumnStatistics | None) -> Classes:
-    """The classes in order; empty for a regression.
+    """The classes in order; empty for a regression and an embedding.
 
     Raises:
         DataUnfit: there are fewer than two, or more than `MAX_CLASSES`.
     """
-    if features.task == "regression":
+    if features.task in ("regression", "embedding"):
         return ()
     class_counts = labels if isinstance(labels, CategoryCounts) else CategoryCounts(MAX_CLASSES)
     classes = tuple(sorted(name for (name,) in class_counts.counts if name is not None))

@@ -35,12 +35,15 @@ def compute_outputs(runtime: onnxruntime.InferenceSession, x: np.ndarray, *, is_
 def predictions_from(encoder: Encoder, outputs_BK: np.ndarray) -> np.ndarray:
     """Probabilities float64 (B, K) of the encoder's classes, or for a regression the values float64 (B,).
 
-    The probabilities of a classification add up to 1; those of a multilabel task are independent.
+    The probabilities of a classification add up to 1; those of a multilabel task are independent. The predictions of an
+    embedding are its vectors, float32 (B, W), as the file computes them.
     """
     if encoder.features.task == "classification":
         return softmax(outputs_BK)
     if encoder.features.task == "multilabel":
         return sigmoid(outputs_BK)
+    if encoder.features.task == "embedding":
+        return outputs_BK
     return decode(encoder, outputs_BK)
 
 

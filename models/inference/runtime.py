@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
 INPUT, OUTPUT = "x", "logits"
+VECTORS = "vectors"  # in the metadata of an embedding's file: the type of its values, float32 or int8
 
 
 def create_session(

@@ -36,7 +36,7 @@ class Blueprint(Document):
     config: Model
     layout: Layout
     task: Task = "classification"
-    num_outputs: int  # a logit per class or label, or 1 for a regression, in standard units
+    num_outputs: int  # a logit per class or label, 1 for a regression, in standard units, or the values of a vector
 
 
 def build_network(blueprint: Blueprint) -> nn.Module:

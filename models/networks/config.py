@@ -328,6 +328,17 @@ NOT_MULTILABEL = {
     "imported": "its outputs are read as one class per row",
 }
 
+# The networks that learn vectors of texts.
+EMBEDDING_KINDS = ("rnn", "transformer", "gpt")
+
+
+def vector_width(model: Rnn | Transformer | Gpt) -> int:
+    """The length of the vectors that a network of one of `EMBEDDING_KINDS` computes."""
+    if isinstance(model, Rnn):
+        return model.hidden * (2 if model.bidirectional else 1)
+    return model.width
+
+
 # A discriminated union, so that an error message is about the kind that the recipe names.
 _ModelUnion = Annotated[
     Cnn

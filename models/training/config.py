@@ -19,6 +19,11 @@ AttributionMethod = Literal["integrated_gradients", "occlusion", "lime", "kernel
 AttributionBaseline = Literal["mean", "zero", "blur"]
 
 
+def _is_none(value: object) -> bool:
+    """Whether an option is not set; it is then not written, so that keys of stages stay as they were."""
+    return value is None
+
+
 class Augment(Document):
     """Augmentation of the training split, drawn again in every epoch."""
 
@@ -51,6 +56,18 @@ class Loop(Document):
         Literal["none", "balanced"], Field(description="balanced: weight classes inversely to their frequency")
     ] = "none"
     loss: Annotated[Literal["squared", "huber"], Field(description="for a regression")] = "squared"
+    temperature: Annotated[
+        PositiveFloat | None,
+        Field(exclude_if=_is_none, description="embedding: divides the cosines; default: 0.05"),
+    ] = None
+    matryoshka: Annotated[
+        tuple[Count, ...] | None,
+        Field(
+            exclude_if=_is_none,
+            min_length=1,
+            description="embedding: lengths to which vectors can be cut; each is trained as the complete vector",
+        ),
+    ] = None
     ema: Annotated[
         Share | None,
         Field(description="decay of an exponential moving average of the weights, which becomes the result"),

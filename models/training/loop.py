@@ -27,7 +27,9 @@ from bloomery.models.training.data.batches import (
     num_batches,
 )
 from bloomery.models.training.data.prefetch import prefetch
+from bloomery.models.training.embedding_evaluation import evaluate_embedding
 from bloomery.models.training.layer_freezing import frozen_modules
+from bloomery.models.training.optimization.contrastive_loss import is_embedding, join_pairs
 from bloomery.models.training.optimization.learner import Learner, RowLosses, create_learner
 from bloomery.models.training.optimization.loss import (
     BatchLoss,
@@ -176,7 +178,7 @@ def train(
         _train_epoch(run, state)
         train_loss = _require_finite(_mean_loss(state, group), state, loop)
         with contextlib.nullcontext() if state.ema is None else state.ema.applied_to(on_device):
-            val_loss, val_score = evaluate(on_device, data.val, group, data.measure)
+            val_loss, val_score = evaluate(on_device, data.val, group, data.measure, loop)
         _require_finite(val_loss, state, loop, "validation loss")
         state.history.append(EpochResult(state.epoch, train_loss, val_loss, val_score, state.rate))
         if best_epoch(state.history, loop, is_error=is_error) == state.history[-1]:
@@ -277,6 +279,8 @@ def _pin(batch: _AugmentedBatch) -> _AugmentedBatch:
 def _to_device(batch: _AugmentedBatch, batch_loss: BatchLoss, device: torch.device) -> tuple[torch.Tensor, RowLosses]:
     """Moves a batch to the device, and returns its input and its loss function."""
     x = batch.x.to(device, non_blocking=True)
+    if is_embedding(batch.y):
+        x = join_pairs(x, batch.y.to(device, non_blocking=True))
     if x.dim() == 4:
         x = x.contiguous(memory_format=torch.channels_last)
     y = batch.y.to(device, non_blocking=True)
@@ -351,12 +355,17 @@ def evaluate(
     examples: ExampleSource,
     group: ProcessGroup = SINGLE_PROCESS,
     measure: ScoreMeasure | None = None,
+    loop: Loop | None = None,
 ) -> tuple[float, float]:
     """Mean loss and score, as in `EpochResult`. Leaves the network in evaluation mode.
+
+    The loss of an embedding is that of `loop`; without it, it is not a number.
 
     With several processes, each evaluates its part of the rows, which must not be empty; with a `measure`, each
     evaluates all rows, since a score of all rows is no mean of parts.
     """
+    if is_embedding(examples.labels(read_all=False)):
+        return evaluate_embedding(lambda x: predict(network, x), examples, measure, loop)
     sums = torch.zeros(3, dtype=torch.float64)
     own_rows, num_parts = (slice(group.rank, None, group.size), group.size) if measure is None else (slice(None), 1)
     results: list[tuple[torch.Tensor, torch.Tensor]] = []

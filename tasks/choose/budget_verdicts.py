@@ -136,6 +136,11 @@ def find_violations(
     if budget.size_bytes is not None and candidate.size_bytes > budget.size_bytes:
         message = f"size {candidate.size_bytes / 1000:.1f} kB, limit {budget.size_bytes / 1000:.1f} kB"
         violations.append(_violation("size_bytes", budget.size_bytes, candidate.size_bytes, message, digits=3))
+    if budget.vector_bytes is not None and (candidate.vector_bytes or 0) > budget.vector_bytes:
+        message = f"vectors of {candidate.vector_bytes} bytes, limit {budget.vector_bytes} bytes"
+        violations.append(
+            _violation("vector_bytes", budget.vector_bytes, candidate.vector_bytes or 0, message, digits=3)
+        )
     if budget.latency_ms is not None:
         limit, percentile = budget.latency_ms.value, budget.latency_ms.percentile
         latency_ms = candidate.latency_at(budget.batch_size).percentile_ms(percentile)
@@ -328,8 +333,8 @@ def _format_recipe_line(violation: BudgetViolation, budget: Budget) -> str:
     needed = violation.needed_limit
     if violation.limit in _OBJECTIVES.values():
         return "objective: latency" if violation.limit == _OBJECTIVES["size"] else "objective: size"
-    if violation.limit == "size_bytes":
-        return f"size_bytes: {needed:_.0f}"
+    if violation.limit in ("size_bytes", "vector_bytes"):
+        return f"{violation.limit}: {needed:_.0f}"
     if violation.limit == "latency_ms":
         limit = budget.latency_ms
         assert limit is not None
@@ -350,10 +355,12 @@ def _describe_budget(budget: Budget, score: Score) -> str:
             limits.append(f"of at most {format_degradation(task, getattr(budget, name))} in each {subgroup}")
     if budget.size_bytes is not None:
         limits.append(f"at most {budget.size_bytes:,} bytes")
+    if budget.vector_bytes is not None:
+        limits.append(f"vectors of at most {budget.vector_bytes:,} bytes")
     if budget.latency_ms is not None:
         limit = budget.latency_ms
         limits.append(f"at most {limit.value:g} ms at p{limit.percentile}{_format_batch(limit.batch_size)}")
-    if budget.class_drop is None and task != "regression":
+    if budget.class_drop is None and task not in ("regression", "embedding"):
         limits.append(f"no demonstrable drop of recall in any {class_noun(task)}")
     weights = budget.objective
     for resource, weight in (("time", weights.latency), ("energy", weights.energy)):

@@ -21,6 +21,7 @@ from bloomery.models.evaluation.scores import UndefinedScore, compute_score
 from bloomery.models.features.encoder import Encoder
 from bloomery.tasks.compress.built_candidate import BuiltCandidate
 from bloomery.tasks.compress.candidate_builder import CandidateSplits
+from bloomery.tasks.evaluation.row_predictions import predict_rows
 from bloomery.tasks.evaluation.scoring import GroundTruth, build_ground_truth, decode_labels, point_predictions
 
 if TYPE_CHECKING:
@@ -57,13 +58,15 @@ def predict_splits(
     candidate: BuiltCandidate, encoder: Encoder, samples: dict[Split, Examples], test: np.ndarray
 ) -> SplitPredictions:
     """Runs the candidate's file on the rows of `samples`; `test` are its predictions for the test split."""
-    from bloomery.models.inference.outputs import compute_outputs, predictions_from
+    from bloomery.models.inference.outputs import compute_outputs
 
     session = candidate.open_session()
+
+    def compute(x: np.ndarray) -> np.ndarray:
+        return compute_outputs(session, x, is_row_by_row=candidate.is_row_by_row)
+
     values: SplitPredictions = {
-        split: predictions_from(
-            encoder, compute_outputs(session, rows.x.numpy(), is_row_by_row=candidate.is_row_by_row)
-        )
+        split: predict_rows(encoder, rows.x.numpy(), rows.y.numpy(), compute).values
         for split, rows in samples.items()
         if rows.num_rows and split != "test"
     }
@@ -73,7 +76,7 @@ def predict_splits(
 def prediction_changes(task: Task, before: SplitPredictions, after: SplitPredictions) -> dict[Split, np.ndarray]:
     """The differences (N,) of a candidate's predictions from those of fp32 in each split; 0 where they are equal.
 
-    Of sets of labels it is the number of labels that are in only one of both.
+    Of sets of labels it is the number of labels that are in only one of both; of vectors, the difference of ranks.
     """
     changes: dict[Split, np.ndarray] = {}
     for split, values in before.items():
@@ -145,8 +148,8 @@ def measure_intervals(
 def measure_recalls(
     dataset: Dataset, samples: dict[Split, Examples], before: SplitPredictions, after: SplitPredictions
 ) -> tuple[ClassRecall, ...]:
-    """The recall of each class or label with held-out rows, and its paired change from fp32; empty of a regression."""
-    if dataset.task == "regression":
+    """The recall of each class or label with held-out rows, and its paired change from fp32; empty of other tasks."""
+    if dataset.task in ("regression", "embedding"):
         return ()
     held_out: tuple[Split, ...] = tuple(split for split in ("val", "test") if split in before)
     truth = np.concatenate([samples[split].y.numpy() for split in held_out])

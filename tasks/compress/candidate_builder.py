@@ -82,6 +82,7 @@ def build_candidate(
 ) -> BuiltCandidate:
     """Builds the candidate's ONNX file: compressed first, then exported, quantized and packed."""
     from bloomery.models.compression.quantization.weight_only import quantize_weights
+    from bloomery.models.compression.vector_output import append_vector_output
     from bloomery.models.onnx_storage.encoder import encode
     from bloomery.models.onnx_storage.sizes import measure_coded_bytes
     from bloomery.models.onnx_storage.zstd_packing import minify, pack_for_zstd
@@ -104,6 +105,8 @@ def build_candidate(
         quantize_weights(source, path, spec.weight_only)
     else:
         shutil.copyfile(source, path)
+    if builder.trained.dataset.task == "embedding":
+        append_vector_output(path, spec.dimensions, as_int8=spec.vectors == "int8")
     if spec.storage is not None:
         model = path.read_bytes()
         if spec.storage == "zstd":

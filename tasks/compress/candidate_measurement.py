@@ -6,6 +6,7 @@ Shapes: N rows, K classes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from bloomery.data_contracts.records.score_format import DEGRADATION_NAMES, degr
 from bloomery.data_contracts.records.scores import Score
 from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.data_contracts.serving.predictions import decide_labels
+from bloomery.models.compression.config import CandidateSpec
 from bloomery.models.features.encoder import read_encoder
 from bloomery.models.features.labels import name_labels
 from bloomery.models.profiling.cpu_features import cpu_flags, needs_reduced_range
@@ -38,6 +40,7 @@ from bloomery.tasks.compress.baseline_comparison import (
 from bloomery.tasks.compress.built_candidate import SEED, BuiltCandidate
 from bloomery.tasks.compress.candidate_builder import CandidateSplits
 from bloomery.tasks.evaluation.candidate_table import latency_columns
+from bloomery.tasks.evaluation.row_predictions import RowPredictions, predict_rows
 from bloomery.tasks.evaluation.scoring import (
     GroundTruth,
     build_ground_truth,
@@ -57,7 +60,16 @@ from bloomery.tasks.tracking import mlflow_runs
 _PACKAGES = ("onnx", "onnxruntime", "torch")  # that bits and latencies depend on
 _NO_DEGRADATION = Interval(value=0.0, low=0.0, high=0.0)  # of the baseline, compared with itself
 _COST_FIELDS = frozenset(
-    {"size_bytes", "zstd_bytes", "coded_bytes", "num_parameters", "num_nonzero", "num_macs", "integer_share"}
+    {
+        "size_bytes",
+        "vector_bytes",
+        "zstd_bytes",
+        "coded_bytes",
+        "num_parameters",
+        "num_nonzero",
+        "num_macs",
+        "integer_share",
+    }
 )
 
 
@@ -65,9 +77,10 @@ class _Predictions(NamedTuple):
     """Predictions of one candidate and of the baseline for the test rows, and the score that compares them."""
 
     truth: GroundTruth
-    values: np.ndarray  # probabilities (N, K), or numbers (N,)
+    values: np.ndarray  # probabilities (N, K), numbers (N,), or ranks (N,)
     baseline: np.ndarray  # the same of the baseline
     score: Score
+    vectors: np.ndarray | None = None  # of an embedding (N, W), whose predictions are ranks
 
 
 def measure_candidates(
@@ -82,18 +95,20 @@ def measure_candidates(
 
     `latencies` holds the latencies of each candidate by batch size, those of one row first.
     """
-    from bloomery.models.inference.outputs import compute_outputs, predictions_from
+    from bloomery.models.inference.outputs import compute_outputs
 
     dataset = trained.dataset
     encoder = read_encoder(settings().path(dataset.encoder_uri))
     truth = build_ground_truth(encoder, dataset, splits.test)
-    x = splits.test.x.numpy()
-    predictions = {
-        candidate.spec.name: predictions_from(
-            encoder, compute_outputs(candidate.open_session(), x, is_row_by_row=candidate.is_row_by_row)
-        )
-        for candidate in built
-    }
+    x, y = splits.test.x.numpy(), splits.test.y.numpy()
+
+    def predict(candidate: BuiltCandidate) -> RowPredictions:
+        session = candidate.open_session()
+        compute = partial(compute_outputs, session, is_row_by_row=candidate.is_row_by_row)
+        return predict_rows(encoder, x, y, compute)
+
+    results = {candidate.spec.name: predict(candidate) for candidate in built}
+    predictions = {name: result.values for name, result in results.items()}
     score = trained.score
     samples = sample_splits(splits, is_private=trained.privacy is not None)
 
@@ -104,7 +119,8 @@ def measure_candidates(
     candidates = []
     for candidate in built:
         name = candidate.spec.name
-        candidate_predictions = _Predictions(truth, predictions[name], predictions[baseline], score)
+        vectors = results[name].vectors
+        candidate_predictions = _Predictions(truth, predictions[name], predictions[baseline], score, vectors)
         record = _measure(out, candidate, dataset, candidate_predictions, latencies[name], is_baseline=name == baseline)
         after = before if name == baseline else compare(candidate)
         comparison: dict[str, Any] = {"recalls": measure_recalls(dataset, samples, before, after)}
@@ -137,7 +153,7 @@ def _measure(
     task, truth, spec, path = dataset.task, predictions.truth, candidate.spec, candidate.path
     score, before, after = predictions.score, predictions.baseline, predictions.values
     table_path = out.path(f"{spec.name}-predictions.parquet")
-    _write_predictions(table_path, dataset, truth, predictions.values)
+    _write_predictions(table_path, dataset, predictions)
     integer_share = measure_integer_coverage(path).share
     return Candidate(
         name=spec.name,
@@ -145,6 +161,7 @@ def _measure(
         sha256=digest_of_file(path),
         run_id="",
         size_bytes=path.stat().st_size,
+        vector_bytes=None if predictions.vectors is None else _vector_bytes(spec, predictions.vectors),
         zstd_bytes=measure_zstd_bytes(path),
         coded_bytes=_find_coded_bytes(candidate),
         num_parameters=candidate.num_parameters,
@@ -155,12 +172,17 @@ def _measure(
         score=score_predictions(score, truth, after),
         metrics=compute_all_scores(score, truth, after),
         degradation=_NO_DEGRADATION if is_baseline else compare_predictions(score, truth, before, after),
-        flips=None if task == "regression" else _count_flips(task, truth, before, after),
+        flips=None if task in ("regression", "embedding") else _count_flips(task, truth, before, after),
         latencies=latencies,
         parity_error=candidate.parity_error,
         predictions_uri=out.uri(table_path.name),
         is_row_by_row=candidate.is_row_by_row,
     )
+
+
+def _vector_bytes(spec: CandidateSpec, vectors_NW: np.ndarray) -> int:
+    """The size of one vector as a client may store it."""
+    return int(vectors_NW.shape[1]) * (1 if spec.vectors == "int8" else 4)
 
 
 def _find_coded_bytes(candidate: BuiltCandidate) -> int | None:
@@ -181,8 +203,9 @@ def _count_flips(task: Task, truth: GroundTruth, before: np.ndarray, after: np.n
     )
 
 
-def _write_predictions(path: Path, dataset: Dataset, truth: GroundTruth, predictions: np.ndarray) -> None:
+def _write_predictions(path: Path, dataset: Dataset, measured: _Predictions) -> None:
     """Writes key, truth and prediction of each test row; `promote` compares the bento's predictions with these."""
+    truth, predictions = measured.truth, measured.values
     columns: dict[str, Any] = {key_column(dataset.key): pa.array(truth.key)}
     if dataset.task == "classification":
         classes = np.array(dataset.classes, dtype=object)
@@ -193,6 +216,10 @@ def _write_predictions(path: Path, dataset: Dataset, truth: GroundTruth, predict
         columns["truth"] = name_labels(dataset.classes, truth.truth)
         columns["prediction"] = name_labels(dataset.classes, decide_labels(predictions))
         columns["probabilities"] = pa.array(list(predictions), pa.list_(pa.float64()))
+    elif measured.vectors is not None:
+        columns["truth"] = pa.array(truth.truth)
+        columns["prediction"] = pa.array(list(measured.vectors), pa.list_(pa.float32()))
+        columns["rank"] = pa.array(predictions)
     else:
         columns["truth"] = pa.array(truth.truth)
         columns["prediction"] = pa.array(predictions)
@@ -238,7 +265,7 @@ def _log_tables(run_id: str, trained: TrainedNetwork, predictions: _Predictions)
     """Logs the metrics and the degradation of each class and of each slice."""
     dataset, truth, client = trained.dataset, predictions.truth, mlflow_runs.client()
     before, after = (point_predictions(dataset.task, values) for values in (predictions.baseline, predictions.values))
-    if dataset.task != "regression":
+    if dataset.classes:
         table = class_table(dataset.classes, truth, predictions.values)
         drops = {part.value: part.degradation for part in degradation_by_class(dataset, truth, before, after)}
         table |= _degradation_columns(dataset.task, [drops.get(name) for name in table["class"]])

@@ -32,9 +32,14 @@ def candidate_rows(choice: Choice) -> list[dict[str, str]]:
             "verdict": verdict_label(verdict, choice.candidate.name),
             "reason": "; ".join(verdict.reasons),
             f"{score.title} (95% interval)": format_score(score, candidate.score),
-            **({} if task == "regression" else {f"weakest {class_noun(task)}": format_weakest_class(candidate)}),
+            **(
+                {}
+                if task in ("regression", "embedding")
+                else {f"weakest {class_noun(task)}": format_weakest_class(candidate)}
+            ),
             f"{degradation_name(score)}, at most": format_degradation(score, candidate.max_degradation),
             "size": f"{candidate.size_bytes:,} bytes",
+            **({} if candidate.vector_bytes is None else {"vector": f"{candidate.vector_bytes:,} bytes"}),
             "zstd": f"{candidate.zstd_bytes:,} bytes",
             "coded": _format_count(candidate.coded_bytes, " bytes"),
             "parameters": f"{candidate.num_parameters:,}",
@@ -70,6 +75,7 @@ def candidate_columns(
             "flips_lost": None if candidate.flips is None else candidate.flips.num_lost,
             "flips_gained": None if candidate.flips is None else candidate.flips.num_gained,
             "size_bytes": candidate.size_bytes,
+            **({} if candidate.vector_bytes is None else {"vector_bytes": candidate.vector_bytes}),
             "zstd_bytes": candidate.zstd_bytes,
             "coded_bytes": candidate.coded_bytes,
             "num_parameters": candidate.num_parameters,
@@ -138,6 +144,7 @@ def explain_baseline(choice: Choice) -> str | None:
         "objective.latency": "not shown to be faster",
         "objective.energy": "not shown to take less energy",
         "size_bytes": "above the limit of the size",
+        "vector_bytes": "with larger vectors than the limit",
         "latency_ms": "above the limit of the latency",
     }
     counts = Counter(

@@ -26,7 +26,8 @@ _MAX_BACKGROUND_BYTES = 4_000_000  # fewer rows where they are wide
 def read_measured_predictions(choice: Choice) -> pa.Table:
     """Reads key, truth and prediction of each test row; for classes also their probabilities.
 
-    Truth and prediction of a multilabel task are lists of labels.
+    Truth and prediction of a multilabel task are lists of labels. The prediction of an embedding is a vector, beside
+    the `rank` of the positive.
     """
     return pq.read_table(settings().path(choice.candidate.predictions_uri))
 
@@ -41,15 +42,20 @@ def ground_truth(dataset: Dataset, predictions: pa.Table) -> GroundTruth:
 
 
 def predicted_values(dataset: Dataset, predictions: pa.Table) -> np.ndarray:
-    """The measured predictions: probabilities float64 (N, K), or numbers (N,)."""
+    """The measured predictions: probabilities float64 (N, K), or numbers (N,), of an embedding ranks."""
+    if dataset.task == "embedding":
+        return np.asarray(predictions["rank"].to_numpy())
     if dataset.task == "regression":
         return decode_column(dataset, predictions["prediction"])
     return np.asarray(pc.list_flatten(predictions["probabilities"])).reshape(predictions.num_rows, -1)
 
 
 def decode_column(dataset: Dataset, values: pa.ChunkedArray) -> np.ndarray:
-    """True or predicted labels as positions of classes int64 (N,), numbers (N,), or sets of labels int8 (N, K)."""
-    if dataset.task == "regression":
+    """True or predicted labels as positions of classes int64 (N,), numbers (N,), or sets of labels int8 (N, K).
+
+    The truth of an embedding is stored as positions.
+    """
+    if dataset.task in ("regression", "embedding"):
         return np.asarray(values.to_numpy())
     labels = values.combine_chunks()
     if dataset.task == "multilabel":
@@ -102,6 +108,8 @@ def example_predictions(choice: Choice, num_rows: int) -> list[dict[str, Any]]:
     predicted_rows = read_measured_predictions(choice).slice(0, num_rows).to_pylist()
     if dataset.task == "regression":
         predictions = [_value_with_limits(choice, row["prediction"]) for row in predicted_rows]
+    elif dataset.task == "embedding":
+        predictions = [{"embedding": row["prediction"]} for row in predicted_rows]
     else:
         names, field = list(map(str, dataset.classes)), "labels" if dataset.task == "multilabel" else "label"
         predictions = [

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from bloomery.data_contracts.records.records import Dataset, Interval
-from bloomery.data_contracts.records.scores import Score
+from bloomery.data_contracts.records.scores import Score, default_score
 from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.data_contracts.serving.predictions import decide_labels
 from bloomery.models.evaluation import metrics
 from bloomery.models.evaluation.label_sets import are_sets_right, label_metrics
+from bloomery.models.evaluation.retrieval import gain_drop, gain_interval
 from bloomery.models.evaluation.score_intervals import degradation_interval, score_interval
 from bloomery.models.evaluation.scores import compute_metrics, compute_score, require_score
 from bloomery.models.features.encoder import Encoder
@@ -32,7 +33,8 @@ class GroundTruth(NamedTuple):
 
     Attributes:
         key: the keys of the rows (N,).
-        truth: positions of classes int64 (N,), numbers float64 (N,), or sets of labels as 0 and 1 (N, K).
+        truth: positions of classes int64 (N,), numbers float64 (N,), or sets of labels as 0 and 1 (N, K); of an
+            embedding, whose predictions are ranks, positions of positives int64 (N,) among those of the split.
         order: positions (N,) in the order in which a bootstrap draws rows, see `bootstrap_order`.
     """
 
@@ -51,12 +53,15 @@ def build_ground_truth(encoder: Encoder, dataset: Dataset, split: Examples) -> G
 def decode_labels(encoder: Encoder, split: Examples) -> np.ndarray:
     """Returns the labels of encoded rows: positions of classes (N,), numbers (N,) in the units of the label, or sets.
 
-    Sets of labels are 0 and 1 for each label, int8 (N, K).
+    Sets of labels are 0 and 1 for each label, int8 (N, K). Texts are positions among the split's.
     """
+    from bloomery.models.evaluation.retrieval import build_corpus
     from bloomery.models.inference.outputs import predictions_from
 
     if encoder.features.task == "multilabel":
         return split.y.numpy().astype(np.int8)
+    if encoder.features.task == "embedding":
+        return build_corpus(split.x.numpy(), split.y.numpy()).positives
     return split.y.numpy() if encoder.units is None else predictions_from(encoder, split.y.numpy()[:, None])
 
 
@@ -86,10 +91,12 @@ def compute_all_scores(score: Score, truth: GroundTruth, predictions: np.ndarray
 def score_rows(
     task: Task, truth: GroundTruth, predictions: np.ndarray, subset: np.ndarray | slice = _ALL_ROWS
 ) -> Interval:
-    """Returns accuracy, subset accuracy or RMSE of the rows in `subset`.
+    """Returns accuracy, subset accuracy, nDCG@10 or RMSE of the rows in `subset`.
 
     `predictions` are probabilities (N, K), or numbers (N,).
     """
+    if task == "embedding":
+        return gain_interval(default_score(task).name, predictions[subset])
     if task == "multilabel":
         return metrics.accuracy(are_sets_right(truth.truth[subset], decide_labels(predictions[subset])))
     if task == "classification":
@@ -103,8 +110,11 @@ def measure_degradation(
 ) -> Interval:
     """Returns the drop of accuracy, or the relative rise of RMSE, from `before` to `after` on the rows in `subset`.
 
-    Both are positions of classes (N,), numbers (N,), or sets of labels (N, K), which are right as a whole or not.
+    Both are positions of classes (N,), numbers (N,), or sets of labels (N, K), which are right as a whole or not; or
+    ranks, whose nDCG@10 drops.
     """
+    if task == "embedding":
+        return gain_drop(default_score(task).name, before[subset], after[subset])
     if task == "multilabel":
         sets = (are_sets_right(truth.truth[subset], labels[subset]) for labels in (before, after))
         return metrics.accuracy_drop(*sets)

@@ -127,6 +127,13 @@ def _metrics(task: Task) -> Section:
             "exactly the true labels, and Hamming loss the share of wrong decisions about single labels. Intervals are "
             "from a bootstrap of rows; recall and precision of a label have Wilson's 95% score intervals."
         ]
+    elif task == "embedding":
+        texts = [
+            "The positives of the test split are ranked by the cosine of their vectors to that of each text; other "
+            "positives of the same text are left out. nDCG@10 is the mean of 1 / log2(1 + rank) down to rank 10, "
+            "recall@k the share of positives with a rank of at most k. Intervals are Wilson's of a recall, and from a "
+            "bootstrap of rows of other scores."
+        ]
     else:
         texts = [
             "Root mean squared error (RMSE) in the units of the label, with a 95% interval from a block bootstrap that "
@@ -183,6 +190,8 @@ def _format_interval(score: Score, interval: Interval) -> str:
 
 def _calibration(folder: Path, metrics: CardMetrics, choice: Choice) -> Section:
     if metrics.bins is None or metrics.calibration_error is None:
+        if choice.candidates.trained.dataset.task == "embedding":
+            return Section("Calibration", texts=["None: vectors have no probabilities."])
         return _prediction_intervals(choice)
     num_decisions = int(metrics.bins.counts.sum())
     if not num_decisions:
@@ -225,6 +234,8 @@ def _prediction_intervals(choice: Choice) -> Section:
 def _baselines(choice: Choice) -> Section:
     """Simple models on the same rows, and whether the chosen candidate is better."""
     rows = baseline_text.baseline_rows(choice)
+    if not rows and choice.candidates.trained.dataset.task == "embedding":
+        return Section("Baselines", texts=["None: the simple models predict labels, and not vectors."])
     if not rows:
         return Section("Baselines", texts=["None: the recipe sets `training.baselines: false`."])
     headings = tuple(rows[0])
@@ -296,6 +307,8 @@ def _training_procedure(folder: Path, choice: Choice) -> Section:
         texts.append(
             "Training was differentially private. Training curves are omitted: they reveal training rows without noise."
         )
+        return Section("Training procedure", texts=texts)
+    if not trained.epochs and not trained.num_rounds:
         return Section("Training procedure", texts=texts)
     curves = settings().path(trained.uri).parent / "report" / "curves.png"
     pictures = shrink_picture(curves, folder, "curves.png", "Loss and validation score by epoch.")

@@ -33,7 +33,7 @@ def list_limitations(choice: Choice, metrics: CardMetrics) -> list[str]:
     return [
         *(str(contract.description[name]) for name in ("limitations", "usage") if contract.description.get(name)),
         *_metric_limitations(trained.score, metrics),
-        *_calibration_limitations(metrics, choice.candidate.interval),
+        *_calibration_limitations(trained.dataset.task, metrics, choice.candidate.interval),
         *_data_limitations(choice, contract),
         *_network_limitations(choice),
     ]
@@ -81,7 +81,10 @@ def _is_significantly_worse(task: Task, score: Interval, overall: float) -> bool
     return score.low > overall if task == "regression" else score.high < overall
 
 
-def _calibration_limitations(metrics: CardMetrics, interval: PredictionInterval | None) -> Iterator[str]:
+def _calibration_limitations(task: Task, metrics: CardMetrics, interval: PredictionInterval | None) -> Iterator[str]:
+    if task == "embedding":
+        yield "Vectors of texts unlike those of the training rows may be close to each other without a reason."
+        return
     if metrics.calibration_error is None and interval is None:
         yield "A prediction is a single number without an estimate of its uncertainty."
         return

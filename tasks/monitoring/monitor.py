@@ -26,6 +26,7 @@ from bloomery.data_contracts.monitoring import (
     VersionReference,
 )
 from bloomery.data_contracts.odcs.distributions import Bins, Histogram, count_into_bins
+from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.data_contracts.serving.prediction_log import SHADOW, read_log, read_outcomes
 from bloomery.models.evaluation.drift_tests import holm_correction, measure_divergence, poststratified_accuracy
 from bloomery.models.evaluation.metrics import accuracy, proportion, rmse
@@ -43,7 +44,12 @@ from bloomery.tasks.monitoring.delayed_labels import (
     read_labels,
     read_set_separator,
 )
-from bloomery.tasks.monitoring.reference_profile import confidence, single_labels, summarize_values
+from bloomery.tasks.monitoring.reference_profile import (
+    confidence,
+    single_labels,
+    summarize_values,
+    summarize_vectors,
+)
 from bloomery.tasks.registry.model_registry import require_bento_tag
 
 if TYPE_CHECKING:
@@ -169,7 +175,7 @@ def _summarize_window(window: _Window, reference: VersionReference, *, keep_pred
             if name in reference.columns:
                 values = _extract_column(rows, name, profile.measure)
             else:
-                values = _extract_predictions(rows, name.strip("()"))
+                values = _extract_predictions(rows, name.strip("()"), reference.task)
             if values is not None:
                 counts[name] += count_into_bins(_cells_of(profile), values)
         seconds.append(rows.filter(pc.equal(rows["row"], 0))["seconds"].to_numpy())
@@ -198,7 +204,9 @@ def _read_rows(window: _Window) -> Iterator[pa.Table]:
             yield rows.combine_chunks()
 
 
-def _extract_predictions(rows: pa.Table, what: str) -> pa.Array:
+def _extract_predictions(rows: pa.Table, what: str, task: Task) -> pa.Array:
+    if task == "embedding":
+        return summarize_vectors(pc.struct_field(rows["prediction"], 0).combine_chunks())
     if what == _CONFIDENCE:
         return pa.array(confidence(pc.struct_field(rows["prediction"], "probabilities")))
     return single_labels(pc.struct_field(rows["prediction"], 0).combine_chunks())
@@ -259,6 +267,9 @@ def _score_labelled(
     """Returns the score on labelled rows; None, with a note, if there are too few."""
     if path is None:
         notes.append("no labels have arrived, so the score is unknown")
+        return None
+    if reference.task == "embedding":
+        notes.append("labels are not read: which texts belong together is measured on the test split alone")
         return None
     num_rows = stats.predictions.num_rows
     numbered_rows = stats.predictions.select(ROW_ID).append_column("at", pa.array(np.arange(num_rows)))

@@ -171,14 +171,24 @@ def _profile_column(engine: DuckDBPyConnection, item: _ProfiledColumn, num_bins:
 
 
 def _profile_predictions(choice: Choice, dataset: Dataset) -> tuple[ReferenceProfile, ReferenceProfile | None]:
-    """Profiles the predicted labels or values, and the probabilities of the labels."""
+    """Profiles the predicted labels, values or vectors, and the probabilities of the labels."""
     predictions = read_measured_predictions(choice)
     answers = predictions["prediction"]
     if dataset.task == "regression":
         return _profile_numbers(answers.to_numpy()), None
+    if dataset.task == "embedding":
+        return _profile_numbers(summarize_vectors(answers.combine_chunks()).to_numpy()), None
     counts = count_into_bins(Bins(values=dataset.classes), single_labels(answers.combine_chunks()))
     labels = ReferenceProfile(num_rows=counts.num_rows, shares=reference_column(counts))
     return labels, _profile_numbers(confidence(predictions["probabilities"]))
+
+
+def summarize_vectors(vectors: pa.ListArray) -> pa.Array:
+    """Returns the mean of the values of each vector, as a fraction of its length: float64, whatever their scale is."""
+    rows, width = len(vectors), len(vectors.flatten()) // max(len(vectors), 1)
+    matrix = vectors.flatten().to_numpy(zero_copy_only=False).astype(np.float64).reshape(rows, width)
+    lengths = np.linalg.norm(matrix, axis=1)
+    return pa.array(matrix.mean(axis=1) / np.where(lengths > 0, lengths, 1))
 
 
 def single_labels(labels: pa.Array) -> pa.Array:

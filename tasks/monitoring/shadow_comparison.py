@@ -203,6 +203,13 @@ def _read_predictions(name: str) -> tuple[pa.Table, bool]:
     tables = list(read_log(_log_folder(name), ["at", *ROW_ID, "version", "role", "run_seconds", "prediction"]))
     if not tables:
         raise _no_rows_error(name, None, None)
+    if any(table.schema.field("prediction").type.get_field_index("embedding") >= 0 for table in tables):
+        raise DataMissing(
+            f"{name} computes vectors, and those of two networks have nothing in common",
+            required="predictions of labels or numbers",
+            where=str(_log_folder(name)),
+            remedy="compare their scores on the test split: bloomery show",
+        )
     flat_tables = [
         table.drop(["prediction"]).append_column("prediction", as_plain_labels(pc.struct_field(table["prediction"], 0)))
         for table in tables

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
 from bloomery.data_contracts.errors import ReleaseRefused
+from bloomery.data_contracts.records.key_column import key_column
 from bloomery.data_contracts.records.records import Bento, Interval
 from bloomery.data_contracts.records.score_format import (
     degradation_name,
@@ -21,7 +23,8 @@ from bloomery.models.evaluation.gates import Gates
 from bloomery.models.evaluation.metrics import accuracy_drop
 from bloomery.models.evaluation.score_intervals import degradation_interval
 from bloomery.models.evaluation.scores import RANKINGS
-from bloomery.models.features.encoder import Encoder, encode, read_encoder
+from bloomery.models.features.encoder import Encoder, encode, encode_labels, read_encoder
+from bloomery.models.features.statistics.arrow_arrays import combine_chunks
 from bloomery.tasks.bentos.bento_store import artifacts_folder
 from bloomery.tasks.evaluation.baseline_text import describe_comparison
 from bloomery.tasks.evaluation.held_out import (
@@ -30,7 +33,9 @@ from bloomery.tasks.evaluation.held_out import (
     read_held_out_rows,
     read_measured_predictions,
 )
+from bloomery.tasks.evaluation.row_predictions import predict_rows
 from bloomery.tasks.evaluation.scoring import compare_predictions
+from bloomery.tasks.evaluation.slices import read_slice_values
 from bloomery.tasks.registry import model_registry
 
 if TYPE_CHECKING:
@@ -115,6 +120,8 @@ def compare_with_champion(bento: Bento, champion: ModelVersion | None) -> Interv
     encoder = read_bento_encoder(tag)
     if encoder is None or encoder.features.task != bento.choice.candidates.trained.dataset.task:
         return None
+    if encoder.features.task == "embedding":
+        return _compare_ranks(bento, tag, encoder)
     predictions = run_bento(tag, encoder, read_held_out_rows(bento.choice))
     return None if predictions is None else _measure_degradation(bento, encoder, predictions)
 
@@ -216,15 +223,36 @@ def read_bento_encoder(tag: str) -> Encoder | None:
 
 def run_bento(tag: str, encoder: Encoder, rows: pa.Table) -> np.ndarray | None:
     """The probabilities or numbers that the files of a bento predict for raw rows; None if they cannot be used."""
-    from bloomery.models.inference.outputs import compute_outputs, predictions_from
+    from bloomery.models.inference.outputs import predictions_from
+
+    try:
+        return predictions_from(encoder, _open_network(tag)(encode(encoder, rows)))
+    except Exception:  # a broken champion must not block its successor
+        return None
+
+
+def _open_network(tag: str) -> Callable[[np.ndarray], np.ndarray]:
+    """The function from encoded rows to outputs of a bento's file."""
+    from bloomery.models.inference.outputs import compute_outputs
     from bloomery.models.inference.runtime import create_session
 
     folder = artifacts_folder(tag)
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    session = create_session(folder / manifest.get("model", "model.onnx"), device=manifest.get("device"))
+    return partial(compute_outputs, session, is_row_by_row=manifest.get("is_row_by_row", False))
+
+
+def _compare_ranks(bento: Bento, tag: str, encoder: Encoder) -> Interval | None:
+    """The degradation from an embedding as champion, which ranks the positives of the test rows by its vectors."""
+    trained, table = bento.choice.candidates.trained, read_measured_predictions(bento.choice)
+    dataset = trained.dataset
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        x = encode(encoder, rows)
-        is_row_by_row = manifest.get("is_row_by_row", False)
-        session = create_session(folder / manifest.get("model", "model.onnx"), device=manifest.get("device"))
-        return predictions_from(encoder, compute_outputs(session, x, is_row_by_row=is_row_by_row))
+        keys = table[key_column(dataset.key)].combine_chunks()
+        rows = read_slice_values(dataset, keys, [*encoder.columns, dataset.label])
+        texts = combine_chunks(encode_labels(encoder, rows[dataset.label]))
+        y = texts.flatten().to_numpy().reshape(len(texts), -1)
+        ranks_N = predict_rows(encoder, encode(encoder, rows), y, _open_network(tag)).values
     except Exception:  # a broken champion must not block its successor
         return None
+    labels, after = ground_truth(dataset, table), predicted_values(dataset, table)
+    return compare_predictions(trained.score, labels, ranks_N, after)

@@ -71,6 +71,8 @@ def require_not_worse_on_recent_data(
     if candidate_encoder is None:
         return "not compared on recent data: the bento cannot be read"
     features = candidate_encoder.features
+    if features.task == "embedding":
+        return "not compared on recent data: no label arrives for a vector"
     is_multilabel = features.task == "multilabel"
     separator = read_set_separator(tag, features.label) if is_multilabel else None
     arrived = read_labels(label_path, is_multilabel=is_multilabel, separator=separator)

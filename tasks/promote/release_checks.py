@@ -150,6 +150,8 @@ def _run_smoke_test(bento: Bento, num_rows: int) -> tuple[int, dict[str, Any]]:
         description = f"the row with {dataset.key} {truths[position][key]}"
         require_same_prediction(prediction, examples[position]["prediction"], limit, description, bento.tag)
     first = single[0]
+    if "embedding" in first:
+        return len(rows), {"key": truths[0][key], "dimensions": len(first["embedding"])}
     if "labels" in first:
         first = {"labels": first["labels"]}
     if "label" in first:

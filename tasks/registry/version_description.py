@@ -128,11 +128,15 @@ def _model_description(name: str, bento: Bento, contract: Contract) -> str:
         more = f" and {len(classes) - _MAX_NAMES:,} more" if len(classes) > _MAX_NAMES else ""
         choice = "any of" if dataset.task == "multilabel" else "one of"
         output = f"{escape_markdown(dataset.label)}, {choice} {', '.join(classes[:_MAX_NAMES])}{more}"
+    if dataset.task == "embedding":
+        output = "vectors, which are close for texts that belong together"
+    verb = "Computes" if dataset.task == "embedding" else "Predicts"
+    more = " and more" if len(dataset.inputs) > _MAX_NAMES else ""
     inputs = ", ".join(escape_markdown(column) for column in dataset.inputs[:_MAX_NAMES])
     limits = contract.description.get("limitations")
     lines = [
         escape_markdown(str(contract.description.get("purpose") or "")),
-        f"Predicts {output}, from {inputs}{' and more' if len(dataset.inputs) > _MAX_NAMES else ''}.",
+        f"{verb} {output}, from {inputs}{more}.",
         f"**Limits.** {escape_markdown(str(limits))}" if limits else "",
         f"Served by `bloomery serve {name}`. The page of each version links to its model card.",
     ]

@@ -71,9 +71,12 @@ class _ExplainedRows(NamedTuple):
 
 
 def log_run_explanations(run: TrainingRun, folder: Path, network: nn.Module | OutputFunction, sample: Examples) -> None:
-    """Explains predictions for rows of `sample`, and logs the result to the run, if the recipe requests it."""
+    """Explains predictions for rows of `sample`, and logs the result to the run, if the recipe requests it.
+
+    The values of a vector have no meaning of their own, so that those of an embedding are not explained.
+    """
     dataset, encoder, options = run.dataset, run.encoder, run.training.explain
-    if options is None:
+    if options is None or dataset.task == "embedding":
         return
     job = ExplanationJob(
         network=network,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from bloomery.data_contracts.records.records import Dataset, InitialWeights
-from bloomery.models.networks.config import Model, TabM
+from bloomery.models.networks.config import Gpt, Model, Rnn, TabM, Transformer, vector_width
 from bloomery.models.training.config import Training
 from bloomery.tasks.infrastructure.device import select_device
 from bloomery.tasks.infrastructure.settings import settings
@@ -71,6 +71,9 @@ def make_blueprint(dataset: Dataset, model: Model) -> Blueprint:
     from bloomery.models.networks.blueprint import Blueprint
 
     num_outputs = 1 if dataset.task == "regression" else len(dataset.classes)
+    if dataset.task == "embedding":
+        assert isinstance(model, Rnn | Transformer | Gpt)  # other kinds are refused when the recipe is read
+        num_outputs = vector_width(model)
     return Blueprint(config=model, layout=dataset.layout, task=dataset.task, num_outputs=num_outputs)
 
 

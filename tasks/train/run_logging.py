@@ -75,12 +75,13 @@ def log_result(run: TrainingRun, out: Output, result: fit.FitResult, curves: Tra
     run_id = run.run_id
     folder = out.path("report")
     folder.mkdir()
-    plot_training_curves(result.history, run.score, curves.unit, folder / "curves.png")
+    if result.history:
+        plot_training_curves(result.history, run.score, curves.unit, folder / "curves.png")
     example = run.splits.train.example_batch()
     mlflow_runs.log_metrics(
         run_id,
         {
-            "best_val_loss": min(epoch.val_loss for epoch in result.history),
+            **({"best_val_loss": min(epoch.val_loss for epoch in result.history)} if result.history else {}),
             "num_parameters": num_parameters(result.network),
             **_throughput_metrics(result.network, example, run.training, curves.rows_per_second),
         },

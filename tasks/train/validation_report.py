@@ -14,6 +14,7 @@ import pyarrow.csv
 
 from bloomery.data_contracts.records.key_column import key_column
 from bloomery.data_contracts.records.records import Dataset
+from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.data_contracts.serving.predictions import decide_labels
 from bloomery.models.evaluation import metrics
 from bloomery.models.evaluation.calibration import calibration_bins, expected_calibration_error, predicted_decisions
@@ -21,6 +22,7 @@ from bloomery.models.evaluation.label_sets import are_sets_right
 from bloomery.models.evaluation.scores import compute_metrics, compute_score
 from bloomery.models.features.labels import name_labels
 from bloomery.tasks.evaluation import plots
+from bloomery.tasks.evaluation.row_predictions import predict_rows
 from bloomery.tasks.evaluation.scoring import GroundTruth, build_ground_truth, class_table, slice_table
 from bloomery.tasks.tracking import mlflow_runs
 from bloomery.tasks.train.training_run import TrainingRun
@@ -37,22 +39,28 @@ _NUM_PLOTTED_ROWS = 18
 
 def log_validation_report(run: TrainingRun, folder: Path, network: nn.Module, split: Examples) -> None:
     """Logs metrics and tables of the predictions for `split`, and all files of `folder` with the plots added to it."""
-    from bloomery.models.inference.outputs import predictions_from
+    import torch
+
     from bloomery.models.training.loop import predict
 
     dataset, encoder, slices = run.dataset, run.encoder, run.training.slices
     truth = build_ground_truth(encoder, dataset, split)
-    predictions = predictions_from(encoder, predict(network, split.x).numpy())
+
+    def compute(x: np.ndarray) -> np.ndarray:
+        return predict(network, torch.from_numpy(x)).numpy()
+
+    predictions = predict_rows(encoder, split.x.numpy(), split.y.numpy(), compute).values
+    values: dict[str, float] = {}
     if dataset.task == "classification":
         values = _report_classification(run.run_id, folder, truth, predictions, dataset)
     elif dataset.task == "multilabel":
         values = _report_sets(run.run_id, folder, truth, predictions, dataset)
-    else:
+    elif dataset.task == "regression":
         values = _report_regression(folder, truth, predictions)
     client = mlflow_runs.client()
     if slices:
         client.log_table(run.run_id, slice_table(dataset, slices, truth, predictions), "val_per_slice.json")
-    worst = _find_worst_rows(truth, predictions)
+    worst = _find_worst_rows(dataset.task, truth, predictions)
     client.log_table(run.run_id, _make_worst_table(worst, truth, predictions, dataset), "val_worst.json")
     if dataset.layout.kind == "image" and len(worst):
         plotted = worst[:_NUM_PLOTTED_ROWS]
@@ -127,11 +135,14 @@ def _write_confusions(counts_KK: np.ndarray, classes: tuple[int | str, ...], pat
     pyarrow.csv.write_csv(table, path)
 
 
-def _find_worst_rows(truth: GroundTruth, predictions: np.ndarray) -> np.ndarray:
+def _find_worst_rows(task: Task, truth: GroundTruth, predictions: np.ndarray) -> np.ndarray:
     """Positions of the worst predictions, worst first: wrong classes by the true class's probability, or errors.
 
-    Of sets of labels those with the largest cross entropy.
+    Of sets of labels those with the largest cross entropy, and of an embedding the highest ranks of positives.
     """
+    if task == "embedding":
+        wrong = np.flatnonzero(predictions > 1)
+        return wrong[np.argsort(-predictions[wrong], kind="stable")][:_NUM_WORST_ROWS]
     if truth.truth.ndim == 2:
         wrong = np.flatnonzero(~are_sets_right(truth.truth, decide_labels(predictions)))
         losses_N = -np.log(np.maximum(np.where(truth.truth > 0, predictions, 1 - predictions), 1e-12)).mean(axis=1)
@@ -147,6 +158,8 @@ def _make_worst_table(
     positions: np.ndarray, truth: GroundTruth, predictions: np.ndarray, dataset: Dataset
 ) -> dict[str, list[Any]]:
     table = {key_column(dataset.key): [str(key) for key in truth.key[positions].tolist()]}
+    if dataset.task == "embedding":
+        return table | {"rank of the positive": predictions[positions].tolist()}
     if predictions.ndim == 1:
         return table | {"truth": truth.truth[positions].tolist(), "prediction": predictions[positions].tolist()}
     if truth.truth.ndim == 2:

@@ -55,7 +55,7 @@ def openapi_document(version: LoadedVersion, key_policy: KeyPolicy, *, has_card:
         },
         "paths": {
             "/predict": {"post": _predict_operation(version, error_responses)},
-            "/explain": {"post": _explain_operation(version, error_responses)},
+            **({} if version.is_embedding else {"/explain": {"post": _explain_operation(version, error_responses)}}),
             **{
                 path: {"get": {"summary": summary, "responses": {"200": {"description": summary}}}}
                 for path, summary in pages.items()
@@ -192,6 +192,8 @@ def _prediction_schema(version: LoadedVersion) -> dict[str, Any]:
             "description": f"the interval contains {level:.0%} of the true values",
         }
         return _object({"value": _NUMBER, "lower": limit, "upper": limit})
+    if version.is_embedding:
+        return _object({"embedding": {"type": "array", "items": _NUMBER}})
     probability = {**_NUMBER, "minimum": 0, "maximum": 1}
     label: dict[str, Any] = {"enum": list(version.encoder.classes)}
     labels = {"type": "array", "items": label, "description": "the labels of a probability of at least 0.5"}

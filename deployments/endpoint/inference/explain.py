@@ -43,6 +43,10 @@ class Explainer:
                 or shap is not installed.
             DataUnfit: the encoder rejects a value.
         """
+        if version.is_embedding:
+            raise HTTPError(
+                HTTPStatus.NOT_IMPLEMENTED, "the values of a vector have no meaning of their own to explain"
+            )
         class_index = requested_class(version, query)
         if self._running.locked():
             raise _busy()

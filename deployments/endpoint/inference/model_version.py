@@ -27,7 +27,7 @@ from bloomery.models.features.encoder import encode, read_encoder
 from bloomery.models.features.labels import name_labels
 from bloomery.models.features.statistics.arrow_arrays import Rows
 from bloomery.models.inference.outputs import TOLERANCE, compute_outputs, predictions_from, score_unit
-from bloomery.models.inference.runtime import create_session
+from bloomery.models.inference.runtime import VECTORS, create_session
 from bloomery.models.media.config import MEDIA_FILE, MediaColumn
 from bloomery.models.profiling.cpu_features import cpu_flags, needs_reduced_range
 
@@ -86,6 +86,7 @@ class LoadedVersion:
         self.media = _read_media_column(artifacts, self.manifest)
         self.is_regression = self.encoder.features.task == "regression"
         self.is_multilabel = self.encoder.features.task == "multilabel"
+        self.is_embedding = self.encoder.features.task == "embedding"
         interval = self.manifest.get("interval")
         self.half_width: float | None = None if interval is None else interval["half_width"]
         self._session = self._open_session()
@@ -109,7 +110,7 @@ class LoadedVersion:
             return create_session(path)
 
     def predict(self, rows: Rows) -> np.ndarray:
-        """Probabilities float64 (B, K), or regression values float64 (B,).
+        """Probabilities float64 (B, K), regression values float64 (B,), or vectors float32 (B, W).
 
         Raises:
             DataUnfit: the encoder rejects a value, such as a category that the training data does not have.
@@ -130,7 +131,9 @@ class LoadedVersion:
         return encode(self.encoder, self.row_check.to_columns(self.row_check.parse_json(body)).batch)
 
     def format_predictions(self, outputs: np.ndarray) -> list[dict[str, Any]]:
-        """JSON predictions: a label, or labels, with the probability of each class; or a value in the label's unit."""
+        """JSON predictions: a label, or labels, with the probability of each class; a value; or a vector."""
+        if self.is_embedding:
+            return [{"embedding": vector} for vector in self._vectors(outputs).tolist()]
         if self.is_regression and self.half_width is not None:
             limits = zip(outputs.tolist(), *(values.tolist() for values in self._limits(outputs)), strict=True)
             return [{"value": value, "lower": lower, "upper": upper} for value, lower, upper in limits]
@@ -150,6 +153,10 @@ class LoadedVersion:
 
     def predictions_table(self, outputs: np.ndarray) -> pa.Table:
         """Predictions as columns; the schema's metadata lists the classes in the order of the probabilities."""
+        if self.is_embedding:
+            return pa.table({"embedding": _list_array(self._vectors(outputs))}).replace_schema_metadata(
+                {"model": self.tag}
+            )
         if self.is_regression:
             limits = (
                 {} if self.half_width is None else dict(zip(("lower", "upper"), self._limits(outputs), strict=True))
@@ -162,6 +169,15 @@ class LoadedVersion:
             labels = pa.array(list(self.encoder.classes)).take(pa.array(outputs.argmax(axis=1)))
             table = pa.table({"label": labels, "probabilities": _list_array(outputs)})
         return table.replace_schema_metadata({"model": self.tag, "classes": json.dumps(self._class_names)})
+
+    @cached_property
+    def has_int8_vectors(self) -> bool:
+        """Whether the values of vectors are integers from -127 to 127."""
+        return self._session.get_modelmeta().custom_metadata_map.get(VECTORS) == "int8"
+
+    def _vectors(self, outputs: np.ndarray) -> np.ndarray:
+        """Vectors (B, W) in their type, int8 or float32."""
+        return outputs.astype(np.int8) if self.has_int8_vectors else outputs
 
     def _limits(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The lower and upper limits of the conformal intervals around `values`."""
@@ -204,6 +220,6 @@ def _read_media_column(artifacts: Path, manifest: dict[str, Any]) -> MediaColumn
 
 
 def _list_array(values: np.ndarray) -> pa.Array:
-    """Each row of float64 (B, K) as a list."""
+    """Each row of an array (B, K) as a list."""
     offsets = np.arange(0, values.size + 1, max(values.shape[1], 1), dtype=np.int32)
     return pa.ListArray.from_arrays(offsets, np.ascontiguousarray(values).reshape(-1))

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from bloomery.models.training.config import Loop
+from bloomery.models.training.optimization.contrastive_loss import contrastive_loss, is_embedding
 
 BatchLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -25,18 +26,21 @@ def is_regression(y: torch.Tensor) -> bool:
 
 def is_multilabel(y: torch.Tensor) -> bool:
     """Whether labels are sets: 0 and 1 for each label (B, K)."""
-    return y.dim() == 2
+    return y.dim() == 2 and not is_embedding(y)
 
 
 def build_loss(loop: Loop, train_y: torch.Tensor, quantile: float | None = None) -> BatchLoss:
     """Builds (outputs_BK, y_B) -> sum of the rows' losses: cross entropy in nats, or squared or Huber error.
 
-    The loss of a set of labels is the mean of the binary cross entropies of its labels.
+    The loss of a set of labels is the mean of the binary cross entropies of its labels. Of an embedding it is the
+    contrastive loss, whose outputs are those of queries and positives.
 
     With a `quantile`, a regression learns it by the quantile (pinball) loss, whatever `loop.loss` is.
 
     Source: Koenker & Bassett 1978, "Regression Quantiles".
     """
+    if is_embedding(train_y):
+        return lambda outputs_BK, y_B: contrastive_loss(outputs_BK, y_B, loop)
     if is_regression(train_y) and quantile is not None:
         return lambda outputs_BK, y_B: _quantile_loss(y_B - outputs_BK.squeeze(1).float(), quantile)
     if is_regression(train_y):

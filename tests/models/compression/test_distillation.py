@@ -191,7 +191,7 @@ def test_a_student_of_sets_of_labels_learns_from_the_teacher_and_the_labels():
     examples = Examples(x, y, np.arange(64))
     teacher, student = (nn.Linear(4, 3) for _ in range(2))
     teacher.weight.data, teacher.bias.data = torch.eye(3, 4) * 5, torch.zeros(3)
-    placement = Placement(parallelize=create_distiller(teacher, Distillation(weight=0.5), is_multilabel=True))
+    placement = Placement(parallelize=create_distiller(teacher, Distillation(weight=0.5), distance=set_target_loss))
     loop = Loop(epochs=20, batch_size=16, learning_rate=0.05)
     history = train(student, TrainingData(examples, examples), loop, placement=placement)
     assert history[-1].val_score > 0.8  # subset accuracy

@@ -1,0 +1,88 @@
+"""Checks that an embedding uses only what works for vectors of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bloomery.models.compression.config import CandidateSpec, Compression
+from bloomery.models.features.config import Features
+from bloomery.models.networks.config import EMBEDDING_KINDS, Gpt, Model, Rnn, Transformer, vector_width
+from bloomery.models.training.config import Training
+
+_TASK = "`task: embedding` of the features"
+
+
+def check_embedding(
+    features: Features, model: Model, training: Training | None, compression: Compression | None
+) -> Iterator[str]:
+    """Yields options that do not work for vectors; of other tasks, options that work for vectors alone."""
+    if features.task != "embedding":
+        yield from _check_other_task(training, compression)
+        return
+    yield from _check_kind("model", model)
+    if features.unlabelled == "teach":
+        yield "features.unlabelled: a text without a positive teaches nothing; leave it out"
+    if training is not None:
+        yield from _check_training(training, model)
+    if compression is not None:
+        yield from _check_compression(compression, model)
+
+
+def _check_other_task(training: Training | None, compression: Compression | None) -> Iterator[str]:
+    for name in ("temperature", "matryoshka"):
+        if training is not None and getattr(training, name) is not None:
+            yield f"training.{name}: it is an option of {_TASK}; leave it out"
+    for candidate in (compression.candidates or ()) if compression is not None else ():
+        for name in ("dimensions", "vectors"):
+            if getattr(candidate, name) is not None:
+                yield f"compression.candidates: {name} of {candidate.name} is an option of {_TASK}; leave it out"
+
+
+def _check_kind(place: str, model: Model) -> Iterator[str]:
+    if model.kind not in EMBEDDING_KINDS:
+        yield f"{place}: a network of kind {model.kind} computes no vectors of texts; use {', '.join(EMBEDDING_KINDS)}"
+
+
+def _check_training(training: Training, model: Model) -> Iterator[str]:
+    for name, reason in (
+        ("class_weights", "texts belong to no class"),
+        ("label_smoothing", "texts belong to no class"),
+        ("privacy", "the contrastive loss of a row depends on the other rows of its batch"),
+        ("slices", "the positives of a slice alone would be easier to find"),
+        ("search", "a search for vectors is not implemented; name the network and its options"),
+        ("start_from", "weights of another network are not taken over for vectors"),
+    ):
+        if getattr(training, name) != Training.model_fields[name].get_default(call_default_factory=True):
+            yield f"training.{name}: {reason}; leave it out"
+    if training.explain is not None and "explain" in training.model_fields_set:
+        yield "training.explain: the values of a vector have no meaning of their own to explain; leave it out"
+    if training.strategy == "pipeline":
+        yield "training.strategy: a pipeline computes the loss of a part of a batch; use ddp, fsdp or tensor"
+    if training.matryoshka and isinstance(model, Rnn | Transformer | Gpt):
+        too_long = [length for length in training.matryoshka if length >= vector_width(model)]
+        if too_long:
+            yield (
+                f"training.matryoshka: {', '.join(map(str, too_long))} is not shorter than the vectors, which have "
+                f"{vector_width(model)} values; the complete vector is always trained"
+            )
+
+
+def _check_compression(compression: Compression, model: Model) -> Iterator[str]:
+    if compression.search is not None:
+        yield "compression.search: a search for vectors is not implemented; name `candidates`"
+    for name in compression.extra_formats:
+        yield f"compression.extra_formats: a {name} file has outputs that are no vectors yet; leave it out"
+    for candidate in compression.candidates or ():
+        yield from _check_candidate(candidate, model)
+
+
+def _check_candidate(candidate: CandidateSpec, model: Model) -> Iterator[str]:
+    place = f"compression.candidates: {candidate.name}"
+    if isinstance(candidate.float_layers, float):
+        yield f"{place}: `float_layers` needs an error rate, which vectors do not have; use `first`, or leave it out"
+    if candidate.student is not None:
+        yield from _check_kind(f"compression.candidates: the student of {candidate.name}", candidate.student.model)
+    if candidate.dimensions is not None and isinstance(model, Rnn | Transformer | Gpt):
+        width = vector_width(model)
+        if candidate.dimensions >= width:
+            yield f"{place}: `dimensions` is {candidate.dimensions}, and vectors have {width} values; take fewer"

@@ -1,0 +1,114 @@
+"""What does not work with vectors is refused when a recipe is read, with a reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter
+
+from bloomery.data_contracts.odcs.contract import Contract
+from bloomery.data_contracts.records.scores import Score
+from bloomery.flows.recipe.consistency import find_inconsistencies
+from bloomery.flows.recipe.limit_checks import find_misplaced_limits
+from bloomery.models.compression.budget import Budget
+from bloomery.models.compression.config import Compression
+from bloomery.models.evaluation.gates import Gates
+from bloomery.models.features.config import Features
+from bloomery.models.networks.config import Model
+from bloomery.models.training.config import Training
+from tests.records import contract_document
+
+CONTRACT = Contract.model_validate(
+    contract_document(
+        {"name": "id", "logicalType": "integer", "primaryKey": True},
+        {"name": "query", "logicalType": "string", "required": True},
+        {"name": "answer", "logicalType": "string", "required": True},
+        {"name": "count", "logicalType": "integer", "required": True},
+    )
+)
+TEXT = {"kind": "text", "column": "query", "length": 8, "vocabulary_size": 300}
+
+
+def problems(
+    task: str = "embedding",
+    label: str = "answer",
+    model: Any = None,
+    training: dict[str, Any] | None = None,
+    candidates: Any = None,
+    **compression: Any,
+) -> list[str]:
+    network = {"kind": "transformer", "width": 32} if model is None else model
+    return list(
+        find_inconsistencies(
+            Features.model_validate({"key": "id", "label": label, "task": task, "inputs": [TEXT]}),
+            TypeAdapter(Model).validate_python(network),
+            CONTRACT,
+            Training.model_validate({"epochs": 1, **(training or {})}),
+            Compression.model_validate({"candidates": candidates, **compression}),
+        )
+    )
+
+
+def test_vectors_may_be_short_and_of_integers():
+    candidates = [{"name": "fp32"}, {"name": "small", "quantize": "dynamic", "dimensions": 8, "vectors": "int8"}]
+    training = {"matryoshka": [8, 16], "temperature": 0.02}
+    assert problems(candidates=candidates, training=training) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"label": "count"}, "the label of an embedding is a text"),
+        ({"model": {"kind": "mlp"}}, "a network of kind mlp computes no vectors of texts; use rnn, transformer, gpt"),
+        ({"training": {"class_weights": "balanced"}}, "training.class_weights: texts belong to no class"),
+        ({"training": {"label_smoothing": 0.1}}, "training.label_smoothing: texts belong to no class"),
+        ({"training": {"slices": ["count"]}}, "training.slices: the positives of a slice"),
+        ({"training": {"explain": {"rows": 2}}}, "training.explain: the values of a vector have no meaning"),
+        ({"training": {"search": {"trials": 3}}}, "training.search: "),
+        ({"training": {"loss": "huber"}}, "training.loss: huber is for a regression; vectors have a contrastive loss"),
+        ({"training": {"matryoshka": [8, 32]}}, "training.matryoshka: 32 is not shorter than the vectors"),
+        ({"search": True}, "compression.search: a search for vectors"),
+        ({"extra_formats": ["pt2"]}, "compression.extra_formats: a pt2 file"),
+        (
+            {"candidates": [{"name": "fp32"}, {"name": "long", "dimensions": 32}]},
+            "long: `dimensions` is 32, and vectors have 32 values",
+        ),
+        (
+            {"candidates": [{"name": "fp32"}, {"name": "part", "quantize": "dynamic", "float_layers": 0.1}]},
+            "part: `float_layers` needs an error rate",
+        ),
+        ({"task": "classification", "training": {"temperature": 0.1}}, "training.temperature: it is an option of"),
+        (
+            {"task": "classification", "candidates": [{"name": "fp32"}, {"name": "short", "dimensions": 2}]},
+            "dimensions of short is an option of `task: embedding`",
+        ),
+    ],
+)
+def test_what_does_not_work_is_named_with_a_reason(fields, message):
+    messages = problems(**fields)
+    assert any(message in problem for problem in messages), messages
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"gates": Gates(min_accuracy=0.5)}, "use gates.min_score"),
+        ({"budget": Budget(class_drop=0.1)}, "use budget.accuracy_drop"),
+        ({"gates": Gates(max_error=0.5)}, "use gates.min_score"),
+        ({"score": Score(name="accuracy")}, "use one of ndcg_at_10, recall_at_1, recall_at_5, recall_at_10"),
+    ],
+)
+def test_limits_of_other_tasks_are_refused(limits, message):
+    options = {"budget": Budget(), "gates": Gates(), **limits}
+    (problem,) = find_misplaced_limits("embedding", options["budget"], options["gates"], (), options.get("score"))
+    assert message in problem
+
+
+def test_options_of_embeddings_are_not_written_for_other_recipes():
+    # They would change the keys of all stages.
+    assert not {"temperature", "matryoshka"} & set(Training(epochs=1).model_dump())
+    (spec,) = Compression.model_validate({"candidates": [{"name": "fp32"}]}).candidates or ()
+    assert not {"dimensions", "vectors"} & set(spec.model_dump())
+    assert "vector_bytes" not in Budget().model_dump()
+    assert Training(epochs=1, temperature=0.1).model_dump()["temperature"] == 0.1
