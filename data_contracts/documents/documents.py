@@ -15,6 +15,11 @@ from bloomery.data_contracts.errors import DataMissing, DocumentInvalid
 Location = tuple[str | int, ...]
 
 
+def is_unset(value: object) -> bool:
+    """Whether an option is null; `exclude_if=is_unset` does not write it, so that stages without it keep their keys."""
+    return value is None
+
+
 class Document(BaseModel):
     """A frozen section of a recipe, a contract or a record. An unknown key is an error."""
 

@@ -50,7 +50,6 @@ def _check_training(training: Training, model: Model) -> Iterator[str]:
         ("privacy", "the contrastive loss of a row depends on the other rows of its batch"),
         ("slices", "the positives of a slice alone would be easier to find"),
         ("search", "a search for vectors is not implemented; name the network and its options"),
-        ("start_from", "weights of another network are not taken over for vectors"),
     ):
         if getattr(training, name) != Training.model_fields[name].get_default(call_default_factory=True):
             yield f"training.{name}: {reason}; leave it out"

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from bloomery.data_contracts.documents.documents import Document
+from bloomery.data_contracts.documents.documents import Document, is_unset
 from bloomery.models.features.input_config import Count
 
 Percentile = Literal[50, 90, 95, 99]
@@ -77,11 +77,6 @@ def _expand_objective(value: Any) -> Any:
     return {**dict.fromkeys(fields, 0.0), **weights}
 
 
-def _is_none(value: object) -> bool:
-    """Whether a limit is not set; it is then not written, so that keys of stages stay as they were."""
-    return value is None
-
-
 class Budget(Document):
     """Hard limits for a candidate; missing ones do not apply. `objective` ranks those within all limits."""
 
@@ -104,7 +99,7 @@ class Budget(Document):
     ] = None
     size_bytes: Annotated[Count | None, Field(description="size of the ONNX file as shipped")] = None
     vector_bytes: Annotated[
-        Count | None, Field(exclude_if=_is_none, description="embedding: size of a vector, 4 bytes or 1 per value")
+        Count | None, Field(exclude_if=is_unset, description="embedding: size of a vector, 4 bytes or 1 per value")
     ] = None
     latency_ms: Annotated[
         LatencyLimit | None,

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from bloomery.data_contracts.documents.documents import Document
+from bloomery.data_contracts.documents.documents import Document, is_unset
 from bloomery.data_contracts.records.serving_device import OptionalGpuDevice
 from bloomery.models.features.input_config import Count
 from bloomery.models.features.splits import Share
@@ -34,11 +34,6 @@ _FILE_FIELDS = (
 )
 NOT_COMPRESSIBLE = ("boosted_trees", "tabular_ensemble")  # files with trees: they only lose some of their trees
 PRUNABLE = ("cnn", "lenet", "resnet", "mlp", "ft_transformer", "rnn", "transformer", "gpt")
-
-
-def _is_none(value: object) -> bool:
-    """Whether an option is not set; it is then not written, so that keys of stages stay as they were."""
-    return value is None
 
 
 class Pruning(Document):
@@ -207,11 +202,11 @@ class CandidateSpec(Document):
     ] = None
     dimensions: Annotated[
         Count | None,
-        Field(exclude_if=_is_none, description="embedding: so many first values of a vector are its result"),
+        Field(exclude_if=is_unset, description="embedding: so many first values of a vector are its result"),
     ] = None
     vectors: Annotated[
         Literal["int8"] | None,
-        Field(exclude_if=_is_none, description="embedding: values of vectors are integers from -127 to 127"),
+        Field(exclude_if=is_unset, description="embedding: values of vectors are integers from -127 to 127"),
     ] = None
     storage: Annotated[
         Literal["entropy_coded", "zstd"] | None,

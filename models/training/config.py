@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from bloomery.data_contracts.documents.documents import Document
+from bloomery.data_contracts.documents.documents import Document, is_unset
 from bloomery.data_contracts.records.scores import Score
 from bloomery.models.features.input_config import Count
 from bloomery.models.features.splits import Share
@@ -17,11 +17,6 @@ Strategy = Literal["ddp", "fsdp", "tensor", "pipeline"]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 AttributionMethod = Literal["integrated_gradients", "occlusion", "lime", "kernel_shap", "shapley"]
 AttributionBaseline = Literal["mean", "zero", "blur"]
-
-
-def _is_none(value: object) -> bool:
-    """Whether an option is not set; it is then not written, so that keys of stages stay as they were."""
-    return value is None
 
 
 class Augment(Document):
@@ -58,12 +53,12 @@ class Loop(Document):
     loss: Annotated[Literal["squared", "huber"], Field(description="for a regression")] = "squared"
     temperature: Annotated[
         PositiveFloat | None,
-        Field(exclude_if=_is_none, description="embedding: divides the cosines; default: 0.05"),
+        Field(exclude_if=is_unset, description="embedding: divides the cosines; default: 0.05"),
     ] = None
     matryoshka: Annotated[
         tuple[Count, ...] | None,
         Field(
-            exclude_if=_is_none,
+            exclude_if=is_unset,
             min_length=1,
             description="embedding: lengths to which vectors can be cut; each is trained as the complete vector",
         ),
