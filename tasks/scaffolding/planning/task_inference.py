@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 from bloomery.data_contracts.errors import RecipeInvalid
-from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.tasks.scaffolding.planning.entity_columns import counts_things, names_code
 from bloomery.tasks.scaffolding.planning.input_planning import split_words
 from bloomery.tasks.scaffolding.profiling.profiler import ColumnProfile
 
+# The tasks of labels that a draft may have, and those that a user may request.
+LabelTask = Literal["classification", "regression", "multilabel"]
 DraftTask = Literal["classification", "regression", "forecasting", "multilabel"]
 SplitKind = Literal["key", "group", "time", "given"]
 _MAX_CODES = 20  # distinct whole numbers that are classes unless the name says otherwise
@@ -44,7 +45,7 @@ class TaskRequest:
 class TaskChoice(NamedTuple):
     """What a model predicts: the kind of label, whether it is that of a later row, and the reason as a clause."""
 
-    label_task: Task
+    label_task: LabelTask
     is_forecast: bool
     reason: str
 
@@ -105,7 +106,7 @@ def infer_label_task(column: ColumnProfile, kind: str = "", requested: DraftTask
     if requested == "classification" or requested == "regression" or requested == "multilabel":
         return TaskChoice(requested, is_forecast=False, reason="as requested")
     if requested == "forecasting":
-        label_task: Task = "regression" if may_be_forecast(column) else "classification"
+        label_task: LabelTask = "regression" if may_be_forecast(column) else "classification"
         return TaskChoice(label_task, is_forecast=True, reason="as requested")
     noun = _TYPE_NOUNS.get(column.logical_type, f"of type {column.logical_type}")
     values = [value for value, _ in column.value_counts or ()]
