@@ -16,6 +16,7 @@ WEIGHTS_FILE = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"  # of weights in several files
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_FILES = (TOKENIZER_FILE, "tokenizer_config.json", "special_tokens_map.json")
+POOLING_FILE = "1_Pooling/config.json"  # of sentence-transformers
 PREPROCESSOR_FILE = "preprocessor_config.json"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bloomery.data_contracts.odcs.contract import Contract
+from bloomery.flows.recipe.pretrained_checks import check_pretrained
 from bloomery.models.compression.config import NOT_COMPRESSIBLE, PRUNABLE, CandidateSpec, Compression
 from bloomery.models.compression.obstacles import (
     find_compression_obstacle,
@@ -14,6 +15,7 @@ from bloomery.models.compression.obstacles import (
 from bloomery.models.features.config import Features
 from bloomery.models.features.input_config import CategoryInput, ImageInput, SeriesInput
 from bloomery.models.networks.config import Mlp, Model, Rnn, TabM, TabularEnsemble
+from bloomery.models.networks.pretrained_config import Pretrained
 from bloomery.models.training.config import Training
 from bloomery.models.tree_ensembles.class_shift import SHIFTED_SCORES
 
@@ -34,6 +36,7 @@ _READABLE_FORMS = {
     "transformer": (_SEQUENCE, _TEXT, _AUDIO, _IMAGE),
     "gpt": (_TEXT,),
     "huggingface": (_TEXT, _IMAGE, _AUDIO),
+    "pretrained": (_TEXT,),
 }
 _SINGLE_CHANNEL_NETWORKS = ("rnn", "transformer")
 # Options that private training does not support: it samples rows at random, clips gradients and adds noise.
@@ -75,6 +78,8 @@ def check_network(features: Features, model: Model) -> Iterator[str]:
             f"model: a network of kind {model.kind} reads an image of one channel, column by column, but this one has "
             f"{first.shape[0]}; use cnn or resnet"
         )
+    elif isinstance(model, Pretrained):
+        yield from check_pretrained(features, model)
     if isinstance(model, Rnn) and model.relative:
         yield from _check_relative(features)
 

@@ -185,9 +185,12 @@ def _centre_outputs(network: nn.Module | OutputFunction) -> OutputFunction:
 
 
 def _find_embedding(network: nn.Module | OutputFunction, layout: Layout) -> nn.Embedding | None:
-    """The first embedding of `network` that has a row for each token."""
+    """The embedding that `network` declares, or its first one that has a row for each token."""
     if not isinstance(network, nn.Module) or layout.kind != "tokens":
         return None
+    declared = getattr(network, "token_embedding", None)
+    if declared is not None:
+        return declared()
     tables = (module for module in network.modules() if isinstance(module, nn.Embedding))
     return next((table for table in tables if table.num_embeddings >= (layout.num_tokens or 0)), None)
 

@@ -22,6 +22,7 @@ from onnxscript import optimizer
 from torch import nn
 
 from bloomery.data_contracts.errors import ParityBroken
+from bloomery.models.export.reshapes import remove_inverse_reshapes
 from bloomery.models.inference.parity import require_parity
 from bloomery.models.inference.runtime import INPUT, OUTPUT, create_session, run_session
 
@@ -62,6 +63,8 @@ def export_onnx(network: nn.Module, examples: torch.Tensor, path: Path, *, keep_
             model = export(network, sample, max_length)
         except (RuntimeError, ValueError, TypeError) as failure:
             raise _export_error(failure) from failure
+    if any(node.op_type == "MultiHeadAttention" for node in model.graph.node):
+        optimizer.remove_unused_nodes(remove_inverse_reshapes(model))
     if keep_names:
         _restore_weight_names(model.graph, network)
     onnx.save(strip_metadata(model), path)

@@ -28,6 +28,7 @@ from bloomery.models.networks.config import (
     TabularEnsemble,
     Transformer,
 )
+from bloomery.models.networks.pretrained_config import Pretrained, without_checkpoint
 
 
 class Blueprint(Document):
@@ -40,7 +41,10 @@ class Blueprint(Document):
 
 
 def build_network(blueprint: Blueprint) -> nn.Module:
-    """Builds an untrained network on the CPU, in training mode: x float32 (B, ...) -> float32 (B, outputs)."""
+    """Builds an untrained network on the CPU, in training mode: x float32 (B, ...) -> float32 (B, outputs).
+
+    A pretrained network has the weights of its checkpoint, if its config names the folder.
+    """
     from bloomery.models.networks.architectures import (
         cnn,
         custom,
@@ -49,6 +53,7 @@ def build_network(blueprint: Blueprint) -> nn.Module:
         huggingface,
         lenet,
         mlp,
+        pretrained,
         resnet,
         rnn,
         tabm,
@@ -79,6 +84,8 @@ def build_network(blueprint: Blueprint) -> nn.Module:
             return custom.build(config, layout, num_outputs)
         case HuggingFace():
             return huggingface.build(config, layout, num_outputs)
+        case Pretrained():
+            return pretrained.build(config, layout, num_outputs)
         case Auto() | Imported() | BoostedTrees() | TabularEnsemble():
             raise TypeError(f"a network of kind {config.kind} cannot be built")
 
@@ -96,9 +103,7 @@ def write_network(network: nn.Module, blueprint: Blueprint, weights: Path, bluep
     Returns:
         The sha256 of the weights' file.
     """
-    from bloomery.models.networks.architectures.huggingface import without_checkpoint
-
-    if isinstance(blueprint.config, HuggingFace):
+    if isinstance(blueprint.config, Pretrained):
         blueprint = blueprint.model_copy(update={"config": without_checkpoint(blueprint.config)})
     # Copies, because safetensors rejects tensors that share memory.
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}

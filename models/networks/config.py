@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from bloomery.data_contracts.documents.documents import Document
 from bloomery.models.features.input_config import Count
+from bloomery.models.networks.pretrained_config import Pretrained
 
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 HeadWidth = Annotated[Count | None, Field(description="default: `width` divided by the number of heads")]
@@ -206,25 +207,23 @@ class Custom(Document):
 
 
 class HuggingFace(Document):
-    """A network of Hugging Face `transformers`, from a configuration or a checkpoint folder, offline."""
+    """An untrained network of Hugging Face `transformers`, from a configuration."""
 
     kind: Literal["huggingface"]
-    checkpoint: Annotated[
-        str | None, Field(description="a folder with config.json and safetensors; its weights are the initial weights")
-    ] = None
-    config: Annotated[dict[str, Any] | None, Field(description="`model_type` and the keys of its configuration")] = None
-    sha256: Annotated[str | None, Field(description="set by Bloomery: the digest of the checkpoint")] = None
+    config: Annotated[dict[str, Any], Field(description="`model_type` and the keys of its configuration")]
 
-    def identity(self) -> Any:
-        """The checkpoint counts by its digest, not by its path."""
-        return self.model_dump(mode="json", exclude={"checkpoint"})
+    @model_validator(mode="before")
+    @classmethod
+    def _names_no_checkpoint(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("checkpoint") is not None:
+            raise ValueError(
+                f"a checkpoint is a network of kind pretrained: {{kind: pretrained, checkpoint: {value['checkpoint']}}}"
+            )
+        return value
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
-        # Once a checkpoint is resolved (`sha256`), its configuration is set too.
-        if (self.checkpoint is None) == (self.config is None) and self.sha256 is None:
-            raise ValueError("set either `checkpoint`, a folder, or `config`")
-        if self.config is not None and not isinstance(self.config.get("model_type"), str):
+        if not isinstance(self.config.get("model_type"), str):
             raise ValueError("a config needs a model_type, such as bert or vit")
         return self
 
@@ -354,6 +353,7 @@ _ModelUnion = Annotated[
     | Gpt
     | Custom
     | HuggingFace
+    | Pretrained
     | Imported
     | Auto,
     Field(discriminator="kind"),

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.checkpoint import (
     CONFIG_FILE,
+    POOLING_FILE,
     PREPROCESSOR_FILE,
     TOKENIZER_FILES,
     WEIGHTS_FILE,
@@ -24,7 +25,7 @@ from bloomery.tasks.checkpoints.packages import PACKAGE_PREFIX, find_in_package
 from bloomery.tasks.checkpoints.weights import find_weights
 
 # Files beside config.json and the weights that some checkpoints have. The pooling is that of sentence-transformers.
-_OPTIONAL_FILES = (*TOKENIZER_FILES, PREPROCESSOR_FILE, "1_Pooling/config.json")
+_OPTIONAL_FILES = (*TOKENIZER_FILES, PREPROCESSOR_FILE, POOLING_FILE)
 
 
 class Location(NamedTuple):

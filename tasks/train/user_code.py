@@ -8,18 +8,26 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from bloomery.data_contracts.documents.digests import digest_of_document, digest_of_file
+from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.errors import DataMissing, RecipeInvalid
-from bloomery.models.networks.config import Custom, HuggingFace, Imported, Model
+from bloomery.data_contracts.records.checkpoint import CONFIG_FILE, POOLING_FILE, Checkpoint
+from bloomery.models.networks.config import Custom, Imported, Model
+from bloomery.models.networks.pretrained_config import Pretrained
+from bloomery.tasks.checkpoints.json_files import read_object
+from bloomery.tasks.checkpoints.resolve import resolve_checkpoint
 from bloomery.tasks.orchestration.code_version import PACKAGE, versions
 
 _RESERVED = frozenset({PACKAGE, *sys.stdlib_module_names})
+# The pooling by the key of `POOLING_FILE` that is true.
+_POOLING_KEYS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_lasttoken": "last",
+}
 
 
 def bundle_user_code(model: Model, folder: Path) -> Model:
@@ -32,8 +40,8 @@ def bundle_user_code(model: Model, folder: Path) -> Model:
     match model:
         case Custom():
             return _bundle_code(model, folder)
-        case HuggingFace(checkpoint=str(checkpoint)):
-            return _bundle_checkpoint(model, (folder / Path(checkpoint).expanduser()).resolve())
+        case Pretrained():
+            return _bundle_checkpoint(model, folder)
         case Imported():
             return _bundle_file(model, (folder / Path(model.path).expanduser()).resolve())
     return model
@@ -115,26 +123,19 @@ def _is_importable(name: str, paths: list[Path]) -> bool:
     return spec is not None and spec.origin is not None and Path(spec.origin).resolve() not in paths
 
 
-def _bundle_checkpoint(model: HuggingFace, folder: Path) -> HuggingFace:
-    config = folder / "config.json"
-    weights = sorted(folder.glob("*.safetensors"))
-    for exists, path in ((config.is_file(), config), (bool(weights), folder / "model.safetensors")):
-        if not exists:
-            raise _missing_error(path, "a folder with config.json and weights as safetensors", "model.checkpoint")
-    try:
-        document: Any = json.loads(_read_text(config))
-    except json.JSONDecodeError:
-        document = None
-    if not isinstance(document, dict) or not isinstance(document.get("model_type"), str):
-        raise RecipeInvalid(
-            "config.json names no model_type",
-            required="a JSON object as `transformers` writes it with save_pretrained",
-            where=str(config),
-            remedy="save the checkpoint again",
-        )
-    index = sorted(folder.glob("*.safetensors.index.json"))
-    digest = digest_of_document({path.name: digest_of_file(path) for path in (config, *weights, *index)})
-    return HuggingFace(kind="huggingface", checkpoint=str(folder), config=document, sha256=digest)
+def _bundle_checkpoint(model: Pretrained, folder: Path) -> Pretrained:
+    checkpoint = resolve_checkpoint(model.checkpoint, folder)
+    config = read_object(checkpoint.path(CONFIG_FILE), "model.checkpoint")
+    pooling = _read_pooling(checkpoint) if model.pooling == "auto" else None
+    return model.model_copy(update={"resolved": checkpoint, "config": config, "pooling": pooling or model.pooling})
+
+
+def _read_pooling(checkpoint: Checkpoint) -> str | None:
+    """The pooling that a checkpoint of sentence-transformers was trained with; None if it states none."""
+    if POOLING_FILE not in checkpoint.files:
+        return None
+    options = read_object(checkpoint.path(POOLING_FILE), "model.checkpoint")
+    return next((pooling for key, pooling in _POOLING_KEYS.items() if options.get(key) is True), None)
 
 
 def _bundle_file(model: Imported, path: Path) -> Imported:

@@ -1,4 +1,4 @@
-"""Networks of Hugging Face `transformers`, from a configuration or a checkpoint folder, offline.
+"""Untrained networks of Hugging Face `transformers`, from a configuration.
 
 Shapes: B rows, T tokens, C channels, H height, W width, K outputs.
 """
@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +15,7 @@ from torch import nn
 from bloomery.data_contracts.errors import EngineMissing, RecipeInvalid
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.networks.config import HuggingFace
+from bloomery.models.networks.transformers_body import silenced
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -58,11 +57,11 @@ class ImageClassifier(nn.Module):
 
 
 def build(config: HuggingFace, layout: Layout, num_outputs: int) -> nn.Module:
-    """Builds the network untrained, or with the weights of the config's checkpoint.
+    """Builds the network untrained.
 
     Raises:
         EngineMissing: `transformers` is not installed.
-        RecipeInvalid: it has no such network for these rows, or the checkpoint's weights do not fit.
+        RecipeInvalid: it has no such network for these rows.
     """
     if layout.kind not in _KEYS_OF_ROWS:
         raise _unsuitable(f"the rows are {layout.kind}", "text or images, for a network of Hugging Face")
@@ -75,7 +74,7 @@ def build(config: HuggingFace, layout: Layout, num_outputs: int) -> nn.Module:
             where=sys.prefix,
             remedy="pip install 'bloomery[huggingface]'",
         ) from failure
-    with _silenced():
+    with silenced():
         options = _build_configuration(config, layout, num_outputs)
         family = (
             transformers.AutoModelForSequenceClassification
@@ -83,7 +82,7 @@ def build(config: HuggingFace, layout: Layout, num_outputs: int) -> nn.Module:
             else transformers.AutoModelForImageClassification
         )
         try:
-            model = _load_checkpoint(config, family, options) if config.checkpoint else family.from_config(options)
+            model = family.from_config(options)
         except (ValueError, TypeError, ImportError, KeyError, OSError) as failure:
             raise _unsuitable(
                 f"{options.model_type} cannot be built: {(str(failure).splitlines() or ['no reason given'])[0][:300]}",
@@ -93,54 +92,24 @@ def build(config: HuggingFace, layout: Layout, num_outputs: int) -> nn.Module:
     return (TokenClassifier(model) if layout.kind == "tokens" else ImageClassifier(model)).train()
 
 
-def without_checkpoint(config: HuggingFace) -> HuggingFace:
-    """The config of a trained network, which no longer needs the checkpoint folder."""
-    return HuggingFace(kind="huggingface", config=config.config)
-
-
-@contextmanager
-def _silenced() -> Iterator[None]:
-    """Silences warnings and progress bars, which the recipe's author cannot act on."""
-    from transformers import logging
-
-    level, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if has_bars:
-            logging.enable_progress_bar()
-
-
 def _build_configuration(config: HuggingFace, layout: Layout, num_outputs: int) -> PretrainedConfig:
     from transformers import AutoConfig
 
-    assert config.config is not None
     options: dict[str, Any] = dict(config.config)
     kind = options.pop("model_type")
-    is_checkpoint = "transformers_version" in options
     try:
         known_keys = set(AutoConfig.for_model(kind).to_dict()) | set(AutoConfig.for_model(kind).attribute_map)
     except ValueError as failure:
         raise _unsuitable(
             f"transformers has no model_type {kind!r}", "a model_type of transformers, such as bert, gpt2 or vit"
         ) from failure
-    if not is_checkpoint:
-        for name in options:
-            _require_known(name, known_keys, kind, layout)
-        options |= _row_options(layout, known_keys)
+    for name in options:
+        _require_known(name, known_keys, kind, layout)
+    options |= _row_options(layout, known_keys)
     options["num_labels"] = num_outputs
-    for name in ("id2label", "label2id", "architectures", "problem_type"):
-        options.pop(name, None)
     configuration = AutoConfig.for_model(kind, **options)
     if layout.kind == "tokens":
-        _require_vocabulary(configuration, layout, is_checkpoint)
-    elif getattr(configuration, "num_channels", layout.shape[0]) != layout.shape[0]:
-        raise _unsuitable(
-            f"the checkpoint reads {configuration.num_channels} channels", f"{layout.shape[0]}, as the rows have"
-        )
+        _require_vocabulary(configuration, layout)
     return configuration
 
 
@@ -160,13 +129,13 @@ def _row_options(layout: Layout, known_keys: set[str]) -> dict[str, Any]:
     return {"num_channels": channels} | ({"image_size": (height, width)} if "image_size" in known_keys else {})
 
 
-def _require_vocabulary(configuration: PretrainedConfig, layout: Layout, is_checkpoint: bool) -> None:
+def _require_vocabulary(configuration: PretrainedConfig, layout: Layout) -> None:
     if configuration.pad_token_id is None:
         configuration.pad_token_id = 0
     if layout.num_tokens is None or layout.num_tokens > configuration.vocab_size:
-        origin = "checkpoint" if is_checkpoint else "configuration"
         raise _unsuitable(
-            f"the {origin} has {configuration.vocab_size} tokens", f"at least {layout.num_tokens}, as the rows have"
+            f"the configuration has {configuration.vocab_size} tokens",
+            f"at least {layout.num_tokens}, as the rows have",
         )
 
 
@@ -177,31 +146,6 @@ def _require_length(configuration: PretrainedConfig, layout: Layout) -> None:
             f"{configuration.model_type} has {max_positions} positions",
             f"at least {layout.shape[0]}, the text's `length`",
         )
-
-
-def _load_checkpoint(config: HuggingFace, family: Any, options: PretrainedConfig) -> PreTrainedModel:
-    """Loads the checkpoint's weights; a head of another shape, or none, is initialised."""
-    model, loading = family.from_pretrained(
-        config.checkpoint,
-        config=options,
-        local_files_only=True,
-        use_safetensors=True,
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
-        dtype=torch.float32,
-    )
-    body = f"{model.base_model_prefix}."
-    mismatched = sorted(name for name, *_ in loading["mismatched_keys"] if name.startswith(body))
-    missing = {name for name in loading["missing_keys"] if name.startswith(body)}
-    body_weights = [name for name in model.state_dict() if name.startswith(body)]
-    if mismatched or len(missing) * 2 > len(body_weights):
-        problem = (
-            f"{mismatched[0]} has another shape"
-            if mismatched
-            else f"{len(missing)} of {len(body_weights)} weights are not in it"
-        )
-        raise _unsuitable(f"the checkpoint does not fit its config.json: {problem}", "weights of that network")
-    return model
 
 
 def _unsuitable(problem: str, required: str) -> RecipeInvalid:

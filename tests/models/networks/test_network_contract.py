@@ -45,6 +45,17 @@ class Case(NamedTuple):
 
 
 _SMALL = {"width": 16, "num_heads": 2, "dropout": 0}
+_BERT = {
+    "model_type": "bert",
+    "vocab_size": 19,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 16,
+    "hidden_dropout_prob": 0,
+    "attention_probs_dropout_prob": 0,
+}
 CASES = {
     "cnn": Case(IMAGE, {"kind": "cnn", "channels": [8, 8], "hidden": 16, "dropout": 0}),
     "cnn of several convolutions": Case(
@@ -86,6 +97,7 @@ CASES = {
     ),
     "transformer of padded steps": Case(PADDED, {"kind": "transformer", **_SMALL, "num_layers": 1, "max_length": 16}),
     "gpt": Case(TOKENS, {"kind": "gpt", **_SMALL, "max_length": 16}),
+    "pretrained of tokens": Case(TOKENS, {"kind": "pretrained", "checkpoint": "tiny", "dropout": 0, "config": _BERT}),
 }
 # One case of each kind is quick enough for every change; these cases are slow.
 _SLOW = {

@@ -19,6 +19,7 @@ from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.features.encoder import ENCODED_INPUT, ENCODED_LABEL
 from bloomery.models.networks.blueprint import Blueprint, build_network, write_network
 from bloomery.models.networks.config import Cnn, Rnn, Transformer
+from bloomery.models.networks.pretrained_config import Pretrained
 from bloomery.models.training.checkpointing import Checkpointer
 from bloomery.models.training.config import Augment, Checkpoints, Loop
 from bloomery.models.training.data.batches import Examples, ExampleSource, TrainingData, read_examples
@@ -88,10 +89,20 @@ def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path, loop: Loop, 
 
 STEPS = Layout(kind="sequence", shape=(7, 4), is_padded=True)
 TOKENS = Layout(kind="tokens", shape=(9,), num_tokens=20)
+BERT = {
+    "model_type": "bert",
+    "vocab_size": 20,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 16,
+}
 SEQUENCES = [
     (Rnn(kind="rnn", cell="gru", hidden=8, num_layers=2, bidirectional=True, dropout=0.2), STEPS),
     (Rnn(kind="rnn", cell="lstm", hidden=8, pooling="max", embedding=8, dropout=0.2), TOKENS),
     (Transformer(kind="transformer", width=16, num_heads=2, dropout=0.2), TOKENS),
+    (Pretrained(kind="pretrained", checkpoint="tiny", config=BERT), TOKENS),
 ]
 
 
@@ -109,7 +120,7 @@ def write_rows(path: Path, layout: Layout, num_rows: int) -> Path:
 
 
 @pytest.mark.parametrize("is_streamed", [False, True], ids=["memory", "disk"])
-@pytest.mark.parametrize(("config", "layout"), SEQUENCES, ids=["gru", "lstm", "transformer"])
+@pytest.mark.parametrize(("config", "layout"), SEQUENCES, ids=["gru", "lstm", "transformer", "pretrained"])
 def test_resumed_sequence_networks_end_with_the_same_bits_from_memory_and_disk(tmp_path, config, layout, is_streamed):
     loop = Loop(epochs=3, batch_size=16, clip_norm=1.0, ema=0.9)
     train_path, val_path = (write_rows(tmp_path / f"{num}.parquet", layout, num) for num in (310, 60))

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 
 from bloomery.data_contracts.errors import DataMissing, RecipeInvalid
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.networks.architectures import custom
-from bloomery.models.networks.config import Custom
+from bloomery.models.networks.config import Custom, Model
+from bloomery.models.networks.pretrained_config import Pretrained
 from bloomery.tasks.infrastructure.python_processes import code_command
 from bloomery.tasks.train.user_code import bundle_user_code
 
@@ -102,3 +106,30 @@ def test_a_module_that_exists_nowhere_and_one_with_a_syntax_error_are_reported(t
     with pytest.raises(RecipeInvalid, match="not valid Python") as caught:
         bundle(tmp_path)
     assert caught.value.where.endswith("models.py:1")
+
+
+def bundle_checkpoint(folder: Path, pooling: str = "auto") -> Pretrained:
+    model = TypeAdapter(Model).validate_python({"kind": "pretrained", "checkpoint": folder.name, "pooling": pooling})
+    bundled = bundle_user_code(model, folder.parent)
+    assert isinstance(bundled, Pretrained)
+    return bundled
+
+
+def test_a_pretrained_network_gets_the_configuration_and_the_digests_of_its_checkpoint(tiny_bert: Path) -> None:
+    model = bundle_checkpoint(tiny_bert)
+    assert model.config is not None
+    assert model.config["model_type"] == "bert"
+    assert model.resolved is not None
+    assert model.resolved.folder == str(tiny_bert)
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(model.resolved.files)
+
+
+@pytest.mark.parametrize(("stated", "expected"), [("auto", "cls"), ("mean", "mean")])
+def test_auto_is_the_pooling_that_a_checkpoint_of_sentence_transformers_states(
+    tiny_bert: Path, tmp_path: Path, stated: str, expected: str
+) -> None:
+    shutil.copytree(tiny_bert, tmp_path / "mine")
+    (tmp_path / "mine" / "1_Pooling").mkdir()
+    options = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+    (tmp_path / "mine" / "1_Pooling" / "config.json").write_text(json.dumps(options))
+    assert bundle_checkpoint(tmp_path / "mine", stated).pooling == expected

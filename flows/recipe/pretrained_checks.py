@@ -1,0 +1,53 @@
+"""Checks that a pretrained network suits the features, by its config.json alone: nothing is imported or loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from bloomery.models.features.config import Features
+from bloomery.models.features.input_config import TextInput
+from bloomery.models.networks.pretrained_config import Pretrained
+
+# Keys of config.json by which networks for images and for audio differ from those for text.
+_IMAGE_KEYS = ("image_size", "num_channels", "patch_size")
+_AUDIO_KEYS = ("num_mel_bins", "conv_dim")
+# Networks that number positions from the one after the padding token's.
+_OFFSET_POSITIONS = ("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet")
+
+
+def check_pretrained(features: Features, model: Pretrained) -> Iterator[str]:
+    """Yields problems of a pretrained network that cannot read the encoded rows."""
+    config = model.config
+    if config is None:  # a student, whose checkpoint is not resolved yet
+        return
+    model_type, first = config.get("model_type"), features.inputs[0]
+    where = f"model.checkpoint: {model.checkpoint} is a {model_type}, which"
+    parts = [key for key, value in config.items() if key.endswith("_config") and isinstance(value, dict)]
+    if {"text_config", "vision_config"} <= set(parts):
+        yield f"{where} consists of several networks ({', '.join(parts)}); name a checkpoint of one network"
+        return
+    form = _readable_form(config)
+    if form != first.kind:
+        yield f"{where} reads {form}, but an input of kind {first.kind} is not; name a checkpoint for {first.kind}"
+    elif form == "text" and config.get("is_encoder_decoder"):
+        yield f"{where} consists of an encoder and a decoder; name one of them alone, such as a bert or a gpt2"
+    elif isinstance(first, TextInput):
+        yield from _check_length(first, config, where)
+
+
+def _check_length(text: TextInput, config: dict[str, Any], where: str) -> Iterator[str]:
+    positions = config.get("max_position_embeddings", config.get("n_positions"))
+    if not isinstance(positions, int) or positions < 1:
+        return
+    if config.get("model_type") in _OFFSET_POSITIONS:
+        positions -= int(config.get("pad_token_id") or 0) + 1
+    if text.length > positions:
+        yield f"{where} has {positions} positions, but `length` of the text is {text.length}; lower it"
+
+
+def _readable_form(config: dict[str, Any]) -> str:
+    """The kind of input that a network with this config.json reads."""
+    if any(key in config for key in _AUDIO_KEYS):
+        return "audio"
+    return "image" if any(key in config for key in _IMAGE_KEYS) else "text"

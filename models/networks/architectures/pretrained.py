@@ -1,0 +1,117 @@
+"""The body of a pretrained checkpoint of Hugging Face `transformers`, pooled to one vector per row, with a new head.
+
+Shapes: B rows, T steps, W width, K outputs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.networks.layers.padding import pool, trim_common_padding
+from bloomery.models.networks.pretrained_config import Pretrained
+from bloomery.models.networks.transformers_body import count_positions, is_causal, load_body, unsuitable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_POOLINGS = {"mean": "mean", "cls": "first", "last": "last"}  # as `pool` calls them
+
+
+class PretrainedNetwork(nn.Module):
+    """x float32 (B, T), 0 for padding and otherwise a token's id plus 1 -> float32 (B, K).
+
+    Rows may have at most `max_length` steps. Padding does not affect the output; a row of only padding counts as one
+    step.
+    """
+
+    def __init__(self, body: PreTrainedModel, config: Pretrained, layout: Layout, num_outputs: int) -> None:
+        super().__init__()
+        self.body = body
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = nn.Linear(body.config.hidden_size, num_outputs)
+        self.max_length = count_positions(body) or layout.shape[0]
+        self._pooling = _POOLINGS[choose_pooling(config)]
+        self._last_token: int = body.config.vocab_size - 1
+        self._pad_token: int = body.config.pad_token_id or 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.dropout(self.embed(x)))
+
+    def embed(self, x: torch.Tensor) -> torch.Tensor:
+        """One vector per row (B, W), before dropout and head."""
+        if self.training:
+            x = trim_common_padding(x)
+        return pool(*self.states(x), self._pooling)
+
+    def states(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The state of each token h_BTW, and mask_BT bool, which is True for real ones and for the first one."""
+        ids_BT = x.long() - 1
+        is_first_T = torch.arange(x.shape[1], device=x.device) == 0
+        mask_BT = (ids_BT >= 0) | is_first_T
+        if self._pad_token:
+            ids_BT = torch.where(ids_BT < 0, self._pad_token, ids_BT)
+        ids_BT = ids_BT.clamp(0, self._last_token)
+        h_BTW = self.body(input_ids=ids_BT, attention_mask=mask_BT, return_dict=True).last_hidden_state
+        return h_BTW, mask_BT
+
+    def token_embedding(self) -> nn.Module:
+        """The layer that looks up the vectors of tokens."""
+        return self.body.get_input_embeddings()
+
+
+def build(config: Pretrained, layout: Layout, num_outputs: int) -> PretrainedNetwork:
+    """Builds the network with the checkpoint's weights, or with random ones where `resolved` names no folder.
+
+    Raises:
+        EngineMissing: `transformers` is not installed.
+        RecipeInvalid: the checkpoint's network does not read such rows, or its weights are incomplete.
+    """
+    body = load_body(config, layout)
+    num_tokens = (layout.num_tokens or 1) - 1
+    if num_tokens > body.config.vocab_size:
+        raise unsuitable(
+            f"the tokenizer has {num_tokens:,} tokens, but the network {body.config.vocab_size:,}",
+            "a network with a vector for each token",
+            "use the tokenizer and the weights of one checkpoint",
+        )
+    network = PretrainedNetwork(body, config, layout, num_outputs)
+    if layout.shape[0] > network.max_length:
+        raise unsuitable(
+            f"a text has {layout.shape[0]} tokens, but {body.config.model_type} has {network.max_length} positions",
+            f"a `length` of at most {network.max_length}",
+            "lower the `length` of the text in `features.inputs`",
+        )
+    return network.train()
+
+
+def choose_pooling(config: Pretrained) -> str:
+    """What `auto` stands for: the last token of a causal decoder, otherwise the mean."""
+    if config.pooling != "auto":
+        return config.pooling
+    return "last" if is_causal(config) else "mean"
+
+
+def layer_groups(network: PretrainedNetwork) -> list[list[str]]:
+    """The names of all parameters in groups, in their order: the embeddings, each layer, the head.
+
+    Parameters between the layers and the head, such as those of a last normalisation, belong to the last layer.
+    """
+    layers = _find_layers(network)
+    groups: list[list[str]] = [[] for _ in range(len(layers) + 2)]
+    position = 0
+    for name, _ in network.named_parameters():
+        number = next((number for number, prefix in enumerate(layers) if name.startswith(prefix)), None)
+        position = position if number is None else number + 1
+        groups[-1 if name.startswith("head.") else position].append(name)
+    return groups
+
+
+def _find_layers(network: PretrainedNetwork) -> list[str]:
+    """The prefixes of the layers' parameters: the elements of the list that holds most of the body's parameters."""
+    lists = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.ModuleList)]
+    name, layers = max(lists, key=lambda entry: sum(parameter.numel() for parameter in entry[1].parameters()))
+    return [f"{name}.{number}." for number in range(len(layers))]

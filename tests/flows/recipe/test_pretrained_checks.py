@@ -1,0 +1,46 @@
+"""A pretrained network must read the encoded rows: known from its config.json, before anything is loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bloomery.flows.recipe.pretrained_checks import check_pretrained
+from bloomery.models.features.config import Features
+from bloomery.models.networks.pretrained_config import Pretrained
+
+TEXT = {"kind": "text", "column": "text", "length": 64, "vocabulary_size": 300}
+IMAGE = {"kind": "image", "column": "photo", "shape": [3, 8, 8]}
+BERT = {"model_type": "bert", "vocab_size": 100, "max_position_embeddings": 64}
+
+
+def find_problems(config: dict[str, Any] | None, source: dict[str, Any]) -> list[str]:
+    features = Features.model_validate({"key": "id", "label": "kind", "inputs": [source]})
+    return list(check_pretrained(features, Pretrained(kind="pretrained", checkpoint="mine", config=config)))
+
+
+@pytest.mark.parametrize(
+    "config", [BERT, {"model_type": "gpt2", "n_positions": 64}, {"model_type": "xlnet", "vocab_size": 9}, None], ids=str
+)
+def test_a_network_for_texts_of_that_length_has_no_problem(config):
+    assert find_problems(config, TEXT) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "source", "sentence"),
+    [
+        (BERT, {**TEXT, "length": 65}, "a bert, which has 64 positions, but `length` of the text is 65; lower it"),
+        ({**BERT, "model_type": "roberta", "pad_token_id": 1}, TEXT, "which has 62 positions"),
+        ({"model_type": "gpt2", "n_positions": 63}, TEXT, "which has 63 positions"),
+        ({"model_type": "t5", "vocab_size": 9, "is_encoder_decoder": True}, TEXT, "an encoder and a decoder"),
+        ({"model_type": "vit", "image_size": 8}, TEXT, "reads image, but an input of kind text is not"),
+        ({"model_type": "wav2vec2", "conv_dim": [8], "vocab_size": 9}, TEXT, "reads audio"),
+        (BERT, IMAGE, "reads text, but an input of kind image is not"),
+        ({"model_type": "clip", "text_config": {}, "vision_config": {}}, TEXT, "consists of several networks"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_network_that_does_not_fit_is_reported(config, source, sentence):
+    (problem,) = find_problems(config, source)
+    assert sentence in problem
