@@ -14,12 +14,14 @@ SCORE_NAMES: dict[Task, str] = {
     "regression": "RMSE",
     "multilabel": "subset accuracy",
     "embedding": "nDCG@10",
+    "ordinal": "accuracy",
 }
 DEGRADATION_NAMES: dict[Task, str] = {
     "classification": "drop",
     "regression": "rise",
     "multilabel": "drop",
     "embedding": "drop",
+    "ordinal": "drop",
 }
 
 

@@ -31,6 +31,8 @@ ScoreName = Literal[
     "recall_at_5",
     "recall_at_10",
     "mean_reciprocal_rank",
+    "quadratic_kappa",
+    "rank_mae",
 ]
 
 
@@ -70,7 +72,15 @@ SCORES: dict[ScoreName, ScoreFacts] = {
     "recall_at_5": ScoreFacts("recall@5", "embedding"),
     "recall_at_10": ScoreFacts("recall@10", "embedding"),
     "mean_reciprocal_rank": ScoreFacts("mean reciprocal rank", "embedding"),
+    "quadratic_kappa": ScoreFacts("quadratic weighted kappa", "ordinal"),
+    "rank_mae": ScoreFacts("MAE in ranks", "ordinal", is_error=True, is_share=False),
 }
+
+
+def scores_of(task: Task) -> tuple[ScoreName, ...]:
+    """The scores that measure predictions of `task`. Those of classes suit ordered classes, too."""
+    tasks = ("ordinal", "classification") if task == "ordinal" else (task,)
+    return tuple(name for name, facts in SCORES.items() if facts.task in tasks)
 
 
 class Score(Document):
@@ -104,6 +114,10 @@ class Score(Document):
         """Whether a lower score is better."""
         return self.facts.is_error
 
+    def suits(self, task: Task) -> bool:
+        """Whether the score measures predictions of `task`."""
+        return self.name in scores_of(task)
+
     def is_better(self, value: float, rival: float) -> bool:
         """Whether `value` is better than `rival`; False if one of them is not a number."""
         return value < rival if self.is_error else value > rival
@@ -130,6 +144,7 @@ _DEFAULTS: dict[Task, Score] = {
     "regression": RMSE,
     "multilabel": SUBSET_ACCURACY,
     "embedding": Score(name="ndcg_at_10"),
+    "ordinal": ACCURACY,
 }
 
 

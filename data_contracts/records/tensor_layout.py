@@ -9,9 +9,14 @@ from pydantic import Field
 
 from bloomery.data_contracts.documents.documents import Document
 
-# classification: one of several classes. multilabel: any number of them, also none. embedding: vectors of texts, which
-# are close to those of the texts that belong to them.
-Task = Literal["classification", "regression", "multilabel", "embedding"]
+# classification: one of several classes. ordinal: the same, and the classes have an order. multilabel: any number of
+# them, also none. embedding: vectors of texts, which are close to those of the texts that belong to them.
+Task = Literal["classification", "regression", "multilabel", "ordinal", "embedding"]
+
+
+def predicts_one_class(task: Task) -> bool:
+    """Whether a row has exactly one of several classes, with or without an order."""
+    return task in ("classification", "ordinal")
 
 
 class Layout(Document):

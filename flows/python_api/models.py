@@ -136,6 +136,7 @@ class Model:
             DataUnfit: the model predicts no class.
             DataMissing: the predictions of its run are not on this machine.
         """
+        from bloomery.data_contracts.records.tensor_layout import predicts_one_class
         from bloomery.models.evaluation import metrics
         from bloomery.tasks.evaluation.held_out import read_measured_predictions
         from bloomery.tasks.infrastructure.settings import settings
@@ -143,7 +144,7 @@ class Model:
         self._require_state_folder()
         choice = self._choice
         dataset = choice.candidates.trained.dataset
-        if dataset.task != "classification":
+        if not predicts_one_class(dataset.task):
             kinds = {
                 "regression": f"predicts {dataset.label} as a number",
                 "multilabel": f"predicts {dataset.label} as a set of labels",

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 
 from bloomery.data_contracts.odcs.columns.column import can_be_encrypted
 from bloomery.data_contracts.odcs.contract import Column, Contract
+from bloomery.data_contracts.records.tensor_layout import predicts_one_class
 from bloomery.flows.recipe.embedding_checks import check_embedding
 from bloomery.flows.recipe.feature_checks import check_column, check_series
 from bloomery.flows.recipe.multilabel_checks import check_multilabel
+from bloomery.flows.recipe.ordinal_checks import check_ordinal
 from bloomery.flows.recipe.training_checks import (
     check_boosted_trees,
     check_compression,
@@ -28,12 +30,14 @@ _LABEL_TYPES = {
     "regression": ("integer", "number"),
     "multilabel": ("array",),
     "embedding": ("string",),
+    "ordinal": ("integer", "string"),
 }
 _LABEL_RULES = {
     "classification": "classes are integers, strings or booleans",
     "regression": "targets are numbers",
     "multilabel": "a set of labels is an array of strings or integers",
     "embedding": "the label of an embedding is a text that belongs to the input's",
+    "ordinal": "classes with an order are integers or strings",
 }
 
 _ITEM_TYPES = ("integer", "string")
@@ -51,6 +55,7 @@ def find_inconsistencies(
     yield from check_network(features, model)
     yield from check_multilabel(features, model, training, compression)
     yield from check_embedding(features, model, training, compression)
+    yield from check_ordinal(features, contract.column(features.label), training)
     if training is not None:
         yield from check_slices(training, contract)
         if isinstance(model, Imported):
@@ -118,7 +123,7 @@ def _check_label(features: Features, label: Column | None) -> Iterator[str]:
     if label.personal is not None:
         yield f"features.label: column {label.name!r} is marked personal in the contract, so it cannot be learnt"
     if not label.is_required and not features.is_forecast and features.unlabelled == "refuse":
-        hint = "; `unlabelled: teach` uses such rows" if features.task == "classification" else ""
+        hint = "; `unlabelled: teach` uses such rows" if predicts_one_class(features.task) else ""
         yield f"features.label: column {label.name!r} is not required in the contract, so labels may be missing{hint}"
     if label.is_required and features.unlabelled == "teach":
         yield f"features.unlabelled: column {label.name!r} is required in the contract, so every row has a label"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from bloomery.data_contracts.records.scores import SCORES, Score, default_score
-from bloomery.data_contracts.records.tensor_layout import Task
+from bloomery.data_contracts.records.scores import Score, default_score, scores_of
+from bloomery.data_contracts.records.tensor_layout import Task, predicts_one_class
 from bloomery.models.compression.budget import Budget
 from bloomery.models.evaluation.gates import Gates
 
@@ -20,10 +20,15 @@ _OF_OTHER_TASK: dict[Task, dict[str, str]] = {
         "class_drop": "accuracy_drop",
         "min_accuracy": "min_score",
     },
+    "ordinal": {"slice_rise": "slice_drop"},
 }
 # The limits of scores of which more is better, and the equivalent limits of an error.
 _OF_SHARES = {"accuracy_drop": "error_rise", "champion_drop": "champion_rise", "min_score": "max_error"}
 _OF_ERRORS = {"error_rise": "accuracy_drop", "champion_rise": "champion_drop"}
+
+
+def _article(task: Task) -> str:
+    return "an ordinal task" if task == "ordinal" else f"a {task}"
 
 
 def find_misplaced_limits(
@@ -34,17 +39,18 @@ def find_misplaced_limits(
     if task in ("multilabel", "embedding") and "min_accuracy" in gates.model_fields_set:
         other_task = "classification"
     score = score or default_score(task)
-    if score.facts.task != task:
-        names = ", ".join(name for name, facts in SCORES.items() if facts.task == task)
-        yield f"score: {score.title} is a score of a {score.facts.task}, not a {task}: use one of {names}"
+    if not score.suits(task):
+        names = ", ".join(scores_of(task))
+        owner = f"{_article(score.facts.task)}, not {_article(task)}"
+        yield f"score: {score.title} is a score of {owner}: use one of {names}"
         return
     misplaced = _OF_OTHER_TASK[task] | (_OF_SHARES if score.is_error else _OF_ERRORS)
     if task != "regression" and not score.is_error:
-        misplaced |= {"max_error": "min_accuracy" if task == "classification" else "min_score"}
+        misplaced |= {"max_error": "min_accuracy" if predicts_one_class(task) else "min_score"}
     for section, limits in (("budget", budget), ("gates", gates)):
         for name, equivalent in misplaced.items():
             if name in limits.model_fields_set:
-                owner = f"a {other_task}, not a {task}"
+                owner = f"{_article(other_task)}, not {_article(task)}"
                 if score != default_score(task) and name not in _OF_OTHER_TASK[task]:
                     owner = f"{'a score' if score.is_error else 'an error'}, not of {score.title}"
                 yield f"{section}.{name} is a limit of {owner}: use {section}.{equivalent}"

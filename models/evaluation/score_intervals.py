@@ -13,6 +13,7 @@ from bloomery.data_contracts.serving.predictions import decide_labels
 from bloomery.models.evaluation import metrics
 from bloomery.models.evaluation.block_bootstrap import bootstrap_interval
 from bloomery.models.evaluation.label_sets import are_sets_right, draw_set_scores
+from bloomery.models.evaluation.ordinal_scores import draw_kappas
 from bloomery.models.evaluation.retrieval import gain_drop, gain_interval
 from bloomery.models.evaluation.scores import compute_score, rank_targets, row_losses
 
@@ -47,6 +48,10 @@ def score_interval(score: Score, truth_N: np.ndarray, predictions: np.ndarray) -
         low, high = bootstrap_interval(losses_N[:, None], lambda means: means[..., 0], losses_N)
     elif score.name == "r2":
         low, high = _explained_limits(truth_N, predictions, predictions, is_drop=False)
+    elif score.name == "quadratic_kappa":
+        classes_N = predictions.argmax(axis=1)
+        low, high = _limits_of_draws(draw_kappas(truth_N, classes_N, classes_N)[0], value)
+        return _around(value, max(low, -1.0), min(high, 1.0))
     elif score.facts.task == "multilabel":
         low, high = _limits_of_draws(draw_set_scores(score, truth_N, predictions)[0], value)
     elif score.name in ("balanced_accuracy", "macro_f1"):
@@ -87,6 +92,8 @@ def degradation_interval(score: Score, truth_N: np.ndarray, before: np.ndarray, 
         return _around(value, *_explained_limits(truth_N, before, after, is_drop=True))
     if score.facts.task == "multilabel":
         draws = draw_set_scores(score, truth_N, before, after)
+    elif score.name == "quadratic_kappa":
+        draws = draw_kappas(truth_N, before.argmax(axis=1), after.argmax(axis=1))
     elif score.name in ("balanced_accuracy", "macro_f1"):
         draws = _draw_class_scores(score, truth_N, before.argmax(axis=1), after.argmax(axis=1))
     else:

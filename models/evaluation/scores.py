@@ -11,11 +11,12 @@ from collections.abc import Callable
 import numpy as np
 
 from bloomery.data_contracts.errors import DataUnfit
-from bloomery.data_contracts.records.scores import SCORES, Score, ScoreName
+from bloomery.data_contracts.records.scores import Score, ScoreName, scores_of
 from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.data_contracts.serving.predictions import decide_labels
 from bloomery.models.evaluation.label_sets import compute_set_score
 from bloomery.models.evaluation.metrics import cross_entropies, log_loss, mean_absolute_error
+from bloomery.models.evaluation.ordinal_scores import quadratic_kappa
 from bloomery.models.evaluation.retrieval import rank_gains
 
 # Scores of the order of rows by their probability of a class.
@@ -29,6 +30,7 @@ _ALWAYS_DEFINED: dict[Task, str] = {
     "regression": "rmse or mae",
     "multilabel": "subset_accuracy or hamming_loss",
     "embedding": "ndcg_at_10",
+    "ordinal": "rank_mae or accuracy",
 }
 
 
@@ -83,6 +85,8 @@ def require_defined(score: Score, truth_N: np.ndarray, num_classes: int, split: 
             _require_labels(score, truth_N)
         elif score.name in RANKINGS:
             rank_targets(truth_N, num_classes)
+        elif score.name == "quadratic_kappa":
+            _require_two_classes(truth_N)
         elif score.name == "r2":
             _require_variance(truth_N)
         elif score.name == "mape":
@@ -105,9 +109,9 @@ def compute_metrics(task: Task, truth_N: np.ndarray, predictions: np.ndarray) ->
     """All scores of the task that are defined for these rows, by name; without the quantile loss."""
     num_classes = predictions.shape[1] if predictions.ndim == 2 else 0
     values: dict[str, float] = {}
-    for name, facts in SCORES.items():
+    for name in scores_of(task):
         is_slow = name in RANKINGS and num_classes > MAX_RANKED_CLASSES
-        if facts.task != task or name == "quantile_loss" or is_slow:
+        if name == "quantile_loss" or is_slow:
             continue
         try:
             value = compute_score(Score(name=name), truth_N, predictions)
@@ -145,6 +149,8 @@ def row_losses(score: Score, truth_N: np.ndarray, predictions: np.ndarray) -> np
         return cross_entropies(truth_N, predictions)
     if score.name == "hamming_loss":
         return np.asarray((decide_labels(predictions) != truth_N).mean(axis=1))
+    if score.name == "rank_mae":
+        return np.abs(predictions.argmax(axis=1) - truth_N).astype(np.float64)
     if score.name == "mae":
         return np.asarray(np.abs(predictions - truth_N))
     if score.name == "mape":
@@ -256,6 +262,21 @@ def _of_ranks(score: Score, truth_N: np.ndarray, ranks_N: np.ndarray) -> float:
     return float(rank_gains(score.name, ranks_N).mean())
 
 
+def _quadratic_kappa(score: Score, truth_N: np.ndarray, shares_NK: np.ndarray) -> float:
+    _require_two_classes(truth_N)
+    return quadratic_kappa(truth_N, shares_NK.argmax(axis=1))
+
+
+def _require_two_classes(truth_N: np.ndarray) -> None:
+    if not np.ptp(truth_N):
+        raise UndefinedScore("all rows are of one class")
+
+
+def _rank_mae(score: Score, truth_N: np.ndarray, shares_NK: np.ndarray) -> float:
+    """The mean distance between the ranks of the true and the most probable class."""
+    return float(np.abs(shares_NK.argmax(axis=1) - truth_N).mean())
+
+
 _FUNCTIONS: dict[ScoreName, Callable[[Score, np.ndarray, np.ndarray], float]] = {
     "accuracy": _accuracy,
     "balanced_accuracy": _balanced_accuracy,
@@ -278,4 +299,6 @@ _FUNCTIONS: dict[ScoreName, Callable[[Score, np.ndarray, np.ndarray], float]] = 
     "recall_at_5": _of_ranks,
     "recall_at_10": _of_ranks,
     "mean_reciprocal_rank": _of_ranks,
+    "quadratic_kappa": _quadratic_kappa,
+    "rank_mae": _rank_mae,
 }

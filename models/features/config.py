@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from bloomery.data_contracts.documents.documents import Document
-from bloomery.data_contracts.records.tensor_layout import Task
+from bloomery.data_contracts.records.tensor_layout import Task, predicts_one_class
 from bloomery.models.features.input_config import Input, SeriesInput, ShapedInput
 from bloomery.models.features.splits import Split
 
@@ -21,6 +21,13 @@ class Features(Document):
     key: str
     label: str
     task: Task = "classification"
+    order: Annotated[
+        tuple[int | str, ...] | None,
+        Field(
+            exclude_if=lambda order: order is None,
+            description="ordinal alone: the classes from the lowest to the highest; integers are ordered by default",
+        ),
+    ] = None
     inputs: Annotated[tuple[Input, ...], Field(min_length=1)]
     split: Split = Split()
     unlabelled: Annotated[
@@ -39,7 +46,8 @@ class Features(Document):
         columns = [column for source in self.inputs for column in source.columns]
         if self.label in columns and not self.is_forecast:
             raise ValueError(f"column {self.label!r} is the label, so the network must not read it")
-        if self.unlabelled == "teach" and (self.task != "classification" or self.series is not None):
+        self._check_order()
+        if self.unlabelled == "teach" and (not predicts_one_class(self.task) or self.series is not None):
             raise ValueError("`unlabelled: teach` needs a classification of rows that are not time series")
         if self.task == "embedding" and [source.kind for source in self.inputs] != ["text"]:
             raise ValueError("`task: embedding` needs one input of kind text, which also encodes the label")
@@ -52,6 +60,17 @@ class Features(Document):
         if self.series is not None:
             self._require_order(self.series)
         return self
+
+    def _check_order(self) -> None:
+        if self.order is None:
+            return
+        if self.task != "ordinal":
+            raise ValueError(f"`order` is that of ordinal classes, and the task is {self.task}: set `task: ordinal`")
+        duplicates = sorted({str(name) for name in self.order if self.order.count(name) > 1})
+        if duplicates:
+            raise ValueError(f"`order` names a class twice: {', '.join(duplicates)}")
+        if len(self.order) < 2 or len({type(name) for name in self.order}) > 1:
+            raise ValueError("`order` needs at least two classes, all of them integers or all of them texts")
 
     def _require_order(self, series: SeriesInput) -> None:
         for column in self.split.columns:

@@ -86,7 +86,28 @@ def fit_classes(features: Features, labels: ColumnStatistics | None) -> Classes:
             where=f"column {features.label}",
             remedy="check that the recipe's `features.label` names the right column and that the data is complete",
         )
-    return classes
+    return classes if features.order is None else _order_classes(features.label, features.order, classes)
+
+
+def _order_classes(label: str, order: Classes, classes: Classes) -> Classes:
+    """The classes in their order from the lowest to the highest.
+
+    Raises:
+        DataUnfit: a class is missing in the order, or has no row.
+    """
+    missing = [name for name in classes if name not in order]
+    absent = [name for name in order if name not in classes]
+    if not missing and not absent:
+        return order
+    listing = ", ".join(map(str, (missing or absent)[:5]))
+    finding = "rows with classes that the order does not name" if missing else "no row of classes in the order"
+    raise DataUnfit(
+        f"the training split has {finding}: {listing}",
+        required="exactly the classes of the training split",
+        where=f"the recipe's features.order; column {label}",
+        remedy=f"{'add them at their places' if missing else 'remove them, or add rows'}; the classes are "
+        f"{', '.join(map(str, classes[:20]))}",
+    )
 
 
 def fit_units(features: Features, labels: ColumnStatistics | None) -> StandardUnits | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bloomery.data_contracts.records.tensor_layout import predicts_one_class
 from bloomery.models.features.encoder import Encoder, decode
 from bloomery.models.inference.runtime import run_session, sigmoid, softmax
 
@@ -38,7 +39,7 @@ def predictions_from(encoder: Encoder, outputs_BK: np.ndarray) -> np.ndarray:
     The probabilities of a classification add up to 1; those of a multilabel task are independent. The predictions of an
     embedding are its vectors, float32 (B, W), as the file computes them.
     """
-    if encoder.features.task == "classification":
+    if predicts_one_class(encoder.features.task):
         return softmax(outputs_BK)
     if encoder.features.task == "multilabel":
         return sigmoid(outputs_BK)

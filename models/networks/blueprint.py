@@ -44,7 +44,19 @@ def build_network(blueprint: Blueprint) -> nn.Module:
     """Builds an untrained network on the CPU, in training mode: x float32 (B, ...) -> float32 (B, outputs).
 
     A pretrained network has the weights of its checkpoint, if its config names the folder.
+
+    For ordered classes it has one logit less, and a forward hook makes the outputs of them.
     """
+    from bloomery.models.networks.layers.ordinal import convert_outputs
+
+    if blueprint.task != "ordinal" or isinstance(blueprint.config, TabM):
+        return _build(blueprint)
+    network = _build(blueprint.model_copy(update={"num_outputs": blueprint.num_outputs - 1}))
+    network.register_forward_hook(convert_outputs)
+    return network
+
+
+def _build(blueprint: Blueprint) -> nn.Module:
     from bloomery.models.networks.architectures import (
         cnn,
         custom,
@@ -73,7 +85,7 @@ def build_network(blueprint: Blueprint) -> nn.Module:
         case FtTransformer():
             return ft_transformer.build(config, layout, num_outputs)
         case TabM():
-            return tabm.build(config, layout, num_outputs, is_multilabel=blueprint.task == "multilabel")
+            return tabm.build(config, layout, num_outputs, blueprint.task)
         case Rnn():
             return rnn.build(config, layout, num_outputs)
         case Transformer():

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from bloomery.data_contracts.records.tensor_layout import Layout, Task
+from bloomery.data_contracts.records.tensor_layout import Layout, Task, predicts_one_class
 from bloomery.models.inference.runtime import softmax
 from bloomery.models.onnx_import.graph import REALS, find_last_activation, required_inputs, unsupported
 
@@ -156,7 +156,7 @@ def find_output_mapping(model: onnx.ModelProto, outputs: np.ndarray, task: Task,
 
 def _require_valid_outputs(outputs: np.ndarray, task: Task, num_outputs: int) -> None:
     width = outputs.shape[1] if outputs.ndim == 2 else 1 if outputs.ndim == 1 else 0
-    is_binary = task == "classification" and num_outputs == 2
+    is_binary = predicts_one_class(task) and num_outputs == 2
     if width not in (num_outputs, *((1,) if is_binary else ())) or not np.issubdtype(outputs.dtype, np.floating):
         required = "one real number" if task == "regression" else f"{num_outputs} real numbers, one for each class"
         raise unsupported(

@@ -20,7 +20,7 @@ from bloomery.data_contracts.records.key_column import key_column
 from bloomery.data_contracts.records.records import Candidate, Dataset, Flips, Interval, Latency, TrainedNetwork
 from bloomery.data_contracts.records.score_format import DEGRADATION_NAMES, degradation_name
 from bloomery.data_contracts.records.scores import Score
-from bloomery.data_contracts.records.tensor_layout import Task
+from bloomery.data_contracts.records.tensor_layout import Task, predicts_one_class
 from bloomery.data_contracts.serving.predictions import decide_labels
 from bloomery.models.compression.config import CandidateSpec
 from bloomery.models.features.encoder import read_encoder
@@ -170,7 +170,7 @@ def _measure(
         integer_share=integer_share,
         needs_vnni=integer_share > 0 and not spec.reduce_range and not needs_reduced_range(cpu_flags()),
         score=score_predictions(score, truth, after),
-        metrics=compute_all_scores(score, truth, after),
+        metrics=compute_all_scores(dataset.task, score, truth, after),
         degradation=_NO_DEGRADATION if is_baseline else compare_predictions(score, truth, before, after),
         flips=None if task in ("regression", "embedding") else _count_flips(task, truth, before, after),
         latencies=latencies,
@@ -207,7 +207,7 @@ def _write_predictions(path: Path, dataset: Dataset, measured: _Predictions) -> 
     """Writes key, truth and prediction of each test row; `promote` compares the bento's predictions with these."""
     truth, predictions = measured.truth, measured.values
     columns: dict[str, Any] = {key_column(dataset.key): pa.array(truth.key)}
-    if dataset.task == "classification":
+    if predicts_one_class(dataset.task):
         classes = np.array(dataset.classes, dtype=object)
         columns["truth"] = pa.array(classes[truth.truth].tolist())
         columns["prediction"] = pa.array(classes[predictions.argmax(axis=1)].tolist())

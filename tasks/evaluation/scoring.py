@@ -12,7 +12,7 @@ import numpy as np
 
 from bloomery.data_contracts.records.records import Dataset, Interval
 from bloomery.data_contracts.records.scores import Score, default_score
-from bloomery.data_contracts.records.tensor_layout import Task
+from bloomery.data_contracts.records.tensor_layout import Task, predicts_one_class
 from bloomery.data_contracts.serving.predictions import decide_labels
 from bloomery.models.evaluation import metrics
 from bloomery.models.evaluation.label_sets import are_sets_right, label_metrics
@@ -80,10 +80,10 @@ def compare_predictions(score: Score, truth: GroundTruth, before: np.ndarray, af
     return degradation_interval(score, truth.truth[truth.order], before[truth.order], after[truth.order])
 
 
-def compute_all_scores(score: Score, truth: GroundTruth, predictions: np.ndarray) -> dict[str, float]:
+def compute_all_scores(task: Task, score: Score, truth: GroundTruth, predictions: np.ndarray) -> dict[str, float]:
     """Returns the recipe's score and all others that are defined, by name."""
     return {
-        **compute_metrics(score.facts.task, truth.truth, predictions),
+        **compute_metrics(task, truth.truth, predictions),
         score.name: compute_score(score, truth.truth, predictions),
     }
 
@@ -99,7 +99,7 @@ def score_rows(
         return gain_interval(default_score(task).name, predictions[subset])
     if task == "multilabel":
         return metrics.accuracy(are_sets_right(truth.truth[subset], decide_labels(predictions[subset])))
-    if task == "classification":
+    if predicts_one_class(task):
         return metrics.accuracy(predictions[subset].argmax(axis=1) == truth.truth[subset])
     order_N = truth.order[subset]
     return metrics.rmse(truth.truth[order_N], predictions[order_N])
@@ -118,7 +118,7 @@ def measure_degradation(
     if task == "multilabel":
         sets = (are_sets_right(truth.truth[subset], labels[subset]) for labels in (before, after))
         return metrics.accuracy_drop(*sets)
-    if task == "classification":
+    if predicts_one_class(task):
         truth_N = truth.truth[subset]
         return metrics.accuracy_drop(before[subset] == truth_N, after[subset] == truth_N)
     order_N = truth.order[subset]

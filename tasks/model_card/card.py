@@ -17,7 +17,7 @@ from bloomery.data_contracts.records.provenance import PROVENANCE_FILE
 from bloomery.data_contracts.records.records import Choice, Interval, ResourceUsage
 from bloomery.data_contracts.records.score_format import SCORE_NAMES, class_noun, format_score, format_score_value
 from bloomery.data_contracts.records.scores import Score
-from bloomery.data_contracts.records.tensor_layout import Task
+from bloomery.data_contracts.records.tensor_layout import Task, predicts_one_class
 from bloomery.tasks.evaluation import baseline_text, candidate_table, plots
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.model_card.limitations import list_limitations
@@ -114,12 +114,18 @@ def _evaluation_data(choice: Choice) -> Section:
 
 
 def _metrics(task: Task) -> Section:
-    if task == "classification":
+    if predicts_one_class(task):
         texts = [
             "Accuracy, recall and precision, with Wilson's 95% score intervals; log loss in nats; balanced accuracy "
             "and macro F1, in which classes count alike; the area under the ROC curve (AUC) and average precision, of "
             "two classes for the rarer one, of more as the mean over classes."
         ]
+        if task == "ordinal":
+            texts.append(
+                "The classes have an order. Quadratic weighted kappa is the agreement beyond chance, in which an error "
+                "counts by the square of its distance; MAE in ranks is the mean distance between the true and the "
+                "predicted class. Their intervals are from a bootstrap of rows."
+            )
     elif task == "multilabel":
         texts = [
             "A label is predicted if its probability is at least 0.5. Micro F1 pools all labels, macro F1 and mean "

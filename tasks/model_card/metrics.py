@@ -11,6 +11,7 @@ import numpy as np
 
 from bloomery.data_contracts.records.records import Choice, Interval
 from bloomery.data_contracts.records.scores import Score
+from bloomery.data_contracts.records.tensor_layout import Task, predicts_one_class
 from bloomery.data_contracts.serving.predictions import decide_labels
 from bloomery.models.evaluation import metrics
 from bloomery.models.evaluation.calibration import (
@@ -61,7 +62,7 @@ def compute_card_metrics(choice: Choice) -> CardMetrics:
     truth, predictions = ground_truth(dataset, table), predicted_values(dataset, table)
     bins: CalibrationBins | None = None
     classes: tuple[ClassResult, ...] = ()
-    if dataset.task == "classification":
+    if predicts_one_class(dataset.task):
         bins = calibration_bins(truth.truth, predictions)
         classes = _class_results(truth.truth, predictions, dataset.classes)
     elif dataset.task == "multilabel":
@@ -70,7 +71,7 @@ def compute_card_metrics(choice: Choice) -> CardMetrics:
     return CardMetrics(
         score=choice.candidate.score,
         num_rows=table.num_rows,
-        further=_further_metrics(choice.candidates.trained.score, truth.truth, predictions),
+        further=_further_metrics(dataset.task, choice.candidates.trained.score, truth.truth, predictions),
         classes=classes,
         slices=_slice_results(choice, truth, predictions),
         bins=bins,
@@ -78,9 +79,9 @@ def compute_card_metrics(choice: Choice) -> CardMetrics:
     )
 
 
-def _further_metrics(score: Score, truth_N: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
+def _further_metrics(task: Task, score: Score, truth_N: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
     """The scores beside the recipe's own, by the names that people know."""
-    values = compute_metrics(score.facts.task, truth_N, predictions)
+    values = compute_metrics(task, truth_N, predictions)
     return {Score.model_validate({"name": name}).title: value for name, value in values.items() if name != score.name}
 
 

@@ -19,6 +19,7 @@ from bloomery.data_contracts.records.score_format import (
     format_score_value,
 )
 from bloomery.data_contracts.records.scores import ACCURACY, RMSE, Score, default_score
+from bloomery.data_contracts.records.tensor_layout import predicts_one_class
 from bloomery.models.evaluation.gates import Gates
 from bloomery.models.evaluation.metrics import accuracy_drop
 from bloomery.models.evaluation.score_intervals import degradation_interval
@@ -169,7 +170,7 @@ def _measure_degradation(bento: Bento, champion: Encoder, champion_predictions: 
         truth, predictions = (np.array(table[name].to_pylist(), dtype=object) for name in ("truth", "prediction"))
         return accuracy_drop(predicted_labels(champion, champion_predictions) == truth, predictions == truth)
     labels, after = ground_truth(dataset, table), predicted_values(dataset, table)
-    if dataset.task == "classification":
+    if predicts_one_class(dataset.task):
         names = [str(name) for name in dataset.classes]
         before = align_classes(champion, champion_predictions, names)
         return compare_aligned(trained.score, labels.truth, before, np.pad(after, ((0, 0), (0, 1))))

@@ -108,7 +108,7 @@ def _append_column(columns: CommentedSeq, column: ColumnProfile, plan: DraftPlan
         _add_sets(entry, plan.label.sets)
     elif is_label and logical_type == "boolean":
         add_comment(entry, "logicalType", "The classes are false and true.", _ENTRY_INDENT)
-    elif is_label and plan.label.task == "classification":
+    elif is_label and plan.label.task in ("classification", "ordinal"):
         _add_classes(entry, plan)
     elif logical_type == "array":
         _add_array(entry, column)

@@ -112,6 +112,9 @@ def _features(plan: DraftPlan, names: dict[str, str]) -> CommentedMap:
     section = CommentedMap(key=names.get(plan.key.name, plan.key.name), label=names[plan.label.name])
     if plan.label.task != "classification":
         section["task"] = plan.label.task
+    if plan.label.order is not None:
+        section["order"] = inline(list(plan.label.order))
+        add_comment(section, "order", "From the lowest to the highest.", 2)
     place = "task" if "task" in section else "label"
     add_comment(section, place, f"{plan.task.name.capitalize()}: {plan.task.reason}.", 2)
     section["inputs"] = _inputs(plan, names)
@@ -188,8 +191,8 @@ def _network(plan: DraftPlan, score: str) -> tuple[CommentedMap, CommentedMap, C
         (size for upper, size in ((500, 16), (2_000, 32), (20_000, 128), (200_000, 256)) if num_rows < upper), 1024
     )
     if plan.series is None and plan.inputs.is_tabular:
-        is_multilabel = plan.label.sets is not None
-        return draft_tabular_network(num_rows, batch_size, is_skewed=score == "macro_f1", is_multilabel=is_multilabel)
+        has_trees = plan.label.task in ("classification", "regression")
+        return draft_tabular_network(num_rows, batch_size, is_skewed=score == "macro_f1", has_trees=has_trees)
     if plan.series is not None:
         epochs = min(max(_STEPS_SEEN // (num_rows * plan.series.length), 5), 60)
         highway = plan.series.length  # a linear map of the window: what a linear autoregression would predict
@@ -220,6 +223,11 @@ def _score(label: LabelPlan) -> tuple[str, str]:
             "The score that selects epochs, candidates and versions: the typical error, in the label's units.",
         )
     counts = [num_rows for _, num_rows in label.classes]
+    if label.is_ordinal:
+        return "quadratic_kappa", (
+            "The score that selects epochs, candidates and versions: the agreement beyond chance, in which an error "
+            "counts by the square of its distance in ranks. `rank_mae` is the mean distance."
+        )
     if label.sets is not None:
         return _score_of_sets(counts)
     if max(counts) < _SKEWED * min(counts):

@@ -35,13 +35,14 @@ _SIZES = (
 
 
 def draft_tabular_network(
-    num_rows: int, batch_size: int, *, is_skewed: bool = False, is_multilabel: bool = False
+    num_rows: int, batch_size: int, *, is_skewed: bool = False, has_trees: bool = True
 ) -> tuple[CommentedMap, CommentedMap, CommentedMap]:
     """Returns the sections model, training and compression for `num_rows` training rows.
 
     Args:
         is_skewed: a class is rare, and the score is one of decisions.
-        is_multilabel: rows have sets of labels, which trees do not learn, and TabM learns alone.
+        has_trees: False of sets of labels, which trees do not learn, and of ordered classes, whose order trees ignore:
+            TabM learns alone.
     """
     size = next(size for size in _SIZES if num_rows < size.max_rows)
     trees = {"kind": "boosted_trees"} | ({"models": size.models} if size.models > 1 else {})
@@ -74,7 +75,7 @@ def draft_tabular_network(
     add_comment(
         training, "best_by", "The loss selects the epoch: the score of few validation rows changes by chance.", 2
     )
-    if is_multilabel:
+    if not has_trees:
         model = CommentedMap(kind="tabm", members=size.members, width=128)
         candidates = [{"name": "fp32"}, {"name": "int8", "quantize": "dynamic"}]
         return model, training, CommentedMap(candidates=CommentedSeq(map(inline, candidates)))

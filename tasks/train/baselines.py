@@ -71,7 +71,7 @@ def _fit_and_score(run: TrainingRun, out: Output) -> Iterator[Baseline]:
             predictions_uri=out.uri(path.name),
             num_rows=fitted.num_rows,
             score=score_predictions(run.score, truth, fitted.predictions),
-            metrics=compute_all_scores(run.score, truth, fitted.predictions),
+            metrics=compute_all_scores(run.dataset.task, run.score, truth, fitted.predictions),
         )
 
 

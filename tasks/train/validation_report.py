@@ -14,7 +14,7 @@ import pyarrow.csv
 
 from bloomery.data_contracts.records.key_column import key_column
 from bloomery.data_contracts.records.records import Dataset
-from bloomery.data_contracts.records.tensor_layout import Task
+from bloomery.data_contracts.records.tensor_layout import Task, predicts_one_class
 from bloomery.data_contracts.serving.predictions import decide_labels
 from bloomery.models.evaluation import metrics
 from bloomery.models.evaluation.calibration import calibration_bins, expected_calibration_error, predicted_decisions
@@ -51,7 +51,7 @@ def log_validation_report(run: TrainingRun, folder: Path, network: nn.Module, sp
 
     predictions = predict_rows(encoder, split.x.numpy(), split.y.numpy(), compute).values
     values: dict[str, float] = {}
-    if dataset.task == "classification":
+    if predicts_one_class(dataset.task):
         values = _report_classification(run.run_id, folder, truth, predictions, dataset)
     elif dataset.task == "multilabel":
         values = _report_sets(run.run_id, folder, truth, predictions, dataset)

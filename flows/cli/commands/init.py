@@ -44,6 +44,7 @@ def init(
     ] = None,
     task: task_options.Task = None,
     label_separator: task_options.LabelSeparator = None,
+    order: task_options.Order = None,
     time: task_options.Time = None,
     group: task_options.Group = None,
     horizon: task_options.Horizon = None,
@@ -98,7 +99,7 @@ def init(
 
         require_state_folder()
         groups = task_options.parse_groups(group)
-        task_request = parse_request(task, horizon, lags, split)
+        task_request = parse_request(task, horizon, lags, split, reading_options.parse_names(order))
         columns_named = tuple(dict.fromkeys(label))
         roles = ColumnRoles(columns_named[0], key, time, groups, task_request, columns_named, label_separator)
         options = UserOptions(

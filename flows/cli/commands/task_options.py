@@ -12,8 +12,10 @@ from bloomery.flows.cli.commands.reading_options import parse_names
 Label = Annotated[list[str], typer.Option(help="The column to predict; a,b,c of 0 and 1 for multilabel.")]
 LabelSeparator = Annotated[str | None, typer.Option(help="Sign between the labels in a text; inferred by default.")]
 Task = Annotated[
-    str | None, typer.Option(help="classification, regression, forecasting or multilabel; inferred by default.")
+    str | None,
+    typer.Option(help="classification, regression, forecasting, multilabel or ordinal; inferred by default."),
 ]
+Order = Annotated[str | None, typer.Option(help="ordinal: the classes from lowest to highest, as low,medium,high.")]
 Time = Annotated[str | None, typer.Option(help="The column that orders rows in time: later rows are tested.")]
 Group = Annotated[
     list[str] | None, typer.Option(help="A column that names entities or series; repeat, or a list: store,item.")

@@ -15,9 +15,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.data_contracts.records.tensor_layout import Layout, Task
 from bloomery.models.networks.architectures.mlp import embedding_width
 from bloomery.models.networks.config import TabM
+from bloomery.models.networks.layers.ordinal import class_log_probabilities
 from bloomery.models.networks.layers.tabular_embedding import TabularInput, require_flat
 
 _MAX_ONE_HOT = 32  # categories of a column; a column with more gets an embedding
@@ -32,12 +33,14 @@ class TabularEnsemble(nn.Module):
     logarithm of the odds of each label, by the members' mean probability.
     """
 
-    def __init__(self, config: TabM, layout: Layout, num_outputs: int, *, is_multilabel: bool = False) -> None:
+    def __init__(
+        self, config: TabM, layout: Layout, num_outputs: int, *, is_multilabel: bool = False, is_ordinal: bool = False
+    ) -> None:
         from tabm import EnsembleView, LinearEnsemble, make_tabm_backbone
 
         super().__init__()
         require_flat(layout, "tabm")
-        self.is_multilabel = is_multilabel
+        self.is_multilabel, self.is_ordinal = is_multilabel, is_ordinal
         self.columns = TabularInput(layout)
         self.numbers = NumberEmbedding(config, self.columns.num_numbers)
         self.categories = nn.ModuleList(map(_category_layer, self.columns.counts))
@@ -53,7 +56,7 @@ class TabularEnsemble(nn.Module):
             start_scaling_init="normal" if self.numbers.is_embedding else "random-signs",
             start_scaling_init_chunks=widths,
         )
-        self.head = LinearEnsemble(config.width, num_outputs, k=config.members)
+        self.head = LinearEnsemble(config.width, num_outputs - 1 if is_ordinal else num_outputs, k=config.members)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         outputs_BEK = self.member_outputs(x)
@@ -71,7 +74,8 @@ class TabularEnsemble(nn.Module):
         """The outputs of each member, float32 (B, E, K). Training averages the losses of the members."""
         x_BN, codes_BC = self.columns(x)
         rows = [layer(codes_BC[:, position]) for position, layer in enumerate(self.categories)]
-        return self.head(self.backbone(self.view(torch.cat([self.numbers(x_BN), *rows], dim=1))))
+        outputs_BEK = self.head(self.backbone(self.view(torch.cat([self.numbers(x_BN), *rows], dim=1))))
+        return class_log_probabilities(outputs_BEK) if self.is_ordinal else outputs_BEK
 
 
 class NumberEmbedding(nn.Module):
@@ -148,5 +152,6 @@ def _without_narrow_bins(values: Sequence[float]) -> tuple[float, ...]:
     return tuple(edges)
 
 
-def build(config: TabM, layout: Layout, num_outputs: int, *, is_multilabel: bool = False) -> TabularEnsemble:
-    return TabularEnsemble(config, layout, num_outputs, is_multilabel=is_multilabel)
+def build(config: TabM, layout: Layout, num_outputs: int, task: Task = "classification") -> TabularEnsemble:
+    is_ordinal = task == "ordinal"
+    return TabularEnsemble(config, layout, num_outputs, is_multilabel=task == "multilabel", is_ordinal=is_ordinal)

@@ -18,7 +18,7 @@ from bloomery.tasks.scaffolding.planning.given_splits import (
 )
 from bloomery.tasks.scaffolding.planning.input_planning import InputPlan, plan_inputs
 from bloomery.tasks.scaffolding.planning.key_planning import KeyPlan, plan_key
-from bloomery.tasks.scaffolding.planning.label_planning import LabelPlan, plan_label, plan_sets
+from bloomery.tasks.scaffolding.planning.label_planning import LabelPlan, order_classes, plan_label, plan_sets
 from bloomery.tasks.scaffolding.planning.label_sets import LabelSets, collect_label_sets
 from bloomery.tasks.scaffolding.planning.series_planning import (
     SeriesPlan,
@@ -265,7 +265,8 @@ def _plan_label(
     column = profile.existing_column(roles.label)
     if roles.sets is not None:
         return plan_sets(roles.sets, column)
-    return plan_label(column, scratch, split_column, task.label_task)
+    label = plan_label(column, scratch, split_column, task.label_task)
+    return order_classes(label, roles.task.order) if task.label_task == "ordinal" else label
 
 
 def find_label_sets(

@@ -88,7 +88,7 @@ def plan_given_split(given: GivenSplit, label: LabelPlan, scratch: Path, *, is_r
         DataUnfit: something is against it, although it is requested.
     """
     name, parts = given.column.name, given.parts
-    classes = (label.column,) if label.task == "classification" else ()
+    classes = (label.column,) if label.task in ("classification", "ordinal") else ()
     counts: defaultdict[str, Counter[Any]] = defaultdict(Counter)
     for text, numbers in count_by_group(scratch, given.column, classes).items():
         counts[parts[text]].update(numbers)

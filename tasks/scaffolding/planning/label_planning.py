@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from bloomery.data_contracts.errors import DataUnfit
 from bloomery.data_contracts.records.tensor_layout import Task
+from bloomery.tasks.scaffolding.planning.class_order import infer_order
 from bloomery.tasks.scaffolding.planning.label_sets import LabelSets, parse_sets
 from bloomery.tasks.scaffolding.planning.task_inference import is_whole
 from bloomery.tasks.scaffolding.profiling.profiler import ColumnProfile, count_values, standard_deviation
@@ -19,7 +20,8 @@ _MAX_CLASSES = 1_000
 class LabelPlan(NamedTuple):
     """The label: its classes with their numbers of rows, in order, and how many rows have no class or a rare one.
 
-    A quantity has no classes, but a standard deviation. The classes of `sets` are the labels in them.
+    A quantity has no classes, but a standard deviation. The classes of `sets` are the labels in them. Those of an
+    ordinal task have an `order`, unless they are integers from the lowest to the highest.
     """
 
     column: ColumnProfile
@@ -29,6 +31,8 @@ class LabelPlan(NamedTuple):
     num_rare_rows: int = 0
     standard_deviation: float | None = None
     sets: LabelSets | None = None
+    is_ordinal: bool = False
+    order: tuple[Any, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -42,6 +46,8 @@ class LabelPlan(NamedTuple):
     def task(self) -> Task:
         if self.sets is not None:
             return "multilabel"
+        if self.is_ordinal:
+            return "ordinal"
         return "classification" if self.standard_deviation is None else "regression"
 
     @property
@@ -103,6 +109,47 @@ def plan_label(column: ColumnProfile, scratch: Path, split_column: str | None, t
 def plan_sets(sets: LabelSets, column: ColumnProfile) -> LabelPlan:
     """Returns the plan for a column of sets of labels; labels of few rows are left out of the sets."""
     return LabelPlan(column, "array", classes=sets.counts, sets=sets)
+
+
+def order_classes(label: LabelPlan, requested: Sequence[str] | None) -> LabelPlan:
+    """Returns the plan of a label with ordered classes. Integers order themselves, unless an order is requested.
+
+    Raises:
+        DataUnfit: texts have no known order, or the order is not that of the classes.
+    """
+    classes = [value for value, _ in label.classes]
+    names = ", ".join(map(str, classes[:20]))
+    if label.logical_type == "boolean":
+        raise DataUnfit(
+            f"column {label.name} is a boolean, whose two classes have no order that matters",
+            required="integers or texts",
+            where="--task ordinal",
+            remedy="use --task classification",
+        )
+    if requested is None and label.logical_type == "integer":
+        return label._replace(is_ordinal=True)
+    order = infer_order(classes) if requested is None else requested
+    if order is None:
+        raise DataUnfit(
+            f"the classes of column {label.name} have no order that is known: {names}",
+            required="all classes from the lowest to the highest",
+            where="--task ordinal",
+            remedy=f"add --order {','.join(map(str, classes[:3]))}{',…' if len(classes) > 3 else ''} in your order",
+        )
+    positions = {str(name): number for number, name in enumerate(order)}
+    missing = [name for name in classes if str(name) not in positions]
+    unknown = sorted(set(positions) - set(map(str, [*classes, *label.rare_classes])))
+    if missing or unknown or len(positions) < len(order):
+        finding = (
+            f"misses {', '.join(map(str, missing))}" if missing else f"names {', '.join(unknown)}, which no row has"
+        )
+        raise DataUnfit(
+            "--order names a class twice" if len(positions) < len(order) else f"--order {finding}",
+            required=f"each class of column {label.name} once: {names}",
+            where="--order",
+            remedy="correct the list; names are separated by commas, from the lowest to the highest",
+        )
+    return label._replace(is_ordinal=True, order=tuple(sorted(classes, key=lambda name: positions[str(name)])))
 
 
 def _plan_quantity(column: ColumnProfile, scratch: Path) -> LabelPlan:

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 from bloomery.data_contracts.errors import RecipeInvalid
+from bloomery.tasks.scaffolding.planning.class_order import describe_order
 from bloomery.tasks.scaffolding.planning.entity_columns import counts_things, names_code
 from bloomery.tasks.scaffolding.planning.input_planning import split_words
 from bloomery.tasks.scaffolding.profiling.profiler import ColumnProfile
 
 # The tasks of labels that a draft may have, and those that a user may request.
-LabelTask = Literal["classification", "regression", "multilabel"]
-DraftTask = Literal["classification", "regression", "forecasting", "multilabel"]
+LabelTask = Literal["classification", "regression", "multilabel", "ordinal"]
+DraftTask = Literal["classification", "regression", "forecasting", "multilabel", "ordinal"]
 SplitKind = Literal["key", "group", "time", "given"]
 _MAX_CODES = 20  # distinct whole numbers that are classes unless the name says otherwise
 _MAX_CODES_OF_COUNT = 10  # the same where the name says that something is counted
@@ -32,7 +33,7 @@ _TYPE_NOUNS = {"string": "a text", "boolean": "a boolean", "integer": "an intege
 class TaskRequest:
     """What the user requests of a task; None to infer it. `lags` are the rows in a window of a forecast.
 
-    `split_column` names the split of each row.
+    `split_column` names the split of each row. `order` has the classes of an ordinal task.
     """
 
     task: DraftTask | None = None
@@ -40,6 +41,7 @@ class TaskRequest:
     lags: int | None = None
     split: SplitKind | None = None
     split_column: str | None = None
+    order: tuple[str, ...] | None = None
 
 
 class TaskChoice(NamedTuple):
@@ -54,7 +56,13 @@ class TaskChoice(NamedTuple):
         return "forecasting" if self.is_forecast else self.label_task
 
 
-def parse_request(task: str | None, horizon: int | None, lags: int | None, split: str | None) -> TaskRequest:
+def parse_request(
+    task: str | None,
+    horizon: int | None,
+    lags: int | None,
+    split: str | None,
+    order: tuple[str, ...] | None = None,
+) -> TaskRequest:
     """Returns the request of a command line. A `split` of no known kind is the column that names the splits.
 
     Raises:
@@ -62,6 +70,8 @@ def parse_request(task: str | None, horizon: int | None, lags: int | None, split
     """
     if task is None and (horizon is not None or lags is not None):
         task = "forecasting"
+    if task is None and order is not None:
+        task = "ordinal"
     if task in ("multi_label", "multi-label"):
         task = "multilabel"
     if task is not None and task not in get_args(DraftTask):
@@ -70,6 +80,13 @@ def parse_request(task: str | None, horizon: int | None, lags: int | None, split
             required=f"one of {', '.join(get_args(DraftTask))}",
             where="--task",
             remedy="correct it, or omit it: then it is inferred from the data",
+        )
+    if order is not None and task != "ordinal":
+        raise RecipeInvalid(
+            f"--order belongs to ordinal classes, and the task is {task}",
+            required="--task ordinal",
+            where="--order",
+            remedy="omit it, or request ordinal classes",
         )
     split_column = None if split is None or split in get_args(SplitKind) else split
     split = "given" if split_column is not None else split
@@ -87,7 +104,8 @@ def parse_request(task: str | None, horizon: int | None, lags: int | None, split
             where="--split",
             remedy="omit --split",
         )
-    return TaskRequest(cast("DraftTask | None", task), horizon, lags, cast("SplitKind | None", split), split_column)
+    split_kind = cast("SplitKind | None", split)
+    return TaskRequest(cast("DraftTask | None", task), horizon, lags, split_kind, split_column, order)
 
 
 def require_task_of_sets(request: TaskRequest, where: str) -> None:
@@ -103,7 +121,7 @@ def require_task_of_sets(request: TaskRequest, where: str) -> None:
 
 def infer_label_task(column: ColumnProfile, kind: str = "", requested: DraftTask | None = None) -> TaskChoice:
     """Returns what the label is. `kind` is the kind of its source; a requested task is not questioned here."""
-    if requested == "classification" or requested == "regression" or requested == "multilabel":
+    if requested is not None and requested != "forecasting":
         return TaskChoice(requested, is_forecast=False, reason="as requested")
     if requested == "forecasting":
         label_task: LabelTask = "regression" if may_be_forecast(column) else "classification"
@@ -112,14 +130,16 @@ def infer_label_task(column: ColumnProfile, kind: str = "", requested: DraftTask
     values = [value for value, _ in column.value_counts or ()]
     if column.logical_type not in ("integer", "number"):
         num = f" with {len(values):,} distinct values" if values else ""
-        return TaskChoice("classification", is_forecast=False, reason=f"{column.name} is {noun}{num}")
+        hint = describe_order(column.name, values) if column.logical_type == "string" else ""
+        return TaskChoice("classification", is_forecast=False, reason=f"{column.name} is {noun}{num}{hint}")
     if values and not all(map(is_whole, values)):
         return TaskChoice("regression", is_forecast=False, reason=f"{column.name} has fractions")
     num_distinct = f"{column.num_distinct:,}" if values else f"at least {column.num_distinct:,}"
     noun = "an integer" if values else noun
     reason = f"{column.name} is {noun} with {num_distinct} distinct values{_describe_range(column)}"
     if _are_codes(column, kind):
-        return TaskChoice("classification", is_forecast=False, reason=f"{reason}; --task regression for a quantity")
+        reason += f"; --task regression for a quantity{describe_order(column.name, values)}"
+        return TaskChoice("classification", is_forecast=False, reason=reason)
     remedy = "; --task classification for classes" if values else ""
     return TaskChoice("regression", is_forecast=False, reason=f"{reason}{remedy}")
 

@@ -76,7 +76,8 @@ def test_the_reason_names_the_values_and_the_option_for_the_other_task() -> None
     )
     rating = make_column("rating", np.arange(300) % 10 + 1)
     assert infer_label_task(rating).reason == (
-        "rating is an integer with 10 distinct values from 1 to 10; --task regression for a quantity"
+        "rating is an integer with 10 distinct values from 1 to 10; --task regression for a quantity; "
+        "--task ordinal if their order counts"
     )
     assert infer_label_task(count, requested="classification").label_task == "classification"
 
