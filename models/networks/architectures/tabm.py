@@ -33,14 +33,12 @@ class TabularEnsemble(nn.Module):
     logarithm of the odds of each label, by the members' mean probability.
     """
 
-    def __init__(
-        self, config: TabM, layout: Layout, num_outputs: int, *, is_multilabel: bool = False, is_ordinal: bool = False
-    ) -> None:
+    def __init__(self, config: TabM, layout: Layout, num_outputs: int, task: Task = "classification") -> None:
         from tabm import EnsembleView, LinearEnsemble, make_tabm_backbone
 
         super().__init__()
         require_flat(layout, "tabm")
-        self.is_multilabel, self.is_ordinal = is_multilabel, is_ordinal
+        self.task = task
         self.columns = TabularInput(layout)
         self.numbers = NumberEmbedding(config, self.columns.num_numbers)
         self.categories = nn.ModuleList(map(_category_layer, self.columns.counts))
@@ -56,13 +54,13 @@ class TabularEnsemble(nn.Module):
             start_scaling_init="normal" if self.numbers.is_embedding else "random-signs",
             start_scaling_init_chunks=widths,
         )
-        self.head = LinearEnsemble(config.width, num_outputs - 1 if is_ordinal else num_outputs, k=config.members)
+        self.head = LinearEnsemble(config.width, num_outputs - (task == "ordinal"), k=config.members)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         outputs_BEK = self.member_outputs(x)
         if outputs_BEK.shape[2] == 1:
             return outputs_BEK.mean(dim=1)
-        if self.is_multilabel:
+        if self.task == "multilabel":
             # As two classes, since the logarithm of a sigmoid is exported as such and underflows.
             pairs_BEK2 = torch.stack([outputs_BEK, torch.zeros_like(outputs_BEK)], dim=3)
             shares_BK2 = torch.log_softmax(pairs_BEK2, dim=3).logsumexp(dim=1)
@@ -75,7 +73,7 @@ class TabularEnsemble(nn.Module):
         x_BN, codes_BC = self.columns(x)
         rows = [layer(codes_BC[:, position]) for position, layer in enumerate(self.categories)]
         outputs_BEK = self.head(self.backbone(self.view(torch.cat([self.numbers(x_BN), *rows], dim=1))))
-        return class_log_probabilities(outputs_BEK) if self.is_ordinal else outputs_BEK
+        return class_log_probabilities(outputs_BEK) if self.task == "ordinal" else outputs_BEK
 
 
 class NumberEmbedding(nn.Module):
@@ -153,5 +151,4 @@ def _without_narrow_bins(values: Sequence[float]) -> tuple[float, ...]:
 
 
 def build(config: TabM, layout: Layout, num_outputs: int, task: Task = "classification") -> TabularEnsemble:
-    is_ordinal = task == "ordinal"
-    return TabularEnsemble(config, layout, num_outputs, is_multilabel=task == "multilabel", is_ordinal=is_ordinal)
+    return TabularEnsemble(config, layout, num_outputs, task)

@@ -21,6 +21,7 @@ CONTRACT = Contract.model_validate(
     contract_document(
         {"name": "id", "logicalType": "integer", "primaryKey": True},
         {"name": "x", "logicalType": "number", "required": True},
+        {"name": "size", "logicalType": "number", "required": True},
         {"name": "stars", "logicalType": "integer", "required": True},
         {"name": "is_good", "logicalType": "boolean", "required": True},
         {
@@ -64,7 +65,7 @@ def test_complete_orders_and_integers_are_fine():
         ("risk", {"order": [1, 2, 3]}, "column 'risk' is string, but the order has 1, 2, 3; write them in quotes"),
         ("stars", {"order": ["1", "2"]}, "write them without quotes"),
         ("is_good", {}, "classes with an order are integers or strings, but column 'is_good' is boolean"),
-        ("x", {}, "column 'x' is number; use `task: regression`"),
+        ("size", {}, "column 'size' is number; use `task: regression`"),
         ("stars", {"training": {"strategy": "pipeline", "devices": 2}}, "use ddp, fsdp or tensor"),
     ],
 )

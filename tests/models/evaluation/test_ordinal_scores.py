@@ -41,7 +41,8 @@ def test_intervals_enclose_the_score_and_show_a_worse_model(score: Score):
     truth, before = draw_ranks(500, 0.2)
     _, after = draw_ranks(500, 1.5)
     interval = score_interval(score, truth, before)
-    assert interval.low < interval.value == pytest.approx(compute_score(score, truth, before)) < interval.high
+    assert interval.value == pytest.approx(compute_score(score, truth, before))
+    assert interval.low < interval.value < interval.high
     rise, gain = degradation_interval(score, truth, before, after), degradation_interval(score, truth, after, before)
     assert 0 < rise.low < rise.value < rise.high
     assert gain.high < 0

@@ -86,7 +86,7 @@ def test_a_table_of_categories_only_and_of_many_categories_is_read() -> None:
 
 
 def test_the_odds_of_a_label_are_those_of_the_mean_probability() -> None:
-    network = build(SMALL, TABLE, 3, is_multilabel=True).eval()
+    network = build(SMALL, TABLE, 3, "multilabel").eval()
     with torch.no_grad():
         members = 30 * network.member_outputs(make_rows())  # large logits must not overflow
         network.member_outputs = lambda x: members  # type: ignore[method-assign]
