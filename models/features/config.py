@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from bloomery.data_contracts.documents.documents import Document
+from bloomery.data_contracts.documents.documents import Document, is_unset
 from bloomery.data_contracts.records.tensor_layout import Task, predicts_one_class
 from bloomery.models.features.input_config import Input, SeriesInput, ShapedInput
 from bloomery.models.features.splits import Split
@@ -24,7 +24,7 @@ class Features(Document):
     order: Annotated[
         tuple[int | str, ...] | None,
         Field(
-            exclude_if=lambda order: order is None,
+            exclude_if=is_unset,
             description="ordinal alone: the classes from the lowest to the highest; integers are ordered by default",
         ),
     ] = None
