@@ -28,9 +28,9 @@ def check_ordinal(features: Features, label: Column | None, training: Training |
         return
     type_of_values = int if label.logical_type == "integer" else str
     if not all(isinstance(name, type_of_values) for name in features.order):
-        names = ", ".join(map(repr, features.order[:5]))
+        quoted_names = ", ".join(map(repr, features.order[:5]))
         hint = "write them without quotes" if type_of_values is int else "write them in quotes"
-        yield f"features.order: column {label.name!r} is {label.logical_type}, but the order has {names}; {hint}"
+        yield f"features.order: column {label.name!r} is {label.logical_type}, but the order has {quoted_names}; {hint}"
         return
     missing = [value for value in valid_values if value not in features.order]
     unknown = [name for name in features.order if valid_values and name not in valid_values]
