@@ -17,10 +17,11 @@ from bloomery.data_contracts.records.provenance import PROVENANCE_FILE
 from bloomery.data_contracts.records.records import Choice, Interval, ResourceUsage
 from bloomery.data_contracts.records.score_format import SCORE_NAMES, class_noun, format_score, format_score_value
 from bloomery.data_contracts.records.scores import Score
-from bloomery.data_contracts.records.tensor_layout import Task, predicts_one_class
+from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.tasks.evaluation import baseline_text, candidate_table, plots
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.model_card.limitations import list_limitations
+from bloomery.tasks.model_card.metric_texts import describe_metrics
 from bloomery.tasks.model_card.metrics import CardMetrics, compute_card_metrics
 from bloomery.tasks.model_card.rendering import Card, Section, Table, render_card, shrink_picture
 from bloomery.tasks.tracking.resource_usage import WATTS_PER_CORE
@@ -114,38 +115,7 @@ def _evaluation_data(choice: Choice) -> Section:
 
 
 def _metrics(task: Task) -> Section:
-    if predicts_one_class(task):
-        texts = [
-            "Accuracy, recall and precision, with Wilson's 95% score intervals; log loss in nats; balanced accuracy "
-            "and macro F1, in which classes count alike; the area under the ROC curve (AUC) and average precision, of "
-            "two classes for the rarer one, of more as the mean over classes."
-        ]
-        if task == "ordinal":
-            texts.append(
-                "The classes have an order. Quadratic weighted kappa is the agreement beyond chance, in which an error "
-                "counts by the square of its distance; MAE in ranks is the mean distance between the true and the "
-                "predicted class. Their intervals are from a bootstrap of rows."
-            )
-    elif task == "multilabel":
-        texts = [
-            "A label is predicted if its probability is at least 0.5. Micro F1 pools all labels, macro F1 and mean "
-            "average precision are means over the labels that rows have; subset accuracy is the share of rows with "
-            "exactly the true labels, and Hamming loss the share of wrong decisions about single labels. Intervals are "
-            "from a bootstrap of rows; recall and precision of a label have Wilson's 95% score intervals."
-        ]
-    elif task == "embedding":
-        texts = [
-            "The positives of the test split are ranked by the cosine of their vectors to that of each text; other "
-            "positives of the same text are left out. nDCG@10 is the mean of 1 / log2(1 + rank) down to rank 10, "
-            "recall@k the share of positives with a rank of at most k. Intervals are Wilson's of a recall, and from a "
-            "bootstrap of rows of other scores."
-        ]
-    else:
-        texts = [
-            "Root mean squared error (RMSE) in the units of the label, with a 95% interval from a block bootstrap that "
-            "draws neighbouring rows together; mean absolute error (MAE); mean absolute percentage error (MAPE); R²."
-        ]
-    return Section("Metrics", texts=texts)
+    return Section("Metrics", texts=describe_metrics(task))
 
 
 def _quantitative_analyses(score: Score, metrics: CardMetrics) -> Section:
