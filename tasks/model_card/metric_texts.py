@@ -5,33 +5,33 @@ from __future__ import annotations
 from bloomery.data_contracts.records.tensor_layout import Task
 
 _CLASSES = (
-    "Accuracy, recall and precision, with Wilson's 95% score intervals; log loss in nats; balanced accuracy and macro F1, "
-    "in which classes count alike; the area under the ROC curve (AUC) and average precision, of two classes for the rarer "
-    "one, of more as the mean over classes."
+    "Accuracy, recall and precision, with Wilson's 95% score intervals; log loss in nats; balanced accuracy and macro "
+    "F1, in which classes count alike; the area under the ROC curve (AUC) and average precision, of two classes for "
+    "the rarer one, of more as the mean over classes."
 )
 _TEXTS: dict[Task, tuple[str, ...]] = {
     "classification": (_CLASSES,),
     "ordinal": (
         _CLASSES,
-        "The classes have an order. Quadratic weighted kappa is the agreement beyond chance, in which an error counts by "
-        "the square of its distance; MAE in ranks is the mean distance between the true and the predicted class. Their "
-        "intervals are from a bootstrap of rows.",
+        "The classes have an order. Quadratic weighted kappa is the agreement beyond chance, in which an error counts "
+        "by the square of its distance; MAE in ranks is the mean distance between the true and the predicted class. "
+        "Their intervals are from a bootstrap of rows.",
     ),
     "multilabel": (
-        "A label is predicted if its probability is at least 0.5. Micro F1 pools all labels, macro F1 and mean average "
-        "precision are means over the labels that rows have; subset accuracy is the share of rows with exactly the true "
-        "labels, and Hamming loss the share of wrong decisions about single labels. Intervals are from a bootstrap of "
-        "rows; recall and precision of a label have Wilson's 95% score intervals.",
+        "A label is predicted if its probability is at least 0.5. Micro F1 pools all labels, macro F1 and mean "
+        "average precision are means over the labels that rows have; subset accuracy is the share of rows with "
+        "exactly the true labels, and Hamming loss the share of wrong decisions about single labels. Intervals are "
+        "from a bootstrap of rows; recall and precision of a label have Wilson's 95% score intervals.",
     ),
     "embedding": (
-        "The positives of the test split are ranked by the cosine of their vectors to that of each text; other positives "
-        "of the same text are left out. nDCG@10 is the mean of 1 / log2(1 + rank) down to rank 10, recall@k the share of "
-        "positives with a rank of at most k. Intervals are Wilson's of a recall, and from a bootstrap of rows of other "
-        "scores.",
+        "The positives of the test split are ranked by the cosine of their vectors to that of each text; other "
+        "positives of the same text are left out. nDCG@10 is the mean of 1 / log2(1 + rank) down to rank 10, recall@k "
+        "the share of positives with a rank of at most k. Intervals are Wilson's of a recall, and from a bootstrap of "
+        "rows of other scores.",
     ),
     "regression": (
-        "Root mean squared error (RMSE) in the units of the label, with a 95% interval from a block bootstrap that draws "
-        "neighbouring rows together; mean absolute error (MAE); mean absolute percentage error (MAPE); R².",
+        "Root mean squared error (RMSE) in the units of the label, with a 95% interval from a block bootstrap that "
+        "draws neighbouring rows together; mean absolute error (MAE); mean absolute percentage error (MAPE); R².",
     ),
 }
 
