@@ -29,11 +29,19 @@ from bloomery.data_contracts.requests.problems import BodyUnreadable, RowsRefuse
 from bloomery.data_contracts.serving.api_keys import KeyPolicy
 from bloomery.data_contracts.serving.prediction_log import CANARY
 from bloomery.deployments.endpoint.asgi.documentation import DocumentationPages
+from bloomery.deployments.endpoint.asgi.embeddings import EMBEDDINGS_PATH, parse_embeddings
 from bloomery.deployments.endpoint.asgi.media_rows import has_files, parse_media_rows
 from bloomery.deployments.endpoint.asgi.multipart import MULTIPART
 from bloomery.deployments.endpoint.asgi.request_body import ClientDisconnected, read_body, read_media_type
+from bloomery.deployments.endpoint.asgi.text_request import TextParser
 from bloomery.deployments.endpoint.http.asgi_types import ASGIApp, Headers, Receive, Scope, Send
-from bloomery.deployments.endpoint.http.errors import HTTPError, body_too_large, overloaded, too_many_rows
+from bloomery.deployments.endpoint.http.errors import (
+    HTTPError,
+    body_too_large,
+    overloaded,
+    too_many_rows,
+    unsupported_media_type,
+)
 from bloomery.deployments.endpoint.http.limits import Limits
 from bloomery.deployments.endpoint.http.responses import JSON, Response, SendResponse, error_response, write_response
 from bloomery.deployments.endpoint.inference.explain import Explainer
@@ -41,6 +49,8 @@ from bloomery.deployments.endpoint.inference.micro_batcher import MicroBatcher, 
 from bloomery.deployments.endpoint.inference.model_version import LoadedVersion
 from bloomery.deployments.endpoint.telemetry.metrics import Metrics
 
+_TEXT_PARSERS: dict[str, TextParser] = {EMBEDDINGS_PATH: parse_embeddings}
+_ROW_PATHS = ("/predict", "/explain", *_TEXT_PARSERS)
 _BENTOML_PATHS = frozenset({"/livez", "/healthz", "/readyz", "/metrics", "/schema.json"})
 _REQUEST_ID = re.compile(r"[\w.:-]{1,64}")
 _NUM_DECODING_THREADS = 2  # each may need the memory of a large image
@@ -48,7 +58,7 @@ _log = logging.getLogger("bloomery.endpoint")
 
 
 class Application:
-    """Serves `/predict`, `/explain` and the documentation pages with the version last passed to `use_version`.
+    """Serves predictions, explanations and the documentation pages with the version last passed to `use_version`.
 
     A share of the requests may go to another version, the canary.
     """
@@ -101,8 +111,8 @@ class Application:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             path = scope["path"]
-            if path in ("/predict", "/explain"):
-                await self._handle_rows(scope, receive, send, is_explanation=path == "/explain")
+            if path in _ROW_PATHS:
+                await self._handle_rows(scope, receive, send)
                 return
             if path not in _BENTOML_PATHS or (path == "/readyz" and not self._is_ready):
                 await self._handle_page(scope, send)
@@ -115,17 +125,21 @@ class Application:
         """True if the endpoint has a model and its queue has room; a load balancer sends requests only then."""
         return self._champion is not None and self._num_waiting < self._limits.waiting
 
-    async def _handle_rows(self, scope: Scope, receive: Receive, send: Send, *, is_explanation: bool) -> None:
-        request = self._open_request(scope["headers"])
+    async def _handle_rows(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        is_explanation, parse_texts = path == "/explain", _TEXT_PARSERS.get(path)
+        request = self._open_request(scope["headers"], path)
         result: RequestResult | bytes | Exception
         try:
             batcher = self._admit(request, scope["method"])
             body = await read_body(request.headers, receive, self._limits)
-            max_rows = self._limits.explain_rows if is_explanation else self._limits.rows
-            rows = await self._read_rows(batcher.version, request, body, max_rows)
-            if is_explanation:
+            if parse_texts is not None:
+                result = await self._serve_texts(batcher, request, parse_texts, body)
+            elif is_explanation:
+                rows = await self._read_rows(batcher.version, request, body, self._limits.explain_rows)
                 result = await self._explain(batcher.version, rows, scope["query_string"])
             else:
+                rows = await self._read_rows(batcher.version, request, body, self._limits.rows)
                 result = await _submit_and_wait(batcher, rows, request.request_id, request.start_time)
         except Exception as failure:
             result = failure
@@ -139,6 +153,16 @@ class Application:
         else:
             self._count_prediction_request(request, response)
         await write_response(response, send)
+
+    async def _serve_texts(
+        self, batcher: MicroBatcher, request: _Request, parse_texts: TextParser, body: bytes
+    ) -> bytes:
+        """The response to a request for texts, which share runs of the network with those of other requests."""
+        if request.media_type != JSON:
+            raise unsupported_media_type(request.media_type, (JSON,))
+        texts = parse_texts(batcher.version, body, self._limits.rows)
+        result = await _submit_and_wait(batcher, texts.rows, request.request_id, request.start_time)
+        return texts.respond(result)
 
     def handle_predict(self, scope: Mapping[str, Any], body: bytes, send_response: SendResponse) -> None:
         """Serves `POST /predict` with a complete body, without a task or ASGI messages, which would double its cost."""
@@ -194,10 +218,10 @@ class Application:
         parse = partial(parse_media_rows, version, content_type, body, self._limits._replace(rows=max_rows))
         return await asyncio.get_running_loop().run_in_executor(self._decoding_threads, parse)
 
-    def _open_request(self, header_list: Headers) -> _Request:
+    def _open_request(self, header_list: Headers, path: str = "/predict") -> _Request:
         self._num_waiting += 1
         headers = dict(header_list)
-        return _Request(headers, self._request_id(headers))
+        return _Request(headers, self._request_id(headers), path)
 
     def _admit(self, request: _Request, method: str) -> MicroBatcher:
         """The batcher for this request. Raises HTTPError for a wrong method or media type, or under overload."""
@@ -245,12 +269,12 @@ class Application:
         try:
             response = self._find_page(scope)
         except HTTPError as error:
-            response = error_response(error)
+            response = error_response(error, path=scope["path"])
         await write_response(response, send, is_head=scope["method"] == "HEAD")
 
     def _find_page(self, scope: Scope) -> Response:
         if scope["method"] not in ("GET", "HEAD"):
-            message = "send rows with POST to /predict or /explain; every other path is read with GET"
+            message = f"send rows with POST to {', '.join(_ROW_PATHS)}; every other path is read with GET"
             if DocumentationPages.has(scope["path"]):
                 raise HTTPError(HTTPStatus.METHOD_NOT_ALLOWED, message, headers={"allow": "GET, HEAD"})
             raise HTTPError(HTTPStatus.NOT_FOUND, message)
@@ -259,7 +283,7 @@ class Application:
             raise overloaded()
         page = None if self._pages is None else self._pages.page(scope["path"])
         if page is None:
-            paths = "/predict, /explain, /info, /card, /docs, /livez, /readyz and /metrics"
+            paths = f"{', '.join(_ROW_PATHS)}, /info, /card, /docs, /livez, /readyz and /metrics"
             raise HTTPError(HTTPStatus.NOT_FOUND, f"unknown path; the paths are {paths}")
         headers = [(name.encode(), value.encode()) for name, value in page.headers.items()]
         headers += [(b"x-model-version", version.tag.encode()), (b"content-type", page.media_type.encode())]
@@ -269,11 +293,11 @@ class Application:
 class _Request:
     """The state of a request with rows, from its head to its response."""
 
-    __slots__ = ("headers", "media_type", "problems", "request_id", "start_time", "version")
+    __slots__ = ("headers", "media_type", "path", "problems", "request_id", "start_time", "version")
 
-    def __init__(self, headers: dict[bytes, bytes], request_id: str) -> None:
+    def __init__(self, headers: dict[bytes, bytes], request_id: str, path: str) -> None:
         self.start_time = time.perf_counter()
-        self.headers, self.request_id = headers, request_id
+        self.headers, self.request_id, self.path = headers, request_id, path
         self.media_type = JSON
         self.version: LoadedVersion | None = None  # champion or canary, drawn for this request
         self.problems: Sequence[Mapping[str, Any]] = ()  # those in the response
@@ -327,7 +351,7 @@ def _build_response(request: _Request, result: RequestResult | bytes | Exception
         if error is None:
             return None
         request.problems = error.problems
-        return error_response(error, identity)
+        return error_response(error, identity, request.path)
     content = ((b"content-type", media_type.encode()), (b"content-length", b"%d" % len(body)))
     return Response(HTTPStatus.OK, [*content, *identity], body)
 

@@ -6,8 +6,10 @@ from typing import Any
 
 from bloomery.data_contracts.requests.arrow_rows import ARROW_MEDIA_TYPE as ARROW
 from bloomery.data_contracts.serving.api_keys import KeyPolicy
+from bloomery.deployments.endpoint.asgi.embeddings import EMBEDDINGS_PATH
 from bloomery.deployments.endpoint.asgi.media_rows import BASE64, ROWS_PART
 from bloomery.deployments.endpoint.asgi.multipart import MULTIPART
+from bloomery.deployments.endpoint.asgi.openapi_texts import embeddings_operation
 from bloomery.deployments.endpoint.auth.middleware import PUBLIC_PATHS
 from bloomery.deployments.endpoint.http.responses import JSON
 from bloomery.deployments.endpoint.inference.explain import LABEL_PARAMETER
@@ -55,7 +57,11 @@ def openapi_document(version: LoadedVersion, key_policy: KeyPolicy, *, has_card:
         },
         "paths": {
             "/predict": {"post": _predict_operation(version, error_responses)},
-            **({} if version.is_embedding else {"/explain": {"post": _explain_operation(version, error_responses)}}),
+            **(
+                {EMBEDDINGS_PATH: {"post": embeddings_operation(version)}}
+                if version.is_embedding
+                else {"/explain": {"post": _explain_operation(version, error_responses)}}
+            ),
             **{
                 path: {"get": {"summary": summary, "responses": {"200": {"description": summary}}}}
                 for path, summary in pages.items()

@@ -37,7 +37,11 @@ from bloomery.deployments.endpoint.http.responses import (
 )
 
 PUBLIC_PATHS = frozenset({"/livez", "/readyz", "/healthz"})  # for the orchestrator that starts and watches the process
-_ROW_PATHS = ("/predict", "/explain")  # a browser must not ask for a password when a script calls these
+_ROW_PATHS = (
+    "/predict",
+    "/explain",
+    "/v1/embeddings",
+)  # a browser must not ask for a password when a script calls these
 _is_loopback = lru_cache(maxsize=256)(is_loopback)
 
 OnRejected = Callable[[int, float], None]  # status, seconds
@@ -135,10 +139,10 @@ class AuthMiddleware:
         if path not in _ROW_PATHS:
             is_unauthorized = error.status == HTTPStatus.UNAUTHORIZED
             basic = (b"www-authenticate", b'Basic realm="the key is the password"')
-            return error_response(error, (basic,) if is_unauthorized else ())
+            return error_response(error, (basic,) if is_unauthorized else (), path)
         if self._on_rejected is not None:
             self._on_rejected(error.status, 0.0)
-        return error_response(error)
+        return error_response(error, path=path)
 
 
 def read_key_settings(environment: Mapping[str, str]) -> tuple[KeyPolicy, Path | None]:

@@ -29,6 +29,32 @@ class HTTPError(Exception):
         return {"error": self.error, "problems": self.problems}
 
 
+class ApiError(HTTPError):
+    """An error of a request in OpenAI's form: the parameter that is wrong, and a code that programs recognize."""
+
+    def __init__(self, status: int, error: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(status, error)
+        self.param, self.code = param, code
+
+
+_KINDS = {HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_error", HTTPStatus.UNAUTHORIZED: "authentication_error"}
+_CODES = {HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_exceeded", HTTPStatus.UNAUTHORIZED: "invalid_api_key"}
+
+
+def openai_document(error: HTTPError) -> dict[str, Any]:
+    """The document of an error as OpenAI's clients read it."""
+    status = HTTPStatus(error.status)
+    kind = "server_error" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
+    param, code = (error.param, error.code) if isinstance(error, ApiError) else (None, None)
+    facts = {
+        "message": error.error,
+        "type": _KINDS.get(status, kind),
+        "param": param,
+        "code": code or _CODES.get(status),
+    }
+    return {"error": facts}
+
+
 def body_too_large(limit: int, size: str) -> HTTPError:
     return HTTPError(
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,

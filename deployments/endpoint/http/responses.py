@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import orjson
 
 from bloomery.deployments.endpoint.http.asgi_types import Headers, Receive, Scope, Send
-from bloomery.deployments.endpoint.http.errors import HTTPError
+from bloomery.deployments.endpoint.http.errors import HTTPError, openai_document
 
 JSON = "application/json"
 
@@ -33,9 +33,13 @@ class EndpointApp(Protocol):
         """Calls `send_response` at most once, now or later; never for a client that has disconnected."""
 
 
-def error_response(error: HTTPError, headers: Sequence[tuple[bytes, bytes]] = ()) -> Response:
-    """Returns the response for an error. `headers` precede the error's own headers."""
-    body = orjson.dumps(error.document, default=str)
+OPENAI_PREFIX = "/v1/"  # of the paths with requests, responses and errors in OpenAI's form
+
+
+def error_response(error: HTTPError, headers: Sequence[tuple[bytes, bytes]] = (), path: str = "") -> Response:
+    """Returns the response for an error of a request to `path`. `headers` precede the error's own headers."""
+    document = openai_document(error) if path.startswith(OPENAI_PREFIX) else error.document
+    body = orjson.dumps(document, default=str)
     error_headers = ((name.encode(), value.encode()) for name, value in error.headers.items())
     content_headers = ((b"content-type", JSON.encode()), (b"content-length", b"%d" % len(body)))
     return Response(int(error.status), [*headers, *error_headers, *content_headers], body)

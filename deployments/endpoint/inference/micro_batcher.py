@@ -28,10 +28,10 @@ _MAX_LOOP_SECONDS = 0.005  # longer runs use a thread, so that the event loop st
 
 
 class _BatchResult:
-    """The outputs of one run of the network."""
+    """The outputs of one run of the network, and of an embedding the number of tokens of each row."""
 
-    def __init__(self, version: LoadedVersion, outputs: np.ndarray) -> None:
-        self._version, self.outputs = version, outputs
+    def __init__(self, version: LoadedVersion, outputs: np.ndarray, num_tokens: np.ndarray | None) -> None:
+        self._version, self.outputs, self.num_tokens = version, outputs, num_tokens
 
     @cached_property
     def predictions(self) -> list[dict[str, Any]]:
@@ -48,12 +48,26 @@ class RequestResult(NamedTuple):
 
     @property
     def outputs(self) -> np.ndarray:
-        """Probabilities float64 (B, K), or regression values float64 (B,)."""
+        """Probabilities float64 (B, K), regression values float64 (B,), or vectors float32 (B, W)."""
         return self.batch.outputs[self.start : self.stop]
+
+    @property
+    def num_tokens(self) -> int:
+        """The number of tokens of all rows of an embedding, without padding; 0 of another task."""
+        return 0 if self.batch.num_tokens is None else int(self.batch.num_tokens[self.start : self.stop].sum())
 
     @property
     def predictions(self) -> list[dict[str, Any]]:
         return self.batch.predictions[self.start : self.stop]
+
+
+class _Run(NamedTuple):
+    """What a run of the network gives: its rows, their outputs or the exception, and its duration in seconds."""
+
+    rows: Rows | None
+    outputs: np.ndarray | Exception
+    num_tokens: np.ndarray | None = None
+    seconds: float = 0.0
 
 
 OnResult = Callable[[RequestResult | Exception], None]
@@ -127,21 +141,24 @@ class MicroBatcher:
         for requests in _group_requests(pending):
             num_rows = sum(len(request.rows) for request in requests)
             if num_rows * self._seconds_per_row < _MAX_LOOP_SECONDS:
-                self._deliver(requests, *self._run(requests))
+                self._deliver(requests, self._run(requests))
             else:
                 asyncio.get_running_loop().create_task(self._run_in_thread(requests))
 
     async def _run_in_thread(self, requests: list[_Request]) -> None:
-        self._deliver(requests, *await asyncio.to_thread(self._run, requests))
+        self._deliver(requests, await asyncio.to_thread(self._run, requests))
 
-    def _run(self, requests: list[_Request]) -> tuple[Rows | None, np.ndarray | Exception, float]:
-        """Returns the rows, their outputs or the exception, and the duration in seconds."""
+    def _run(self, requests: list[_Request]) -> _Run:
         start = time.perf_counter()
         try:
             rows = self._join_rows(requests)
-            return rows, self.version.predict(rows), time.perf_counter() - start
+            if self.version.is_embedding:
+                outputs, num_tokens = self.version.predict_and_count(rows)
+            else:
+                outputs, num_tokens = self.version.predict(rows), None
+            return _Run(rows, outputs, num_tokens, time.perf_counter() - start)
         except Exception as failure:
-            return None, failure, 0.0
+            return _Run(None, failure)
 
     def _join_rows(self, requests: list[_Request]) -> Rows:
         first = requests[0].rows
@@ -149,18 +166,17 @@ class MicroBatcher:
             return first
         return self.version.row_check.to_columns([row for request in requests for row in request.rows])
 
-    def _deliver(
-        self, requests: list[_Request], rows: Rows | None, outputs: np.ndarray | Exception, run_seconds: float
-    ) -> None:
+    def _deliver(self, requests: list[_Request], run: _Run) -> None:
+        rows, outputs = run.rows, run.outputs
         if rows is None or isinstance(outputs, Exception):
             if len(requests) > 1 and isinstance(outputs, DataUnfit):  # one request is at fault: run each alone
                 for request in requests:
-                    self._deliver([request], *self._run([request]))
+                    self._deliver([request], self._run([request]))
                 return
             for request in requests:
                 request.on_result(outputs if isinstance(outputs, Exception) else RuntimeError("no rows"))
             return
-        batch, start = _BatchResult(self.version, outputs), 0
+        batch, start = _BatchResult(self.version, outputs, run.num_tokens), 0
         for request in requests:
             stop = start + len(request.rows)
             request.on_result(RequestResult(batch, start, stop))
@@ -175,7 +191,7 @@ class MicroBatcher:
                 tuple(len(request.rows) for request in requests),
                 tuple(request.start_time for request in requests),
                 time.perf_counter(),
-                run_seconds,
+                run.seconds,
             )
         )
 

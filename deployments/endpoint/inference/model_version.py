@@ -117,6 +117,11 @@ class LoadedVersion:
         """
         return self.predict_encoded(encode(self.encoder, rows))
 
+    def predict_and_count(self, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+        """As `predict`, for the texts of an embedding; also the number of tokens of each row, int64 (B,)."""
+        x = encode(self.encoder, rows)
+        return self.predict_encoded(x), np.count_nonzero(x, axis=1)
+
     def predict_encoded(self, x: np.ndarray) -> np.ndarray:
         """As `predict`, for encoded rows float32 (B, ...)."""
         return predictions_from(
@@ -169,6 +174,11 @@ class LoadedVersion:
             labels = pa.array(list(self.encoder.classes)).take(pa.array(outputs.argmax(axis=1)))
             table = pa.table({"label": labels, "probabilities": _list_array(outputs)})
         return table.replace_schema_metadata({"model": self.tag, "classes": json.dumps(self._class_names)})
+
+    @cached_property
+    def vector_width(self) -> int:
+        """The number of values of an embedding's vectors."""
+        return int(self._session.get_outputs()[0].shape[1])
 
     @cached_property
     def has_int8_vectors(self) -> bool:
