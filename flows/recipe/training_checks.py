@@ -13,7 +13,7 @@ from bloomery.models.compression.obstacles import (
     find_pruning_obstacle,
 )
 from bloomery.models.features.config import Features
-from bloomery.models.features.input_config import CategoryInput, ImageInput, SeriesInput
+from bloomery.models.features.input_config import CategoryInput, ImageInput, SequenceInput, SeriesInput
 from bloomery.models.networks.config import Mlp, Model, Rnn, TabM, TabularEnsemble
 from bloomery.models.networks.pretrained_config import Pretrained
 from bloomery.models.training.config import Training
@@ -164,12 +164,20 @@ def check_training(features: Features, model: Model, training: Training) -> Iter
     if isinstance(model, TabM | TabularEnsemble):
         yield from _check_tabular_ensemble(model, training)
     form = _row_form(features)
+    if training.length_bucketing and not _has_padding(features):
+        yield f"training.length_bucketing: it sorts texts and padded sequences by length, but an encoded row is {form}"
     for name, forms in _AUGMENTATIONS.items():
         if getattr(training.augment, name) and form not in forms:
             yield f"training.augment.{name} applies to {' or '.join(forms)}, but an encoded row is {form}"
     has_indices = any(isinstance(source, CategoryInput) and source.encoding == "index" for source in features.inputs)
     if training.augment.mixup and has_indices:
         yield "training.augment.mixup: category indices (`encoding: index`) cannot be interpolated"
+
+
+def _has_padding(features: Features) -> bool:
+    """Whether encoded rows have padding at the end: texts, and arrays of steps with a length."""
+    first = features.inputs[0]
+    return first.kind == "text" or (isinstance(first, SequenceInput) and first.is_padded)
 
 
 def _check_tabular_ensemble(model: TabM | TabularEnsemble, training: Training) -> Iterator[str]:
@@ -207,6 +215,8 @@ def check_privacy(model: Model, training: Training, compression: Compression) ->
             f"training.privacy: a {model.kind} normalises over the rows of a batch, so gradients of single rows do not "
             f"exist; {remedy}"
         )
+    if model.kind == "pretrained":
+        yield "training.privacy: the rows of a pretrained network share positions: no gradient is of one row; use a gpt"
     if isinstance(model, TabM | TabularEnsemble):
         yield f"training.privacy: the layers and trees of {model.kind} have no per-row gradients; use an mlp"
     if isinstance(model, Mlp) and model.periodic is not None:

@@ -24,7 +24,7 @@ from torch import nn
 from bloomery.data_contracts.errors import ParityBroken
 from bloomery.models.export.reshapes import remove_inverse_reshapes
 from bloomery.models.inference.parity import require_parity
-from bloomery.models.inference.runtime import INPUT, OUTPUT, create_session, run_session
+from bloomery.models.inference.runtime import INPUT, OUTPUT, TOKENS, create_session, run_session
 
 PARITY_BATCHES = (1, 3, 32)
 TOLERANCE = 1e-4  # of a logit: the largest difference that a different order of float32 arithmetic explains
@@ -105,7 +105,8 @@ def _max_length(network: nn.Module, examples: torch.Tensor) -> int:
 def _export_program_to_onnx(network: nn.Module, sample: torch.Tensor, max_length: int) -> onnx.ModelProto:
     dynamic_dims = {0: torch.export.Dim("batch")}
     if max_length > 1:
-        dynamic_dims[1] = torch.export.Dim("length", min=1, max=max_length)
+        name = TOKENS if getattr(network, "trims_padding", False) else "length"
+        dynamic_dims[1] = torch.export.Dim(name, min=1, max=max_length)
     with shared_operator_registry():
         program = torch.onnx.export(
             network,

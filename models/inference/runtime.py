@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
 INPUT, OUTPUT = "x", "logits"
+TOKENS = "tokens"  # the name of a length of rows, where trailing padding may be removed
 VECTORS = "vectors"  # in the metadata of an embedding's file: the type of its values, float32 or int8
 
 
@@ -70,8 +71,19 @@ def unpack_model(model: Path | bytes) -> str | bytes:
 
 
 def run_session(runtime: onnxruntime.InferenceSession, x: np.ndarray) -> np.ndarray:
-    """logits_BK float32 for x float32 (B, ...)."""
+    """logits_BK float32 for x float32 (B, ...).
+
+    If the file declares rows of tokens (B, T), trailing steps that are padding in all rows are left out.
+    """
+    if x.ndim == 2 and runtime.get_inputs()[0].shape[1] == TOKENS:
+        x = trim_padding(x)
     return runtime.run([OUTPUT], {INPUT: x})[0]
+
+
+def trim_padding(x_BT: np.ndarray) -> np.ndarray:
+    """Rows of tokens without the trailing steps that are 0 in all of them; one step is left at least."""
+    used_T = np.flatnonzero(x_BT.any(axis=0))
+    return x_BT[:, : int(used_T[-1]) + 1 if len(used_T) else 1]
 
 
 def sigmoid(logits_BK: np.ndarray) -> np.ndarray:

@@ -6,12 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from bloomery.data_contracts.documents.documents import Document
+from bloomery.data_contracts.documents.documents import Document, is_unset
 from bloomery.data_contracts.records.checkpoint import Checkpoint
-
-
-def _is_none(value: object) -> bool:
-    return value is None
 
 
 class Pretrained(Document):
@@ -34,10 +30,10 @@ class Pretrained(Document):
         bool, Field(description="recompute the layers in the backward pass: less memory, about 30% more time")
     ] = False
     resolved: Annotated[
-        Checkpoint | None, Field(exclude_if=_is_none, description="set by Bloomery: the files of the checkpoint")
+        Checkpoint | None, Field(exclude_if=is_unset, description="set by Bloomery: the files of the checkpoint")
     ] = None
     config: Annotated[
-        dict[str, Any] | None, Field(exclude_if=_is_none, description="set by Bloomery: the checkpoint's config.json")
+        dict[str, Any] | None, Field(exclude_if=is_unset, description="set by Bloomery: the checkpoint's config.json")
     ] = None
 
     def identity(self) -> Any:

@@ -77,6 +77,13 @@ class Loop(Document):
         Field(description="of matrix products; auto: bf16 if the GPU or CPU (AMX) supports it"),
     ] = "fp32"
     compile: Annotated[bool, Field(description="torch.compile")] = False
+    length_bucketing: Annotated[
+        bool | None,
+        Field(
+            exclude_if=is_unset,
+            description="batches of rows of similar length, for text and padded sequences; default: of pretrained text",
+        ),
+    ] = None
     augment: Augment = Augment()
 
     @model_validator(mode="after")

@@ -21,11 +21,13 @@ from bloomery.models.training.config import Augment, Loop
 from bloomery.models.training.data.augmentation import augment_batch, batch_generator, mixup
 from bloomery.models.training.data.batches import (
     ExampleSource,
+    RowSource,
     TrainingData,
     batch_num_rows,
     iterate_batches,
     num_batches,
 )
+from bloomery.models.training.data.length_buckets import order_rows, predict_by_length
 from bloomery.models.training.data.prefetch import prefetch
 from bloomery.models.training.embedding_evaluation import evaluate_embedding
 from bloomery.models.training.layer_freezing import frozen_modules
@@ -130,7 +132,7 @@ class _Run:
     """The constants of a training."""
 
     learn: Learner
-    split: ExampleSource
+    split: RowSource
     loop: Loop
     batch_loss: BatchLoss
     seed: int
@@ -158,16 +160,17 @@ def train(
         TrainingDiverged: the loss is not finite.
     """
     group = placement.group
+    split = order_rows(data.train, network, loop)
     use_channels_last(network)
     # Parallelised before the move: a network may be too large for the device until it is distributed.
     learn = placement.parallelize(network, loop)
     on_device = network.to(placement.device)
-    state = _initial_state(on_device, data.train, loop, rate_shares, group)
+    state = _initial_state(on_device, split, loop, rate_shares, group)
     hooks.load(state)
     quantile = None if data.measure is None else data.measure.score.quantile
     batch_loss = build_loss(loop, data.train.labels(read_all=loop.class_weights == "balanced"), quantile)
     is_error = data.measure.score.is_error if data.measure else is_regression(data.val.labels(read_all=False))
-    run = _Run(learn, data.train, loop, batch_loss, data.seed, group, hooks)
+    run = _Run(learn, split, loop, batch_loss, data.seed, group, hooks)
     while state.epoch <= loop.epochs and not _has_stopped_improving(state.history, loop, is_error=is_error):
         if state.batch == 0:
             state.rate, state.num_rows = _learning_rate(state), 0
@@ -207,7 +210,7 @@ def move_to_cpu(network: nn.Module) -> nn.Module:
 
 
 def _initial_state(
-    network: nn.Module, split: ExampleSource, loop: Loop, rate_shares: dict[str, float] | None, group: ProcessGroup
+    network: nn.Module, split: RowSource, loop: Loop, rate_shares: dict[str, float] | None, group: ProcessGroup
 ) -> TrainingState:
     optimizer = build_optimizer(network, loop, rate_shares)
     steps_per_epoch = -(-num_batches(split, loop.batch_size, group) // loop.accumulate)
@@ -386,5 +389,11 @@ def predict(network: nn.Module, x: torch.Tensor, *, num_batches: int | None = No
     """outputs_BK of all rows on the CPU; sets the network to evaluation mode."""
     network.eval()
     device = next((weight.device for weight in network.parameters()), torch.device("cpu"))
-    batches = x.tensor_split(num_batches or max(-(-len(x) // _EVALUATION_ROWS), 1))
-    return torch.cat([network(rows.to(device)).float().cpu() for rows in batches])
+    num_batches = num_batches or max(-(-len(x) // _EVALUATION_ROWS), 1)
+
+    def compute(rows: torch.Tensor) -> torch.Tensor:
+        return network(rows.to(device)).float().cpu()
+
+    if getattr(network, "trims_padding", False):
+        return predict_by_length(compute, x, num_batches)
+    return torch.cat([compute(rows) for rows in x.tensor_split(num_batches)])

@@ -24,9 +24,11 @@ _POOLINGS = {"mean": "mean", "cls": "first", "last": "last"}  # as `pool` calls 
 class PretrainedNetwork(nn.Module):
     """x float32 (B, T), 0 for padding and otherwise a token's id plus 1 -> float32 (B, K).
 
-    Rows may have at most `max_length` steps. Padding does not affect the output; a row of only padding counts as one
-    step.
+    Rows may have at most `max_length` steps. Steps that are padding in all rows may be left out (`trims_padding`):
+    padding does not affect the output. A row of only padding counts as one step.
     """
+
+    trims_padding = True
 
     def __init__(self, body: PreTrainedModel, config: Pretrained, layout: Layout, num_outputs: int) -> None:
         super().__init__()

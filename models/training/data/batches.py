@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -65,6 +65,16 @@ class Examples(NamedTuple):
 
 
 ExampleSource = Examples | ExampleStream
+
+
+class RowSource(Protocol):
+    """Rows that batches are made of: in memory, on disk, or in another order."""
+
+    @property
+    def num_rows(self) -> int: ...
+
+    def windows(self, seed: int, epoch: int, first: int = 0) -> Iterator[Window]:
+        """Yields the windows of an epoch, at least from the one with row `first`."""
 
 
 @dataclass(frozen=True)
@@ -138,19 +148,19 @@ def even_sample(rows: Array, min_rows: int) -> Array:
     return rows[:: max(len(rows) // min_rows, 1)]
 
 
-def num_batches(rows: ExampleSource, batch_size: int, group: ProcessGroup = SINGLE_PROCESS) -> int:
+def num_batches(rows: RowSource, batch_size: int, group: ProcessGroup = SINGLE_PROCESS) -> int:
     """The batches of one epoch. The last one needs two rows per process, for batch normalisation."""
     num_full, remainder = divmod(rows.num_rows, batch_size)
     return num_full + (remainder >= 2 * group.size)
 
 
-def batch_num_rows(rows: ExampleSource, batch_size: int, number: int) -> int:
+def batch_num_rows(rows: RowSource, batch_size: int, number: int) -> int:
     """The rows of batch `number` (from 0), over all processes."""
     return min(batch_size, rows.num_rows - number * batch_size)
 
 
 def iterate_batches(
-    rows: ExampleSource, batch_size: int, *, seed: int, epoch: int, start: int = 0, group: ProcessGroup = SINGLE_PROCESS
+    rows: RowSource, batch_size: int, *, seed: int, epoch: int, start: int = 0, group: ProcessGroup = SINGLE_PROCESS
 ) -> Iterator[Batch]:
     """Yields the batches of an epoch from number `start`, in an order that depends on file, seed and epoch only.
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -18,6 +20,7 @@ from bloomery.data_contracts.records.checkpoint import Checkpoint
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.compression.fused_attention import fuse_attention
 from bloomery.models.export.onnx_exporter import TOLERANCE, export_onnx
+from bloomery.models.inference.runtime import create_session, run_session
 from bloomery.models.networks.architectures.pretrained import PretrainedNetwork, build, layer_groups
 from bloomery.models.networks.blueprint import Blueprint, build_network, read_network, write_network
 from bloomery.models.networks.config import Model
@@ -98,10 +101,23 @@ def test_the_file_has_one_operator_per_layer_for_attention(family: str, tmp_path
     num_layers = network.body.config.num_hidden_layers
     assert operators.count("MultiHeadAttention") == (0 if family == "mpnet" else num_layers)
     if family == "bert":
+        assert_padding_is_left_out(tmp_path / "network.onnx")
         assert fuse_attention(tmp_path / "network.onnx", tmp_path / "fused.onnx")
         operators = [node.op_type for node in onnx.load(tmp_path / "fused.onnx").graph.node]
         assert operators.count("Attention") == num_layers
         assert not {"Transpose", "Reshape"} & set(operators)
+
+
+def assert_padding_is_left_out(path: Path) -> None:
+    session = create_session(path)
+    computed = []
+    recorder = SimpleNamespace(get_inputs=session.get_inputs, run=lambda _, inputs: computed.append(inputs["x"]) or [0])
+    x = np.zeros((2, 12), np.float32)
+    x[0, :5], x[1, :3] = 4, 7
+    run_session(recorder, x)
+    run_session(recorder, np.zeros((2, 12), np.float32))
+    assert [rows.shape for rows in computed] == [(2, 5), (2, 1)]
+    np.testing.assert_allclose(run_session(session, x), session.run(None, {"x": x})[0], atol=TOLERANCE)
 
 
 @pytest.mark.parametrize(
