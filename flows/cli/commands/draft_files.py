@@ -49,6 +49,8 @@ def relative_paths(options: dict[str, Any], folder: Path) -> dict[str, Any]:
     converters: dict[str, Callable[[Any], Any]] = {
         "source": relative,
         "labels": relative,
+        "folder": relative,
+        "media": lambda columns: {name: relative_paths(column, folder) for name, column in columns.items()},
         "sources": lambda sources: [relative_paths(source, folder) for source in sources],
     }
     return {name: converters[name](value) if name in converters else value for name, value in options.items()}

@@ -170,6 +170,7 @@ def write_drafts(
     from bloomery.tasks.scaffolding.profiling.column_names import contract_names
     from bloomery.tasks.scaffolding.profiling.profiler import profile_source
     from bloomery.tasks.scaffolding.recipe_draft import draft_recipe
+    from bloomery.tasks.scaffolding.source_options.file_column_options import find_file_columns
     from bloomery.tasks.scaffolding.source_options.reader_options import infer_reader_options, recipe_options
 
     require_name(name)
@@ -181,6 +182,8 @@ def write_drafts(
         data_profile = profile_source(data, Path(scratch), roles.label, roles.key)
         data, reader_options = _add_inferred_options(data, reader_options, data_profile.reading_options)
         names = contract_names([column.name for column in data_profile.columns])
+        data_profile, media = find_file_columns(data_profile, data, Path(scratch), names, (roles.label, roles.key))
+        data, reader_options = _add_inferred_options(data, reader_options, media)
         require_file_labels(data_profile, data, roles.label)
         data_profile, roles, lists = find_label_sets(data_profile, data, Path(scratch), names, roles)
         data, reader_options = _add_inferred_options(data, reader_options, lists)
@@ -217,8 +220,9 @@ def list_inferences(draft: ProjectDraft) -> list[tuple[str, str]]:
     inferences = [
         (option, f"{_describe_value(value)}: {notes[option]}")
         for option, value in draft.reader_options.data.model_dump(exclude_none=True).items()
-        if option in notes and option not in ("header", "lists")  # sets of labels have lines of their own
+        if option in notes and option not in ("header", "lists", "media")  # sets of labels have lines of their own
     ]
+    inferences += [("media", notes["media"])] if "media" in notes else []
     inferences += [("header", notes["header"])] if "header" in notes else []
     inferences += _missing(draft)
     inferences += _conversions(draft)

@@ -64,7 +64,7 @@ class ColumnFiles:
         Raises:
             MediaUnreadable: there is no such file in the folder, or it cannot be decoded.
         """
-        content = source if isinstance(source, bytes) else self._read(source)
+        content = source if isinstance(source, bytes) else self.read(source)
         if isinstance(self.decoding, ImageDecoding):
             return decode_image(content, self.decoding)
         return decode_recording(content, self.decoding)[0]
@@ -73,7 +73,8 @@ class ColumnFiles:
         """Returns the files of the same names without this text at their start."""
         return ColumnFiles(self.column, self.options.model_copy(update={"prefix": prefix}), self._data)
 
-    def _read(self, name: str) -> bytes:
+    def read(self, name: str) -> bytes:
+        """Returns the bytes of the file. Raises MediaUnreadable."""
         store, path = self._locate(name)
         try:
             return store.read(path)

@@ -41,12 +41,12 @@ def _require_more_than_names(profile: SourceProfile, label: str) -> None:
     others = [column for column in profile.columns if column.name != label]
     if others and all(column.names_files for column in others):
         raise DataUnfit(
-            f"column {', '.join(column.name for column in others)} names files, which are not opened, and there is no "
-            f"column beside it and {label}",
-            required="a folder of images or recordings, with a folder for each class; or columns to learn from",
+            f"column {', '.join(column.name for column in others)} names files, which are not opened: "
+            f"{others[0].file_problem}; there is no column beside it and {label}",
+            required="images or recordings in the folder of the table or below it, or columns to learn from",
             where="--data",
-            remedy=f"move each file into a folder named by its {label}, and give their folder as --data, with "
-            "--label label",
+            remedy=f"move the files into the table's folder; or each into a folder named by its {label}, and give "
+            "their folder as --data, with --label label",
         )
 
 

@@ -7,17 +7,16 @@ import math
 import re
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
+from bloomery.tasks.scaffolding.planning.array_inputs import is_image, plan_array
+from bloomery.tasks.scaffolding.planning.input_plans import InputPlan, PlannedInput
 from bloomery.tasks.scaffolding.profiling.profiler import ColumnProfile, SourceProfile
-from bloomery.tasks.scaffolding.profiling.sequence_planning import image_shape, plan_steps, sequence_options
 
 _MAX_ONE_HOT = 50  # categories that get a place each
 _MIN_VALUES = 20  # a column with fewer could have none in the training split
 _MAX_TARGET_COUNTS = 150_000  # categories by classes by folds; the encoder counts 200,000
-_MAX_SIDE = 64  # pixels
-_MAX_DURATION_S = 4.0
 _MIN_TEXT_LENGTH = 8  # characters of the longest one: shorter texts are rather codes
 _CHARACTERS_PER_TOKEN = 3
 _ID_WORDS = frozenset({"id", "zip", "zipcode", "uuid", "guid"})
@@ -52,40 +51,8 @@ _PERSONAL_WORDS = frozenset(
 
 
 _FREE_TEXT = "it is text that differs in most rows; a model can read such a column only as its single input"
-_FILE_NAMES = (
-    "it names files, which are not opened: to learn from images or recordings, --data is their folder, with a folder "
-    "for each class"
-)
 _SINGLE_ARRAY = "a model can read an array only as its single input"
 _MAX_COLUMNS_BESIDE_ARRAY = 3  # an array of numbers tells more than so few columns
-
-
-class PlannedInput(NamedTuple):
-    """An input as a recipe writes it, and the reason for its options."""
-
-    options: dict[str, Any]
-    reason: str
-
-
-class InputPlan(NamedTuple):
-    """The inputs of a network, and the columns that it does not read, each with the reason."""
-
-    inputs: tuple[PlannedInput, ...]
-    unused: dict[str, str]
-
-    @property
-    def columns(self) -> list[str]:
-        """The columns that the network reads, each once."""
-        all_options = [planned_input.options for planned_input in self.inputs]
-        names = (name for options in all_options for name in options.get("columns", [options.get("column")]))
-        return list(dict.fromkeys(names))
-
-    @property
-    def is_tabular(self) -> bool:
-        return all(
-            "columns" in planned_input.options and planned_input.options["kind"] != "series"
-            for planned_input in self.inputs
-        )
 
 
 def split_words(name: str) -> list[str]:
@@ -138,9 +105,9 @@ def plan_inputs(
         )
     arrays = [column for column in usable if column.logical_type == "array"]
     for column in arrays:
-        array = _plan_array(column, profile, data, shape)
+        array = plan_array(column, profile, data, shape)
         has_few_beside = len(columns_read) <= _MAX_COLUMNS_BESIDE_ARRAY
-        if isinstance(array, PlannedInput) and (has_few_beside or _is_image(column, data)):
+        if isinstance(array, PlannedInput) and (has_few_beside or is_image(column, data)):
             reason = f"the model reads only the array {column.name}; with --drop {column.name} it reads the others"
             skipped = dict.fromkeys(columns_read, reason)
             array_names = [array_column.name for array_column in arrays if array_column.name != column.name]
@@ -190,7 +157,7 @@ def _reason_against(column: ColumnProfile, data: DataSource) -> str | None:
     if (data.kind in ("images", "audio") or data.has_media) and column.name in is_of_file:
         return "it describes the file"
     if column.names_files:
-        return _FILE_NAMES
+        return f"it names files, which are not opened: {column.file_problem}"
     if is_row_number(column):
         return "it numbers the rows"
     if column.logical_type == "string" and column.num_distinct > column.num_valid / 2:
@@ -286,61 +253,3 @@ def _plan_category(column: ColumnProfile, num_classes: int) -> PlannedInput:
     return PlannedInput(
         {"kind": "category", "encoding": "hash", "num_buckets": 256}, "too many categories to list: hashed into buckets"
     )
-
-
-def _is_image(column: ColumnProfile, data: DataSource) -> bool:
-    return data.kind in ("images", "audio", "idx") or data.has_media or _square_side(column.min_length or 0) is not None
-
-
-def _square_side(size: int, num_channels: int = 1) -> int | None:
-    """Returns the side of a square image of `size` values and at least 4 x 4 pixels; None if there is none."""
-    side = math.isqrt(size // num_channels)
-    return side if side >= 4 and side * side * num_channels == size else None
-
-
-def _plan_array(
-    column: ColumnProfile, profile: SourceProfile, data: DataSource, shape: Sequence[int]
-) -> PlannedInput | str:
-    """Returns an array as an image or as audio, or why it is neither."""
-    if column.element_type not in ("integer", "number") or column.num_missing:
-        return "it does not have an array of numbers in every row"
-    if data.kind == "audio" or (data.has_media and data.mode is None):
-        return _plan_audio(column, profile, data)
-    size = column.min_length or 0
-    inner_sizes = (data.flatten or {}).get(column.name, ())
-    if not column.max_length:
-        return "its arrays have no values"
-    steps = plan_steps(size, column.max_length, inner_sizes, are_files=data.unit == "file")
-    if steps is not None:
-        return PlannedInput(sequence_options(column.name, steps), f"a sequence: {steps.reason}")
-    if inner_sizes:
-        full_shape, reason = image_shape(size, inner_sizes), "as the arrays are nested"
-    elif math.prod(shape) == size and len(shape) in (2, 3):
-        full_shape, reason = ([1, *shape] if len(shape) == 2 else [*shape]), "as the source states"
-    elif (side := _square_side(size)) is not None:
-        full_shape, reason = [1, side, side], f"guessed, since {size} values form a square"
-    elif (side := _square_side(size, 3)) is not None:
-        full_shape, reason = [3, side, side], f"guessed, since {size} values form a square of three colors"
-    else:
-        full_shape, reason = [1, 1, size], f"guessed: {size} values in a row"
-    options: dict[str, Any] = {"kind": "image", "column": column.name, "shape": full_shape}
-    if max(full_shape[1:]) > _MAX_SIDE and min(full_shape[1:]) > 1:
-        ratio = _MAX_SIDE / max(full_shape[1:])
-        options["resize"] = [max(round(side * ratio), 1) for side in full_shape[1:]]
-        reason += "; resized for the model"
-    return PlannedInput(options, f"channels, height, width: {reason}")
-
-
-def _plan_audio(column: ColumnProfile, profile: SourceProfile, data: DataSource) -> PlannedInput:
-    rates = profile.column("sample_rate")
-    rate = data.sample_rate or (int(rates.value_counts[0][0]) if rates is not None and rates.value_counts else 8000)
-    required, num_seen = 0.95 * sum(num for _, num in column.length_counts), 0
-    length = column.max_length or 0
-    for size, num in column.length_counts:
-        num_seen += num
-        if num_seen >= required:
-            length = size
-            break
-    duration_s = min(max(math.ceil(length / rate * 100) / 100, 0.1), _MAX_DURATION_S)
-    options = {"kind": "audio", "column": column.name, "sample_rate": rate, "duration_s": duration_s}
-    return PlannedInput(options, "at least 95% of the recordings are not longer; the others are cut")

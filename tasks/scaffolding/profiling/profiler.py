@@ -20,6 +20,7 @@ from pydantic import Field
 from bloomery.data_contracts.documents.documents import Document
 from bloomery.data_contracts.odcs.base import LogicalType
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
+from bloomery.data_contracts.recipe_sections.file_column import FileColumn
 from bloomery.tasks.infrastructure import duckdb_session
 from bloomery.tasks.infrastructure.parquet import read_batches
 from bloomery.tasks.infrastructure.sql_text import quote_text
@@ -48,7 +49,8 @@ class ColumnProfile(Document):
     Of an array, minimum and maximum are those of its elements, lengths are numbers of elements, and `length_counts` has
     the number of arrays of each length. `missing` are the texts that mark a missing value, `date_format` says how dates
     are written if not in ISO 8601, and `source_type` is the type of numbers that are converted. With `names_files`,
-    most texts are names of images or recordings.
+    most texts are names of images or recordings; `file_problem` says why they are not opened. With `media`, the column
+    has the names of files, and the profile is that of their pixels or samples.
     """
 
     name: str
@@ -68,6 +70,8 @@ class ColumnProfile(Document):
     is_unique: bool = False
     has_decimal_commas: bool = False
     names_files: bool = False
+    file_problem: str = ""
+    media: FileColumn | None = None
     missing: tuple[str, ...] = ()
     date_format: str | None = None
     date_notes: tuple[str, ...] = ()
@@ -91,6 +95,8 @@ class ColumnProfile(Document):
         """Returns how many values are not of the column's type, with examples of texts."""
         verb = "value is" if self.num_invalid == 1 else "values are"
         examples = f", such as {', '.join(map(repr, self.invalid_examples))}" if self.invalid_examples else ""
+        if self.media is not None:
+            return f"{self.num_invalid:,} row(s) name files that do not exist or do not open{examples}"
         return f"{self.num_invalid:,} {verb} not of type {self.logical_type}{examples}"
 
     @property

@@ -110,8 +110,51 @@ def test_a_column_of_file_names_is_not_learned_from(home: Path, tmp_path: Path) 
     draft = write_drafts("mine", [str(tmp_path / "rows.csv")], ColumnRoles("kind"), UserOptions(), output=tmp_path)
     assert "it names files, which are not opened" in dict(list_inferences(draft))["not used"]
     (tmp_path / "rows.csv").write_text("file,kind\n" + "".join(f"{n}_{n % 2}.wav,{n % 2}\n" for n in range(60)))
-    with pytest.raises(DataUnfit, match="column file names files, which are not opened"):
+    with pytest.raises(
+        DataUnfit, match=r"column file names files, which are not opened: they are not found in .*no such"
+    ):
         draft_recipe(tmp_path, tmp_path / "rows.csv", "kind")
+
+
+def test_files_that_a_table_names_are_found_below_its_folder(home: Path, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "all" / "img" / "train", 60)
+    (tmp_path / "all" / "img" / "train" / "9.png").write_text("no image")
+    (tmp_path / "all" / "img" / "train" / "10.png").unlink()
+    lines = "".join(f"data\\train\\{n}.png,{'cat' if n % 2 else 'dog'}\n" for n in range(60))
+    (tmp_path / "rows.csv").write_text("Photo,kind\n" + lines)
+    draft = write_drafts("mine", [str(tmp_path / "rows.csv")], ColumnRoles("kind"), UserOptions(), output=tmp_path)
+    inferred = dict(list_inferences(draft))
+    assert inferred["media"] == "Photo: its files are in all/img; no image has colours"
+    assert inferred["quarantined"].startswith("Photo: 2 row(s) name files that do not exist or do not open, such as")
+    recipe = read_recipe(str(draft.recipe))
+    assert recipe.data.media is not None
+    assert recipe.data.media["Photo"].model_dump(exclude_none=True) == {
+        "kind": "image",
+        "mode": "L",
+        "size": (8, 8),
+        "prefix": "data/",
+        "folder": str(tmp_path / "all" / "img"),
+    }
+    assert "folder: all/img, prefix: data/" in (tmp_path / "mine.yaml").read_text()
+    assert {getattr(source, "shape", None) for source in recipe.features.inputs} == {(1, 8, 8)}
+    valid_rows = validate_rows(recipe)
+    assert (valid_rows.num_rows, valid_rows.raw_rows.num_malformed) == (58, 2)
+
+
+def test_recordings_that_a_table_names_are_drafted_with_their_rate(home: Path, tmp_path: Path) -> None:
+    for number in range(40):
+        wavfile.write(tmp_path / f"{number}.wav", 8000, RANDOM.integers(-9999, 9999, 800 + number, np.int16))
+    (tmp_path / "rows.csv").write_text("call,kind\n" + "".join(f"{n}.wav,{n % 2}\n" for n in range(40)))
+    recipe = draft_recipe(tmp_path, tmp_path / "rows.csv", "kind")
+    assert recipe.data.media is not None
+    assert recipe.data.media["call"].model_dump(exclude_none=True) == {
+        "kind": "audio",
+        "sample_rate": 8000,
+        "resample": True,
+        "mono": True,
+    }
+    assert {getattr(source, "sample_rate", None) for source in recipe.features.inputs} == {8000}
+    assert validate_rows(recipe).num_rows == 40
 
 
 def test_files_without_a_folder_of_a_class_are_no_class(home: Path, tmp_path: Path) -> None:
