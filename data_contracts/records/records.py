@@ -21,6 +21,7 @@ from bloomery.data_contracts.records.intervals import PredictionInterval as Pred
 from bloomery.data_contracts.records.scores import Score, default_score
 from bloomery.data_contracts.records.serving_device import OptionalGpuDevice
 from bloomery.data_contracts.records.tensor_layout import Layout, Task
+from bloomery.data_contracts.records.weight_transfer import OptionalSource, OptionalTransfer
 
 
 class Record(Document):
@@ -97,6 +98,11 @@ class InitialWeights(Record):
 
     uri: str
     name: str  # the version that the recipe's reference resolved to when the run began, or the folder
+    source: OptionalSource = None  # where the tokens and classes of the weights are stated
+
+    def identity(self) -> dict[str, str]:
+        """The digest of the weights, and of what states their tokens and classes."""
+        return {"digest": self.digest, **({} if self.source is None else {"source": self.source.digest})}
 
 
 class Privacy(Document):
@@ -147,6 +153,7 @@ class TrainedNetwork(Record):
     import_error: float | None = None  # of an imported network: largest difference from the original file's outputs
     trees_error: float | None = None  # of boosted trees: largest difference from the outputs of scikit-learn
     initial_weights: InitialWeights | None = None  # that training started from
+    transfer: OptionalTransfer = None  # what the training took over from the initial weights
     privacy: Privacy | None = None  # None without a guarantee
     resource_usage: ResourceUsage | None = None
     dataset: Dataset

@@ -65,8 +65,17 @@ def find_inconsistencies(
         else:
             yield from check_training(features, model, training)
             yield from check_privacy(model, training, compression or Compression())
-    if compression is not None and compression.distill is None and features.unlabelled == "teach":
-        yield "compression.distill: without it unlabelled rows are not used; leave out `features.unlabelled`"
+    uses_unlabelled = training is not None and training.pretrains
+    if (
+        compression is not None
+        and compression.distill is None
+        and features.unlabelled == "teach"
+        and not uses_unlabelled
+    ):
+        yield (
+            "compression.distill: without it, and without a self-supervised stage of the training, unlabelled rows are "
+            "not used; leave out `features.unlabelled`"
+        )
     if compression is not None:
         yield from check_compression(features, model, compression)
 

@@ -42,7 +42,7 @@ _SINGLE_CHANNEL_NETWORKS = ("rnn", "transformer")
 # Options that private training does not support: it samples rows at random, clips gradients and adds noise.
 _NOT_PRIVATE = (
     *("accumulate", "clip_norm", "class_weights", "ema", "best_by", "patience"),
-    *("precision", "compile", "augment", "discount"),
+    *("precision", "compile", "augment", "discount", "stages", "lora"),
     *("devices", "nodes"),
 )
 # Augmentations, and the forms of rows that each applies to.
@@ -54,6 +54,11 @@ _AUGMENTATIONS = {
     "mask": (_AUDIO,),
     "mixup": (_IMAGE, _AUDIO, _SEQUENCE, _TABLE),
     "drop_tokens": (_TEXT,),
+}
+# The forms of rows and the kinds of networks that each self-supervised objective suits.
+_OBJECTIVES = {
+    "masked_tokens": ((_TEXT,), ("transformer", "pretrained")),
+    "contrastive": ((_IMAGE, _TEXT), ("cnn", "lenet", "resnet", "rnn", "transformer", "gpt", "pretrained")),
 }
 # Options of `training` that apply to an imported network: they affect its evaluation.
 _EVALUATION_OPTIONS = ("seed", "num_threads", "slices", "explain", "baselines", "score")
@@ -150,7 +155,7 @@ def _check_quantile(kind: str, training: Training) -> Iterator[str]:
 
 def check_training(features: Features, model: Model, training: Training) -> Iterator[str]:
     """Yields training options that do not suit the labels, the rows or the network."""
-    if training.epochs == 0:
+    if training.num_epochs == 0:
         problem = "found 0" if "epochs" in training.model_fields_set else "missing"
         yield f"training.epochs: {problem}; a network of kind {model.kind} is trained for at least one"
     if features.task == "regression":
@@ -167,8 +172,9 @@ def check_training(features: Features, model: Model, training: Training) -> Iter
     if training.length_bucketing and not _has_padding(features):
         yield f"training.length_bucketing: it sorts texts and padded sequences by length, but an encoded row is {form}"
     for name, forms in _AUGMENTATIONS.items():
-        if getattr(training.augment, name) and form not in forms:
+        if any(getattr(part.augment, name) for part in training.parts) and form not in forms:
             yield f"training.augment.{name} applies to {' or '.join(forms)}, but an encoded row is {form}"
+    yield from _check_stages(model, training, form)
     has_indices = any(isinstance(source, CategoryInput) and source.encoding == "index" for source in features.inputs)
     if training.augment.mixup and has_indices:
         yield "training.augment.mixup: category indices (`encoding: index`) cannot be interpolated"
@@ -178,6 +184,27 @@ def _has_padding(features: Features) -> bool:
     """Whether encoded rows have padding at the end: texts, and arrays of steps with a length."""
     first = features.inputs[0]
     return first.kind == "text" or (isinstance(first, SequenceInput) and first.is_padded)
+
+
+def _check_stages(model: Model, training: Training, form: str) -> Iterator[str]:
+    """Yields stages, and adapters, that the network or the rows cannot have."""
+    if training.stages and training.devices * training.nodes > 1:
+        yield "training.stages: stages are trained in one process; leave `devices` and `nodes` out"
+    if training.stages and training.search is not None:
+        yield "training.stages: a search has trials without stages; search first, then add the stages"
+    if training.lora is not None and training.devices * training.nodes > 1:
+        yield "training.lora: adapters are trained in one process; leave `devices` and `nodes` out"
+    if training.lora is not None and model.kind in ("tabm", "tabular_ensemble"):
+        yield f"training.lora: the layers of a {model.kind} are ensembles of layers; leave it out"
+    for number, stage in enumerate(training.stages, 1):
+        if stage.objective == "task" or model.kind == "custom":
+            continue
+        forms, kinds = _OBJECTIVES[stage.objective]
+        where = f"training.stages: stage {number} has the objective {stage.objective}"
+        if form not in forms:
+            yield f"{where}, which learns from {' or '.join(forms)}, but an encoded row is {form}"
+        elif model.kind not in kinds:
+            yield f"{where}, which suits {' and '.join(kinds)}, but the network is of kind {model.kind}"
 
 
 def _check_tabular_ensemble(model: TabM | TabularEnsemble, training: Training) -> Iterator[str]:

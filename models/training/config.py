@@ -10,13 +10,17 @@ from bloomery.data_contracts.documents.documents import Document, is_unset
 from bloomery.data_contracts.records.scores import Score
 from bloomery.models.features.input_config import Count
 from bloomery.models.features.splits import Share
-from bloomery.models.training.transfer_config import Freeze, StartFrom
+from bloomery.models.training.transfer_config import Freeze, Lora, StartFrom
 
 Device = Literal["auto", "cpu", "cuda"]
 Strategy = Literal["ddp", "fsdp", "tensor", "pipeline"]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 AttributionMethod = Literal["integrated_gradients", "occlusion", "lime", "kernel_shap", "shapley"]
 AttributionBaseline = Literal["mean", "zero", "blur"]
+
+
+Schedule = Literal["one_cycle", "cosine", "linear", "constant"]
+BestBy = Literal["loss", "score", "last"]
 
 
 class Augment(Document):
@@ -40,7 +44,7 @@ class Loop(Document):
     batch_size: Annotated[int, Field(ge=2, description="batch normalisation needs two rows")] = 64
     accumulate: Annotated[Count, Field(description="batches whose gradients are accumulated for one step")] = 1
     learning_rate: PositiveFloat = 3e-3
-    schedule: Literal["one_cycle", "cosine", "linear", "constant"] = "one_cycle"
+    schedule: Schedule = "one_cycle"
     warmup: Annotated[
         float | None, Field(ge=0, lt=1, description="fraction of warm-up steps; default: by schedule")
     ] = None
@@ -67,10 +71,7 @@ class Loop(Document):
         Share | None,
         Field(description="decay of an exponential moving average of the weights, which becomes the result"),
     ] = None
-    best_by: Annotated[
-        Literal["loss", "score", "last"],
-        Field(description="which validation metric selects the best epoch; last: none"),
-    ] = "loss"
+    best_by: Annotated[BestBy, Field(description="which validation metric selects the best epoch; last: none")] = "loss"
     patience: Annotated[Count | None, Field(description="stop after so many epochs without improvement")] = None
     precision: Annotated[
         Literal["fp32", "bf16", "auto"],
@@ -91,6 +92,32 @@ class Loop(Document):
         if self.patience is not None and self.best_by == "last":
             raise ValueError("`patience` needs a metric, but `best_by` is last; leave `patience` out")
         return self
+
+
+Objective = Literal["task", "masked_tokens", "contrastive"]
+
+
+class Stage(Document):
+    """A part of a training. An omitted option is that of the training."""
+
+    epochs: Count
+    objective: Annotated[
+        Objective, Field(description="masked_tokens and contrastive learn from rows without their labels")
+    ] = "task"
+    freeze: Freeze | None = None
+    discount: Annotated[float | None, Field(gt=0, le=1)] = None
+    batch_size: Annotated[int | None, Field(ge=2)] = None
+    accumulate: Count | None = None
+    learning_rate: PositiveFloat | None = None
+    schedule: Schedule | None = None
+    warmup: Annotated[float | None, Field(ge=0, lt=1)] = None
+    weight_decay: Annotated[float | None, Field(ge=0)] = None
+    clip_norm: PositiveFloat | None = None
+    label_smoothing: Annotated[float | None, Field(ge=0, lt=1)] = None
+    ema: Share | None = None
+    best_by: BestBy | None = None
+    patience: Count | None = None
+    augment: Augment | None = None
 
 
 class Checkpoints(Document):
@@ -154,8 +181,12 @@ class Explain(Document):
     ] = None
 
 
-def _is_empty(value: Freeze) -> bool:
+def _is_empty(value: Freeze | tuple[Stage, ...]) -> bool:
     return value == ()
+
+
+def _is_none(value: object) -> bool:
+    return value is None
 
 
 def _is_one(value: float) -> bool:
@@ -198,6 +229,13 @@ class Training(Loop):
             description="learning rate of each layer as a fraction of the next layer's",
         ),
     ] = 1.0
+    lora: Annotated[
+        Lora | None, Field(exclude_if=_is_none, description="adapters learn in place of the weights before the head")
+    ] = None
+    stages: Annotated[
+        tuple[Stage, ...],
+        Field(exclude_if=_is_empty, description="parts that follow each other, with options of their own"),
+    ] = ()
     privacy: Privacy | None = None
     search: Search | None = None
     slices: Annotated[
@@ -208,3 +246,42 @@ class Training(Loop):
         bool, Field(description="fit simple models to the same rows, which the network is compared with")
     ] = True
     score: Annotated[Score | None, Field(description="set by the recipe's `score`; not written here")] = None
+
+    @model_validator(mode="after")
+    def _has_consistent_stages(self) -> Self:
+        if self.stages and self.epochs:
+            raise ValueError("`stages` have epochs of their own; leave `epochs` of the training out")
+        if self.stages and self.stages[-1].objective != "task":
+            raise ValueError("the last of the `stages` has to learn the task; add one without `objective`")
+        for number, training in enumerate(self.parts, 1):
+            if training.patience is not None and training.best_by == "last":
+                raise ValueError(f"stage {number}: `patience` needs a metric, but `best_by` is last")
+        return self
+
+    @property
+    def num_epochs(self) -> int:
+        """The epochs of all stages, or of the training without stages."""
+        return sum(stage.epochs for stage in self.stages) if self.stages else self.epochs
+
+    @property
+    def pretrains(self) -> bool:
+        """Whether a stage learns from rows without their labels."""
+        return any(stage.objective != "task" for stage in self.stages)
+
+    def without_labels(self) -> Training:
+        """The options of a self-supervised stage, whose module augments its rows itself and has no score."""
+        best_by: BestBy = "loss" if self.best_by == "score" else self.best_by
+        return self.model_copy(update={"augment": Augment(), "best_by": best_by})
+
+    @property
+    def parts(self) -> tuple[Training, ...]:
+        """The options of each stage. Without stages, the training itself is the only part."""
+        if not self.stages:
+            return (self,)
+        return tuple(self.model_copy(update={"stages": (), **_overrides(stage)}) for stage in self.stages)
+
+
+def _overrides(stage: Stage) -> dict[str, Any]:
+    """The options of the training that the stage replaces."""
+    options = {name: getattr(stage, name) for name in Stage.model_fields if name != "objective"}
+    return {name: value for name, value in options.items() if value is not None}

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 from torch import nn
 
 from bloomery.data_contracts.errors import RecipeInvalid
+from bloomery.models.networks.architectures import pretrained
 from bloomery.models.training.transfer_config import Freeze
 
 # Children that are as wide as the outputs: they belong to the task, not to what is transferred.
 _HEADS = ("head", "wide", "highway")
-_LISTS = ("blocks", "layers", "layer", "h")  # names of lists of layers
+_LISTS = ("blocks", "layers", "layer", "block", "h")  # names of lists of layers
 
 
 def layer_groups(network: nn.Module) -> list[list[str]]:
@@ -20,6 +21,8 @@ def layer_groups(network: nn.Module) -> list[list[str]]:
     Layers are the elements of the network's list of blocks or layers; norms, which have no matrix, belong to the layer
     before them. What is before the list are the embeddings. In a network without a list, each child is a layer.
     """
+    if isinstance(network, pretrained.PretrainedNetwork):
+        return pretrained.layer_groups(network)
     parameters = dict(network.named_parameters())
     heads = [name for name in parameters if name.split(".")[0] in _HEADS]
     names = [name for name in parameters if name.split(".")[0] not in _HEADS]
@@ -64,12 +67,16 @@ def frozen_modules(network: nn.Module) -> list[nn.Module]:
 def rate_shares(network: nn.Module, discount: float) -> dict[str, float]:
     """Learning rates by parameter, as fractions of the recipe's: each layer's is `discount` times the next layer's.
 
-    So general features change least. A layer is a child of the network, or an element of a list among its children.
+    So general features change least. A layer is a child of the network, or an element of a list among its children;
+    those of a pretrained network are the groups of `layer_groups`.
 
     Source: Howard & Ruder 2018, "Universal Language Model Fine-tuning for Text Classification", section 3.2.
     """
+    all_names = [name for name, _ in network.named_parameters()]
     layers: list[list[str]] = []
-    for child, names in _names_of_children([name for name, _ in network.named_parameters()]).items():
+    if isinstance(network, pretrained.PretrainedNetwork):
+        layers, all_names = layer_groups(network), []
+    for child, names in _names_of_children(all_names).items():
         is_list = all(name.removeprefix(f"{child}.").split(".")[0].isdigit() for name in names)
         layers += _group(names, lambda name: name.split(".")[1]) if is_list else [names]
     return {name: discount ** (len(layers) - 1 - position) for position, names in enumerate(layers) for name in names}

@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from bloomery.data_contracts.errors import TrainingDiverged
 from bloomery.models.training.config import Augment, Loop
-from bloomery.models.training.data.augmentation import augment_batch, batch_generator, mixup
+from bloomery.models.training.data.augmentation import batch_generator
+from bloomery.models.training.data.augmented_batches import augment_rows, move_batch, pin_batch
 from bloomery.models.training.data.batches import (
     ExampleSource,
     RowSource,
@@ -31,8 +33,8 @@ from bloomery.models.training.data.length_buckets import order_rows, predict_by_
 from bloomery.models.training.data.prefetch import prefetch
 from bloomery.models.training.embedding_evaluation import evaluate_embedding
 from bloomery.models.training.layer_freezing import frozen_modules
-from bloomery.models.training.optimization.contrastive_loss import is_embedding, join_pairs
-from bloomery.models.training.optimization.learner import Learner, RowLosses, create_learner
+from bloomery.models.training.optimization.contrastive_loss import is_embedding
+from bloomery.models.training.optimization.learner import Learner, create_learner
 from bloomery.models.training.optimization.loss import (
     BatchLoss,
     build_loss,
@@ -105,12 +107,14 @@ class TrainingHooks:
         on_step: is called at intervals, after a step.
         load: may replace the state by that of a checkpoint, before the first step.
         save: is called with the state after each step and each epoch.
+        stage_folder: the folder in which a training with stages keeps its checkpoints; None keeps none.
     """
 
     on_epoch: Callable[[EpochResult], None] = _ignore
     on_step: Callable[[StepProgress], None] = _ignore
     load: Callable[[TrainingState], None] = _ignore
     save: Callable[[TrainingState], None] = _ignore
+    stage_folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -168,8 +172,11 @@ def train(
     state = _initial_state(on_device, split, loop, rate_shares, group)
     hooks.load(state)
     quantile = None if data.measure is None else data.measure.score.quantile
-    batch_loss = build_loss(loop, data.train.labels(read_all=loop.class_weights == "balanced"), quantile)
-    is_error = data.measure.score.is_error if data.measure else is_regression(data.val.labels(read_all=False))
+    batch_loss: BatchLoss = _sum_row_losses
+    is_error = True
+    if not data.has_row_losses:
+        batch_loss = build_loss(loop, data.train.labels(read_all=loop.class_weights == "balanced"), quantile)
+        is_error = data.measure.score.is_error if data.measure else is_regression(data.val.labels(read_all=False))
     run = _Run(learn, split, loop, batch_loss, data.seed, group, hooks)
     while state.epoch <= loop.epochs and not _has_stopped_improving(state.history, loop, is_error=is_error):
         if state.batch == 0:
@@ -181,7 +188,10 @@ def train(
         _train_epoch(run, state)
         train_loss = _require_finite(_mean_loss(state, group), state, loop)
         with contextlib.nullcontext() if state.ema is None else state.ema.applied_to(on_device):
-            val_loss, val_score = evaluate(on_device, data.val, group, data.measure, loop)
+            if data.has_row_losses:
+                val_loss = val_score = _mean_row_loss(on_device, data.val)
+            else:
+                val_loss, val_score = evaluate(on_device, data.val, group, data.measure, loop)
         _require_finite(val_loss, state, loop, "validation loss")
         state.history.append(EpochResult(state.epoch, train_loss, val_loss, val_score, state.rate))
         if best_epoch(state.history, loop, is_error=is_error) == state.history[-1]:
@@ -229,11 +239,13 @@ def _train_epoch(run: _Run, state: TrainingState) -> None:
         run.split, loop.batch_size, seed=run.seed, epoch=state.epoch, start=state.batch, group=group
     )
     numbers = itertools.count(state.batch)
-    augmented = (_augment(*batch, loop, _augmentation_generator(run, next(numbers), state.epoch)) for batch in batches)
-    for batch in prefetch(map(_pin, augmented)) if device.type == "cuda" else augmented:
+    augmented = (
+        augment_rows(*batch, loop, _augmentation_generator(run, next(numbers), state.epoch)) for batch in batches
+    )
+    for batch in prefetch(map(pin_batch, augmented)) if device.type == "cuda" else augmented:
         # Gradients are averaged over processes, so the divisor is the mean number of rows per process.
         divisor = batch_num_rows(run.split, loop.batch_size, state.batch) * loop.accumulate / group.size
-        state.loss_sum += run.learn(*_to_device(batch, run.batch_loss, device), divisor)
+        state.loss_sum += run.learn(*move_batch(batch, run.batch_loss, device), divisor)
         state.batch += 1
         state.num_rows += len(batch.y)
         num_accumulated += 1
@@ -252,49 +264,6 @@ def _augmentation_generator(run: _Run, number: int, epoch: int) -> torch.Generat
     if run.loop.augment == Augment():
         return None
     return batch_generator(run.seed, epoch, number * run.group.size + run.group.rank)
-
-
-class _AugmentedBatch(NamedTuple):
-    """An augmented batch. With mixup, `other_y` are the labels of the rows mixed in; `y` has the weight `share`."""
-
-    x: torch.Tensor
-    y: torch.Tensor
-    share: float = 1.0
-    other_y: torch.Tensor | None = None
-
-
-def _augment(x: torch.Tensor, y: torch.Tensor, loop: Loop, random: torch.Generator | None) -> _AugmentedBatch:
-    if random is None:
-        return _AugmentedBatch(x, y)
-    x = augment_batch(x, loop.augment, random)
-    if not loop.augment.mixup:
-        return _AugmentedBatch(x, y)
-    mixed = mixup(x, y, loop.augment.mixup, random)
-    return _AugmentedBatch(mixed.x, y, mixed.share, mixed.other_y)
-
-
-def _pin(batch: _AugmentedBatch) -> _AugmentedBatch:
-    """Pins the batch in memory, for asynchronous copies to a GPU."""
-    other_y = None if batch.other_y is None else batch.other_y.pin_memory()
-    return batch._replace(x=batch.x.pin_memory(), y=batch.y.pin_memory(), other_y=other_y)
-
-
-def _to_device(batch: _AugmentedBatch, batch_loss: BatchLoss, device: torch.device) -> tuple[torch.Tensor, RowLosses]:
-    """Moves a batch to the device, and returns its input and its loss function."""
-    x = batch.x.to(device, non_blocking=True)
-    if is_embedding(batch.y):
-        x = join_pairs(x, batch.y.to(device, non_blocking=True))
-    if x.dim() == 4:
-        x = x.contiguous(memory_format=torch.channels_last)
-    y = batch.y.to(device, non_blocking=True)
-    if batch.other_y is None:
-        return x, lambda outputs_BK, rows: batch_loss(outputs_BK, y[rows])
-    share, other_y = batch.share, batch.other_y.to(device, non_blocking=True)
-
-    def losses(outputs_BK: torch.Tensor, rows: slice) -> torch.Tensor:
-        return share * batch_loss(outputs_BK, y[rows]) + (1 - share) * batch_loss(outputs_BK, other_y[rows])
-
-    return x, losses
 
 
 def _take_step(state: TrainingState, loop: Loop) -> None:
@@ -382,6 +351,16 @@ def evaluate(
     if measure is not None and math.isfinite(loss):
         score = measure(*(torch.cat(parts) for parts in zip(*results, strict=True)))
     return loss, score
+
+
+def _sum_row_losses(losses_B: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
+    return losses_B.float().sum()
+
+
+def _mean_row_loss(network: nn.Module, examples: ExampleSource) -> float:
+    """The mean of the outputs of a network that computes the losses of its rows."""
+    losses = torch.cat([predict(network, x) for x, _ in examples.iterate()])
+    return float(losses.double().mean())
 
 
 @torch.no_grad()

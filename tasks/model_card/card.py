@@ -279,6 +279,9 @@ def _training_procedure(folder: Path, choice: Choice) -> Section:
         f"Validation {score.title} {format_score_value(score, trained.val_score)}, {trained.origin}.",
         f"Processor: {trained.processor}.",
     ]
+    if trained.initial_weights is not None:
+        transfer = "" if trained.transfer is None else f": {trained.transfer}"
+        texts.append(f"Training began with weights of {trained.initial_weights.name}{transfer}.")
     if trained.privacy is not None:
         texts.append(
             "Training was differentially private. Training curves are omitted: they reveal training rows without noise."

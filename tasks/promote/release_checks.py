@@ -108,6 +108,7 @@ def _register(
         "training.run": trained.run_id,
         "weights.sha256": trained.digest,
         "weights.uri": trained.uri,
+        "encoder.uri": trained.dataset.encoder_uri,
         "data.digest": trained.dataset.digest,
         "data.source": trained.dataset.valid_rows.raw_rows.source,
         "contract": f"{contract.name} {contract.version}",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from bloomery.data_contracts.records.records import Dataset, InitialWeights
+from bloomery.data_contracts.records.weight_transfer import WeightTransfer
 from bloomery.models.networks.config import Gpt, Model, Rnn, TabM, Transformer, vector_width
 from bloomery.models.training.config import Training
 from bloomery.tasks.infrastructure.device import select_device
@@ -14,11 +15,13 @@ from bloomery.tasks.infrastructure.settings import settings
 if TYPE_CHECKING:
     from torch import nn
 
+    from bloomery.models.features.encoder import Encoder
     from bloomery.models.features.labels import StandardUnits
     from bloomery.models.networks.blueprint import Blueprint
     from bloomery.models.training.data.batches import Examples, ExampleSource
     from bloomery.models.training.differential_privacy import PrivacySpent
     from bloomery.models.training.loop import EpochResult, Placement, TrainingHooks
+    from bloomery.models.training.lora import Adapter
     from bloomery.models.training.optimization.score_measure import ScoreMeasure
     from bloomery.models.training.transfer_learning import TransferResult
 
@@ -32,6 +35,15 @@ class TrainingSplits(NamedTuple):
     train: ExampleSource
     val: ExampleSource
     units: StandardUnits | None = None  # of a regression's labels
+    encoder: Encoder | None = None
+    unlabelled: ExampleSource | None = None  # further training rows, which self-supervised stages read
+
+    @property
+    def pretraining(self) -> ExampleSource:
+        """The rows of self-supervised stages: those of the training split, and those without a label."""
+        from bloomery.models.training.data.batches import join_rows
+
+        return self.train if self.unlabelled is None else join_rows(self.train, self.unlabelled)
 
 
 class FitResult(NamedTuple):
@@ -42,6 +54,7 @@ class FitResult(NamedTuple):
     history: list[EpochResult]
     privacy_spent: PrivacySpent | None
     transfer: TransferResult | None
+    adapter: Adapter | None = None  # low-rank matrices, which the network's weights contain
 
 
 def checkpoint_folder(key: str) -> Path:
@@ -49,13 +62,18 @@ def checkpoint_folder(key: str) -> Path:
     return settings().home / "checkpoints" / key
 
 
-def read_splits(dataset: Dataset) -> TrainingSplits:
+def read_splits(dataset: Dataset, training: Training | None = None) -> TrainingSplits:
+    """Opens the splits; rows without a label only if a stage of `training` learns from them."""
     from bloomery.models.features.encoder import read_encoder
     from bloomery.models.training.data.batches import open_examples
 
     paths = (settings().path(split.uri) for split in (dataset.train, dataset.val))
     train, val = (open_examples(path, dataset.key, dataset.layout) for path in paths)
-    return TrainingSplits(train, val, read_encoder(settings().path(dataset.encoder_uri)).units)
+    unlabelled = None
+    if dataset.unlabelled is not None and training is not None and training.pretrains:
+        unlabelled = open_examples(settings().path(dataset.unlabelled.uri), dataset.key, dataset.layout)
+    encoder = read_encoder(settings().path(dataset.encoder_uri))
+    return TrainingSplits(train, val, encoder.units, encoder, unlabelled)
 
 
 def sample_validation_rows(dataset: Dataset, val: ExampleSource) -> Examples:
@@ -103,27 +121,38 @@ def fit_network(
     from bloomery.models.training.differential_privacy import train_privately
     from bloomery.models.training.layer_freezing import freeze_parameters, rate_shares
     from bloomery.models.training.loop import Placement, TrainingHooks, train
+    from bloomery.models.training.lora import add_adapters, merge_adapters
     from bloomery.models.training.optimization.score_measure import build_measure
+    from bloomery.models.training.stage_setup import stage_setup
+    from bloomery.models.training.stages import train_in_stages
 
     hooks = hooks or TrainingHooks()
+    placement = placement or Placement(select_device(training.device))
     blueprint = _with_statistics(blueprint, splits.train)
     measure = build_measure(training.score, blueprint.task, splits.units)
     data = TrainingData(splits.train, splits.val, training.seed, measure)
     network = build_network(blueprint)
-    transfer = None if initial_weights is None else _transfer(network, initial_weights, training)
-    freeze_parameters(network, training.freeze)
-    if training.privacy is not None:
-        history, privacy_spent = train_privately(network, data, training, training.privacy, on_epoch=hooks.on_epoch)
-        return FitResult(network, blueprint, history, privacy_spent, transfer)
-    history = train(
-        network,
-        data,
-        training,
-        placement=placement or Placement(select_device(training.device)),
-        rate_shares=None if training.discount == 1 else rate_shares(network, training.discount),
-        hooks=hooks,
-    )
-    return FitResult(network, blueprint, history, None, transfer)
+    transfer = None if initial_weights is None else _transfer(network, initial_weights, training, splits.encoder)
+    adapted = None if training.lora is None else add_adapters(network, training.lora)
+    if training.stages:
+        set_up = stage_setup(training, blueprint, data, splits.pretraining if training.pretrains else splits.train)
+        history = train_in_stages(network, training, set_up, placement=placement, hooks=hooks)
+    else:
+        freeze_parameters(network, training.freeze)
+        if training.privacy is not None:
+            history, spent = train_privately(network, data, training, training.privacy, on_epoch=hooks.on_epoch)
+            return FitResult(network, blueprint, history, spent, transfer)
+        shares = None if training.discount == 1 else rate_shares(network, training.discount)
+        history = train(network, data, training, placement=placement, rate_shares=shares, hooks=hooks)
+    adapter = None if adapted is None else merge_adapters(adapted, network)
+    return FitResult(network, blueprint, history, None, transfer, adapter)
+
+
+def require_valid_layers(splits: TrainingSplits, blueprint: Blueprint, training: Training) -> None:
+    """Raises RecipeInvalid if an option of the training names layers that the network does not have."""
+    from bloomery.models.training import stage_setup
+
+    stage_setup.require_valid_layers(training, _with_statistics(blueprint, splits.train), splits.train)
 
 
 def _with_statistics(blueprint: Blueprint, train: ExampleSource) -> Blueprint:
@@ -139,10 +168,27 @@ def _with_statistics(blueprint: Blueprint, train: ExampleSource) -> Blueprint:
     return blueprint.model_copy(update={"config": config.model_copy(update={"edges": edges})})
 
 
-def _transfer(network: nn.Module, initial_weights: InitialWeights, training: Training) -> TransferResult:
-    from safetensors.torch import load_file
-
+def _transfer(
+    network: nn.Module, initial_weights: InitialWeights, training: Training, encoder: Encoder | None
+) -> TransferResult:
     from bloomery.models.training.transfer_learning import transfer_weights
+    from bloomery.tasks.train.initial_weights import read_weights
+    from bloomery.tasks.train.weight_names import names_of_encoder, read_names
 
     assert training.start_from is not None
-    return transfer_weights(network, load_file(settings().path(initial_weights.uri)), training.start_from)
+    weights = read_weights(settings().path(initial_weights.uri))
+    names, source_names = names_of_encoder(encoder), read_names(initial_weights.source)
+    return transfer_weights(network, weights, training.start_from, names, source_names)
+
+
+def describe_transfer(result: TransferResult | None) -> WeightTransfer | None:
+    """The record of what a training took over; None without initial weights."""
+    if result is None:
+        return None
+    return WeightTransfer(
+        num_loaded=len(result.loaded),
+        num_mapped=len(set(result.mapped.values()) & set(result.loaded)),
+        adapted=tuple(result.adapted),
+        initialised=result.initialised,
+        num_unused=len(result.unused),
+    )

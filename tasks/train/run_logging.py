@@ -91,8 +91,10 @@ def log_result(run: TrainingRun, out: Output, result: fit.FitResult, curves: Tra
         privacy = result.privacy_spent._asdict()
         mlflow_runs.log_metrics(run_id, {f"privacy_{name}": value for name, value in privacy.items()})
     if result.transfer is not None:
-        names = {"loaded": result.transfer.loaded, "initialised": result.transfer.initialised}
-        mlflow_runs.client().log_dict(run_id, names, "transfer.json")
+        mlflow_runs.client().log_dict(run_id, result.transfer._asdict(), "transfer.json")
+    if result.adapter is not None:
+        result.adapter.write(out.path("adapter"))
+        mlflow_runs.client().log_artifacts(run_id, str(out.path("adapter")), "adapter")
     sample = log_validation(run, folder, result.network)
     _log_network(run_id, result.network, example)
     return sample

@@ -56,13 +56,15 @@ def train(
     from bloomery.models.features.encoder import read_encoder
     from bloomery.tasks.train import hyperparameter_search
 
-    splits = fit.read_splits(dataset)
+    splits = fit.read_splits(dataset, training)
     encoder = read_encoder(settings().path(dataset.encoder_uri))
     require_defined_score(dataset, training, splits)
     if isinstance(model, Imported):
         return _import(out, dataset, model, training, splits, encoder)
     if isinstance(model, Custom):
         _require_exportable(out, dataset, model, splits)
+    if model.kind not in ("auto", "boosted_trees", "tabular_ensemble"):
+        fit.require_valid_layers(splits, fit.make_blueprint(dataset, model), training)
     with (
         resource_usage.measure_usage(use_gpu=select_device(training.device) == "cuda") as read_usage,
         mlflow_runs.logged_run(dataset.valid_rows.contract.name, f"train-{out.key[:8]}", out.key) as run_id,
@@ -126,6 +128,7 @@ def _train_network(
         val_score=_validate(result.network, run),
         processor="",
         initial_weights=initial_weights,
+        transfer=fit.describe_transfer(result.transfer),
         privacy=None if privacy_spent is None else Privacy(epsilon=privacy_spent.epsilon, delta=privacy_spent.delta),
         resource_usage=usage,
         dataset=run.dataset,
@@ -215,21 +218,14 @@ def _fit(
 ) -> tuple[fit.FitResult, TrainingCurves]:
     """Trains in this process, or in several if the recipe requests them."""
     from bloomery.models.training.checkpointing import Checkpointer
-    from bloomery.models.training.data.batches import num_batches
     from bloomery.models.training.loop import TrainingHooks
+    from bloomery.models.training.stages import plan_epochs
     from bloomery.tasks.train.distributed.launcher import fit_distributed
     from bloomery.tasks.train.distributed.worker import TrainingJob
 
     dataset, training, splits = run.dataset, run.training, run.splits
-    steps_per_epoch = -(-num_batches(splits.train, training.batch_size) // training.accumulate)
-    curves = TrainingCurves(
-        run.run_id,
-        run.score,
-        run.score_unit,
-        training.epochs,
-        steps_per_epoch,
-        dataset.train.num_rows,
-    )
+    rows = splits.pretraining if training.pretrains else splits.train
+    curves = TrainingCurves(run.run_id, run.score, run.score_unit, plan_epochs(training, splits.train, rows))
     if training.devices * training.nodes > 1:
         job = TrainingJob(
             key=key,
@@ -243,6 +239,8 @@ def _fit(
     else:
         checkpointer = Checkpointer(fit.checkpoint_folder(key), training.checkpoints)
         hooks = TrainingHooks(curves.on_epoch, curves.on_step, checkpointer.load, checkpointer.save)
+        if training.stages:
+            hooks = TrainingHooks(curves.on_epoch, curves.on_step, stage_folder=fit.checkpoint_folder(key))
         blueprint = fit.make_blueprint(dataset, model)
         result = fit.fit_network(splits, blueprint, training, initial_weights, hooks=hooks)
     curves.close()

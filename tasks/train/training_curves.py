@@ -15,6 +15,7 @@ from bloomery.tasks.tracking import mlflow_runs
 
 if TYPE_CHECKING:
     from bloomery.models.training.loop import EpochResult, StepProgress
+    from bloomery.models.training.stages import PlannedEpoch
 
 _MAX_POINTS = 200  # of one metric
 _SEND_INTERVAL_S = 5.0
@@ -27,12 +28,9 @@ class TrainingCurves:
     A regression's score is logged in the units of the label: `unit` of them are one standard unit.
     """
 
-    def __init__(
-        self, run_id: str, score: Score, unit: float, num_epochs: int, steps_per_epoch: int, num_rows: int
-    ) -> None:
+    def __init__(self, run_id: str, score: Score, unit: float, epochs: list[PlannedEpoch]) -> None:
         self.unit = unit
-        self._run_id, self._recipe_score = run_id, score
-        self._num_epochs, self._steps_per_epoch, self._num_rows = num_epochs, max(steps_per_epoch, 1), num_rows
+        self._run_id, self._recipe_score, self._epochs = run_id, score, epochs
         self._pending: list[tuple[int, dict[str, float]]] = []
         psutil.cpu_percent()  # the first call has no interval to measure
         self._started = self._sent = self._sampled = self._epoch_started = time.monotonic()
@@ -43,7 +41,7 @@ class TrainingCurves:
 
     def on_step(self, step: StepProgress) -> None:
         if step.number >= self._next_point:
-            self._next_point = step.number + -(-step.num_steps // _MAX_POINTS)
+            self._next_point = step.number + -(-self._epochs[-1].last_step // _MAX_POINTS)
             values = {"step_loss": step.loss, "step_learning_rate": step.learning_rate}
             self._add(step.number, values, step.number)
         self._report_progress(step.number, step.epoch, step.loss, step.learning_rate)
@@ -55,8 +53,14 @@ class TrainingCurves:
 
     def on_epoch(self, epoch: EpochResult) -> None:
         started, self._epoch_started = self._epoch_started, time.monotonic()
-        self._throughputs.append(self._num_rows / max(self._epoch_started - started, 1e-9))
-        step = epoch.number * self._steps_per_epoch
+        planned = self._epochs[epoch.number - 1]
+        self._throughputs.append(planned.num_rows / max(self._epoch_started - started, 1e-9))
+        if planned.objective != "task":
+            losses = {"pretraining_loss": epoch.train_loss, "pretraining_val_loss": epoch.val_loss}
+            self._add(epoch.number, {**losses, "learning_rate": epoch.learning_rate}, planned.last_step)
+            self._report_progress(planned.last_step, epoch.number, epoch.train_loss, epoch.learning_rate)
+            return
+        step = planned.last_step
         name = f"val_{self._recipe_score.name}"
         score = epoch.val_score * self.unit
         values = {
@@ -102,13 +106,13 @@ class TrainingCurves:
         self._pending = []
 
     def _report_progress(self, step: int, epoch: int, loss: float, rate: float) -> None:
-        num_steps = self._num_epochs * self._steps_per_epoch
+        num_steps = self._epochs[-1].last_step
         if self._first_step is None:
             # The duration of steps before a kill is unknown.
-            self._first_step = max(step - self._steps_per_epoch, 0)
+            self._first_step = max(step - self._epochs[0].last_step, 0)
         seconds_per_step = (time.monotonic() - self._started) / max(step - self._first_step, 1)
         remaining = format_duration(seconds_per_step * max(num_steps - step, 0))
-        note = f"epoch {epoch}/{self._num_epochs}, loss {loss:.4f}, rate {rate:.2g}{self._score}, {remaining} left"
+        note = f"epoch {epoch}/{len(self._epochs)}, loss {loss:.4f}, rate {rate:.2g}{self._score}, {remaining} left"
         emit(Progress("train", step, num_steps, note))
 
 

@@ -52,10 +52,18 @@ class TransformerEncoder(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training and self._has_padding:
             x = trim_common_padding(x)
+        return self.compute_outputs(self._encode(x), x)
+
+    def states(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The state of each step, h_BTW, and mask_BT, which is True for real steps."""
+        return self.norm(self._encode(x)), self.steps.step_mask(x)
+
+    def _encode(self, x: torch.Tensor) -> torch.Tensor:
+        """The output of the last block, h_BTW."""
         h_BTW, mask_BT = self.embed(x), self.padding_mask(x)
         for block in self.blocks:
             h_BTW = block(h_BTW, mask_BT)
-        return self.compute_outputs(h_BTW, x)
+        return h_BTW
 
     def embed(self, x: torch.Tensor) -> torch.Tensor:
         """The input of the first block, h_BTW."""

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
+from bloomery.data_contracts.errors import DataUnfit
 from bloomery.data_contracts.records.key_column import key_column
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.features.encoder import ENCODED_INPUT, ENCODED_LABEL
@@ -86,12 +87,14 @@ class TrainingData:
         val: the rows that select the best epoch.
         seed: determines the order and the augmentation of the training rows.
         measure: computes the score of the validation rows; None computes accuracy, or RMSE in standard units.
+        has_row_losses: the outputs of the network are the losses of its rows (B,), and labels do not count.
     """
 
     train: ExampleSource
     val: ExampleSource
     seed: int = 0
     measure: ScoreMeasure | None = None
+    has_row_losses: bool = False
 
 
 def open_examples(path: Path, key: str, layout: Layout) -> ExampleSource:
@@ -138,6 +141,23 @@ def read_examples(path: Path, key: str, layout: Layout, step: int = 1) -> Exampl
     x_of_rows = torch.from_numpy(x.reshape(num_rows, *layout.shape))
     y = torch.from_numpy(np.concatenate(labels[1:] or labels))
     return Examples(x_of_rows, y, np.concatenate(keys[1:] or keys))
+
+
+def join_rows(rows: ExampleSource, further_rows: ExampleSource) -> Examples:
+    """The rows of both, whose labels are not read: y is 0.
+
+    Raises:
+        DataUnfit: a part is too large for memory.
+    """
+    if not isinstance(rows, Examples) or not isinstance(further_rows, Examples):
+        raise DataUnfit(
+            "the rows with and without a label are together too large for memory",
+            required=f"at most {_MAX_BYTES >> 30} GiB of encoded values in each part",
+            where="the encoded training rows",
+            remedy="set `unlabelled: drop` in the recipe's features, or use fewer rows",
+        )
+    x = torch.cat([rows.x, further_rows.x])
+    return Examples(x, torch.zeros(len(x), dtype=torch.int64), np.concatenate([rows.key, further_rows.key]))
 
 
 def even_sample(rows: Array, min_rows: int) -> Array:

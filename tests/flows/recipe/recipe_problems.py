@@ -93,7 +93,7 @@ def find_problems(
         "unlabelled": unlabelled,
     }
     features = Features.model_validate(document)
-    epochs = {} if model in (IMPORTED, TREES) else {"epochs": 1}
+    epochs = {} if model in (IMPORTED, TREES) or "stages" in (training or {}) else {"epochs": 1}
     training_options = None if training is None else Training.model_validate({**epochs, **training})
     distillation = {} if distill is None else {"distill": distill}
     options = {"candidates": candidates, "search": search, "extra_formats": extra_formats, **distillation}

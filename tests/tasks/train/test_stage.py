@@ -178,7 +178,8 @@ def test_privacy_and_initial_weights_of_a_training_are_recorded_downstream(datas
     assert run.metrics["privacy_epsilon"] == trained.privacy.epsilon
     lines = describe_lineage(trained)
     assert f"private within epsilon {trained.privacy.epsilon:.3g} and delta 0.001" in lines[0][2]
-    assert lines[1] == ("start", initial_weights.digest, f"weights of {folder}")
+    assert lines[1] == ("start", initial_weights.digest, f"weights of {folder}: 4 weights loaded, 0 new")
+    assert trained.transfer.num_loaded == 4
     # Compression does not read the training rows again, which would cost more of epsilon.
     settings().path(dataset.train.uri).unlink()
     candidates = compress(trained, Compression(latency_rounds=3))

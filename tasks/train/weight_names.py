@@ -1,0 +1,69 @@
+"""The tokens and classes that the rows of a network's weights belong to, by its encoder or its checkpoint's files."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from bloomery.data_contracts.documents.digests import digest_of_document, digest_of_file
+from bloomery.data_contracts.records.weight_transfer import WeightSource
+from bloomery.tasks.infrastructure.settings import settings
+
+if TYPE_CHECKING:
+    from bloomery.models.features.encoder import Encoder
+    from bloomery.models.training.transfer_learning import Names
+
+_ENCODER, _TOKENIZER, _CONFIG = "encoder.json", "tokenizer.json", "config.json"
+
+
+def find_source(uri: str) -> WeightSource | None:
+    """The encoder at `uri`, or what states tokens and classes in that folder; None if there is nothing."""
+    if not uri:
+        return None
+    path = settings().path(uri)
+    if (path / _ENCODER).is_file():
+        path = path / _ENCODER
+    if path.is_file():
+        return WeightSource(uri=uri if path.name != _ENCODER else str(path), digest=digest_of_file(path))
+    digests = {name: digest_of_file(path / name) for name in (_TOKENIZER, _CONFIG) if (path / name).is_file()}
+    return WeightSource(uri=uri, digest=digest_of_document(digests)) if digests else None
+
+
+def read_names(source: WeightSource | None) -> Names:
+    """The tokens and classes of a source; what it does not state is unknown."""
+    from bloomery.models.features.encoder import read_encoder
+    from bloomery.models.training.transfer_learning import UNKNOWN, Names
+
+    if source is None:
+        return UNKNOWN
+    path = settings().path(source.uri)
+    if path.is_file():
+        return names_of_encoder(read_encoder(path))
+    tokens: tuple[str, ...] = ()
+    if (path / _TOKENIZER).is_file():
+        tokens = _tokens((path / _TOKENIZER).read_text(encoding="utf-8"))
+    labels: Any = {}
+    if (path / _CONFIG).is_file():
+        labels = json.loads((path / _CONFIG).read_text(encoding="utf-8")).get("id2label") or {}
+    return Names(tokens, tuple(str(labels[number]) for number in sorted(labels, key=int)))
+
+
+def names_of_encoder(encoder: Encoder | None) -> Names:
+    """The tokens of the encoder's text, if it has one, and its classes."""
+    from bloomery.models.training.transfer_learning import UNKNOWN, Names
+
+    if encoder is None:
+        return UNKNOWN
+    tokenizers = [str(fitted.tokenizer) for fitted in encoder.fitted if hasattr(fitted, "tokenizer")]
+    return Names(_tokens(tokenizers[0]) if tokenizers else (), tuple(map(str, encoder.classes)))
+
+
+def _tokens(tokenizer: str) -> tuple[str, ...]:
+    """The text of each token of a tokenizer in JSON; "" for an unused number."""
+    from tokenizers import Tokenizer
+
+    vocabulary = Tokenizer.from_str(tokenizer).get_vocab()
+    texts = [""] * (max(vocabulary.values(), default=-1) + 1)
+    for text, number in vocabulary.items():
+        texts[number] = text
+    return tuple(texts)
