@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from collections.abc import Iterable
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -23,10 +24,11 @@ class Layout(Document):
     """The shape and meaning of one encoded row, float32.
 
     flat: (F,), a vector of values. image: (C, H, W), and audio as (1, mels, frames). sequence: (T, F), T steps of F
-    values. tokens: (T,), integers below `num_tokens`, where 0 is padding at the end.
+    values. tokens: (T,), integers below `num_tokens`, where 0 is padding at the end. mixed: (F,), the values of its
+    `parts` one after the other; those of an optional part are followed by 1, or by 0 where the part is missing.
     """
 
-    kind: Literal["flat", "image", "sequence", "tokens"]
+    kind: Literal["flat", "image", "sequence", "tokens", "mixed"]
     shape: Annotated[tuple[int, ...], Field(min_length=1)]
     num_tokens: Annotated[int | None, Field(description="tokens alone: 0 is padding, the others are words")] = None
     is_padded: Annotated[
@@ -37,8 +39,45 @@ class Layout(Document):
         tuple[tuple[int, int], ...],
         Field(description="flat alone: each position that holds the number of a category, and how many there are"),
     ] = ()
+    parts: Annotated[
+        tuple[Part, ...],
+        Field(description="mixed alone: the inputs of different kinds", exclude_if=lambda parts: not parts),
+    ] = ()
 
     @property
     def num_values(self) -> int:
         """The number of values of one row."""
         return math.prod(self.shape)
+
+    @property
+    def part_slices(self) -> tuple[PartSlice, ...]:
+        """Where each part lies in a mixed row, in order."""
+        slices, start = [], 0
+        for part in self.parts:
+            stop = start + part.layout.num_values
+            slices.append(PartSlice(part, start, stop))
+            start = stop + part.is_optional
+        return tuple(slices)
+
+
+class Part(Document):
+    """The part of a mixed row that one network reads: an input with a shape, or all flat inputs together."""
+
+    name: str
+    layout: Layout
+    is_optional: bool = False
+
+
+class PartSlice(NamedTuple):
+    """The positions of a part in a mixed row: `start` to `stop`, and `stop` says whether an optional part is there."""
+
+    part: Part
+    start: int
+    stop: int
+
+
+def mixed_layout(parts: Iterable[Part]) -> Layout:
+    """The layout of rows with these parts."""
+    parts = tuple(parts)
+    num_values = sum(part.layout.num_values + part.is_optional for part in parts)
+    return Layout(kind="mixed", shape=(num_values,), parts=parts)

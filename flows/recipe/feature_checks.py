@@ -98,8 +98,12 @@ def _check_array_column(source: ImageInput | AudioInput | SequenceInput, column:
             yield f"column {column.name!r} may have null elements, which an input of kind {source.kind} cannot read"
         if isinstance(source, ImageInput):
             yield from _check_image_size(source, column)
-    if not column.is_required:
-        yield f"column {column.name!r} is not required in the contract, so values may be missing"
+    if not column.is_required and source.missing == "refuse":
+        remedy = "require it, or set `missing: absent` beside other inputs" if column.logical_type == "array" else ""
+        yield (
+            f"column {column.name!r} is not required in the contract, so values may be missing"
+            + (f"; {remedy}" if remedy else "")
+        )
 
 
 def _check_series_column(source: SeriesInput, column: Column) -> Iterator[str]:

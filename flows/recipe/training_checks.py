@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import get_args
 
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.flows.recipe.pretrained_checks import check_pretrained
@@ -13,15 +14,16 @@ from bloomery.models.compression.obstacles import (
     find_pruning_obstacle,
 )
 from bloomery.models.features.config import Features
-from bloomery.models.features.input_config import CategoryInput, ImageInput, SequenceInput, SeriesInput
-from bloomery.models.networks.config import Mlp, Model, Rnn, TabM, TabularEnsemble
+from bloomery.models.features.input_config import CategoryInput, ImageInput, Input, SequenceInput, SeriesInput
+from bloomery.models.networks.config import Branch, Fused, Mlp, Model, Rnn, TabM, TabularEnsemble
 from bloomery.models.networks.pretrained_config import Pretrained
 from bloomery.models.training.config import Training
 from bloomery.models.tree_ensembles.class_shift import SHIFTED_SCORES
 
 # The form of encoded rows by kind of input, and the forms that each kind of network reads. Kinds that are not listed
-# read any form (`imported`, `custom`), or are chosen among those that fit (`auto`).
+# read any form (`custom`), or are chosen among those that fit (`auto`).
 _TABLE, _SEQUENCE, _IMAGE, _AUDIO, _TEXT = "table columns", "a sequence", "an image", "audio", "text"
+_MIXED = "inputs of different kinds"
 _FORMS = {"image": _IMAGE, "audio": _AUDIO, "text": _TEXT, "series": _SEQUENCE, "sequence": _SEQUENCE}
 _READABLE_FORMS = {
     "cnn": (_IMAGE, _AUDIO),
@@ -37,7 +39,10 @@ _READABLE_FORMS = {
     "gpt": (_TEXT,),
     "huggingface": (_TEXT, _IMAGE, _AUDIO),
     "pretrained": (_TEXT,),
+    "fused": (_MIXED,),
+    "imported": (_TABLE, _SEQUENCE, _IMAGE, _AUDIO, _TEXT),
 }
+_BRANCH_KINDS = tuple(get_args(config.model_fields["kind"].annotation)[0] for config in get_args(get_args(Branch)[0]))
 _SINGLE_CHANNEL_NETWORKS = ("rnn", "transformer")
 # Options that private training does not support: it samples rows at random, clips gradients and adds noise.
 _NOT_PRIVATE = (
@@ -74,19 +79,50 @@ def check_network(features: Features, model: Model) -> Iterator[str]:
         return
     if form not in _READABLE_FORMS[model.kind]:
         kinds = [kind for kind, forms in _READABLE_FORMS.items() if form in forms]
-        yield (
-            f"model: a network of kind {model.kind} reads {' or '.join(_READABLE_FORMS[model.kind])}, but an input of "
-            f"kind {first.kind} is {form}; use {' or '.join(kinds)}"
-        )
-    elif isinstance(first, ImageInput) and model.kind in _SINGLE_CHANNEL_NETWORKS and first.shape[0] != 1:
-        yield (
-            f"model: a network of kind {model.kind} reads an image of one channel, column by column, but this one has "
-            f"{first.shape[0]}; use cnn or resnet"
-        )
+        read = f"model: a network of kind {model.kind} reads {' or '.join(_READABLE_FORMS[model.kind])}"
+        problem = f"the inputs are {form}" if features.is_mixed else f"an input of kind {first.kind} is {form}"
+        yield f"{read}, but {problem}; use {' or '.join(kinds)}"
+    elif isinstance(model, Fused):
+        yield from _check_branches(features, model)
     elif isinstance(model, Pretrained):
         yield from check_pretrained(features, model)
+    else:
+        yield from _check_channels("model", first, model)
     if isinstance(model, Rnn) and model.relative:
         yield from _check_relative(features)
+
+
+def _check_channels(place: str, source: Input, model: Model) -> Iterator[str]:
+    if isinstance(source, ImageInput) and model.kind in _SINGLE_CHANNEL_NETWORKS and source.shape[0] != 1:
+        yield (
+            f"{place}: a network of kind {model.kind} reads an image of one channel, column by column, but this one "
+            f"has {source.shape[0]}; use cnn or resnet"
+        )
+
+
+def _check_branches(features: Features, model: Fused) -> Iterator[str]:
+    """Yields problems of the branches of a fused network."""
+    parts, branches = features.part_inputs, model.branches
+    names = ", ".join(parts)
+    for name in () if branches is None else branches:
+        if name not in parts:
+            yield f"model.branches: no part is named {name!r}; the parts are {names}"
+    for name, numbers in () if branches is None else parts.items():
+        branch, source = branches.get(name), features.inputs[numbers[0]]
+        form = _FORMS.get(source.kind, _TABLE)
+        place = f"model.branches.{name}"
+        if branch is None:
+            yield f"{place}: missing; name a network for this part, or leave `branches` out for the default ones"
+        elif form not in _READABLE_FORMS.get(branch.kind, (form,)):
+            kinds = [kind for kind, forms in _READABLE_FORMS.items() if form in forms and kind in _BRANCH_KINDS]
+            yield (
+                f"{place}: a network of kind {branch.kind} reads {' or '.join(_READABLE_FORMS[branch.kind])}, but the "
+                f"part is {form}; use {' or '.join(kinds)}"
+            )
+        elif isinstance(branch, Rnn) and branch.relative:
+            yield f"{place}.relative: it predicts how a series goes on, which a branch does not; leave it out"
+        else:
+            yield from _check_channels(place, source, branch)
 
 
 def _check_relative(features: Features) -> Iterator[str]:
@@ -101,7 +137,7 @@ def _check_relative(features: Features) -> Iterator[str]:
 
 
 def _row_form(features: Features) -> str:
-    return _FORMS.get(features.inputs[0].kind, _TABLE)
+    return _MIXED if features.is_mixed else _FORMS.get(features.inputs[0].kind, _TABLE)
 
 
 def check_slices(training: Training, contract: Contract) -> Iterator[str]:
@@ -244,6 +280,8 @@ def check_privacy(model: Model, training: Training, compression: Compression) ->
         )
     if model.kind == "pretrained":
         yield "training.privacy: the rows of a pretrained network share positions: no gradient is of one row; use a gpt"
+    if isinstance(model, Fused):
+        yield "training.privacy: the branches of a fused network normalise over the rows of a batch; use one input kind"
     if isinstance(model, TabM | TabularEnsemble):
         yield f"training.privacy: the layers and trees of {model.kind} have no per-row gradients; use an mlp"
     if isinstance(model, Mlp) and model.periodic is not None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bloomery.data_contracts.records.scores import Score
-from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.data_contracts.records.tensor_layout import Layout, PartSlice
 
 CONSTANT = (
     "majority class",
@@ -246,20 +246,26 @@ def _blocks(x: np.ndarray, num_used: int = 0) -> list[np.ndarray]:
 
 
 class Features:
-    """Converts encoded rows (N, ...) to the features of baselines (N, F)."""
+    """Converts encoded rows (N, ...) to the features of baselines (N, F).
+
+    Those of mixed rows are the features of all parts side by side; boosted trees read all parts but texts.
+    """
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
+        self._parts = [(Features(place.part.layout), place) for place in layout.part_slices]
 
     @property
     def is_sparse(self) -> bool:
         """Whether rows are texts, of which each has few of many words."""
-        return self._layout.kind == "tokens"
+        return self._layout.kind == "tokens" or any(features.is_sparse for features, _ in self._parts)
 
     @property
     def num_used(self) -> int:
         """The number of features that are not 0 in a row."""
         layout = self._layout
+        if self._parts:
+            return sum(features.num_used + place.part.is_optional for features, place in self._parts)
         if layout.kind == "flat":
             return layout.num_values + sum(size for _, size in layout.categories if size <= _MAX_TREE_CATEGORIES)
         if layout.kind == "sequence":
@@ -271,7 +277,13 @@ class Features:
     @property
     def tree_obstacle(self) -> str | None:
         """Why boosted trees cannot read these rows in a reasonable time; None if they can."""
-        if self.is_sparse:
+        if self._parts:
+            readable = self._tree_parts()
+            if not readable:
+                return "boosted trees do not read texts"
+            if sum(features.num_used for features, _ in readable) <= _MAX_TREE_FEATURES:
+                return None
+        elif self.is_sparse:
             return "boosted trees do not read texts"
         if self.num_used > _MAX_TREE_FEATURES or (self._layout.kind == "image" and self.num_used > _MAX_PIXELS // 2):
             return f"{self.num_used:,} values of a row would take too long"
@@ -280,11 +292,32 @@ class Features:
     @property
     def tree_categories(self) -> list[int]:
         """The positions of categories that boosted trees split as such."""
-        return [position for position, size in self._layout.categories if size <= _MAX_TREE_CATEGORIES]
+        positions, start = [], 0
+        for features, place in self._tree_parts():
+            positions += [start + position for position in features.tree_categories]
+            start += features.num_tree_features + place.part.is_optional
+        return positions or [position for position, size in self._layout.categories if size <= _MAX_TREE_CATEGORIES]
+
+    @property
+    def num_tree_features(self) -> int:
+        """The number of features of a row that is not mixed, with categories as numbers."""
+        return self._layout.num_values if self._layout.kind == "flat" else self.num_used
+
+    def _tree_parts(self) -> list[tuple[Features, PartSlice]]:
+        return [(features, place) for features, place in self._parts if not features.is_sparse]
 
     def for_trees(self, x: np.ndarray) -> np.ndarray:
         """Returns dense features with categories as numbers."""
         layout = self._layout
+        if self._parts:
+            return np.concatenate(
+                [
+                    block
+                    for features, place in self._tree_parts()
+                    for block in (features.for_trees(_part_of(x, place)), _flags_of(x, place))
+                ],
+                axis=1,
+            )
         if layout.kind == "image":
             size = _pooled_size(layout)
             return np.concatenate([_pool(_as_numbers(block), size) for block in _blocks(x)]).reshape(len(x), -1)
@@ -295,6 +328,8 @@ class Features:
 
     def for_linear(self, x: np.ndarray) -> Any:
         """Returns features with one column for each small category; of texts the counts of their words, sparse."""
+        if self._parts:
+            return self._join_parts(x)
         if self.is_sparse:
             return self._count_tokens(x)
         dense = self.for_trees(x)
@@ -304,6 +339,16 @@ class Features:
             if size <= _MAX_TREE_CATEGORIES
         ]
         return np.concatenate([dense, *one_hot], axis=1)
+
+    def _join_parts(self, x: np.ndarray) -> Any:
+        from scipy.sparse import csr_matrix, hstack
+
+        blocks = [
+            block
+            for features, place in self._parts
+            for block in (features.for_linear(_part_of(x, place)), _flags_of(x, place))
+        ]
+        return hstack([csr_matrix(block) for block in blocks]).tocsr() if self.is_sparse else np.hstack(blocks)
 
     def _count_tokens(self, x: np.ndarray) -> Any:
         """The logarithmic counts of the tokens of each row; 0 is padding."""
@@ -317,6 +362,15 @@ class Features:
         counts = csr_matrix((np.ones(len(columns)), columns, starts), shape=shape)
         counts.sum_duplicates()
         return counts.log1p()
+
+
+def _part_of(x_NF: np.ndarray, place: PartSlice) -> np.ndarray:
+    return x_NF[:, place.start : place.stop].reshape(len(x_NF), *place.part.layout.shape)
+
+
+def _flags_of(x_NF: np.ndarray, place: PartSlice) -> np.ndarray:
+    """Whether an optional part is there (N, 1); nothing (N, 0) of a required one."""
+    return x_NF[:, place.stop : place.stop + place.part.is_optional]
 
 
 def _as_numbers(x: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,11 @@ from onnxscript import optimizer
 from torch import nn
 
 from bloomery.data_contracts.errors import ParityBroken
+from bloomery.models.export.branch_merging import export_fused
 from bloomery.models.export.reshapes import remove_inverse_reshapes
 from bloomery.models.inference.parity import require_parity
 from bloomery.models.inference.runtime import INPUT, OUTPUT, TOKENS, create_session, run_session
+from bloomery.models.networks.architectures.fused import FusedNetwork
 
 PARITY_BATCHES = (1, 3, 32)
 TOLERANCE = 1e-4  # of a logit: the largest difference that a different order of float32 arithmetic explains
@@ -51,16 +53,14 @@ def export_onnx(network: nn.Module, examples: torch.Tensor, path: Path, *, keep_
         ParityBroken: that difference is above `TOLERANCE`, or PyTorch cannot export the network.
     """
     network.eval()
-    max_length = _max_length(network, examples)
-    sample = _with_length(examples[:2], max(examples.shape[1], 2)) if max_length > 1 else examples[:2]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        # The newer exporter fixes the sequence length of recurrent layers, and unrolls Elman layers.
-        is_recurrent = any(isinstance(module, nn.RNNBase) for module in network.modules())
         try:
-            export = _export_by_tracing if is_recurrent else _export_program_to_onnx
-            model = export(network, sample, max_length)
+            if isinstance(network, FusedNetwork):
+                model = export_fused(network, examples[:2], _export_module)
+            else:
+                model = _export_module(network, (examples[:2],), [INPUT], _max_length(network, examples))
         except (RuntimeError, ValueError, TypeError) as failure:
             raise _export_error(failure) from failure
     if any(node.op_type == "MultiHeadAttention" for node in model.graph.node):
@@ -102,19 +102,36 @@ def _max_length(network: nn.Module, examples: torch.Tensor) -> int:
     return 0 if is_image else int(getattr(network, "max_length", 0))
 
 
-def _export_program_to_onnx(network: nn.Module, sample: torch.Tensor, max_length: int) -> onnx.ModelProto:
-    dynamic_dims = {0: torch.export.Dim("batch")}
+def _export_module(
+    network: nn.Module, examples: tuple[torch.Tensor, ...], input_names: Sequence[str], max_length: int
+) -> onnx.ModelProto:
+    """Exports a network; with `max_length` above 1, its only input has a dynamic length."""
+    if max_length > 1:
+        examples = (_with_length(examples[0], max(examples[0].shape[1], 2)),)
+    # The newer exporter fixes the sequence length of recurrent layers, and unrolls Elman layers.
+    is_recurrent = any(isinstance(module, nn.RNNBase) for module in network.modules())
+    export = _export_by_tracing if is_recurrent else _export_program_to_onnx
+    return export(network, examples, input_names, max_length)
+
+
+def _export_program_to_onnx(
+    network: nn.Module, examples: tuple[torch.Tensor, ...], input_names: Sequence[str], max_length: int
+) -> onnx.ModelProto:
+    batch = torch.export.Dim("batch")
+    dynamic_shapes: tuple[Any, ...] = tuple({0: batch} for _ in examples)
     if max_length > 1:
         name = TOKENS if getattr(network, "trims_padding", False) else "length"
-        dynamic_dims[1] = torch.export.Dim(name, min=1, max=max_length)
+        dynamic_shapes[0][1] = torch.export.Dim(name, min=1, max=max_length)
+    if len(examples) > 1:
+        dynamic_shapes = (dynamic_shapes,)  # the tensors of `*args`
     with shared_operator_registry():
         program = torch.onnx.export(
             network,
-            (sample,),
+            examples,
             dynamo=True,
-            input_names=[INPUT],
+            input_names=list(input_names),
             output_names=[OUTPUT],
-            dynamic_shapes=(dynamic_dims,),
+            dynamic_shapes=dynamic_shapes,
             verbose=False,
         )
     if program is None:
@@ -149,17 +166,20 @@ def shared_operator_registry() -> Iterator[None]:
         setattr(ONNXRegistry, "from_torchlib", original)  # noqa: B010
 
 
-def _export_by_tracing(network: nn.Module, sample: torch.Tensor, max_length: int) -> onnx.ModelProto:
+def _export_by_tracing(
+    network: nn.Module, examples: tuple[torch.Tensor, ...], input_names: Sequence[str], max_length: int
+) -> onnx.ModelProto:
     file = io.BytesIO()
+    axes = {name: {0: "batch", 1: "length"} if max_length > 1 else {0: "batch"} for name in input_names}
     torch.onnx.export(
         network,
-        (sample,),
+        examples,
         file,  # type: ignore[arg-type]
         dynamo=False,
         opset_version=_OPSET,
-        input_names=[INPUT],
+        input_names=list(input_names),
         output_names=[OUTPUT],
-        dynamic_axes={INPUT: {0: "batch", 1: "length"} if max_length > 1 else {0: "batch"}, OUTPUT: {0: "batch"}},
+        dynamic_axes={**axes, OUTPUT: {0: "batch"}},
     )
     # The newer exporter does this itself: it folds constants and removes unused nodes.
     return optimizer.optimize(onnx.load_from_string(file.getvalue()))

@@ -8,15 +8,29 @@ from pydantic import Field, model_validator
 
 from bloomery.data_contracts.documents.documents import Document, is_unset
 from bloomery.data_contracts.records.tensor_layout import Task, predicts_one_class
-from bloomery.models.features.input_config import Input, SeriesInput, ShapedInput
+from bloomery.models.features.input_config import Input, SequenceInput, SeriesInput, ShapedInput
 from bloomery.models.features.splits import Split
 
 Classes = tuple[int | str, ...]  # the labels, in order
+TABLE, _SEQUENCE = "table", "sequence"  # parts of mixed rows that have several columns
 _LABEL = "_label"  # with more underscores where a column has that name
 
 
+def is_optional(source: Input) -> bool:
+    """Whether a row may lack the input, which a value of its own in the encoded row says."""
+    return isinstance(source, ShapedInput) and not isinstance(source, SeriesInput) and source.missing == "absent"
+
+
+def _part_column(source: Input) -> str | None:
+    """The column of a shaped input; None if it has several."""
+    return None if isinstance(source, SequenceInput) and source.column is None else source.columns[0]
+
+
 class Features(Document):
-    """The columns that the network reads and how each is encoded: flat inputs side by side, or one shaped input."""
+    """The columns that the network reads and how each is encoded.
+
+    Rows are flat inputs side by side, one shaped input, or a mix of them.
+    """
 
     key: str
     label: str
@@ -40,9 +54,9 @@ class Features(Document):
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
-        shaped = [source.kind for source in self.inputs if isinstance(source, ShapedInput)]
-        if shaped and len(self.inputs) > 1:
-            raise ValueError(f"an input of kind {shaped[0]} has a shape of its own, so it must be the only input")
+        if self.series is not None and len(self.inputs) > 1:
+            raise ValueError("an input of kind series has windows over time, so it must be the only input")
+        self._require_parts()
         columns = [column for source in self.inputs for column in source.columns]
         if self.label in columns and not self.is_forecast:
             raise ValueError(f"column {self.label!r} is the label, so the network must not read it")
@@ -71,6 +85,38 @@ class Features(Document):
             raise ValueError(f"`order` names a class twice: {', '.join(duplicates)}")
         if len(self.order) < 2 or len({type(name) for name in self.order}) > 1:
             raise ValueError("`order` needs at least two classes, all of them integers or all of them texts")
+
+    def _require_parts(self) -> None:
+        for source in self.inputs:
+            if is_optional(source) and len(self.inputs) == 1:
+                raise ValueError(
+                    f"`missing: absent` needs other inputs, from which a row without {source.columns[0]!r} is predicted"
+                )
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether there are inputs of different kinds, each with its part of a row."""
+        return len(self.inputs) > 1 and any(isinstance(source, ShapedInput) for source in self.inputs)
+
+    @property
+    def part_inputs(self) -> dict[str, tuple[int, ...]]:
+        """The name of each part of a mixed row, in order, with the positions of its inputs.
+
+        A shaped input's part has the name of its column, or is `sequence` if it has several. All flat inputs are the
+        part `table`. A name that is taken gets a `_` at its end.
+        """
+        shaped = [(number, source) for number, source in enumerate(self.inputs) if isinstance(source, ShapedInput)]
+        named = [(_part_column(source), (number,)) for number, source in shaped]
+        flat = tuple(number for number, source in enumerate(self.inputs) if not isinstance(source, ShapedInput))
+        # Columns first, so that no other part takes their names.
+        named.sort(key=lambda pair: pair[0] is None)
+        parts: dict[str, tuple[int, ...]] = {}
+        for name, numbers in [*named, *([(TABLE, flat)] if flat else [])]:
+            name = name or _SEQUENCE
+            while name in parts:
+                name = f"{name}_"
+            parts[name] = numbers
+        return dict(sorted(parts.items(), key=lambda part: part[1]))
 
     def _require_order(self, series: SeriesInput) -> None:
         for column in self.split.columns:

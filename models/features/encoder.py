@@ -11,10 +11,10 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,13 +25,14 @@ from bloomery.data_contracts.documents.documents import Document
 from bloomery.data_contracts.records.key_column import key_column
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.features import labels
-from bloomery.models.features.config import Classes, Features
+from bloomery.models.features.config import Classes, Features, is_optional
 from bloomery.models.features.input_config import (
     AudioInput,
     BooleanInput,
     CategoryInput,
     DateInput,
     ImageInput,
+    Input,
     NumberInput,
     SequenceInput,
     SeriesInput,
@@ -49,7 +50,8 @@ from bloomery.models.features.kinds.sequence import FittedSequence
 from bloomery.models.features.kinds.text import FittedText
 from bloomery.models.features.kinds.time_series import FittedSeries
 from bloomery.models.features.labels import StandardUnits
-from bloomery.models.features.statistics.arrow_arrays import Rows, combine_chunks
+from bloomery.models.features.row_layout import row_layout
+from bloomery.models.features.statistics.arrow_arrays import Rows, combine_chunks, valid_rows
 from bloomery.models.features.statistics.column_counts import (
     CategoryCounts,
     ColumnStatistics,
@@ -102,14 +104,6 @@ _KINDS: Mapping[str, InputKind[Any, Any, Any]] = {
     "sequence": _SEQUENCE,
 }
 
-_LAYOUTS: dict[str, Literal["flat", "image", "sequence", "tokens"]] = {
-    "image": "image",
-    "audio": "image",
-    "series": "sequence",
-    "sequence": "sequence",
-    "text": "tokens",
-}
-
 
 class Encoder(Document):
     """The fitted state: the recipe's features, the statistics of the training split, and the label's meaning.
@@ -136,30 +130,13 @@ class Encoder(Document):
 
     @cached_property
     def input_shape(self) -> tuple[int, ...]:
-        """The shape of one encoded row: the shaped input's own, or (F,) for flat inputs side by side."""
-        return self.shapes[0] if len(self.shapes) == 1 else (sum(shape[0] for shape in self.shapes),)
+        """The shape of one encoded row: the shaped input's own, or (F,)."""
+        return self.layout.shape
 
     @cached_property
     def layout(self) -> Layout:
         """How a network has to interpret one encoded row."""
-        source, fitted = self.features.inputs[0], self.fitted[0]
-        kind = _LAYOUTS.get(source.kind, "flat")
-        return Layout(
-            kind=kind,
-            shape=self.input_shape,
-            num_tokens=fitted.num_tokens if isinstance(fitted, FittedText) else None,
-            is_padded=isinstance(source, SequenceInput) and source.is_padded,
-            categories=self._categories() if kind == "flat" else (),
-        )
-
-    def _categories(self) -> tuple[tuple[int, int], ...]:
-        """Each position of a flat row that holds a category index, with the number of categories."""
-        positions, start = [], 0
-        for source, fitted, shape in zip(self.features.inputs, self.fitted, self.shapes, strict=True):
-            if isinstance(source, CategoryInput) and isinstance(fitted, FittedCategories):
-                positions += [(start + position, count) for position, count in category.index_columns(source, fitted)]
-            start += shape[0]
-        return tuple(positions)
+        return row_layout(self.features, self.fitted, self.shapes)
 
     @cached_property
     def has_folds(self) -> bool:
@@ -182,7 +159,8 @@ def partial_statistics(features: Features, batches: Iterable[pa.RecordBatch]) ->
 
 def _partial_fit(features: Features, source: Any, rows: pa.Table) -> tuple[ColumnStatistics, ...]:
     """The statistics of an input; of an embedding also those of the texts in the label's column."""
-    statistics: tuple[ColumnStatistics, ...] = _KINDS[source.kind].partial_fit(source, features, rows)
+    present, _ = _rows_with(source, rows)
+    statistics: tuple[ColumnStatistics, ...] = _KINDS[source.kind].partial_fit(source, features, present)
     if features.task != "embedding":
         return statistics
     label_texts = pa.table({source.column: rows[features.label_column]})
@@ -256,12 +234,38 @@ def encode(encoder: Encoder, rows: Rows, *, is_training: bool = False) -> np.nda
 
 def _encode_block(encoder: Encoder, rows: Rows, x: np.ndarray, folds: np.ndarray | None) -> None:
     """Fills `x`, which is all 0 before."""
+    if not encoder.features.is_mixed:
+        _encode_inputs(encoder, range(len(encoder.fitted)), rows, x, folds)
+        return
+    for part, start, stop in encoder.layout.part_slices:
+        numbers = encoder.features.part_inputs[part.name]
+        values = x[:, start:stop].reshape(len(x), *part.layout.shape, copy=False)
+        present, mask_B = _rows_with(encoder.features.inputs[numbers[0]], rows)
+        if mask_B is None:
+            _encode_inputs(encoder, numbers, present, values, folds)
+        else:
+            encoded = np.zeros((present.num_rows, *part.layout.shape), np.float32)
+            _encode_inputs(encoder, numbers, present, encoded, folds)
+            values[mask_B] = encoded
+        if part.is_optional:
+            x[:, stop] = 1.0 if mask_B is None else mask_B
+
+
+def _encode_inputs(
+    encoder: Encoder, numbers: Sequence[int], rows: Rows, x: np.ndarray, folds: np.ndarray | None
+) -> None:
+    """Fills `x`, all 0 before, with one shaped input, or with flat inputs side by side."""
     start = 0
-    is_single = len(encoder.fitted) == 1
-    for source, fitted, shape in zip(encoder.features.inputs, encoder.fitted, encoder.shapes, strict=True):
-        columns_out = x if is_single else x[:, start : start + shape[0]]
+    for index in numbers:
+        source, fitted, shape = encoder.features.inputs[index], encoder.fitted[index], encoder.shapes[index]
+        columns_out = x if len(numbers) == 1 else x[:, start : start + shape[0]]
         _KINDS[source.kind].transform_into(source, fitted, rows, columns_out, folds)
         start += shape[0]
+
+
+def _rows_with(source: Input, rows: Rows) -> tuple[Rows, np.ndarray | None]:
+    """The rows that have an optional input, and their mask, bool (B,); all rows and None if none lacks it."""
+    return valid_rows(rows, source.columns) if is_optional(source) else (rows, None)
 
 
 def encode_rows(encoder: Encoder, rows: Rows, *, is_training: bool = False) -> pa.RecordBatch:

@@ -1,6 +1,7 @@
 """The `features.inputs` of a recipe: which columns a network reads, and how each is encoded.
 
-Inputs are flat or shaped. All flat inputs are concatenated into one vector (F,); a shaped input must be the only one.
+Inputs are flat or shaped. All flat inputs are concatenated into one vector (F,). Together with shaped inputs they form
+mixed rows, in which each shaped input is a part and the flat ones are another.
 """
 
 from __future__ import annotations
@@ -15,6 +16,13 @@ Count = Annotated[int, Field(ge=1)]
 Columns = Annotated[tuple[str, ...], Field(min_length=1, description="columns with the same settings")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Quantile = Annotated[float, Field(ge=0, le=1)]
+MissingPart = Annotated[
+    Literal["refuse", "absent"],
+    Field(
+        description="absent: it may be null, and the network knows that; beside other inputs only",
+        exclude_if=lambda missing: missing == "refuse",
+    ),
+]
 DatePart = Literal["month", "day_of_month", "day_of_year", "day_of_week", "hour", "minute"]
 
 
@@ -150,6 +158,7 @@ class ImageInput(Document):
     resize: Annotated[tuple[Count, Count] | None, Field(description="height, width of the network's input")] = None
     normalise: Literal["standard", "per_channel", "unit", "none"] = "standard"
     brightest: Annotated[float, Field(gt=0, allow_inf_nan=False, description="normalise unit only")] = 255.0
+    missing: MissingPart = "refuse"
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -175,6 +184,7 @@ class AudioInput(Document):
     step_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.016
     num_mels: Count = 40
     normalise: Literal["standard", "none"] = "standard"
+    missing: MissingPart = "refuse"
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
@@ -227,7 +237,10 @@ class TextInput(Document):
         ),
     ]
     lowercase: bool = True
-    missing: Literal["refuse", "empty"] = "refuse"
+    missing: Annotated[
+        Literal["refuse", "empty", "absent"],
+        Field(description="empty: no token; absent: the network knows that it is missing, beside other inputs only"),
+    ] = "refuse"
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
@@ -313,11 +326,14 @@ class SequenceInput(Document):
     length: Annotated[Count | None, Field(description="maximum number of steps of an array")] = None
     width: Annotated[Count, Field(description="values per step of an array")] = 1
     scale: Literal["standard", "min_max", "none"] = "standard"
+    missing: MissingPart = "refuse"
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
         if bool(self.steps) == (self.column is not None):
             raise ValueError("set either the columns of each step, or one array column")
+        if self.column is None and self.missing != "refuse":
+            raise ValueError("only an array column takes `missing`; with columns, every step has values")
         if (self.column is None) != (self.length is None):
             raise ValueError("an array column needs length, its maximum number of steps; columns take none")
         if self.steps and self.width != 1:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bloomery.data_contracts.records.serving_device import GpuDevice
+from bloomery.models.inference.named_inputs import INPUT as INPUT
+from bloomery.models.inference.named_inputs import session_inputs, split_inputs
 from bloomery.models.inference.serving_device import (
     CPU_PROVIDER,
     fallback_error,
@@ -24,7 +26,7 @@ from bloomery.models.onnx_storage.decoder import decompress, is_compressed
 if TYPE_CHECKING:
     import onnxruntime
 
-INPUT, OUTPUT = "x", "logits"
+OUTPUT = "logits"
 TOKENS = "tokens"  # the name of a length of rows, where trailing padding may be removed
 VECTORS = "vectors"  # in the metadata of an embedding's file: the type of its values, float32 or int8
 
@@ -71,10 +73,13 @@ def unpack_model(model: Path | bytes) -> str | bytes:
 
 
 def run_session(runtime: onnxruntime.InferenceSession, x: np.ndarray) -> np.ndarray:
-    """logits_BK float32 for x float32 (B, ...).
+    """logits_BK float32 for x float32 (B, ...). Mixed rows are divided among the inputs of their parts.
 
     If the file declares rows of tokens (B, T), trailing steps that are padding in all rows are left out.
     """
+    inputs = session_inputs(runtime)
+    if inputs:
+        return runtime.run([OUTPUT], split_inputs(inputs, x, trim=True))[0]
     if x.ndim == 2 and runtime.get_inputs()[0].shape[1] == TOKENS:
         x = trim_padding(x)
     return runtime.run([OUTPUT], {INPUT: x})[0]

@@ -16,6 +16,7 @@ from bloomery.models.networks.config import (
     Cnn,
     Custom,
     FtTransformer,
+    Fused,
     Gpt,
     HuggingFace,
     Imported,
@@ -47,12 +48,14 @@ def build_network(blueprint: Blueprint) -> nn.Module:
 
     For ordered classes it has one logit less, and a forward hook makes the outputs of them.
     """
+    from bloomery.models.networks.architectures.fused import FusedNetwork
     from bloomery.models.networks.layers.ordinal import convert_outputs
 
     if blueprint.task != "ordinal" or isinstance(blueprint.config, TabM):
         return _build(blueprint)
     network = _build(blueprint.model_copy(update={"num_outputs": blueprint.num_outputs - 1}))
-    network.register_forward_hook(convert_outputs)
+    # A fused network's file is merged from those of its branches and of its join, which has the hook.
+    (network.join if isinstance(network, FusedNetwork) else network).register_forward_hook(convert_outputs)
     return network
 
 
@@ -61,6 +64,7 @@ def _build(blueprint: Blueprint) -> nn.Module:
         cnn,
         custom,
         ft_transformer,
+        fused,
         gpt,
         huggingface,
         lenet,
@@ -98,8 +102,14 @@ def _build(blueprint: Blueprint) -> nn.Module:
             return huggingface.build(config, layout, num_outputs)
         case Pretrained():
             return pretrained.build(config, layout, num_outputs)
+        case Fused():
+            return fused.build(config, layout, num_outputs, _build_branch)
         case Auto() | Imported() | BoostedTrees() | TabularEnsemble():
             raise TypeError(f"a network of kind {config.kind} cannot be built")
+
+
+def _build_branch(config: Model, layout: Layout, num_features: int) -> nn.Module:
+    return build_network(Blueprint(config=config, layout=layout, num_outputs=num_features))
 
 
 def rebuild_network(blueprint: Blueprint, network: nn.Module) -> nn.Module:

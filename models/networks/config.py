@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from bloomery.data_contracts.documents.documents import Document
 from bloomery.models.features.input_config import Count
+from bloomery.models.networks.fused_config import FusedOptions
 from bloomery.models.networks.pretrained_config import Pretrained
 
 Dropout = Annotated[float, Field(ge=0, lt=1)]
@@ -244,6 +245,31 @@ class Imported(Document):
         return self.model_dump(mode="json", exclude={"path"})
 
 
+# The networks that can be a branch of `Fused`. Trees and averages of predictions have no features to join.
+Branch = Annotated[
+    Cnn | LeNet | ResNet | Mlp | FtTransformer | Rnn | Transformer | Gpt | Custom | HuggingFace,
+    Field(discriminator="kind"),
+]
+
+
+class Fused(FusedOptions):
+    """Networks for the parts of mixed rows, the branches, whose features are joined for one head."""
+
+    branches: Annotated[
+        dict[str, Branch] | None,
+        Field(
+            min_length=1,
+            description="the network of each part: `table`, or the column of a text, an image, a sound or a sequence; "
+            "default: one that suits the part",
+        ),
+    ] = None
+
+    def identity(self) -> Any:
+        """Each branch counts as it does by itself."""
+        branches = None if self.branches is None else {name: self.branches[name].identity() for name in self.branches}
+        return {**self.model_dump(mode="json", exclude={"branches"}), "branches": branches}
+
+
 class BoostedTrees(Document):
     """Gradient-boosted decision trees over the columns of a table, fitted by scikit-learn and written as ONNX.
 
@@ -355,6 +381,7 @@ _ModelUnion = Annotated[
     | HuggingFace
     | Pretrained
     | Imported
+    | Fused
     | Auto,
     Field(discriminator="kind"),
 ]

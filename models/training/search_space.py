@@ -17,6 +17,7 @@ from bloomery.models.networks.config import (
     BoostedTrees,
     Cnn,
     FtTransformer,
+    Fused,
     Gpt,
     LeNet,
     Mlp,
@@ -76,6 +77,12 @@ _MODEL_SPACES: Mapping[str, SearchSpace] = {
         "model.pooling": ("mean", "max"),
         "model.dropout": (0.1, 0.2, 0.4),
     },
+    "fused": {
+        "model.width": (64, 128, 256),
+        "model.join": ("gate", "concat", "attention"),
+        "model.dropout": (0.0, 0.1, 0.3),
+        "model.modality_dropout": (0.0, 0.1, 0.2),
+    },
     "gpt": {"model.width": (64, 128, 256), "model.num_layers": (1, 2, 4), "model.dropout": (0.0, 0.1, 0.2)},
 }
 
@@ -100,6 +107,7 @@ _AUTO_MODELS: tuple[Model, ...] = (
     Cnn(kind="cnn"),
     LeNet(kind="lenet"),
     ResNet(kind="resnet"),
+    Fused(kind="fused"),
 )
 
 
@@ -125,6 +133,8 @@ def default_networks(layout: Layout, score: Score | None = None) -> tuple[Model,
         case "sequence":
             recurrent = (Rnn(kind="rnn", cell="lstm"), Rnn(kind="rnn", cell="gru"))
             return *recurrent, Transformer(kind="transformer")
+        case "mixed":
+            return Fused(kind="fused"), Fused(kind="fused", join="attention"), Fused(kind="fused", join="concat")
     height, width = layout.shape[1:]
     networks: list[Model] = [Cnn(kind="cnn"), Cnn(kind="cnn", channels=(32, 64, 128), hidden=256)]
     if min(height, width) >= 16:

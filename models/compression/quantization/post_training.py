@@ -27,7 +27,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.models.compression.config import CalibrationMethod, QuantizationMode
 from bloomery.models.compression.quantization.amx_tiles import use_amx_kernels
-from bloomery.models.inference.runtime import INPUT
+from bloomery.models.inference.named_inputs import INPUT, NamedInput, model_inputs, split_inputs
 
 # Operators with 8-bit kernels in ONNX Runtime, and those that can stand between two of them without dequantization.
 OPERATORS: dict[QuantizationMode, tuple[str, ...]] = {
@@ -74,11 +74,14 @@ DEFAULT_OPTIONS = QuantizationOptions()
 
 
 class _CalibrationRows(CalibrationDataReader):
-    def __init__(self, x: np.ndarray) -> None:
+    """Batches of the rows `x` for the inputs of a file, with all their padding: histograms need equal shapes."""
+
+    def __init__(self, x: np.ndarray, inputs: Sequence[NamedInput]) -> None:
         # Histograms can be merged only over batches of one size.
         batch_size = max((size for size in range(1, _MAX_BATCH_SIZE + 1) if len(x) % size == 0), default=1)
         self._batches: Iterator[dict[str, np.ndarray]] = (
-            {INPUT: x[start : start + batch_size]} for start in range(0, len(x), batch_size)
+            split_inputs(inputs, rows, trim=False) if inputs else {INPUT: rows}
+            for rows in (x[start : start + batch_size] for start in range(0, len(x), batch_size))
         )
 
     def get_next(self) -> dict[str, np.ndarray] | None:
@@ -203,7 +206,7 @@ def calibrate_ranges(source: Path, calibration: np.ndarray, method: CalibrationM
             calibrate_method=_ORT_METHODS[method],
             extra_options={} if method == "minmax" else _HISTOGRAM_OPTIONS,
         )
-        calibrator.collect_data(_CalibrationRows(calibration))
+        calibrator.collect_data(_CalibrationRows(calibration, model_inputs(onnx.load(source))))
         path = source.with_suffix(f".{method}.json")
         save_tensors_data(calibrator.compute_data(), path)
     return path

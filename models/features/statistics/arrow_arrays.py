@@ -23,6 +23,19 @@ def combine_chunks(values: pa.Array | pa.ChunkedArray) -> pa.Array:
     return values.chunk(0) if values.num_chunks == 1 else values.combine_chunks()
 
 
+def valid_rows(rows: Rows, columns: Sequence[str]) -> tuple[Rows, np.ndarray | None]:
+    """The rows with a value in each of `columns`, without other columns, and their mask, bool (B,).
+
+    All rows and None if no value is missing.
+    """
+    arrays = [combine_chunks(rows[name]) for name in columns]
+    if not any(array.null_count for array in arrays):
+        return rows, None
+    mask_B = np.logical_and.reduce([array.is_valid().to_numpy(zero_copy_only=False) for array in arrays])
+    kept = [array.filter(pa.array(mask_B)) for array in arrays]
+    return pa.RecordBatch.from_arrays(kept, names=list(columns)), mask_B
+
+
 def to_floats(column: pa.Array) -> np.ndarray:
     """Float64 (B,), NaN for null; integers beyond 2**53 are rounded to the nearest float64."""
     if pa.types.is_null(column.type):

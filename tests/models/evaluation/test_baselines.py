@@ -7,7 +7,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from bloomery.data_contracts.records.scores import ACCURACY, RMSE, Score
-from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.data_contracts.records.tensor_layout import Layout, Part, mixed_layout
 from bloomery.models.evaluation import baselines
 from bloomery.models.evaluation.baselines import BaselineRows, BaselineTask, Features, LabelWindows, fit_baselines
 
@@ -226,3 +226,22 @@ def test_a_label_that_cannot_be_fitted_leaves_the_others_their_models(monkeypatc
     assert ((results[name].predictions[:, 1] > 0.5) == y[:, 1]).mean() > 0.9
     none = fit(score=score, layout=flat(2), num_classes=2, train=BaselineRows(x, y[:, [0, 0]]), test_x=x)
     assert none[name].reason == "it failed with ValueError: too few rows"
+
+
+def test_baselines_read_the_parts_of_mixed_rows_that_they_can():
+    flat = Layout(kind="flat", shape=(3,), categories=((1, 4),))
+    text, image = Layout(kind="tokens", shape=(4,), num_tokens=6), Layout(kind="image", shape=(1, 2, 2))
+    parts = [
+        Part(name="note", layout=text, is_optional=True),
+        Part(name="table", layout=flat),
+        Part(name="photo", layout=image, is_optional=True),
+    ]
+    features = Features(mixed_layout(parts))
+    x = np.array([[2, 2, 5, 0, 1, 0.5, 3, 0.25, 9, 8, 7, 6, 1]], np.float32)
+    assert features.for_trees(x).tolist() == [[0.5, 3, 0.25, 9, 8, 7, 6, 1]]
+    assert features.tree_categories == [1]
+    linear = features.for_linear(x).toarray()[0]
+    assert np.expm1(linear[:6]).round(6).tolist() == [0, 0, 2, 0, 0, 1]
+    assert linear[6:].tolist() == [1, 0.5, 3, 0.25, 0, 0, 0, 1, 9, 8, 7, 6, 1]
+    assert features.tree_obstacle is None
+    assert Features(mixed_layout([parts[0], Part(name="b", layout=text)])).tree_obstacle is not None

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from pydantic import TypeAdapter
 from torch import nn
 
-from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.data_contracts.records.tensor_layout import Layout, Part, mixed_layout
 from bloomery.models.compression.default_candidates import default_candidates
 from bloomery.models.compression.quantization.post_training import QuantizationOptions, quantize
 from bloomery.models.explainability.attribution import explain
@@ -37,6 +37,14 @@ TABLE = Layout(kind="flat", shape=(6,), categories=((1, 5), (4, 30)))
 STEPS = Layout(kind="sequence", shape=(7, 3))
 PADDED = Layout(kind="sequence", shape=(7, 4), is_padded=True)
 TOKENS = Layout(kind="tokens", shape=(9,), num_tokens=20)
+MIXED = mixed_layout(
+    [
+        Part(name="text", layout=TOKENS, is_optional=True),
+        Part(name="table", layout=TABLE),
+        Part(name="picture", layout=COLOUR, is_optional=True),
+    ]
+)
+STEPS_AND_TEXT = mixed_layout([Part(name="logits", layout=PADDED), Part(name="relu", layout=TOKENS)])
 
 
 class Case(NamedTuple):
@@ -98,6 +106,32 @@ CASES = {
     "transformer of padded steps": Case(PADDED, {"kind": "transformer", **_SMALL, "num_layers": 1, "max_length": 16}),
     "gpt": Case(TOKENS, {"kind": "gpt", **_SMALL, "max_length": 16}),
     "pretrained of tokens": Case(TOKENS, {"kind": "pretrained", "checkpoint": "tiny", "dropout": 0, "config": _BERT}),
+    "fused": Case(
+        MIXED,
+        {
+            "kind": "fused",
+            "width": 12,
+            "dropout": 0,
+            "branches": {
+                "text": {"kind": "transformer", **_SMALL, "num_layers": 1},
+                "table": {"kind": "mlp", "hidden": [12], "dropout": 0},
+                "picture": {"kind": "cnn", "channels": [4], "hidden": 8, "dropout": 0},
+            },
+        },
+    ),
+    "fused by attention": Case(
+        STEPS_AND_TEXT,
+        {
+            "kind": "fused",
+            "width": 12,
+            "join": "attention",
+            "dropout": 0,
+            "branches": {
+                "relu": {"kind": "gpt", **_SMALL, "num_layers": 1},
+                "logits": {"kind": "rnn", "cell": "gru", "hidden": 8, "dropout": 0},
+            },
+        },
+    ),
 }
 # One case of each kind is quick enough for every change; these cases are slow.
 _SLOW = {
@@ -108,6 +142,7 @@ _SLOW = {
     "transformer of tokens",
     "rnn of sound",
     "transformer of padded steps",
+    "fused by attention",
 }
 PADDABLE = [name for name, (layout, _) in CASES.items() if layout.kind == "tokens" or layout.is_padded]
 
@@ -119,6 +154,8 @@ def blueprint_of(name: str, num_outputs: int = 2) -> Blueprint:
 
 def rows_of(layout: Layout, num_rows: int, length: int | None = None) -> torch.Tensor:
     """Random rows as the encoder writes them; rows of tokens and padded steps have different lengths."""
+    if layout.kind == "mixed":
+        return mixed_rows_of(layout, num_rows)
     shape = layout.shape if length is None else (length, *layout.shape[1:])
     random = torch.Generator().manual_seed(num_rows)
     x = torch.randn(num_rows, *shape, generator=random)
@@ -134,6 +171,18 @@ def rows_of(layout: Layout, num_rows: int, length: int | None = None) -> torch.T
         x[..., -1] = 1
         return x * is_valid.unsqueeze(-1)
     return x
+
+
+def mixed_rows_of(layout: Layout, num_rows: int) -> torch.Tensor:
+    """Random mixed rows, of which every third lacks each optional part."""
+    columns = []
+    for part in layout.parts:
+        values = rows_of(part.layout, num_rows).flatten(1)
+        if part.is_optional:
+            flag = (torch.arange(num_rows) % 3 != 2).float()[:, None]
+            values = torch.cat([values * flag, flag], dim=1)
+        columns.append(values)
+    return torch.cat(columns, dim=1)
 
 
 class FittedNetwork(NamedTuple):

@@ -1,0 +1,92 @@
+"""Recipes with inputs of different kinds: branches suit the parts of a row."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.flows.recipe.recipe_problems import (
+    COLOURED,
+    IMPORTED,
+    MLP,
+    NUMBER,
+    PHOTO,
+    POINTS,
+    TEXT,
+    TREES,
+    find_problems,
+)
+
+FUSED = {"kind": "fused"}
+SOUND = {"kind": "audio", "column": "sound", "sample_rate": 100, "duration_s": 9, "num_mels": 1, "window_s": 0.1}
+
+
+def fused(**branches: str) -> dict:
+    return {"kind": "fused", "branches": {name: {"kind": kind} for name, kind in branches.items()}}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        FUSED,
+        {"kind": "auto"},
+        {"kind": "custom", "function": "mine:network"},
+        fused(table="mlp", note="rnn", photo="resnet"),
+        fused(table="ft_transformer", note="gpt", photo="cnn"),
+    ],
+)
+def test_mixed_inputs_have_no_problems(model):
+    assert find_problems(NUMBER, TEXT, COLOURED, model=model) == []
+
+
+def test_a_column_that_may_be_null_can_be_absent():
+    assert find_problems(NUMBER, {**SOUND, "missing": "absent"}, model=FUSED) == []
+    (problem,) = find_problems(NUMBER, SOUND, model=FUSED)
+    assert "column 'sound' is not required in the contract" in problem
+    assert "set `missing: absent` beside other inputs" in problem
+
+
+@pytest.mark.parametrize(
+    ("inputs", "model", "sentence"),
+    [
+        ([NUMBER, TEXT], MLP, "kind mlp reads table columns or a sequence, but the inputs are inputs of different"),
+        ([NUMBER, TEXT], TREES, "use fused"),
+        ([NUMBER, TEXT], IMPORTED, "use fused"),
+        ([NUMBER], FUSED, "kind fused reads inputs of different kinds, but an input of kind number is table columns"),
+        ([NUMBER, TEXT], fused(table="mlp"), "model.branches.note: missing; name a network for this part"),
+        (
+            [NUMBER, TEXT],
+            fused(table="mlp", note="rnn", photo="cnn"),
+            "no part is named 'photo'; the parts are table, n",
+        ),
+        (
+            [NUMBER, TEXT],
+            fused(table="mlp", note="cnn"),
+            "kind cnn reads an image or audio, but the part is text; use rnn",
+        ),
+        ([NUMBER, TEXT], fused(table="rnn", note="rnn"), "but the part is table columns; use mlp or ft_transformer"),
+        (
+            [NUMBER, COLOURED],
+            fused(table="mlp", photo="rnn"),
+            "model.branches.photo: a network of kind rnn reads an ima",
+        ),
+        (
+            [TEXT, POINTS],
+            {"kind": "fused", "branches": {"note": {"kind": "gpt"}, "photo": {"kind": "rnn", "relative": True}}},
+            "model.branches.photo.relative: it predicts how a series goes on",
+        ),
+    ],
+)
+def test_problems_of_branches_are_named(inputs, model, sentence):
+    assert any(sentence in problem for problem in find_problems(*inputs, model=model))
+
+
+@pytest.mark.parametrize(
+    ("training", "sentence"),
+    [
+        ({"privacy": {"epsilon": 1, "delta": 1e-5}}, "training.privacy: the branches of a fused network normalise"),
+        ({"augment": {"mixup": 0.2}}, "training.augment.mixup applies to"),
+    ],
+)
+def test_training_options_that_do_not_suit_mixed_rows_are_refused(training, sentence):
+    problems = find_problems(NUMBER, TEXT, PHOTO, model=FUSED, training=training)
+    assert any(sentence in problem for problem in problems)
