@@ -193,7 +193,7 @@ def test_invalid_inputs_are_refused(source):
         Features.model_validate({"key": "id", "label": "y", "inputs": [source]})
 
 
-def test_a_shaped_input_must_be_the_only_input():
-    shaped = {"kind": "image", "column": "i", "shape": [1, 2, 2]}
+def test_a_series_must_be_the_only_input():
+    series = {"kind": "series", "columns": ["i"], "time": "t", "length": 2}
     with pytest.raises(ValidationError, match="must be the only input"):
-        Features.model_validate({"key": "id", "label": "y", "inputs": [shaped, {"kind": "boolean", "columns": ["b"]}]})
+        Features.model_validate({"key": "k", "label": "y", "inputs": [series, {"kind": "number", "columns": ["a"]}]})
