@@ -103,11 +103,13 @@ def _check_channels(place: str, source: Input, model: Model) -> Iterator[str]:
 def _check_branches(features: Features, model: Fused) -> Iterator[str]:
     """Yields problems of the branches of a fused network."""
     parts, branches = features.part_inputs, model.branches
+    if branches is None:
+        return
     names = ", ".join(parts)
-    for name in () if branches is None else branches:
+    for name in branches:
         if name not in parts:
             yield f"model.branches: no part is named {name!r}; the parts are {names}"
-    for name, numbers in () if branches is None else parts.items():
+    for name, numbers in parts.items():
         branch, source = branches.get(name), features.inputs[numbers[0]]
         form = _FORMS.get(source.kind, _TABLE)
         place = f"model.branches.{name}"
