@@ -79,8 +79,8 @@ def _check_candidate(candidate: CandidateSpec, model: Model) -> Iterator[str]:
     place = f"compression.candidates: {candidate.name}"
     if isinstance(candidate.float_layers, float):
         yield f"{place}: `float_layers` needs an error rate, which vectors do not have; use `first`, or leave it out"
-    if candidate.student is not None:
-        yield from _check_kind(f"compression.candidates: the student of {candidate.name}", candidate.student.model)
+    if candidate.new_network is not None:
+        yield from _check_kind(f"compression.candidates: the student of {candidate.name}", candidate.new_network)
     if candidate.dimensions is not None and isinstance(model, Rnn | Transformer | Gpt):
         width = vector_width(model)
         if candidate.dimensions >= width:

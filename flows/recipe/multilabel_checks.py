@@ -27,8 +27,8 @@ def check_multilabel(
     if training is not None:
         yield from _check_training(training)
     for candidate in (compression.candidates or ()) if compression is not None else ():
-        if candidate.student is not None:
-            yield from _check_kind(f"compression.candidates: the student of {candidate.name}", candidate.student.model)
+        if candidate.new_network is not None:
+            yield from _check_kind(f"compression.candidates: the student of {candidate.name}", candidate.new_network)
 
 
 def _check_kind(place: str, model: Model) -> Iterator[str]:

@@ -11,7 +11,9 @@ from bloomery.models.compression.config import NOT_COMPRESSIBLE, PRUNABLE, Candi
 from bloomery.models.compression.obstacles import (
     find_compression_obstacle,
     find_distillation_obstacle,
+    find_layer_obstacle,
     find_pruning_obstacle,
+    find_vocabulary_obstacle,
 )
 from bloomery.models.features.config import Features
 from bloomery.models.features.input_config import CategoryInput, ImageInput, Input, SequenceInput, SeriesInput
@@ -333,7 +335,9 @@ def _check_candidate(features: Features, model: Model, candidate: CandidateSpec)
             "`student` replace the trees"
         )
         return
-    network = model if candidate.student is None else candidate.student.model
+    network = candidate.new_network or model
+    if isinstance(model, Pretrained):
+        yield from _check_pretrained_candidate(model, candidate)
     reason = (
         None if candidate.prune is None or model.kind == "auto" else find_pruning_obstacle(network, candidate.prune)
     )
@@ -344,14 +348,31 @@ def _check_candidate(features: Features, model: Model, candidate: CandidateSpec)
             f"compression.candidates: {candidate.name} cannot be factorized: an imported network is not changed; "
             "leave `factorize` out, or let a `student` replace it"
         )
-    if candidate.student is not None and candidate.student.model.kind in _NO_STUDENTS:
+    student = candidate.new_network
+    if student is not None and student.kind in _NO_STUDENTS:
         yield (
-            f"compression.candidates: {candidate.name} has a student of kind {candidate.student.model.kind}; name "
-            "a network that can be trained"
+            f"compression.candidates: {candidate.name} has a student of kind {student.kind}; name a network that can "
+            "be trained"
         )
-    elif candidate.student is not None:
+    elif isinstance(student, Pretrained):
+        yield (
+            f"compression.candidates: {candidate.name} has a student of kind pretrained; a student takes layers of the "
+            "trained network instead, as in `student: {layers: 3}`"
+        )
+    elif student is not None:
         where = f"compression.candidates: {candidate.name}'s student"
-        yield from (f"{where}: {problem}" for problem in check_network(features, candidate.student.model))
+        yield from (f"{where}: {problem}" for problem in check_network(features, student))
+
+
+def _check_pretrained_candidate(model: Pretrained, candidate: CandidateSpec) -> Iterator[str]:
+    obstacles = {}
+    if candidate.trim_vocabulary is not None:
+        obstacles["trim_vocabulary"] = find_vocabulary_obstacle(model)
+    if candidate.student is not None and candidate.student.layers is not None:
+        obstacles["student.layers"] = find_layer_obstacle(model, candidate.student.layers)
+    for option, obstacle in obstacles.items():
+        if obstacle is not None:
+            yield f"compression.candidates: {candidate.name} cannot be built by `{option}`: {obstacle}"
 
 
 def _check_distillation(model: Model, compression: Compression) -> Iterator[str]:
@@ -359,11 +380,11 @@ def _check_distillation(model: Model, compression: Compression) -> Iterator[str]
     if compression.distill is None or model.kind == "auto":
         return
     students = {
-        candidate.name: candidate.student for candidate in compression.candidates or () if candidate.changes_network
+        candidate.name: candidate.new_network for candidate in compression.candidates or () if candidate.changes_network
     }
     if compression.search is not None or (compression.candidates is None and model.kind in PRUNABLE):
         students["a pruned network"] = None
     for name, student in students.items():
-        reason = find_distillation_obstacle(model, model if student is None else student.model, compression.distill)
+        reason = find_distillation_obstacle(model, student or model, compression.distill)
         if reason is not None:
             yield f"compression.distill: {name} cannot be distilled from the trained network: {reason}"

@@ -14,6 +14,7 @@ from bloomery.models.compression.config import CandidateSpec, Compression, Disti
 from bloomery.models.compression.distillation import add_unlabelled, create_distiller, target_distance
 from bloomery.models.compression.low_rank import factorize
 from bloomery.models.compression.obstacles import find_distillation_obstacle
+from bloomery.models.compression.pruning.pretrained_layers import take_layers
 from bloomery.models.compression.pruning.structured import prune_network
 from bloomery.models.compression.pruning.unstructured import (
     Masks,
@@ -23,7 +24,9 @@ from bloomery.models.compression.pruning.unstructured import (
     scheduled_density,
 )
 from bloomery.models.compression.quantization.quantization_aware import add_fake_quantization, find_first_called_layer
+from bloomery.models.compression.vocabulary import find_essential_tokens, select_tokens, trim_vocabulary
 from bloomery.models.compression.weight_clustering import cluster_weights, shared_weights
+from bloomery.models.networks.architectures.pretrained import PretrainedNetwork
 from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import Model
 from bloomery.models.training.config import Loop
@@ -54,6 +57,7 @@ class FineTuning(NamedTuple):
     device: str = "cpu"  # for training; before and after, networks are on the CPU
     on_epoch: Callable[[EpochResult], None] = lambda epoch: None
     measure: ScoreMeasure | None = None  # of the score of an epoch, as in `TrainingData`
+    tokenizer: str | None = None  # of a pretrained text network, in the JSON format of the library `tokenizers`
 
 
 def compress_network(
@@ -61,9 +65,9 @@ def compress_network(
 ) -> nn.Module:
     """The candidate's network before quantization, in evaluation mode. `network` does not change.
 
-    The steps of `spec` run in this order, each followed by training: replacement by a student, structured pruning,
-    low-rank factorization, unstructured pruning, weight clustering, fake quantization (see `learned_ranges`). With a
-    student, `network` may be any module that has outputs.
+    The steps of `spec` run in this order, and training follows each but the first: vocabulary trimming, replacement by
+    a student, structured pruning, low-rank factorization, unstructured pruning, weight clustering, fake quantization
+    (see `learned_ranges`). With a new student, `network` may be any module that has outputs.
 
     Raises:
         RecipeInvalid: a network of this kind does not support a step, or cannot teach the student.
@@ -72,11 +76,18 @@ def compress_network(
     torch.manual_seed(fine_tuning.seed)  # so no candidate depends on those built before it
     loop = fine_tuning.compression.fine_tune
     if fine_tuning.compression.distill is not None:
-        student = blueprint.config if spec.student is None else spec.student.model
+        student = spec.new_network or blueprint.config
         _require_teachable(blueprint.config, student, fine_tuning.compression.distill)
+    if spec.trim_vocabulary is not None:
+        network, blueprint = _trim_vocabulary(network, blueprint, spec.trim_vocabulary, fine_tuning)
     if spec.student is not None:
-        blueprint = blueprint.model_copy(update={"config": spec.student.model})
-        network = build_network(blueprint)
+        if spec.student.layers is not None:
+            network, blueprint = take_layers(
+                _require_pretrained(network, "student.layers"), blueprint, spec.student.layers
+            )
+        else:
+            blueprint = blueprint.model_copy(update={"config": spec.student.model})
+            network = build_network(blueprint)
         _train(network, fine_tuning, spec.student.training or loop)
     if spec.prune is not None:
 
@@ -98,6 +109,28 @@ def compress_network(
         network = add_fake_quantization(network, reduce_range=bool(spec.reduce_range), keep_float=keep_float)
         _train(network, fine_tuning, loop)
     return network
+
+
+def _trim_vocabulary(
+    network: nn.Module, blueprint: Blueprint, share: float, fine_tuning: FineTuning
+) -> tuple[nn.Module, Blueprint]:
+    """No training follows: the outputs for training rows stay, but for tokens that `share` leaves out."""
+    pretrained = _require_pretrained(network, "trim_vocabulary")
+    assert fine_tuning.tokenizer is not None
+    essential = find_essential_tokens(fine_tuning.tokenizer)
+    kept_K = select_tokens(fine_tuning.train.x, share, essential)
+    return trim_vocabulary(pretrained, blueprint, kept_K, essential.special)
+
+
+def _require_pretrained(network: nn.Module, option: str) -> PretrainedNetwork:
+    if isinstance(network, PretrainedNetwork):
+        return network
+    raise RecipeInvalid(
+        f"`{option}` of a candidate needs a pretrained network",
+        required="a network of kind pretrained",
+        where="compression.candidates of the recipe",
+        remedy="leave the option out",
+    )
 
 
 def _require_teachable(teacher: Model, student: Model, distillation: Distillation) -> None:

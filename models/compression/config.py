@@ -33,7 +33,7 @@ _FILE_FIELDS = (
     *("dimensions", "vectors"),
 )
 NOT_COMPRESSIBLE = ("boosted_trees", "tabular_ensemble")  # files with trees: they only lose some of their trees
-PRUNABLE = ("cnn", "lenet", "resnet", "mlp", "ft_transformer", "rnn", "transformer", "gpt")
+PRUNABLE = ("cnn", "lenet", "resnet", "mlp", "ft_transformer", "rnn", "transformer", "gpt", "pretrained")
 
 
 class Pruning(Document):
@@ -51,14 +51,16 @@ class Pruning(Document):
         ),
     ] = None
     structures: Annotated[
-        tuple[Structure, ...], Field(min_length=1, description="heads and layers: transformer and gpt only")
+        tuple[Structure, ...], Field(min_length=1, description="heads and layers: transformer, gpt and pretrained only")
     ] = ("units",)
     importance: Annotated[Importance, Field(description="taylor: first-order estimate of the change of the loss")] = (
         "magnitude"
     )
     scope: Annotated[
         Literal["layer", "global"],
-        Field(description="global: compares importance across layers, so layers lose unequal shares; chains only"),
+        Field(
+            description="global: compares importance across layers, so layers lose unequal shares; not for all kinds"
+        ),
     ] = "layer"
     round_to: Annotated[
         Count,
@@ -143,10 +145,28 @@ class Distillation(Document):
 
 
 class Student(Document):
-    """A new network of any kind and size, trained by distillation from the trained network and by the labels."""
+    """A network of any kind and size, trained by distillation from the trained network and by the labels.
 
-    model: Model
+    It is new, or starts as some `layers` of a trained network of kind pretrained.
+    """
+
+    model: Annotated[Model | None, Field(description="a new network")] = None
+    layers: Annotated[
+        Count | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None,
+        Field(
+            exclude_if=is_unset,
+            description="of the trained network: how many, at equal distances, or their numbers from 0",
+        ),
+    ] = None
     training: Annotated[Loop | None, Field(description="default: as fine_tune")] = None
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        if (self.model is None) == (self.layers is None):
+            raise ValueError("set either `model`, a new network, or `layers`, those of the trained network that stay")
+        if isinstance(self.layers, tuple) and list(self.layers) != sorted(set(self.layers)):
+            raise ValueError("`layers` numbers each layer once, in rising order")
+        return self
 
 
 def _expand_ratio(value: Any) -> Any:
@@ -158,7 +178,16 @@ class CandidateSpec(Document):
     """How one candidate is built from the trained network. Its steps run in the order of the fields."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")]
-    student: Annotated[Student | None, Field(description="a new network that replaces the trained one")] = None
+    trim_vocabulary: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            le=1,
+            exclude_if=is_unset,
+            description="pretrained text: share of the training rows' tokens that keep embeddings; 1: all that occur",
+        ),
+    ] = None
+    student: Annotated[Student | None, Field(description="a network that replaces the trained one")] = None
     prune: Annotated[
         Pruning | None,
         BeforeValidator(_expand_ratio, json_schema_input_type=Share | Pruning | None),
@@ -217,6 +246,8 @@ class CandidateSpec(Document):
     def _is_possible(self) -> Self:
         if self.quantize is not None and self.weight_only is not None:
             raise ValueError("`quantize` stores weights in 8 bits already: leave out `weight_only`")
+        if self.trim_vocabulary is not None and self.new_network is not None:
+            raise ValueError("`trim_vocabulary` needs the trained network: a student with a `model` replaces it")
         fields = type(self).model_fields
         static_only = ("quantization_aware", "calibration_method", "amx")
         for name in (*static_only, "reduce_range", "float_layers"):
@@ -255,9 +286,14 @@ class CandidateSpec(Document):
         return (self.quantize, self.weight_only) == (None, None)
 
     @property
+    def new_network(self) -> Model | None:
+        """The network that replaces the trained one, if it does not start from its layers."""
+        return None if self.student is None else self.student.model
+
+    @property
     def changes_network(self) -> bool:
         """Whether the network itself differs from the trained one, before quantization."""
-        steps = (self.student, self.prune, self.factorize, self.sparsify, self.num_clusters)
+        steps = (self.trim_vocabulary, self.student, self.prune, self.factorize, self.sparsify, self.num_clusters)
         return self.quantization_aware or any(step is not None for step in steps)
 
 

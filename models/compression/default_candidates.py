@@ -7,13 +7,31 @@ from __future__ import annotations
 
 from typing import Any
 
-from bloomery.models.compression.config import NOT_COMPRESSIBLE, PRUNABLE, CandidateSpec, Pruning, QuantizationMode
+from bloomery.models.compression.config import (
+    NOT_COMPRESSIBLE,
+    PRUNABLE,
+    CandidateSpec,
+    Pruning,
+    QuantizationMode,
+    Student,
+)
+from bloomery.models.compression.obstacles import count_layers, find_layer_obstacle, find_vocabulary_obstacle
+from bloomery.models.networks.pretrained_config import Pretrained
+from bloomery.models.training.config import Loop
 
+_KEPT_TOKENS = 0.99  # of the training rows' tokens
+_STUDENT_LAYERS = 3
+_STUDENT_TRAINING = Loop(epochs=8, batch_size=32, learning_rate=5e-4, best_by="score")
 _TREE_RATIOS = (0.25, 0.5, 0.75, 0.9)  # of trees that the default candidates lose
 
 
 def default_candidates(
-    kind: str, mode: QuantizationMode | None = None, *, weight_only: bool = False, amx: bool = False
+    kind: str,
+    mode: QuantizationMode | None = None,
+    *,
+    weight_only: bool = False,
+    amx: bool = False,
+    pretrained: Pretrained | None = None,
 ) -> tuple[CandidateSpec, ...]:
     """The candidates for a network of `kind` if the recipe names none.
 
@@ -21,19 +39,37 @@ def default_candidates(
         mode: of quantization; default: by the kind of network.
         weight_only: stores weights in 8 bits, for networks without 8-bit kernels (GRU and Elman layers).
         amx: the processor has AMX (cpu_features.py).
+        pretrained: the network of kind pretrained, whose layers and vocabulary decide what is possible.
     """
     if kind in NOT_COMPRESSIBLE:
         named = {f"pruned-{round(100 * ratio)}": Pruning(ratio=ratio) for ratio in _TREE_RATIOS}
         return (CandidateSpec(name="fp32"), *(CandidateSpec(name=name, prune=named[name]) for name in named))
+    if pretrained is not None:
+        return _pretrained_candidates(pretrained)
     # Recurrent cells and attention have no 8-bit kernels for static ranges.
     mode = mode or ("static" if kind in ("cnn", "lenet", "resnet", "mlp") else "dynamic")
     quantized = {"quantize": mode, "amx": amx and mode == "static"}
     int8_fields: dict[str, Any] = {"weight_only": "int8"} if weight_only else quantized
     unpruned = (CandidateSpec(name="fp32"), CandidateSpec(name="int8", **int8_fields))
-    if kind not in PRUNABLE:
+    if kind not in PRUNABLE or kind == "pretrained":
         return unpruned
     return (
         *unpruned,
         CandidateSpec(name="pruned", prune=Pruning(ratio=0.5)),
         CandidateSpec(name="pruned-int8", prune=Pruning(ratio=0.5), **int8_fields),
     )
+
+
+def _pretrained_candidates(model: Pretrained) -> tuple[CandidateSpec, ...]:
+    """8 bits without training, and a student with some of the layers; of texts with a smaller vocabulary, too."""
+    int8 = CandidateSpec(name="int8", quantize="dynamic")
+    candidates = [CandidateSpec(name="fp32"), int8]
+    trimmed: dict[str, Any] = {}
+    if find_vocabulary_obstacle(model) is None:
+        trimmed = {"trim_vocabulary": _KEPT_TOKENS}
+        candidates.append(CandidateSpec(name="trimmed-int8", **trimmed, quantize="dynamic"))
+    num_layers = count_layers(model)
+    if num_layers is not None and num_layers > _STUDENT_LAYERS and find_layer_obstacle(model, _STUDENT_LAYERS) is None:
+        student = Student(layers=_STUDENT_LAYERS, training=_STUDENT_TRAINING)
+        candidates.append(CandidateSpec(name="student-int8", **trimmed, student=student, quantize="dynamic"))
+    return tuple(candidates)

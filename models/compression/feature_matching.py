@@ -16,7 +16,10 @@ from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.models.compression.config import Distillation
 from bloomery.models.networks.architectures.cnn import ConvNet
 from bloomery.models.networks.architectures.lenet import LeNet5
+from bloomery.models.networks.architectures.pretrained import PretrainedNetwork
 from bloomery.models.networks.architectures.resnet import ResidualNetwork
+from bloomery.models.networks.body_families import FAMILIES
+from bloomery.models.networks.body_layers import linear_maps, list_layers
 from bloomery.models.networks.layers.padding import StepEmbedding
 
 Activations = dict[str, torch.Tensor]
@@ -122,6 +125,10 @@ def _attention_modules(network: nn.Module) -> dict[str, nn.Module]:
             return {"maps": network.blocks}
         case LeNet5():
             return {"maps": network.second}
+    if isinstance(network, PretrainedNetwork):
+        names = FAMILIES[network.body.config.model_type]
+        maps = linear_maps(list_layers(network.body, names)[-1], names)
+        return {name: getattr(maps, name) for name in _PROJECTIONS}
     *_, last = (module for module in network.modules() if all(hasattr(module, name) for name in _PROJECTIONS))
     return {name: getattr(last, name) for name in _PROJECTIONS}
 
@@ -163,5 +170,7 @@ def _require_positions(student_BCHW: torch.Tensor, teacher_BCHW: torch.Tensor) -
 
 def valid_steps(network: nn.Module, x: torch.Tensor) -> torch.Tensor | None:
     """valid_BT bool: which steps of `x` are not padding; None for a network that reads no steps."""
+    if isinstance(network, PretrainedNetwork):
+        return (x > 0) | (torch.arange(x.shape[1], device=x.device) == 0) if x.dim() == 2 else None
     steps = next((module for module in network.modules() if isinstance(module, StepEmbedding)), None)
     return None if steps is None else steps.step_mask(x)

@@ -6,17 +6,24 @@ The command line reads this module before any heavy import, so nothing here need
 from __future__ import annotations
 
 from bloomery.models.compression.config import NOT_COMPRESSIBLE, PRUNABLE, CandidateSpec, Distillation, Pruning
+from bloomery.models.networks.body_families import FAMILIES
 from bloomery.models.networks.config import Cnn, Gpt, LeNet, Mlp, Model, ResNet, Transformer
+from bloomery.models.networks.pretrained_config import Pretrained
 
 # What attention transfer compares, by kind of network. Teacher and student must have the same.
 _ATTENTION_TARGETS = {
     **dict.fromkeys(("cnn", "lenet", "resnet"), "image positions"),
-    **dict.fromkeys(("transformer", "gpt", "ft_transformer"), "steps or columns"),
+    **dict.fromkeys(("transformer", "gpt", "ft_transformer", "pretrained"), "steps or columns"),
 }
 
 
 def find_compression_obstacle(kind: str, spec: CandidateSpec) -> str | None:
     """The reason why a trained network of this kind cannot become this candidate, or None if it can."""
+    if kind not in ("pretrained", "auto"):
+        if spec.trim_vocabulary is not None:
+            return f"the tokens of a {kind} are not those of a pretrained checkpoint: leave `trim_vocabulary` out"
+        if spec.student is not None and spec.student.layers is not None:
+            return f"a student takes `layers` of a pretrained network, but this one is a {kind}: set its `model`"
     if kind not in NOT_COMPRESSIBLE or spec.student is not None:
         return None
     steps = ("factorize", "sparsify", "num_clusters", "quantize", "weight_only")
@@ -29,6 +36,8 @@ def find_pruning_obstacle(model: Model, pruning: Pruning) -> str | None:
     if model.kind in NOT_COMPRESSIBLE:
         has_options = pruning.model_dump(exclude_defaults=True).keys() != {"ratio"}
         return f"{model.kind} loses trees by a `ratio`, without further options" if has_options else None
+    if isinstance(model, Pretrained):
+        return _find_pretrained_obstacle(model, pruning)
     if model.kind not in PRUNABLE:
         return f"a network of kind {model.kind} cannot be pruned"
     transformer_only = [structure for structure in pruning.structures if structure != "units"]
@@ -46,6 +55,58 @@ def find_pruning_obstacle(model: Model, pruning: Pruning) -> str | None:
     return None
 
 
+def _find_pretrained_obstacle(model: Pretrained, pruning: Pruning) -> str | None:
+    obstacle = _find_unknown_family(model)
+    if obstacle is not None:
+        return obstacle
+    model_type = _model_type(model)
+    if "heads" in pruning.structures and model_type is not None and FAMILIES[model_type].has_shared_bias:
+        return f"the layers of {model_type} share a bias for each head: leave `heads` out of `structures`"
+    if pruning.dropout is not None:
+        return "the layers of a pretrained network keep the dropout of their checkpoint: leave `dropout` out"
+    return "a pretrained network has no channels for `round_to`" if pruning.round_to > 1 else None
+
+
+def find_layer_obstacle(model: Pretrained, layers: int | tuple[int, ...]) -> str | None:
+    """The reason why a student cannot take these layers of a network of config `model`, or None if it can."""
+    obstacle = _find_unknown_family(model)
+    if obstacle is not None or model.config is None:
+        return obstacle
+    num_layers = count_layers(model)
+    last = layers - 1 if isinstance(layers, int) else layers[-1]
+    if num_layers is not None and last >= num_layers:
+        return f"the network has {num_layers} layers, numbered from 0, but `layers` is {layers}"
+    return None
+
+
+def count_layers(model: Pretrained) -> int | None:
+    """The number of layers, as far as the config says it."""
+    if model.shape is not None:
+        return len(model.shape.heads)
+    config = model.config or {}
+    num_layers = config.get("num_hidden_layers", config.get("n_layers"))
+    return num_layers if isinstance(num_layers, int) else None
+
+
+def find_vocabulary_obstacle(model: Pretrained) -> str | None:
+    """The reason why the vocabulary of a network of config `model` cannot be trimmed, or None if it can."""
+    if model.config is not None and "vocab_size" not in model.config:
+        return "the network has no vocabulary: leave `trim_vocabulary` out"
+    return _find_unknown_family(model)
+
+
+def _find_unknown_family(model: Pretrained) -> str | None:
+    model_type = _model_type(model)
+    if model_type is None or model_type in FAMILIES:
+        return None
+    return f"the layers of {model_type} are not known, only those of {', '.join(FAMILIES)}"
+
+
+def _model_type(model: Pretrained) -> str | None:
+    """The family of a checkpoint; None before it is resolved."""
+    return None if model.config is None else str(model.config.get("model_type"))
+
+
 def find_distillation_obstacle(teacher: Model, student: Model, distillation: Distillation) -> str | None:
     """The reason why a network of config `teacher` cannot teach one of config `student`, or None if it can."""
     for model in (teacher, student):
@@ -53,6 +114,10 @@ def find_distillation_obstacle(teacher: Model, student: Model, distillation: Dis
             return f"the features of a network of kind {model.kind} are not known: leave out `feature_weight`"
         if distillation.attention_weight and model.kind not in _ATTENTION_TARGETS:
             return f"a network of kind {model.kind} has no known attention: leave out `attention_weight`"
+        if distillation.attention_weight and isinstance(model, Pretrained):
+            obstacle = _find_unknown_family(model)
+            if obstacle is not None:
+                return f"{obstacle}: leave out `attention_weight`"
     if distillation.attention_weight:
         student_target, teacher_target = _ATTENTION_TARGETS[student.kind], _ATTENTION_TARGETS[teacher.kind]
         if student_target != teacher_target:

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from bloomery.data_contracts.documents.documents import Document, is_unset
 from bloomery.data_contracts.records.checkpoint import Checkpoint
+from bloomery.models.networks.pruned_shape import PrunedShape
 
 
 class Pretrained(Document):
@@ -34,6 +35,9 @@ class Pretrained(Document):
     ] = None
     config: Annotated[
         dict[str, Any] | None, Field(exclude_if=is_unset, description="set by Bloomery: the checkpoint's config.json")
+    ] = None
+    shape: Annotated[
+        PrunedShape | None, Field(exclude_if=is_unset, description="set by Bloomery: what compression has left")
     ] = None
 
     def identity(self) -> Any:

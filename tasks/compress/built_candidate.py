@@ -37,6 +37,7 @@ class BuiltCandidate(NamedTuple):
     coded_bytes: int | None = None  # of a candidate with zstd storage, measured before it is packed
     network: nn.Module | None = None  # before quantization, kept where extra formats are requested
     extra_files: tuple[ExtraFile, ...] = ()
+    removed_tokens: float | None = None  # share of the test rows' tokens without an embedding in a trimmed vocabulary
     fused: Path | None = None  # the same network with attention as one operator, if it has attention
     device: GpuDevice | None = None  # that it is measured on and served by; None is the processor
 

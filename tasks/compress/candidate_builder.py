@@ -66,6 +66,14 @@ class CandidateBuilder:
         units = read_encoder(settings().path(dataset.encoder_uri)).units
         return build_measure(self.trained.stated_score, dataset.task, units)
 
+    @cached_property
+    def tokenizer(self) -> str | None:
+        """The tokenizer of texts, in the JSON format of the library `tokenizers`; None of other rows."""
+        from bloomery.models.features.encoder import read_encoder
+
+        fitted = read_encoder(settings().path(self.trained.dataset.encoder_uri)).fitted
+        return next((state.tokenizer for state in fitted if state.kind == "text"), None)
+
 
 def build_candidates(builder: CandidateBuilder, specs: tuple[CandidateSpec, ...]) -> list[BuiltCandidate]:
     """Builds an ONNX file for each candidate."""
@@ -205,6 +213,7 @@ def _build_float(
             device,
             on_epoch,
             builder.measure,
+            builder.tokenizer if spec.trim_vocabulary is not None else None,
         )
         network = compress_network(network, blueprint, spec, fine_tuning)
     ranges = None
@@ -216,6 +225,14 @@ def _build_float(
     if is_fused:
         error = max(error, measure_parity(network, splits.test.x, fused))
     built = BuiltCandidate(spec, path, num_parameters(network), error, ranges, count_macs(network, splits.test.x))
+    if spec.trim_vocabulary is not None:
+        from bloomery.models.compression.vocabulary import measure_removed_tokens
+
+        removed_tokens = measure_removed_tokens(network, splits.test.x)
+        built = built._replace(removed_tokens=removed_tokens)
+        emit(
+            Progress("compress", 0, 1, f"{spec.name}: {removed_tokens:.2%} of the test rows' tokens have no embedding")
+        )
     return built._replace(
         network=network if builder.compression.extra_formats else None,
         fused=fused if is_fused else None,

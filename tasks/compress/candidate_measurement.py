@@ -251,6 +251,7 @@ def _log_candidate(
                 **_cost_metrics(record),
                 **{f"latency_{name}": value for name, value in latency_columns(record.latencies).items()},
                 "parity_error": record.parity_error,
+                **({} if candidate.removed_tokens is None else {"test_removed_tokens": candidate.removed_tokens}),
                 **{f"{extra.format}_parity_error": extra.parity_error for extra in extra_files},
                 **{f"{extra.format}_bytes": extra.path.stat().st_size for extra in extra_files},
             },

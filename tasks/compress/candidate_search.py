@@ -127,7 +127,7 @@ def _suggest_spec(trial: Trial, kind: str) -> CandidateSpec | None:
         percent = trial.suggest_int("prune", 0, 85, step=5)
         importance = trial.suggest_categorical("importance", ["magnitude", "taylor"])
         structures = ["units"]
-        if kind in ("transformer", "gpt"):
+        if kind in ("transformer", "gpt", "pretrained"):
             structures = trial.suggest_categorical("parts", ["units", "units heads", "units heads layers"]).split()
         if percent:
             pruning = Pruning(ratio=percent / 100, importance=importance, structures=tuple(structures))  # type: ignore[arg-type]

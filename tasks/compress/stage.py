@@ -122,6 +122,7 @@ def _default_specs(trained: TrainedNetwork) -> tuple[CandidateSpec, ...]:
         _choose_quantization(trained),
         weight_only=config.kind == "rnn" and config.cell != "lstm",
         amx=has_amx(cpu_flags()),
+        pretrained=config if config.kind == "pretrained" else None,
     )
 
 

@@ -18,11 +18,13 @@ from bloomery.models.compression.obstacles import find_pruning_obstacle
 from bloomery.models.compression.pruning.architectures import ARCHITECTURES
 from bloomery.models.compression.pruning.cost_target import find_pruning_ratio, relative_cost
 from bloomery.models.compression.pruning.importance import IMPORTANCE_FUNCTIONS, compute_gradients
+from bloomery.models.compression.pruning.pretrained_layers import prune_pretrained
 from bloomery.models.compression.pruning.recurrent_units import prune_recurrent_units
 from bloomery.models.compression.pruning.transformer_blocks import prune_transformer_blocks
 from bloomery.models.networks.architecture import PrunableLayer
 from bloomery.models.networks.blueprint import Blueprint, rebuild_network
 from bloomery.models.networks.config import Gpt, Model, Rnn, Transformer
+from bloomery.models.networks.pretrained_config import Pretrained
 from bloomery.models.training.data.batches import Examples
 
 _MAX_LAYER_RATIO = 0.9  # where layers lose unequal shares
@@ -154,6 +156,8 @@ def _prune_once(
     config, importance = blueprint.config, IMPORTANCE_FUNCTIONS[pruning.importance]
     if isinstance(config, Rnn):
         config = prune_recurrent_units(network, config, widths.ratio, importance)  # type: ignore[arg-type]
+    elif isinstance(config, Pretrained):
+        config = prune_pretrained(network, config, widths.ratio, importance, pruning)  # type: ignore[arg-type]
     elif isinstance(config, Transformer | Gpt):
         config = prune_transformer_blocks(network.blocks, config, widths.ratio, importance, pruning.structures)  # type: ignore[arg-type, type-var]
     else:

@@ -38,8 +38,8 @@ def prune_transformer_blocks(
     et al. 2024, "ShortGPT: Layers in Large Language Models are More Redundant Than You Expect" (whole layers).
     """
     if "layers" in structures:
-        importances = torch.stack([_total_importance(block, importance) for block in blocks.children()])
-        kept_layers = set(_most_important(importances, ratio).tolist())
+        importances = torch.stack([total_importance(block, importance) for block in blocks.children()])
+        kept_layers = set(most_important(importances, ratio).tolist())
         for number in reversed(range(len(blocks))):
             if number not in kept_layers:
                 del blocks[number]
@@ -57,11 +57,11 @@ def prune_transformer_blocks(
     return config
 
 
-def _total_importance(module: nn.Module, importance: ImportanceFunction) -> torch.Tensor:
+def total_importance(module: nn.Module, importance: ImportanceFunction) -> torch.Tensor:
     return torch.stack([importance(weight).sum() for weight in module.parameters()]).sum()
 
 
-def _most_important(importances: torch.Tensor, ratio: float) -> torch.Tensor:
+def most_important(importances: torch.Tensor, ratio: float) -> torch.Tensor:
     """Positions of what stays after `ratio` is removed, in order."""
     return importances.topk(max(len(importances) - round(len(importances) * ratio), 1)).indices.sort().values
 
@@ -73,11 +73,11 @@ def _prune_heads(attention: Attention, head_width: int, ratio: float, importance
     for layer in projections:
         importance_N = importance_N + importance(layer.weight).unflatten(0, (-1, head_width)).sum((1, 2))
         importance_N = importance_N + importance(layer.bias).unflatten(0, (-1, head_width)).sum(1)
-    kept_N = _most_important(importance_N, ratio)
+    kept_N = most_important(importance_N, ratio)
     rows = (kept_N[:, None] * head_width + torch.arange(head_width)).flatten()
     for layer in projections:
-        _keep_outputs(layer, rows)
-    _keep_inputs(attention.out, rows)
+        keep_outputs(layer, rows)
+    keep_inputs(attention.out, rows)
     return len(kept_N)
 
 
@@ -85,17 +85,19 @@ def _prune_hidden(block: TransformerBlock, ratio: float, importance: ImportanceF
     """Remove hidden units in place, by their incoming and outgoing weights; returns how many are left."""
     up, down = block.up, block.down
     importance_H = importance(up.weight).sum(1) + importance(up.bias) + importance(down.weight).sum(0)
-    kept_H = _most_important(importance_H, ratio)
-    _keep_outputs(up, kept_H)
-    _keep_inputs(down, kept_H)
+    kept_H = most_important(importance_H, ratio)
+    keep_outputs(up, kept_H)
+    keep_inputs(down, kept_H)
     return len(kept_H)
 
 
-def _keep_outputs(layer: nn.Linear, rows: torch.Tensor) -> None:
-    layer.weight, layer.bias = nn.Parameter(layer.weight.data[rows]), nn.Parameter(layer.bias.data[rows])
+def keep_outputs(layer: nn.Linear, rows: torch.Tensor) -> None:
+    layer.weight = nn.Parameter(layer.weight.data[rows])
+    if layer.bias is not None:
+        layer.bias = nn.Parameter(layer.bias.data[rows])
     layer.out_features = len(rows)
 
 
-def _keep_inputs(layer: nn.Linear, columns: torch.Tensor) -> None:
+def keep_inputs(layer: nn.Linear, columns: torch.Tensor) -> None:
     layer.weight = nn.Parameter(layer.weight.data[:, columns])
     layer.in_features = len(columns)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.networks.body_layers import reshape_body
 from bloomery.models.networks.layers.padding import pool, trim_common_padding
 from bloomery.models.networks.pretrained_config import Pretrained
 from bloomery.models.networks.transformers_body import count_positions, is_causal, load_body, unsuitable
@@ -37,7 +38,7 @@ class PretrainedNetwork(nn.Module):
         self.head = nn.Linear(body.config.hidden_size, num_outputs)
         self.max_length = count_positions(body) or layout.shape[0]
         self._pooling = _POOLINGS[choose_pooling(config)]
-        self._last_token: int = body.config.vocab_size - 1
+        self._last_token: int = body.config.vocab_size - 1  # of the tokenizer, also of a trimmed vocabulary
         self._pad_token: int = body.config.pad_token_id or 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -73,6 +74,8 @@ def build(config: Pretrained, layout: Layout, num_outputs: int) -> PretrainedNet
         RecipeInvalid: the checkpoint's network does not read such rows, or its weights are incomplete.
     """
     body = load_body(config, layout)
+    if config.shape is not None:
+        reshape_body(body, config.shape)
     num_tokens = (layout.num_tokens or 1) - 1
     if num_tokens > body.config.vocab_size:
         raise unsuitable(

@@ -1,0 +1,111 @@
+"""Vocabulary trimming: only tokens of the training rows keep an embedding of their own.
+
+The embedding is half of a small pretrained network in 8 bits, and most of its tokens never occur in one task's texts.
+The tokenizer does not change: the network maps the id of each other token to the row of the most similar one.
+
+Shapes: B rows, T steps, V tokens of the tokenizer, K tokens that keep their embedding, W width.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Collection
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bloomery.models.networks.architectures.pretrained import PretrainedNetwork
+from bloomery.models.networks.blueprint import Blueprint, rebuild_network
+from bloomery.models.networks.body_layers import measure_shape
+from bloomery.models.networks.layers.trimmed_embedding import TrimmedEmbedding
+from bloomery.models.networks.pretrained_config import Pretrained, without_checkpoint
+
+# Marks of a word's start or continuation, in front of a token's letters.
+_MARKS = ("##", "Ġ", "▁")
+_LAST_LETTER = 0x17F  # of Latin scripts; also the last of those by which byte-level tokenizers write bytes
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # how sentencepiece writes them
+_CHUNK = 2048  # tokens that are compared at once
+
+
+class EssentialTokens(NamedTuple):
+    """Ids of tokens that keep their embedding whether they occur or not."""
+
+    special: frozenset[int]
+    letters: frozenset[int]  # single letters and bytes, to which tokenizers reduce unknown words
+
+
+def find_essential_tokens(tokenizer: str) -> EssentialTokens:
+    """The essential tokens of a tokenizer in the JSON format of the library `tokenizers`."""
+    from tokenizers import Tokenizer
+
+    loaded = Tokenizer.from_str(tokenizer)
+    special = frozenset(number for number, token in loaded.get_added_tokens_decoder().items() if token.special)
+    letters = frozenset(number for token, number in loaded.get_vocab().items() if _is_letter(token))
+    return EssentialTokens(special, letters)
+
+
+def _is_letter(token: str) -> bool:
+    for mark in _MARKS:
+        token = token.removeprefix(mark) or token
+    return (len(token) == 1 and ord(token) <= _LAST_LETTER) or _BYTE.fullmatch(token) is not None
+
+
+def select_tokens(x_BT: torch.Tensor, share: float, essential: EssentialTokens) -> torch.Tensor:
+    """The ids int64 (K,), rising, that keep their embedding: the most frequent ones of the rows, and the essential.
+
+    `x_BT` has the tokens' ids plus 1, and 0 for padding. The most frequent tokens together cover at least `share` of
+    all tokens of these rows; with 1 these are all that occur.
+    """
+    counts_V = torch.bincount(x_BT.long().flatten())[1:].double()
+    order_V = counts_V.argsort(descending=True, stable=True)
+    covered_V = counts_V[order_V].cumsum(0)
+    num_frequent = int((covered_V < share * covered_V[-1] * (1 - 1e-12)).sum()) + 1
+    return torch.tensor(sorted({*order_V[:num_frequent].tolist(), *essential.special, *essential.letters}))
+
+
+def trim_vocabulary(
+    network: PretrainedNetwork, blueprint: Blueprint, kept_K: torch.Tensor, special: Collection[int] = ()
+) -> tuple[nn.Module, Blueprint]:
+    """A copy of `network` with embeddings of the tokens `kept_K` only, and its blueprint.
+
+    Outputs for rows of these tokens stay the same. Each other token uses the embedding of the kept token, which is not
+    `special`, whose embedding has the largest cosine with its own.
+
+    Source: Abdaoui et al. 2020, "Load What You Need: Smaller Versions of Multilingual BERT", section 3 (embeddings of
+    the tokens that a language uses).
+    """
+    assert isinstance(blueprint.config, Pretrained)
+    trimmed = copy.deepcopy(network)
+    original = trimmed.body.get_input_embeddings()
+    assert isinstance(original, nn.Embedding)
+    weight_VW = original.weight.data
+    entries = TrimmedEmbedding(len(weight_VW), len(kept_K), weight_VW.shape[1])
+    entries.entries.weight.data.copy_(weight_VW[kept_K])
+    entries.tokens.copy_(kept_K)
+    entries.rows.copy_(_nearest_rows(weight_VW, kept_K, special))
+    trimmed.body.set_input_embeddings(entries)
+    config = without_checkpoint(blueprint.config).model_copy(update={"shape": measure_shape(trimmed.body)})
+    smaller = blueprint.model_copy(update={"config": config})
+    return rebuild_network(smaller, trimmed), smaller
+
+
+def _nearest_rows(weight_VW: torch.Tensor, kept_K: torch.Tensor, special: Collection[int]) -> torch.Tensor:
+    """int32 (V,): for each token the position among `kept_K` of itself or of the most similar token."""
+    unit_VW = F.normalize(weight_VW, dim=1)
+    is_ordinary_K = torch.tensor([token not in special for token in kept_K.tolist()])
+    ordinary_K = is_ordinary_K.nonzero().flatten() if is_ordinary_K.any() else torch.arange(len(kept_K))
+    unit_KW = unit_VW[kept_K[ordinary_K]]
+    rows_V = torch.cat([ordinary_K[(part @ unit_KW.T).argmax(1)] for part in unit_VW.split(_CHUNK)])
+    rows_V[kept_K] = torch.arange(len(kept_K))
+    return rows_V.int()
+
+
+def measure_removed_tokens(network: nn.Module, x_BT: torch.Tensor) -> float:
+    """The share of the tokens of the rows `x_BT` that use the embedding of another token."""
+    embedding = next((module for module in network.modules() if isinstance(module, TrimmedEmbedding)), None)
+    ids = x_BT.long().flatten() - 1
+    ids = ids[ids >= 0]
+    return 0.0 if embedding is None or not len(ids) else float((~torch.isin(ids, embedding.tokens)).double().mean())
