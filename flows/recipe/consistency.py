@@ -11,6 +11,7 @@ from bloomery.flows.recipe.embedding_checks import check_embedding
 from bloomery.flows.recipe.feature_checks import check_column, check_series
 from bloomery.flows.recipe.multilabel_checks import check_multilabel
 from bloomery.flows.recipe.ordinal_checks import check_ordinal
+from bloomery.flows.recipe.pretrained_checks import check_tokenizer
 from bloomery.flows.recipe.training_checks import (
     check_boosted_trees,
     check_compression,
@@ -53,6 +54,7 @@ def find_inconsistencies(
     """Yields one sentence for each problem."""
     yield from _check_features(features, contract)
     yield from check_network(features, model)
+    yield from check_tokenizer(features, model)
     yield from check_multilabel(features, model, training, compression)
     yield from check_embedding(features, model, training, compression)
     yield from check_ordinal(features, contract.column(features.label), training)

@@ -7,7 +7,9 @@ from typing import Any
 
 from bloomery.models.features.config import Features
 from bloomery.models.features.input_config import TextInput
+from bloomery.models.networks.config import Model
 from bloomery.models.networks.pretrained_config import Pretrained
+from bloomery.tasks.checkpoints.input_checkpoints import find_network
 
 # Keys of config.json by which networks for images and for audio differ from those for text.
 _IMAGE_KEYS = ("image_size", "num_channels", "patch_size")
@@ -19,6 +21,12 @@ _OFFSET_POSITIONS = ("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-robe
 def check_pretrained(features: Features, model: Pretrained) -> Iterator[str]:
     """Yields problems of a pretrained network that cannot read the encoded rows."""
     config = model.config
+    text = features.inputs[0]
+    if isinstance(text, TextInput) and text.tokenizer != "checkpoint":
+        yield (
+            f"features.inputs: tokenizer {text.tokenizer} numbers the tokens of column {text.column!r} in another way "
+            f"than {model.checkpoint}; set `tokenizer: checkpoint`, and leave out `vocabulary_size` and `lowercase`"
+        )
     if config is None:  # a student, whose checkpoint is not resolved yet
         return
     model_type, first = config.get("model_type"), features.inputs[0]
@@ -34,6 +42,20 @@ def check_pretrained(features: Features, model: Pretrained) -> Iterator[str]:
         yield f"{where} consists of an encoder and a decoder; name one of them alone, such as a bert or a gpt2"
     elif isinstance(first, TextInput):
         yield from _check_length(first, config, where)
+
+
+def check_tokenizer(features: Features, model: Model) -> Iterator[str]:
+    """Yields texts that need the tokenizer of a checkpoint, where the network that reads them has none."""
+    for number, source in enumerate(features.inputs):
+        if not isinstance(source, TextInput) or source.tokenizer != "checkpoint":
+            continue
+        network = find_network(features, model, number)
+        if not isinstance(network, Pretrained):
+            kind = "a branch that the recipe does not name" if network is None else f"a network of kind {network.kind}"
+            yield (
+                f"features.inputs: column {source.column!r} needs the tokenizer of a checkpoint, but {kind} has none; "
+                "use a network `{kind: pretrained, checkpoint: …}`, or learn the tokens: `tokenizer: byte_pairs`"
+            )
 
 
 def _check_length(text: TextInput, config: dict[str, Any], where: str) -> Iterator[str]:

@@ -42,6 +42,7 @@ from bloomery.models.inference.serving_device import resolve_device
 from bloomery.models.networks.config import Model
 from bloomery.models.training.config import Training
 from bloomery.models.training.search_space import require_valid_space
+from bloomery.tasks.checkpoints.input_checkpoints import add_input_checkpoints
 from bloomery.tasks.train.user_code import bundle_user_code
 
 # Sections that do not affect what a run produces.
@@ -192,13 +193,15 @@ def read_recipe(reference: str, period: str | None = None, overrides: Mapping[st
     contract = _read_table(file.contract, path)
     period = _resolve_period(file, period, path)
     data = file.data.with_absolute_paths(path.parent)
+    model = bundle_user_code(file.model, path.parent)
     recipe = Recipe(
         **{
             **dict(file),
             "contract": contract,
+            "features": add_input_checkpoints(file.features, model),
             "data": data if period is None else data.for_period(period),
             "period": period,
-            "model": bundle_user_code(file.model, path.parent),
+            "model": model,
             "training": _with_score(_with_absolute_start(file.training, path.parent), file),
             "compression": file.compression.model_copy(update={"serving_device": resolve_device(file.serve)}),
             "monitor": _with_absolute_labels(file.monitor, path.parent),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from bloomery.data_contracts.documents.documents import Document, is_unset
+from bloomery.data_contracts.records.checkpoint import Checkpoint
 from bloomery.data_contracts.records.tensor_layout import Task, predicts_one_class
 from bloomery.models.features.input_config import Input, SequenceInput, SeriesInput, ShapedInput
 from bloomery.models.features.splits import Split
@@ -24,6 +25,16 @@ def is_optional(source: Input) -> bool:
 def _part_column(source: Input) -> str | None:
     """The column of a shaped input; None if it has several."""
     return None if isinstance(source, SequenceInput) and source.column is None else source.columns[0]
+
+
+def input_checkpoint(source: Input) -> Checkpoint | None:
+    """The checkpoint that an input's preprocessing comes from, if it has one."""
+    checkpoint: Checkpoint | None = getattr(source, "checkpoint", None)
+    return checkpoint
+
+
+def _without_checkpoint(source: Input) -> Input:
+    return type(source).model_validate(source.model_dump(exclude={"checkpoint"}))
 
 
 class Features(Document):
@@ -51,6 +62,22 @@ class Features(Document):
     deduplicate: Annotated[
         bool, Field(description="keep only the row with the smallest key of rows with equal inputs and label")
     ] = False
+
+    def identity(self) -> Any:
+        """Checkpoints count by their files, not by their names and folders."""
+        document = super().identity()
+        for source, options in zip(self.inputs, document["inputs"], strict=True):
+            checkpoint = input_checkpoint(source)
+            if checkpoint is not None:
+                options["checkpoint"] = checkpoint.identity()
+        return document
+
+    def without_checkpoints(self) -> Self:
+        """The same features without the files of checkpoints: an encoder holds what it needs of them."""
+        inputs = tuple(
+            source if input_checkpoint(source) is None else _without_checkpoint(source) for source in self.inputs
+        )
+        return self.model_copy(update={"inputs": inputs})
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:

@@ -211,7 +211,7 @@ def fit(features: Features, documents: Iterable[str]) -> Encoder:
         _KINDS[source.kind].fit(source, statistics, classes)
         for source, statistics in zip(features.inputs, input_statistics, strict=True)
     )
-    return Encoder(features=features, fitted=fitted, classes=classes, units=units)
+    return Encoder(features=features.without_checkpoints(), fitted=fitted, classes=classes, units=units)
 
 
 def encode(encoder: Encoder, rows: Rows, *, is_training: bool = False) -> np.ndarray:

@@ -6,11 +6,12 @@ mixed rows, in which each shaped input is a part and the flat ones are another.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from bloomery.data_contracts.documents.documents import Document
+from bloomery.data_contracts.documents.documents import Document, is_unset
+from bloomery.data_contracts.records.checkpoint import Checkpoint
 
 Count = Annotated[int, Field(ge=1)]
 Columns = Annotated[tuple[str, ...], Field(min_length=1, description="columns with the same settings")]
@@ -222,31 +223,58 @@ class TextInput(Document):
 
     `byte_pairs` are learnt from the training split and can represent every text. `words` are words and punctuation
     marks: the most frequent ones of the training split, and id 1 for all others. A missing text is empty, so all 0.
+
+    `checkpoint` is the tokenizer of the checkpoint that the network starts from. Each value is the token's id plus 1,
+    with the special tokens of a single text, which a missing text has too.
     """
 
     kind: Literal["text"]
     column: str
-    length: Count
-    tokenizer: Literal["byte_pairs", "words"] = "byte_pairs"
+    length: Annotated[Count, Field(description="the most tokens, special ones included")]
+    tokenizer: Literal["byte_pairs", "words", "checkpoint"] = "byte_pairs"
     vocabulary_size: Annotated[
-        int,
+        int | None,
         Field(
             ge=3,
             le=2**24,
-            description="counts the padding token; also the 256 bytes of byte_pairs, or the unknown word",
+            description="counts the padding token; also the 256 bytes of byte_pairs, or the unknown word; a checkpoint "
+            "has its own",
         ),
-    ]
-    lowercase: bool = True
+    ] = None
+    lowercase: Annotated[bool, Field(description="a checkpoint's tokenizer decides itself")] = True
     missing: Annotated[
         Literal["refuse", "empty", "absent"],
         Field(description="empty: no token; absent: the network knows that it is missing, beside other inputs only"),
     ] = "refuse"
+    checkpoint: Annotated[
+        Checkpoint | None, Field(exclude_if=is_unset, description="set by Bloomery: the tokenizer's files")
+    ] = None
+    tokenizer_document: Annotated[
+        str | None, Field(exclude=True, repr=False, description="set by Bloomery while the encoder is fitted")
+    ] = None
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
-        if self.tokenizer == "byte_pairs" and self.vocabulary_size < 257:
+        if self.tokenizer == "checkpoint":
+            for name in ("vocabulary_size", "lowercase"):
+                if name in self.model_fields_set:
+                    raise ValueError(f"tokenizer checkpoint has its own vocabulary and normaliser; leave out `{name}`")
+        elif self.vocabulary_size is None:
+            raise ValueError(f"vocabulary_size: missing; tokenizer {self.tokenizer} needs it")
+        elif self.checkpoint is not None:
+            raise ValueError(f"checkpoint: set by Bloomery, and tokenizer {self.tokenizer} has none")
+        if self.tokenizer == "byte_pairs" and self.vocabulary_size is not None and self.vocabulary_size < 257:
             raise ValueError("byte_pairs need a vocabulary_size of at least 257: padding and 256 bytes")
         return self
+
+    @model_serializer(mode="wrap")
+    def _write(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out the options that a checkpoint's tokenizer does not have."""
+        document: dict[str, Any] = write(self)
+        if self.tokenizer == "checkpoint":
+            for name in ("vocabulary_size", "lowercase"):
+                document.pop(name, None)
+        return document
 
     @property
     def columns(self) -> tuple[str, ...]:

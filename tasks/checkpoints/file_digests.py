@@ -11,6 +11,8 @@ from typing import Any
 
 from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.documents.files import write_text
+from bloomery.data_contracts.errors import OutputCorrupt
+from bloomery.data_contracts.records.checkpoint import Checkpoint
 from bloomery.tasks.infrastructure.settings import settings
 
 _CACHE = "checkpoint-digests.json"  # in the state folder: path -> size, time of the last change, sha256
@@ -46,3 +48,16 @@ def _read_cache(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return document if isinstance(document, dict) else {}
+
+
+def require_unchanged(checkpoint: Checkpoint) -> None:
+    """Raises OutputCorrupt if a file differs from its digest of the time when the recipe was read."""
+    for name, digest in checkpoint.files.items():
+        path = checkpoint.path(name)
+        if not path.is_file() or digest_of_file(path) != digest:
+            raise OutputCorrupt(
+                f"{name} of the checkpoint {checkpoint.reference} has changed since the recipe was read",
+                required=f"the file with sha256 {digest}",
+                where=str(path),
+                remedy="run again",
+            )

@@ -22,6 +22,7 @@ from bloomery.tasks.infrastructure.personal_data import protected_schema
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.orchestration.stage import stage
 from bloomery.tasks.orchestration.stage_store import Output
+from bloomery.tasks.prepare.checkpoint_tokenizers import read_tokenizers
 from bloomery.tasks.prepare.duckdb_engine import split_with_duckdb
 from bloomery.tasks.prepare.spark_engine import split_with_spark
 
@@ -63,7 +64,7 @@ def prepare(out: Output, checked: ValidRows, features: Features, engine: Engine)
     scratch = out.path(".scratch")
     scratch.mkdir()
     with _open_splits(checked, features, engine, scratch) as rows:
-        encoder = fit(features, rows.training_statistics())
+        encoder = fit(read_tokenizers(features), rows.training_statistics())
         out.path("encoder.json").write_text(encoder.model_dump_json(indent=1), encoding="utf-8")
         schema = encoded_schema(encoder, protected_schema(checked.contract).field(features.key).type)
         splits = {}

@@ -15,7 +15,7 @@ from pathlib import Path
 from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.errors import DataMissing, RecipeInvalid
 from bloomery.data_contracts.records.checkpoint import CONFIG_FILE, POOLING_FILE, Checkpoint
-from bloomery.models.networks.config import Custom, Imported, Model
+from bloomery.models.networks.config import Custom, Fused, Imported, Model
 from bloomery.models.networks.pretrained_config import Pretrained
 from bloomery.tasks.checkpoints.json_files import read_object
 from bloomery.tasks.checkpoints.resolve import resolve_checkpoint
@@ -42,6 +42,9 @@ def bundle_user_code(model: Model, folder: Path) -> Model:
             return _bundle_code(model, folder)
         case Pretrained():
             return _bundle_checkpoint(model, folder)
+        case Fused(branches=dict(branches)):
+            bundled = {name: bundle_user_code(branch, folder) for name, branch in branches.items()}
+            return model.model_copy(update={"branches": bundled})
         case Imported():
             return _bundle_file(model, (folder / Path(model.path).expanduser()).resolve())
     return model

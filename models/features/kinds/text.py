@@ -1,4 +1,4 @@
-"""Text inputs: token ids of byte pairs or words, learnt from the training split.
+"""Text inputs: token ids of byte pairs or words, learnt from the training split, or of a checkpoint's tokenizer.
 
 Shapes: B rows, T tokens.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -16,6 +15,7 @@ import pyarrow.compute as pc
 
 from bloomery.data_contracts.documents.documents import Document
 from bloomery.data_contracts.errors import DataUnfit
+from bloomery.models.features.checkpoint_tokenizer import count_tokens, encode_texts, load_tokenizer
 from bloomery.models.features.config import Classes, Features
 from bloomery.models.features.input_config import TextInput
 from bloomery.models.features.statistics.arrow_arrays import Rows, combine_chunks, refuse_missing, require_values
@@ -53,11 +53,13 @@ def _read_texts(source: TextInput, rows: Rows) -> pa.Array:
     column = combine_chunks(rows[source.column])
     refuse_missing(source.column, bool(column.null_count) and source.missing == "refuse", source.kind)
     filled = column.fill_null("") if column.null_count else column
-    return pc.utf8_lower(filled) if source.lowercase else filled
+    return pc.utf8_lower(filled) if source.lowercase and source.tokenizer != "checkpoint" else filled
 
 
 def partial_fit(source: TextInput, features: Features, rows: Rows) -> tuple[CategoryCounts, ...]:
-    """Counts each word."""
+    """Counts each word; a checkpoint's tokenizer needs no counts."""
+    if source.tokenizer == "checkpoint":
+        return ()
     pre_tokenizer = _pre_tokenizer(source)
     counts: Counter[str] = Counter()
     for text in pc.value_counts(_read_texts(source, rows)).to_pylist():
@@ -67,11 +69,16 @@ def partial_fit(source: TextInput, features: Features, rows: Rows) -> tuple[Cate
 
 
 def fit(source: TextInput, statistics: tuple[CategoryCounts, ...], classes: Classes) -> FittedText:
-    """Learns the tokenizer from word counts; their order does not matter.
+    """Learns the tokenizer from word counts, whose order does not matter, or takes that of a checkpoint.
 
     Raises:
         DataUnfit: there is no word, or there are too many different words.
     """
+    if source.tokenizer == "checkpoint":
+        if source.tokenizer_document is None:
+            raise ValueError("the tokenizer of a checkpoint is read before the encoder is fitted")
+        document = source.tokenizer_document
+        return FittedText(kind="text", tokenizer=document, num_tokens=count_tokens(document))
     (word_counts,) = statistics
     if word_counts.is_full:
         raise DataUnfit(
@@ -98,6 +105,7 @@ def _learn_words(source: TextInput, words: list[tuple[str, int]]) -> Tokenizer:
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
 
+    assert source.vocabulary_size is not None
     frequent = sorted(words, key=lambda pair: (-pair[1], pair[0]))[: source.vocabulary_size - 2]
     ids = {word: number for number, word in enumerate([PADDING, UNKNOWN, *(word for word, _ in frequent)])}
     return Tokenizer(WordLevel(ids, unk_token=UNKNOWN))
@@ -112,6 +120,7 @@ def _learn_byte_pairs(source: TextInput, words: list[tuple[str, int]]) -> Tokeni
     from tokenizers.pre_tokenizers import ByteLevel, Split
     from tokenizers.trainers import BpeTrainer
 
+    assert source.vocabulary_size is not None
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = Split(_SEPARATOR, "removed")
     trainer = BpeTrainer(
@@ -132,16 +141,17 @@ def transform_into(
     source: TextInput, fitted: FittedText, rows: Rows, out: np.ndarray, folds: np.ndarray | None
 ) -> None:
     """Fills `out` float32 (B, T) with token ids. They are below 2**24, so float32 represents them exactly."""
-    tokenizer = _load_tokenizer(fitted.tokenizer)
     coded = _read_texts(source, rows).dictionary_encode()
     texts = coded.dictionary.to_pylist()
+    if source.tokenizer == "checkpoint":
+        if len(texts) == len(out):  # dictionary encoding keeps the order of different texts
+            encode_texts(fitted.tokenizer, texts, out)
+            return
+        numbers = np.zeros((len(texts), source.length), np.float32)
+        encode_texts(fitted.tokenizer, texts, numbers)
+        out[:] = numbers[coded.indices.to_numpy(zero_copy_only=False)]
+        return
+    tokenizer = load_tokenizer(fitted.tokenizer)
     encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
     numbers = np.array([encoding.ids for encoding in encodings], np.float32).reshape(len(texts), source.length)
     out[:] = numbers[coded.indices.to_numpy(zero_copy_only=False)]
-
-
-@lru_cache(maxsize=4)
-def _load_tokenizer(document: str) -> Tokenizer:
-    from tokenizers import Tokenizer
-
-    return Tokenizer.from_str(document)

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from bloomery.flows.recipe.pretrained_checks import check_pretrained
+from bloomery.flows.recipe.pretrained_checks import check_pretrained, check_tokenizer
 from bloomery.models.features.config import Features
+from bloomery.models.networks.config import Fused, Mlp, Rnn
 from bloomery.models.networks.pretrained_config import Pretrained
 
-TEXT = {"kind": "text", "column": "text", "length": 64, "vocabulary_size": 300}
+TEXT = {"kind": "text", "column": "text", "length": 64, "tokenizer": "checkpoint"}
 IMAGE = {"kind": "image", "column": "photo", "shape": [3, 8, 8]}
 BERT = {"model_type": "bert", "vocab_size": 100, "max_position_embeddings": 64}
 
@@ -44,3 +45,26 @@ def test_a_network_for_texts_of_that_length_has_no_problem(config):
 def test_a_network_that_does_not_fit_is_reported(config, source, sentence):
     (problem,) = find_problems(config, source)
     assert sentence in problem
+
+
+@pytest.mark.parametrize(
+    ("model", "num_problems"),
+    [
+        (Mlp(kind="mlp"), 1),
+        (Pretrained(kind="pretrained", checkpoint="mine"), 0),
+        (Fused(kind="fused"), 1),
+        (Fused(kind="fused", branches={"text": Rnn(kind="rnn")}), 1),
+        (Fused(kind="fused", branches={"text": Pretrained(kind="pretrained", checkpoint="mine")}), 0),
+    ],
+)
+def test_only_a_pretrained_network_has_a_tokenizer(model, num_problems):
+    numbers = {"kind": "number", "columns": ["n"]}
+    features = Features.model_validate({"key": "id", "label": "kind", "inputs": [numbers, TEXT]})
+    problems = list(check_tokenizer(features, model))
+    assert len(problems) == num_problems
+    assert all("needs the tokenizer of a checkpoint" in problem for problem in problems)
+
+
+def test_a_pretrained_network_reads_no_tokens_that_were_learnt_here():
+    (problem,) = find_problems(BERT, {"kind": "text", "column": "text", "length": 64, "vocabulary_size": 300})
+    assert "set `tokenizer: checkpoint`" in problem
