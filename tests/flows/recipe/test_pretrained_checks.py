@@ -54,7 +54,6 @@ def test_a_network_that_does_not_fit_is_reported(config, source, sentence):
         (Pretrained(kind="pretrained", checkpoint="mine"), 0),
         (Fused(kind="fused"), 1),
         (Fused(kind="fused", branches={"text": Rnn(kind="rnn")}), 1),
-        (Fused(kind="fused", branches={"text": Pretrained(kind="pretrained", checkpoint="mine")}), 0),
     ],
 )
 def test_only_a_pretrained_network_has_a_tokenizer(model, num_problems):
