@@ -9,6 +9,7 @@ from bloomery.data_contracts.odcs.contract import Column, Contract
 from bloomery.data_contracts.records.tensor_layout import predicts_one_class
 from bloomery.flows.recipe.embedding_checks import check_embedding
 from bloomery.flows.recipe.feature_checks import check_column, check_series
+from bloomery.flows.recipe.layer_checks import check_layers
 from bloomery.flows.recipe.multilabel_checks import check_multilabel
 from bloomery.flows.recipe.ordinal_checks import check_ordinal
 from bloomery.flows.recipe.pretrained_checks import check_tokenizer
@@ -67,6 +68,7 @@ def find_inconsistencies(
         else:
             yield from check_training(features, model, training)
             yield from check_privacy(model, training, compression or Compression())
+            yield from check_layers(features, model, training)
     uses_unlabelled = training is not None and training.pretrains
     if (
         compression is not None

@@ -215,10 +215,20 @@ def freeze_unused(module: nn.Module, network: nn.Module, x: torch.Tensor) -> Non
     """Freezes parameters of `network` that the losses of `module` do not depend on, such as the head's.
 
     The optimizer has no state of a parameter without a gradient, which a checkpoint could not restore.
+
+    Raises:
+        RecipeInvalid: the losses depend on no trainable parameter.
     """
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     with _evaluation(module):
-        gradients = torch.autograd.grad(module(x).sum(), parameters, allow_unused=True)
+        gradients = torch.autograd.grad(module(x).sum(), parameters, allow_unused=True) if parameters else ()
+    if all(gradient is None for gradient in gradients):
+        raise RecipeInvalid(
+            "a self-supervised stage trains nothing but its temporary layers",
+            required="a part of the network, before its head, that is not frozen",
+            where=f"{_WHERE}: freeze",
+            remedy="freeze less in this stage",
+        )
     for parameter, gradient in zip(parameters, gradients, strict=True):
         if gradient is None:
             parameter.requires_grad_(False)

@@ -6,6 +6,7 @@ Shapes: S rows of the source's weight, O rows of this network's, C channels.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -111,7 +112,7 @@ def _map_names(weights: Mapping[str, torch.Tensor], start: StartFrom) -> tuple[d
             where=f"{_WHERE}.mapping and drop",
             remedy="correct or remove the rule",
         )
-    duplicates = sorted({name for name in targets.values() if list(targets.values()).count(name) > 1})
+    duplicates = sorted(name for name, number in Counter(targets.values()).items() if number > 1)
     if duplicates:
         sources = ", ".join(source for source, name in targets.items() if name == duplicates[0])
         raise RecipeInvalid(
@@ -192,7 +193,8 @@ class _Adapter:
 
     def _has_rows(self, own: torch.Tensor, weight: torch.Tensor, kind: str) -> bool:
         return (
-            own.shape[1:] == weight.shape[1:]
+            own.dim() == weight.dim() > 0
+            and own.shape[1:] == weight.shape[1:]
             and len(own) >= len(getattr(self._names, kind)) > 0
             and len(weight) >= len(getattr(self._source_names, kind)) > 0
         )

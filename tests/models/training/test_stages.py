@@ -190,6 +190,7 @@ def test_stages_are_part_of_keys_only_if_set():
             {"epochs": 1, "objective": "masked_tokens"},
             "no state for each",
         ),
+        (CNN, IMAGES, {"epochs": 1, "objective": "contrastive", "freeze": "body"}, "nothing but its temporary layers"),
         (CNN, IMAGES, {"epochs": 1, "freeze": "encoder"}, "no parameter name begins with 'encoder'"),
     ],
 )
