@@ -169,8 +169,8 @@ class TrainedNetwork(Record):
         if self.import_error is not None:
             return "imported as trained"
         rounds = () if self.num_rounds is None else (f"{self.num_rounds} rounds of boosting",)
-        epochs = (f"{self.epochs} epochs",) if self.epochs or not rounds else ()
-        return f"after {' and '.join((*rounds, *epochs))}"
+        parts = (*rounds, f"{self.epochs} epochs") if self.epochs else rounds
+        return f"after {' and '.join(parts)}" if parts else "of the checkpoint as it is"
 
     def identity(self) -> dict[str, str]:
         """The digests of weights and data set; also the score if the recipe names one, and a lack of baselines.

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from bloomery.models.compression.config import CandidateSpec, Compression
 from bloomery.models.features.config import Features
-from bloomery.models.networks.config import EMBEDDING_KINDS, Gpt, Model, Rnn, Transformer, vector_width
+from bloomery.models.networks.config import EMBEDDING_KINDS, Model, vector_width
+from bloomery.models.networks.pretrained_config import Pretrained
 from bloomery.models.training.config import Training
 
 _TASK = "`task: embedding` of the features"
@@ -41,6 +42,8 @@ def _check_other_task(training: Training | None, compression: Compression | None
 def _check_kind(place: str, model: Model) -> Iterator[str]:
     if model.kind not in EMBEDDING_KINDS:
         yield f"{place}: a network of kind {model.kind} computes no vectors of texts; use {', '.join(EMBEDDING_KINDS)}"
+    elif isinstance(model, Pretrained) and model.config is not None and vector_width(model) is None:
+        yield f"{place}: config.json of {model.checkpoint} states no hidden_size; name another checkpoint"
 
 
 def _check_training(training: Training, model: Model) -> Iterator[str]:
@@ -55,15 +58,17 @@ def _check_training(training: Training, model: Model) -> Iterator[str]:
             yield f"training.{name}: {reason}; leave it out"
     if training.explain is not None and "explain" in training.model_fields_set:
         yield "training.explain: the values of a vector have no meaning of their own to explain; leave it out"
+    if any(stage.objective != "task" for stage in training.stages):
+        yield "training.stages: pairs of texts already teach without labels; leave out stages with an `objective`"
     if training.strategy == "pipeline":
         yield "training.strategy: a pipeline computes the loss of a part of a batch; use ddp, fsdp or tensor"
-    if training.matryoshka and isinstance(model, Rnn | Transformer | Gpt):
-        too_long = [length for length in training.matryoshka if length >= vector_width(model)]
-        if too_long:
-            yield (
-                f"training.matryoshka: {', '.join(map(str, too_long))} is not shorter than the vectors, which have "
-                f"{vector_width(model)} values; the complete vector is always trained"
-            )
+    width = vector_width(model)
+    too_long = [length for length in training.matryoshka or () if width is not None and length >= width]
+    if too_long:
+        yield (
+            f"training.matryoshka: {', '.join(map(str, too_long))} is not shorter than the vectors, which have {width} "
+            "values; the complete vector is always trained"
+        )
 
 
 def _check_compression(compression: Compression, model: Model) -> Iterator[str]:
@@ -81,7 +86,6 @@ def _check_candidate(candidate: CandidateSpec, model: Model) -> Iterator[str]:
         yield f"{place}: `float_layers` needs an error rate, which vectors do not have; use `first`, or leave it out"
     if candidate.new_network is not None:
         yield from _check_kind(f"compression.candidates: the student of {candidate.name}", candidate.new_network)
-    if candidate.dimensions is not None and isinstance(model, Rnn | Transformer | Gpt):
-        width = vector_width(model)
-        if candidate.dimensions >= width:
-            yield f"{place}: `dimensions` is {candidate.dimensions}, and vectors have {width} values; take fewer"
+    width = vector_width(model)
+    if candidate.dimensions is not None and width is not None and candidate.dimensions >= width:
+        yield f"{place}: `dimensions` is {candidate.dimensions}, and vectors have {width} values; take fewer"

@@ -195,7 +195,8 @@ def _check_quantile(kind: str, training: Training) -> Iterator[str]:
 
 def check_training(features: Features, model: Model, training: Training) -> Iterator[str]:
     """Yields training options that do not suit the labels, the rows or the network."""
-    if training.num_epochs == 0:
+    takes_checkpoint_as_it_is = features.task == "embedding" and isinstance(model, Pretrained)
+    if training.num_epochs == 0 and not takes_checkpoint_as_it_is:
         problem = "found 0" if "epochs" in training.model_fields_set else "missing"
         yield f"training.epochs: {problem}; a network of kind {model.kind} is trained for at least one"
     if features.task == "regression":

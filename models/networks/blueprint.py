@@ -101,7 +101,10 @@ def _build(blueprint: Blueprint) -> nn.Module:
         case HuggingFace():
             return huggingface.build(config, layout, num_outputs)
         case Pretrained():
-            return pretrained.build(config, layout, num_outputs)
+            network = pretrained.build(config, layout, num_outputs)
+            if blueprint.task == "embedding":
+                network.head = nn.Identity()  # the pooled states are the vectors, as the checkpoint was trained
+            return network
         case Fused():
             return fused.build(config, layout, num_outputs, _build_branch)
         case Auto() | Imported() | BoostedTrees() | TabularEnsemble():

@@ -354,14 +354,21 @@ NOT_MULTILABEL = {
 }
 
 # The networks that learn vectors of texts.
-EMBEDDING_KINDS = ("rnn", "transformer", "gpt")
+EMBEDDING_KINDS = ("pretrained", "rnn", "transformer", "gpt")
+_WIDTH_KEYS = ("hidden_size", "dim", "n_embd", "d_model")  # of a checkpoint's config.json
 
 
-def vector_width(model: Rnn | Transformer | Gpt) -> int:
-    """The length of the vectors that a network of one of `EMBEDDING_KINDS` computes."""
+def vector_width(model: Model) -> int | None:
+    """The length of the vectors that a network computes.
+
+    None of a kind that is not one of `EMBEDDING_KINDS`, and of a checkpoint that is not resolved or states no width.
+    """
+    if isinstance(model, Pretrained):
+        widths = (model.config.get(key) for key in _WIDTH_KEYS) if model.config is not None else ()
+        return next((width for width in widths if isinstance(width, int)), None)
     if isinstance(model, Rnn):
         return model.hidden * (2 if model.bidirectional else 1)
-    return model.width
+    return model.width if isinstance(model, Transformer | Gpt) else None
 
 
 # A discriminated union, so that an error message is about the kind that the recipe names.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from bloomery.data_contracts.records.records import Dataset, InitialWeights
 from bloomery.data_contracts.records.weight_transfer import WeightTransfer
-from bloomery.models.networks.config import Gpt, Model, Rnn, TabM, Transformer, vector_width
+from bloomery.models.networks.config import Model, TabM, vector_width
 from bloomery.models.training.config import Training
 from bloomery.tasks.infrastructure.device import select_device
 from bloomery.tasks.infrastructure.settings import settings
@@ -90,8 +90,9 @@ def make_blueprint(dataset: Dataset, model: Model) -> Blueprint:
 
     num_outputs = 1 if dataset.task == "regression" else len(dataset.classes)
     if dataset.task == "embedding":
-        assert isinstance(model, Rnn | Transformer | Gpt)  # other kinds are refused when the recipe is read
-        num_outputs = vector_width(model)
+        width = vector_width(model)
+        assert width is not None  # networks without vectors are refused when the recipe is read
+        num_outputs = width
     return Blueprint(config=model, layout=dataset.layout, task=dataset.task, num_outputs=num_outputs)
 
 

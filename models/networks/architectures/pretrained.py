@@ -35,7 +35,7 @@ class PretrainedNetwork(nn.Module):
         super().__init__()
         self.body = body
         self.dropout = nn.Dropout(config.dropout)
-        self.head = nn.Linear(body.config.hidden_size, num_outputs)
+        self.head: nn.Module = nn.Linear(body.config.hidden_size, num_outputs)
         self.max_length = count_positions(body) or layout.shape[0]
         self._pooling = _POOLINGS[choose_pooling(config)]
         self._last_token: int = body.config.vocab_size - 1  # of the tokenizer, also of a trimmed vocabulary

@@ -56,11 +56,23 @@ def test_vectors_may_be_short_and_of_integers():
     assert problems(candidates=candidates, training=training) == []
 
 
+def test_a_checkpoint_may_be_taken_as_it_is_and_other_networks_are_trained():
+    pretrained = {"kind": "pretrained", "checkpoint": "tiny", "config": {"hidden_size": 16}}
+    no_epochs = {"training": {"epochs": 0}}
+    assert not [problem for problem in problems(model=pretrained, **no_epochs) if problem.startswith("training")]
+    assert any("training.epochs: found 0" in problem for problem in problems(**no_epochs))
+    (problem,) = (item for item in problems(model={**pretrained, "config": {}}) if "hidden_size" in item)
+    assert "config.json of tiny states no hidden_size" in problem
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"label": "count"}, "the label of an embedding is a text"),
-        ({"model": {"kind": "mlp"}}, "a network of kind mlp computes no vectors of texts; use rnn, transformer, gpt"),
+        (
+            {"model": {"kind": "mlp"}},
+            "a network of kind mlp computes no vectors of texts; use pretrained, rnn, transformer, gpt",
+        ),
         ({"training": {"class_weights": "balanced"}}, "training.class_weights: texts belong to no class"),
         ({"training": {"label_smoothing": 0.1}}, "training.label_smoothing: texts belong to no class"),
         ({"training": {"slices": ["count"]}}, "training.slices: the positives of a slice"),
