@@ -7,6 +7,7 @@ from typing import get_args
 
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.flows.recipe.pretrained_checks import check_pretrained
+from bloomery.flows.recipe.scope_checks import check_out_of_scope
 from bloomery.models.compression.config import NOT_COMPRESSIBLE, PRUNABLE, CandidateSpec, Compression
 from bloomery.models.compression.obstacles import (
     find_compression_obstacle,
@@ -49,7 +50,7 @@ _SINGLE_CHANNEL_NETWORKS = ("rnn", "transformer")
 # Options that private training does not support: it samples rows at random, clips gradients and adds noise.
 _NOT_PRIVATE = (
     *("accumulate", "clip_norm", "class_weights", "ema", "best_by", "patience"),
-    *("precision", "compile", "augment", "discount", "stages", "lora"),
+    *("precision", "compile", "length_bucketing", "augment", "discount", "stages", "lora"),
     *("devices", "nodes"),
 )
 # Augmentations, and the forms of rows that each applies to.
@@ -209,6 +210,7 @@ def check_training(features: Features, model: Model, training: Training) -> Iter
         yield f"training.loss: {training.loss} is for a regression, but the labels are classes"
     if isinstance(model, TabM | TabularEnsemble):
         yield from _check_tabular_ensemble(model, training)
+    yield from check_out_of_scope(features, model, training)
     form = _row_form(features)
     if training.length_bucketing and not _has_padding(features):
         yield f"training.length_bucketing: it sorts texts and padded sequences by length, but an encoded row is {form}"

@@ -181,6 +181,19 @@ class Explain(Document):
     ] = None
 
 
+class OutOfScope(Document):
+    """Decides more rows for one class, that of rows which belong to none of the others.
+
+    A number is added to its logit: the largest at which the accuracy of the other classes' validation rows drops by at
+    most `max_drop`. It becomes part of the network.
+    """
+
+    label: Annotated[int | str, Field(description="the class of rows out of scope")]
+    max_drop: Annotated[
+        float, Field(ge=0, lt=1, description="largest loss of accuracy on validation rows of the other classes")
+    ] = 0.002
+
+
 def _is_empty(value: Freeze | tuple[Stage, ...]) -> bool:
     return value == ()
 
@@ -236,6 +249,7 @@ class Training(Loop):
         tuple[Stage, ...],
         Field(exclude_if=_is_empty, description="parts that follow each other, with options of their own"),
     ] = ()
+    out_of_scope: Annotated[OutOfScope | None, Field(exclude_if=is_unset)] = None
     privacy: Privacy | None = None
     search: Search | None = None
     slices: Annotated[

@@ -16,7 +16,7 @@ from bloomery.tasks.orchestration import prefect_artifacts
 from bloomery.tasks.orchestration.stage import stage
 from bloomery.tasks.orchestration.stage_store import Output
 from bloomery.tasks.tracking import mlflow_runs, resource_usage
-from bloomery.tasks.train import fit, import_network, run_logging
+from bloomery.tasks.train import fit, import_network, out_of_scope, run_logging
 from bloomery.tasks.train.baselines import fit_baselines
 from bloomery.tasks.train.explanations import log_run_explanations
 from bloomery.tasks.train.score_checks import require_defined_score
@@ -59,6 +59,7 @@ def train(
     splits = fit.read_splits(dataset, training)
     encoder = read_encoder(settings().path(dataset.encoder_uri))
     require_defined_score(dataset, training, splits)
+    out_of_scope.require_class(dataset, training)
     if isinstance(model, Imported):
         return _import(out, dataset, model, training, splits, encoder)
     if isinstance(model, Custom):
@@ -114,6 +115,7 @@ def _train_network(
     from bloomery.models.networks.blueprint import num_parameters, write_network
 
     result, curves = _fit(out.key, run, model, initial_weights, engine)
+    out_of_scope.shift_decisions(run, result.network)
     digest = write_network(result.network, result.blueprint, out.path("weights.safetensors"), out.path("network.json"))
     usage = read_usage()
     sample = run_logging.log_result(run, out, result, curves)
