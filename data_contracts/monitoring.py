@@ -8,9 +8,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from bloomery.data_contracts.documents.cron import CronExpression
-from bloomery.data_contracts.documents.documents import Document
+from bloomery.data_contracts.documents.documents import Document, is_unset
 from bloomery.data_contracts.documents.durations import Duration
 from bloomery.data_contracts.odcs.distributions import Histogram, ReferenceColumn
+from bloomery.data_contracts.records.output_units import OutputUnits
 from bloomery.data_contracts.records.records import Interval
 from bloomery.data_contracts.records.tensor_layout import Task
 
@@ -86,7 +87,12 @@ class VersionReference(Document):
     predictions: ReferenceProfile
     confidence: ReferenceProfile | None = None
     task: Task
-    label: str  # its column in the contract
+    label: str  # its column in the contract, or those of several outputs
+    outputs: Annotated[tuple[OutputUnits, ...], Field(exclude_if=lambda outputs: not outputs)] = ()
+    output_profiles: Annotated[
+        dict[str, ReferenceProfile] | None,
+        Field(exclude_if=is_unset, description="of several outputs: their predictions by name"),
+    ] = None
     score: Interval  # on the held-out rows
 
 

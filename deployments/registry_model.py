@@ -95,6 +95,8 @@ class RegistryModel:
             return predictions
         if self.version.is_embedding:
             raise _mlflow_error("MLflow's evaluators take one label per row, and this model computes vectors", [])
+        if self.version.output_names:
+            raise _mlflow_error("MLflow's evaluators take one value per row, and this model predicts several", [])
         if self.version.is_multilabel:
             raise _mlflow_error(
                 "MLflow's evaluators take one label per row, and this model predicts sets of labels", []

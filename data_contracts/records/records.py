@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -18,6 +18,7 @@ from bloomery.data_contracts.documents.documents import Document
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.records.intervals import Interval as Interval
 from bloomery.data_contracts.records.intervals import PredictionInterval as PredictionInterval
+from bloomery.data_contracts.records.output_units import OutputScore, OutputUnits
 from bloomery.data_contracts.records.scores import Score, default_score
 from bloomery.data_contracts.records.serving_device import OptionalGpuDevice
 from bloomery.data_contracts.records.tensor_layout import Layout, Task
@@ -88,6 +89,9 @@ class Dataset(Record):
     task: Task
     layout: Layout
     classes: tuple[int | str, ...]  # or labels; empty for a regression
+    outputs: Annotated[
+        tuple[OutputUnits, ...], Field(exclude_if=lambda outputs: not outputs, description="of several numeric labels")
+    ] = ()
     test_rows_uri: str
     num_dropped: int  # rows without a complete window, or without a label outside of training
     valid_rows: ValidRows
@@ -288,6 +292,7 @@ class Candidate(Document):
     flips: Flips | None = None  # of a classification
     interval: PredictionInterval | None = None  # of a regression with enough validation rows
     recalls: tuple[ClassRecall, ...] = ()  # of a classification: each class with rows that were held out
+    outputs: Annotated[tuple[OutputScore, ...], Field(exclude_if=lambda outputs: not outputs)] = ()
     latencies: tuple[Latency, ...]  # of single rows first, then of larger batches
     energy: Energy | None = None  # of the budget's batch size, if its objective weighs energy
     parity_error: float  # largest difference from PyTorch's or the imported network's outputs, before quantization

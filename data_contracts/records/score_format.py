@@ -15,6 +15,7 @@ SCORE_NAMES: dict[Task, str] = {
     "multilabel": "subset accuracy",
     "embedding": "nDCG@10",
     "ordinal": "accuracy",
+    "multioutput": "mean RMSE",
 }
 DEGRADATION_NAMES: dict[Task, str] = {
     "classification": "drop",
@@ -22,6 +23,7 @@ DEGRADATION_NAMES: dict[Task, str] = {
     "multilabel": "drop",
     "embedding": "drop",
     "ordinal": "drop",
+    "multioutput": "rise",
 }
 
 

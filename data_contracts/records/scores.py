@@ -33,6 +33,9 @@ ScoreName = Literal[
     "mean_reciprocal_rank",
     "quadratic_kappa",
     "rank_mae",
+    "mean_rmse",
+    "mean_mae",
+    "mean_r2",
 ]
 
 
@@ -74,6 +77,9 @@ SCORES: dict[ScoreName, ScoreFacts] = {
     "mean_reciprocal_rank": ScoreFacts("mean reciprocal rank", "embedding"),
     "quadratic_kappa": ScoreFacts("quadratic weighted kappa", "ordinal"),
     "rank_mae": ScoreFacts("MAE in ranks", "ordinal", is_error=True, is_share=False),
+    "mean_rmse": ScoreFacts("mean RMSE in deviations", "multioutput", is_error=True, is_share=False),
+    "mean_mae": ScoreFacts("mean MAE in deviations", "multioutput", is_error=True, is_share=False),
+    "mean_r2": ScoreFacts("mean R²", "multioutput"),
 }
 
 
@@ -139,12 +145,14 @@ ScoreSetting = Annotated[
 ]
 
 ACCURACY, RMSE, SUBSET_ACCURACY = Score(name="accuracy"), Score(name="rmse"), Score(name="subset_accuracy")
+MEAN_RMSE = Score(name="mean_rmse")
 _DEFAULTS: dict[Task, Score] = {
     "classification": ACCURACY,
     "regression": RMSE,
     "multilabel": SUBSET_ACCURACY,
     "embedding": Score(name="ndcg_at_10"),
     "ordinal": ACCURACY,
+    "multioutput": MEAN_RMSE,
 }
 
 

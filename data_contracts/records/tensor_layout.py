@@ -11,13 +11,19 @@ from pydantic import Field
 from bloomery.data_contracts.documents.documents import Document
 
 # classification: one of several classes. ordinal: the same, and the classes have an order. multilabel: any number of
-# them, also none. embedding: vectors of texts, which are close to those of the texts that belong to them.
-Task = Literal["classification", "regression", "multilabel", "ordinal", "embedding"]
+# them, also none. multioutput: a regression with several labels. embedding: vectors of texts, which are close to those
+# of the texts that belong to them.
+Task = Literal["classification", "regression", "multilabel", "ordinal", "multioutput", "embedding"]
 
 
 def predicts_one_class(task: Task) -> bool:
     """Whether a row has exactly one of several classes, with or without an order."""
     return task in ("classification", "ordinal")
+
+
+def predicts_numbers(task: Task) -> bool:
+    """Whether a row has a number, or several."""
+    return task in ("regression", "multioutput")
 
 
 class Layout(Document):

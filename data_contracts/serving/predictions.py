@@ -3,11 +3,15 @@
 That of a multilabel task is `{"labels", "probabilities"}`, with all labels whose probability is at least a half.
 That of an embedding is `{"embedding"}`, a vector.
 
+That of several outputs is `{"values": {"width": 1.2, "height": 3.4}}`.
+
 Versions with conformal intervals add `lower` and `upper` to a value.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,13 +25,19 @@ def decide_labels(probabilities_NK: np.ndarray) -> np.ndarray:
     return (probabilities_NK >= _THRESHOLD).astype(np.int8)
 
 
-def max_difference(first: Prediction, second: Prediction) -> float:
+def max_difference(
+    first: Prediction, second: Prediction, deviations: Mapping[str, float] = MappingProxyType({})
+) -> float:
     """The largest difference of a probability, 1 if the labels differ; the difference of the values; or 1 - cosine.
 
-    Of sets of labels only probabilities count: one at the threshold may be on either side.
+    The values of several outputs are divided by their `deviations`. Of sets of labels only probabilities count: one at
+    the threshold may be on either side.
     """
     if "embedding" in first:
         return 1 - _cosine(np.asarray(first["embedding"]), np.asarray(second["embedding"]))
+    if "values" in first:
+        pairs = ((name, value, second["values"][name]) for name, value in first["values"].items())
+        return max(abs(value - other) / deviations.get(name, 1.0) for name, value, other in pairs)
     if "value" in first:
         return abs(float(first["value"]) - float(second["value"]))
     if "label" in first and first["label"] != second["label"]:
@@ -50,6 +60,8 @@ def format_prediction(prediction: Prediction) -> str:
         return f"[{', '.join(f'{value:.4g}' for value in vector[:3])}, …] with {len(vector)} values"
     if "value" in prediction:
         return f"{prediction['value']:g}"
+    if "values" in prediction:
+        return ", ".join(f"{name} {value:g}" for name, value in prediction["values"].items())
     if "labels" in prediction:
         shares = prediction["probabilities"]
         texts = [f"{label} ({shares[str(label)]:.4f})" for label in prediction["labels"]]

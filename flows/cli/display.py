@@ -24,8 +24,10 @@ from rich.text import Text
 
 from bloomery.data_contracts.records.records import Choice, Release
 from bloomery.data_contracts.records.score_format import class_noun, degradation_name, format_number, format_score_value
+from bloomery.data_contracts.records.tensor_layout import predicts_numbers
 from bloomery.tasks.evaluation.baseline_text import baseline_rows, explain_loss
 from bloomery.tasks.evaluation.candidate_table import describe_other_scores, explain_baseline, format_weakest_class
+from bloomery.tasks.evaluation.output_scores import describe_output
 from bloomery.tasks.orchestration import events
 
 _LINE_INTERVAL_S = 2.0
@@ -203,12 +205,16 @@ def print_release(console: Console, release: Release, seconds: float, reference:
     console.print(_candidates(release))
     loss = degradation_name(choice.candidates.trained.score)
     task = choice.candidates.trained.dataset.task
-    weakest = "" if task in ("regression", "embedding") else f"weakest: the {class_noun(task)} of lowest recall; "
+    weakest = (
+        "" if predicts_numbers(task) or task == "embedding" else f"weakest: the {class_noun(task)} of lowest recall; "
+    )
     console.print(
         f"[dim]{weakest}{loss}: how much worse than fp32 at most, with 95% confidence; time: relative to fp32[/]"
     )
     if scores := describe_other_scores(choice):
         console.print(f"[dim]{escape(scores)}[/]")
+    for output in choice.candidate.outputs:
+        console.print(escape(describe_output(output)))
     if (explanation := explain_baseline(choice)) is not None:
         console.print(escape(explanation))
     for verdict in choice.verdicts:
@@ -283,6 +289,10 @@ def _describe_prediction(example: dict[str, Any]) -> str:
         return f"[bold]a vector of {example['dimensions']} values[/]"
     if "value" in example:
         return f"[bold]{format_number(example['value'])}[/]; the true value is {format_number(example['truth'])}"
+    if "values" in example:
+        values = ", ".join(f"{escape(name)} {format_number(value)}" for name, value in example["values"].items())
+        truth = ", ".join("unknown" if value is None else format_number(value) for value in example["truth"])
+        return f"[bold]{values}[/]; the true values are {truth}"
     if "labels" in example:
         labels, truth = (escape(", ".join(map(str, example[name])) or "no label") for name in ("labels", "truth"))
         return f"[bold]{labels}[/]; the true labels are {truth}"
@@ -303,7 +313,8 @@ def _candidates(release: Release) -> Table:
     # In a narrow terminal long names of candidates wrap, or else those of classes, and no number is cut off.
     has_short_names = all(len(candidate.name) <= _NAME_WIDTH for candidate in choice.candidates.candidates)
     table.add_column("candidate", overflow="fold", no_wrap=has_short_names)
-    weakest = [] if score.facts.task in ("regression", "embedding") else ["weakest"]
+    task = score.facts.task
+    weakest = [] if predicts_numbers(task) or task == "embedding" else ["weakest"]
     title = score.title.replace(" ", "\n", 1)  # narrow, so that the names of candidates need not wrap
     for heading in (title, *weakest, degradation_name(score), "size", "p50", "time", "verdict"):
         is_name = heading == "weakest" and has_short_names

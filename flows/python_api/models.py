@@ -147,6 +147,7 @@ class Model:
         if not predicts_one_class(dataset.task):
             kinds = {
                 "regression": f"predicts {dataset.label} as a number",
+                "multioutput": f"predicts {dataset.label} as numbers",
                 "multilabel": f"predicts {dataset.label} as a set of labels",
                 "embedding": "computes vectors",
             }

@@ -11,6 +11,7 @@ from bloomery.flows.recipe.embedding_checks import check_embedding
 from bloomery.flows.recipe.feature_checks import check_column, check_series
 from bloomery.flows.recipe.layer_checks import check_layers
 from bloomery.flows.recipe.multilabel_checks import check_multilabel
+from bloomery.flows.recipe.multioutput_checks import check_multioutput
 from bloomery.flows.recipe.ordinal_checks import check_ordinal
 from bloomery.flows.recipe.pretrained_checks import check_tokenizer
 from bloomery.flows.recipe.training_checks import (
@@ -33,6 +34,7 @@ _LABEL_TYPES = {
     "multilabel": ("array",),
     "embedding": ("string",),
     "ordinal": ("integer", "string"),
+    "multioutput": ("integer", "number"),
 }
 _LABEL_RULES = {
     "classification": "classes are integers, strings or booleans",
@@ -40,6 +42,7 @@ _LABEL_RULES = {
     "multilabel": "a set of labels is an array of strings or integers",
     "embedding": "the label of an embedding is a text that belongs to the input's",
     "ordinal": "classes with an order are integers or strings",
+    "multioutput": "targets are numbers",
 }
 
 _ITEM_TYPES = ("integer", "string")
@@ -58,6 +61,7 @@ def find_inconsistencies(
     yield from check_tokenizer(features, model)
     yield from check_multilabel(features, model, training, compression)
     yield from check_embedding(features, model, training, compression)
+    yield from check_multioutput(features, model, training, compression)
     yield from check_ordinal(features, contract.column(features.label), training)
     if training is not None:
         yield from check_slices(training, contract)
@@ -85,7 +89,7 @@ def find_inconsistencies(
 
 
 def _check_features(features: Features, contract: Contract) -> Iterator[str]:
-    for role, name in (("key", features.key), ("label", features.label)):
+    for role, name in (("key", features.key), *(("label", name) for name in features.label_columns)):
         if contract.column(name) is None:
             yield f"features.{role}: {_no_column(contract, name)}"
     for name in sorted(contract.personal_columns):
@@ -95,7 +99,8 @@ def _check_features(features: Features, contract: Contract) -> Iterator[str]:
                 "a semicolon or a space at the end in its name; rename it in data and contract"
             )
     yield from _check_key(contract.column(features.key), contract.table.key)
-    yield from _check_label(features, contract.column(features.label))
+    for name in features.label_columns:
+        yield from _check_label(features, contract.column(name))
     for source in features.inputs:
         for name in source.columns:
             column = contract.column(name)
@@ -135,7 +140,8 @@ def _check_label(features: Features, label: Column | None) -> Iterator[str]:
         return
     if label.personal is not None:
         yield f"features.label: column {label.name!r} is marked personal in the contract, so it cannot be learnt"
-    if not label.is_required and not features.is_forecast and features.unlabelled == "refuse":
+    may_be_missing = features.is_forecast or features.labels is not None
+    if not label.is_required and not may_be_missing and features.unlabelled == "refuse":
         hint = "; `unlabelled: teach` uses such rows" if predicts_one_class(features.task) else ""
         yield f"features.label: column {label.name!r} is not required in the contract, so labels may be missing{hint}"
     if label.is_required and features.unlabelled == "teach":

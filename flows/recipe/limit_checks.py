@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from bloomery.data_contracts.records.scores import Score, default_score, scores_of
-from bloomery.data_contracts.records.tensor_layout import Task, predicts_one_class
+from bloomery.data_contracts.records.tensor_layout import Task, predicts_numbers, predicts_one_class
 from bloomery.models.compression.budget import Budget
 from bloomery.models.evaluation.gates import Gates
 
@@ -21,6 +21,7 @@ _OF_OTHER_TASK: dict[Task, dict[str, str]] = {
         "min_accuracy": "min_score",
     },
     "ordinal": {"slice_rise": "slice_drop"},
+    "multioutput": {"slice_drop": "slice_rise", "class_drop": "slice_rise", "min_accuracy": "max_error"},
 }
 # The limits of scores of which more is better, and the equivalent limits of an error.
 _OF_SHARES = {"accuracy_drop": "error_rise", "champion_drop": "champion_rise", "min_score": "max_error"}
@@ -35,7 +36,7 @@ def find_misplaced_limits(
     task: Task, budget: Budget, gates: Gates, slices: Sequence[str] = (), score: Score | None = None
 ) -> Iterator[str]:
     """Yields a message for a score or a limit that belongs to the other task, and for limits that need `slices`."""
-    other_task: Task = "regression" if task != "regression" else "classification"
+    other_task: Task = "classification" if predicts_numbers(task) else "regression"
     if task in ("multilabel", "embedding") and "min_accuracy" in gates.model_fields_set:
         other_task = "classification"
     score = score or default_score(task)
@@ -45,7 +46,7 @@ def find_misplaced_limits(
         yield f"score: {score.title} is a score of {owner}: use one of {names}"
         return
     misplaced = _OF_OTHER_TASK[task] | (_OF_SHARES if score.is_error else _OF_ERRORS)
-    if task != "regression" and not score.is_error:
+    if not predicts_numbers(task) and not score.is_error:
         misplaced |= {"max_error": "min_accuracy" if predicts_one_class(task) else "min_score"}
     for section, limits in (("budget", budget), ("gates", gates)):
         for name, equivalent in misplaced.items():

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import get_args
 
 from bloomery.data_contracts.odcs.contract import Contract
+from bloomery.data_contracts.records.tensor_layout import predicts_numbers
 from bloomery.flows.recipe.pretrained_checks import check_pretrained
 from bloomery.flows.recipe.scope_checks import check_out_of_scope
 from bloomery.models.compression.config import NOT_COMPRESSIBLE, PRUNABLE, CandidateSpec, Compression
@@ -177,7 +178,7 @@ def check_boosted_trees(features: Features, training: Training) -> Iterator[str]
                 "`max_rounds`, `patience` or `learning_rate` of the section `model`"
             )
     yield from _check_quantile("boosted_trees", training)
-    if training.class_weights != "none" and features.task == "regression":
+    if training.class_weights != "none" and predicts_numbers(features.task):
         yield "training.class_weights: a regression has no classes"
     if training.explain is not None and training.explain.method == "integrated_gradients":
         yield "training.explain.method: boosted trees have no gradients; leave the method out"
@@ -200,7 +201,7 @@ def check_training(features: Features, model: Model, training: Training) -> Iter
     if training.num_epochs == 0 and not takes_checkpoint_as_it_is:
         problem = "found 0" if "epochs" in training.model_fields_set else "missing"
         yield f"training.epochs: {problem}; a network of kind {model.kind} is trained for at least one"
-    if features.task == "regression":
+    if predicts_numbers(features.task):
         for name in ("class_weights", "label_smoothing"):
             if getattr(training, name) != type(training).model_fields[name].default:
                 yield f"training.{name}: a regression has no classes"

@@ -19,7 +19,7 @@ from bloomery.models.training.config import Loop
 from bloomery.models.training.data.batches import Examples
 from bloomery.models.training.optimization.contrastive_loss import is_embedding, similarity_loss
 from bloomery.models.training.optimization.learner import Learner, RowLosses
-from bloomery.models.training.optimization.loss import is_multilabel, is_regression
+from bloomery.models.training.optimization.loss import is_multilabel, is_multioutput, is_regression
 from bloomery.models.training.optimization.mixed_precision import autocast
 
 # (student_BK, teacher_BK, temperature) -> the distance of the student's outputs to the teacher's, summed over the rows.
@@ -75,7 +75,14 @@ def target_distance(y: torch.Tensor) -> TargetDistance:
     """The distance of outputs for rows with labels like `y`."""
     if is_embedding(y):
         return similarity_loss
+    if is_multioutput(y):
+        return squared_distance
     return set_target_loss if is_multilabel(y) else soft_target_loss
+
+
+def squared_distance(student_BK: torch.Tensor, teacher_BK: torch.Tensor, temperature: float) -> torch.Tensor:
+    """The mean over outputs of the squared difference, summed over rows."""
+    return F.mse_loss(student_BK.float(), teacher_BK.float(), reduction="sum") / student_BK.shape[1]
 
 
 def set_target_loss(student_BK: torch.Tensor, teacher_BK: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -95,7 +102,7 @@ def add_unlabelled(labelled: Examples, x: torch.Tensor) -> Examples:
     Raises:
         ValueError: the labels are regression targets, none of which can mark a missing label.
     """
-    if is_regression(labelled.y):
+    if is_regression(labelled.y) or is_multioutput(labelled.y):
         raise ValueError("rows without a label need a classification: a regression target cannot mark a missing label")
     y = labelled.y.new_full((len(x),), IGNORED_LABEL)
     return Examples(torch.cat([labelled.x, x]), torch.cat([labelled.y, y]), np.arange(len(labelled.x) + len(x)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ CONSTANT = (
     "mean",
     "quantile of the labels",
     "most frequent labels",
+    "mean of each output",
 )  # baselines that know the labels alone
 SEASONS = (4, 7, 12, 24, 48, 52, 96, 168, 365)  # steps: quarters, days, months, hours, weeks, …
 _MAX_LINEAR_VALUES = 20_000_000  # rows x features x classes
@@ -39,7 +41,7 @@ _BLOCK_VALUES = 16_000_000  # that are converted at once
 class BaselineRows(NamedTuple):
     """Encoded rows: x float32 (N, ...), and labels y as int64 classes, or float64 in the units of the label.
 
-    Sets of labels are 0 and 1 for each label, int64 (N, K).
+    Sets of labels are 0 and 1 for each label, int64 (N, K); several numbers are float64 (N, K), nan where missing.
     """
 
     x: np.ndarray
@@ -84,6 +86,9 @@ def fit_baselines(task: BaselineTask) -> Iterator[FittedBaseline]:
 
     Where there are many rows or features, an even sample of the rows is fitted, so that each takes seconds at most.
     """
+    if task.train.y.dtype == np.float64 and task.train.y.ndim == 2:
+        yield from _fit_to_outputs(task)
+        return
     if task.train.y.ndim == 2:
         yield from _fit_to_sets(task)
         return
@@ -124,6 +129,28 @@ def _fit_to_sets(task: BaselineTask) -> Iterator[FittedBaseline]:
             yield FittedBaseline(name, predictions, num_fitted)
         else:
             yield FittedBaseline(name, None, reason=reason or "no label has enough rows")
+
+
+def _fit_to_outputs(task: BaselineTask) -> Iterator[FittedBaseline]:
+    """The means of the outputs, and one linear model and one of trees for each output, fitted to rows with a label."""
+    y_NK, features = task.train.y, Features(task.layout)
+    single_outputs = []
+    for labels_N in y_NK.T:
+        is_known_N = ~np.isnan(labels_N)
+        single_outputs.append(task._replace(train=BaselineRows(task.train.x[is_known_N], labels_N[is_known_N])))
+    fits: tuple[tuple[str, Callable[[BaselineTask], FittedBaseline]], ...] = (
+        (CONSTANT[4], _fit_constant),
+        ("ridge regression for each output", partial(_fit_linear, features=features)),
+        ("boosted trees for each output", partial(_fit_trees, features=features)),
+    )
+    for name, fit in fits:
+        fitted = [fit(single_output) for single_output in single_outputs]
+        reason = next((baseline.reason for baseline in fitted if baseline.predictions is None), "")
+        values = [baseline.predictions for baseline in fitted if baseline.predictions is not None]
+        if reason:
+            yield FittedBaseline(name, None, reason=reason)
+        else:
+            yield FittedBaseline(name, np.stack(values, axis=1), max(baseline.num_rows for baseline in fitted))
 
 
 def _fit_constant(task: BaselineTask) -> FittedBaseline:

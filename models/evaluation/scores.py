@@ -17,6 +17,7 @@ from bloomery.data_contracts.serving.predictions import decide_labels
 from bloomery.models.evaluation.label_sets import compute_set_score
 from bloomery.models.evaluation.metrics import cross_entropies, log_loss, mean_absolute_error
 from bloomery.models.evaluation.ordinal_scores import quadratic_kappa
+from bloomery.models.evaluation.output_scores import has_labels, has_variance, score_outputs_of
 from bloomery.models.evaluation.retrieval import rank_gains
 
 # Scores of the order of rows by their probability of a class.
@@ -31,6 +32,7 @@ _ALWAYS_DEFINED: dict[Task, str] = {
     "multilabel": "subset_accuracy or hamming_loss",
     "embedding": "ndcg_at_10",
     "ordinal": "rank_mae or accuracy",
+    "multioutput": "mean_rmse or mean_mae",
 }
 
 
@@ -42,8 +44,10 @@ def compute_score(score: Score, truth_N: np.ndarray, predictions: np.ndarray) ->
     """The score of `predictions`; not a number where a prediction is not finite.
 
     Args:
-        truth_N: positions of classes int64, numbers float64, or sets of labels as 0 and 1 (N, K).
-        predictions: probabilities float64 (N, K), or numbers float64 (N,); of an embedding the ranks of positives.
+        truth_N: positions of classes int64, numbers float64, sets of labels as 0 and 1 (N, K), or several numbers
+            (N, K) in standard units, nan where missing.
+        predictions: probabilities float64 (N, K), or numbers float64 (N,) or (N, K); of an embedding the ranks of
+            positives.
 
     Raises:
         UndefinedScore: the score does not exist for these labels.
@@ -83,6 +87,8 @@ def require_defined(score: Score, truth_N: np.ndarray, num_classes: int, split: 
             raise UndefinedScore("there are no rows")
         if score.facts.task == "multilabel":
             _require_labels(score, truth_N)
+        elif score.facts.task == "multioutput":
+            _require_outputs(score, truth_N)
         elif score.name in RANKINGS:
             rank_targets(truth_N, num_classes)
         elif score.name == "quadratic_kappa":
@@ -277,6 +283,19 @@ def _rank_mae(score: Score, truth_N: np.ndarray, shares_NK: np.ndarray) -> float
     return float(np.abs(shares_NK.argmax(axis=1) - truth_N).mean())
 
 
+def _of_outputs(score: Score, truth_NK: np.ndarray, values_NK: np.ndarray) -> float:
+    """The mean of a score over the outputs."""
+    _require_outputs(score, truth_NK)
+    return float(score_outputs_of(score.name, truth_NK, values_NK).mean())
+
+
+def _require_outputs(score: Score, truth_NK: np.ndarray) -> None:
+    if not has_labels(truth_NK):
+        raise UndefinedScore("an output has no label in any row")
+    if score.name == "mean_r2" and not has_variance(truth_NK):
+        raise UndefinedScore("all labels of an output are equal, so there is no variance to explain")
+
+
 _FUNCTIONS: dict[ScoreName, Callable[[Score, np.ndarray, np.ndarray], float]] = {
     "accuracy": _accuracy,
     "balanced_accuracy": _balanced_accuracy,
@@ -301,4 +320,7 @@ _FUNCTIONS: dict[ScoreName, Callable[[Score, np.ndarray, np.ndarray], float]] = 
     "mean_reciprocal_rank": _of_ranks,
     "quadratic_kappa": _quadratic_kappa,
     "rank_mae": _rank_mae,
+    "mean_rmse": _of_outputs,
+    "mean_mae": _of_outputs,
+    "mean_r2": _of_outputs,
 }

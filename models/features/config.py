@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -45,6 +46,13 @@ class Features(Document):
 
     key: str
     label: str
+    labels: Annotated[
+        tuple[str, ...] | None,
+        Field(
+            exclude_if=lambda labels: labels is None,
+            description="the columns of a regression with several outputs, where `label` is a list",
+        ),
+    ] = None
     task: Task = "classification"
     order: Annotated[
         tuple[int | str, ...] | None,
@@ -79,15 +87,39 @@ class Features(Document):
         )
         return self.model_copy(update={"inputs": inputs})
 
+    @model_validator(mode="before")
+    @classmethod
+    def _split_labels(cls, values: Any) -> Any:
+        """`label: [width, height]` becomes `labels`, and `label` their names with commas."""
+        if not isinstance(values, dict) or not isinstance(values.get("label"), list | tuple):
+            return values
+        names = tuple(map(str, values["label"]))
+        if len(names) < 2 or len(set(names)) < len(names):
+            finding = "names a column twice" if len(set(names)) < len(names) else "needs at least two columns"
+            raise ValueError(f"`label` as a list {finding}; for one label write its name alone")
+        if values.get("task") not in ("regression", "multioutput"):
+            raise ValueError(
+                "several labels need `task: regression`; several classes are separate recipes, or, as columns of 0 "
+                "and 1, one column of `data.lists` and `task: multilabel`"
+            )
+        return {**values, "label": ", ".join(names), "labels": names, "task": "multioutput"}
+
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
         if self.series is not None and len(self.inputs) > 1:
             raise ValueError("an input of kind series has windows over time, so it must be the only input")
         self._require_parts()
         columns = [column for source in self.inputs for column in source.columns]
-        if self.label in columns and not self.is_forecast:
-            raise ValueError(f"column {self.label!r} is the label, so the network must not read it")
+        if (self.task == "multioutput") != (self.labels is not None):
+            raise ValueError("a regression with several outputs has a list in `label`, and `task: regression`")
+        for label in self.label_columns:
+            if label in columns and not self.is_forecast:
+                raise ValueError(f"column {label!r} is the label, so the network must not read it")
+            if label in (self.key, *self.split.columns) and self.labels is not None:
+                raise ValueError(f"column {label!r} is a label, so it can be neither the key nor a column of the split")
         self._check_order()
+        if self.labels is not None and self.series is not None:
+            raise ValueError("windows over time predict one label: give one column in `label`")
         if self.unlabelled == "teach" and (not predicts_one_class(self.task) or self.series is not None):
             raise ValueError("`unlabelled: teach` needs a classification of rows that are not time series")
         if self.task == "embedding" and [source.kind for source in self.inputs] != ["text"]:
@@ -165,18 +197,32 @@ class Features(Document):
         return self.series is not None and self.series.horizon > 0
 
     @property
+    def label_columns(self) -> tuple[str, ...]:
+        """The columns of the label in the rows of the contract: one, or those of several outputs."""
+        return (self.label,) if self.labels is None else self.labels
+
+    @property
     def label_column(self) -> str:
-        """The column of the split rows that holds the label; not the label's own if that may hold windows."""
+        """The column of the split rows that holds the label; not the label's own if that may hold windows.
+
+        Several labels are an array.
+        """
+        if self.labels is not None:
+            return _free_name({*self.labels, self.key, *(name for source in self.inputs for name in source.columns)})
         if self.series is None or not self.is_forecast:
             return self.label
         series = (*self.series.columns, self.series.time, *self.series.groups)
-        columns = {self.key, self.label, *series, *self.split.columns}
-        name = _LABEL
-        while name in columns:
-            name = f"_{name}"
-        return name
+        return _free_name({self.key, self.label, *series, *self.split.columns})
 
     @property
     def window_lengths(self) -> dict[str, int]:
         """The window length of each column that becomes windows over time."""
         return {} if self.series is None else dict.fromkeys(self.series.columns, self.series.length)
+
+
+def _free_name(columns: Collection[str]) -> str:
+    """A name for the label that no column has."""
+    name = _LABEL
+    while name in columns:
+        name = f"_{name}"
+    return name

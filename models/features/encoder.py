@@ -23,6 +23,7 @@ from pydantic import Field
 
 from bloomery.data_contracts.documents.documents import Document
 from bloomery.data_contracts.records.key_column import key_column
+from bloomery.data_contracts.records.output_units import OutputUnits, standardise_outputs
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.features import labels
 from bloomery.models.features.config import Classes, Features, is_optional
@@ -108,14 +109,15 @@ _KINDS: Mapping[str, InputKind[Any, Any, Any]] = {
 class Encoder(Document):
     """The fitted state: the recipe's features, the statistics of the training split, and the label's meaning.
 
-    A classification and a multilabel task have ordered classes; a regression has the units of its label; an embedding
-    has neither.
+    A classification and a multilabel task have ordered classes; a regression has the units of its label, or of each
+    output; an embedding has neither.
     """
 
     features: Features
     fitted: tuple[FittedInput, ...]
     classes: Classes
     units: StandardUnits | None = None
+    outputs: Annotated[tuple[OutputUnits, ...], Field(exclude_if=lambda outputs: not outputs)] = ()
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
@@ -152,7 +154,7 @@ def partial_statistics(features: Features, batches: Iterable[pa.RecordBatch]) ->
     total: list[tuple[ColumnStatistics, ...]] = []
     for rows in _group_batches(batches):
         statistics = [_partial_fit(features, source, rows) for source in features.inputs]
-        total = _add_statistics(total, [(labels.partial_fit(features, rows),), *statistics])
+        total = _add_statistics(total, [labels.partial_fit(features, rows), *statistics])
     documents = [[column_statistics.as_dict() for column_statistics in statistics] for statistics in total]
     yield pa.RecordBatch.from_arrays([pa.array([json.dumps(documents)], pa.string())], names=[STATISTICS])
 
@@ -211,7 +213,10 @@ def fit(features: Features, documents: Iterable[str]) -> Encoder:
         _KINDS[source.kind].fit(source, statistics, classes)
         for source, statistics in zip(features.inputs, input_statistics, strict=True)
     )
-    return Encoder(features=features.without_checkpoints(), fitted=fitted, classes=classes, units=units)
+    outputs = labels.fit_outputs(features, label_statistics)
+    return Encoder(
+        features=features.without_checkpoints(), fitted=fitted, classes=classes, units=units, outputs=outputs
+    )
 
 
 def encode(encoder: Encoder, rows: Rows, *, is_training: bool = False) -> np.ndarray:
@@ -304,6 +309,8 @@ def encoded_schema(encoder: Encoder, key: pa.DataType) -> pa.Schema:
         label = pa.list_(pa.float32())
     elif encoder.features.task == "embedding":
         label = pa.list_(pa.int32())
+    elif encoder.outputs:
+        label = pa.list_(pa.float64())
     key_name = key_column(encoder.features.key)
     return pa.schema([(key_name, key), (ENCODED_LABEL, label), (ENCODED_INPUT, pa.list_(pa.float32()))])
 
@@ -313,7 +320,8 @@ def encode_labels(encoder: Encoder, values: pa.Array | pa.ChunkedArray) -> pa.Ar
 
     Those of an embedding are the tokens of the label's text, int32, as the input encodes it.
 
-    With `unlabelled: teach`, a null label becomes `IGNORED_LABEL`.
+    With `unlabelled: teach`, a null label becomes `IGNORED_LABEL`. Those of several outputs are lists of standardised
+    values, float64, where nan is a missing one.
 
     Raises:
         DataUnfit: a class is not in the training split, or a value of a regression is missing or not finite.
@@ -323,6 +331,10 @@ def encode_labels(encoder: Encoder, values: pa.Array | pa.ChunkedArray) -> pa.Ar
         return labels.encode_sets(encoder.classes, label, values)
     if encoder.features.task == "embedding":
         return _encode_texts(encoder, values)
+    if encoder.features.labels is not None:
+        values_BK = labels.output_values(encoder.features.labels, values)
+        offsets = pa.array(np.arange(len(values_BK) + 1, dtype=np.int32) * np.int32(len(encoder.outputs)))
+        return pa.ListArray.from_arrays(offsets, pa.array(standardise_outputs(encoder.outputs, values_BK).reshape(-1)))
     if encoder.units is None:
         return labels.class_positions(
             encoder.classes, label, values, may_be_null=encoder.features.unlabelled == "teach"

@@ -7,12 +7,16 @@ Shapes: B rows, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from bloomery.data_contracts.documents.documents import Document
 from bloomery.data_contracts.errors import DataUnfit
+from bloomery.data_contracts.records.output_units import OutputUnits
+from bloomery.data_contracts.records.tensor_layout import predicts_numbers
 from bloomery.models.features.config import Classes, Features
 from bloomery.models.features.kinds.category import class_names, count_categories
 from bloomery.models.features.statistics.arrow_arrays import FLOAT32_MAX, Rows, combine_chunks, to_floats
@@ -34,19 +38,24 @@ class StandardUnits(Document):
     deviation: float
 
 
-def partial_fit(features: Features, rows: Rows) -> ColumnStatistics:
+def partial_fit(features: Features, rows: Rows) -> tuple[ColumnStatistics, ...]:
     """Counts the rows of each class, also where a row has several, or computes the statistics of a regression's labels.
+
+    Those of several outputs are one for each; missing labels do not count.
 
     Raises:
         DataUnfit: a label of a regression is missing or not finite.
     """
     if features.task == "embedding":
-        return numeric_statistics(np.zeros(0))
+        return (numeric_statistics(np.zeros(0)),)
     if features.task == "regression":
-        return numeric_statistics(regression_targets(features.label, rows[features.label_column]))
+        return (numeric_statistics(regression_targets(features.label, rows[features.label_column])),)
+    if features.labels is not None:
+        values_BK = output_values(features.labels, rows[features.label_column])
+        return tuple(numeric_statistics(column[~np.isnan(column)]) for column in values_BK.T)
     if features.task == "multilabel":
-        return count_categories(class_names(combine_chunks(rows[features.label_column]).flatten()), MAX_CLASSES)
-    return count_categories(class_names(rows[features.label_column]), MAX_CLASSES)
+        return (count_categories(class_names(combine_chunks(rows[features.label_column]).flatten()), MAX_CLASSES),)
+    return (count_categories(class_names(rows[features.label_column]), MAX_CLASSES),)
 
 
 def regression_targets(label: str, values: pa.Array | pa.ChunkedArray) -> np.ndarray:
@@ -68,13 +77,49 @@ def regression_targets(label: str, values: pa.Array | pa.ChunkedArray) -> np.nda
     return targets
 
 
+def output_values(names: Sequence[str], arrays: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Arrays of the labels `names` as float64 (B, K); nan where a label is missing.
+
+    Raises:
+        DataUnfit: a label is not finite.
+    """
+    flat = combine_chunks(arrays).flatten()
+    values_BK = to_floats(flat).reshape(-1, len(names))
+    is_missing_BK = flat.is_null().to_numpy(zero_copy_only=False).reshape(-1, len(names))
+    invalid = np.argwhere(~np.isfinite(values_BK) & ~is_missing_BK)
+    if len(invalid):
+        row, position = invalid[0]
+        raise DataUnfit(
+            f"{values_BK[row, position]} is the label of {len(np.unique(invalid[:, 0]))} row(s) of a regression",
+            required="a finite number, or null where the label is not known",
+            where=f"column {names[position]}, a label of a regression",
+            remedy="state the limits of the column in the contract, so that such rows are quarantined",
+        )
+    return np.where(is_missing_BK, np.nan, values_BK)
+
+
+def fit_outputs(features: Features, labels: Sequence[ColumnStatistics]) -> tuple[OutputUnits, ...]:
+    """The units of each output of a regression with several labels; empty for other tasks.
+
+    Raises:
+        DataUnfit: an output has no label, or all its labels are equal.
+    """
+    names = features.labels or ()
+    statistics = labels or [numeric_statistics(np.zeros(0)) for _ in names]
+    units = (_fit_units(name, values) for name, values in zip(names, statistics if names else (), strict=True))
+    return tuple(
+        OutputUnits(name=name, mean=unit.mean, deviation=unit.deviation)
+        for name, unit in zip(names, units, strict=True)
+    )
+
+
 def fit_classes(features: Features, labels: ColumnStatistics | None) -> Classes:
     """The classes in order; empty for a regression and an embedding.
 
     Raises:
         DataUnfit: there are fewer than two, or more than `MAX_CLASSES`.
     """
-    if features.task in ("regression", "embedding"):
+    if predicts_numbers(features.task) or features.task == "embedding":
         return ()
     class_counts = labels if isinstance(labels, CategoryCounts) else CategoryCounts(MAX_CLASSES)
     classes = tuple(sorted(name for (name,) in class_counts.counts if name is not None))
@@ -118,13 +163,17 @@ def fit_units(features: Features, labels: ColumnStatistics | None) -> StandardUn
     """
     if features.task != "regression":
         return None
+    return _fit_units(features.label, labels)
+
+
+def _fit_units(label: str, labels: ColumnStatistics | None) -> StandardUnits:
     values = labels if isinstance(labels, NumericStatistics) else numeric_statistics(np.zeros(0))
     if values.minimum is None or values.minimum == values.maximum:
         finding = "no label" if values.minimum is None else f"the label {values.minimum:g} in every row"
         raise DataUnfit(
             f"the training split has {finding}",
             required="at least two different labels",
-            where=f"column {features.label}",
+            where=f"column {label}",
             remedy="check that the recipe's `features.label` names the right column and that the data is complete",
         )
     return StandardUnits(mean=values.moments.mean(), deviation=values.moments.deviation())

@@ -36,8 +36,9 @@ def compute_outputs(runtime: onnxruntime.InferenceSession, x: np.ndarray, *, is_
 def predictions_from(encoder: Encoder, outputs_BK: np.ndarray) -> np.ndarray:
     """Probabilities float64 (B, K) of the encoder's classes, or for a regression the values float64 (B,).
 
-    The probabilities of a classification add up to 1; those of a multilabel task are independent. The predictions of an
-    embedding are its vectors, float32 (B, W), as the file computes them.
+    Those of several outputs are float64 (B, K) in deviations from the means of their labels; `restore_units` has their
+    units. The probabilities of a classification add up to 1; those of a multilabel task are independent. The
+    predictions of an embedding are its vectors, float32 (B, W), as the file computes them.
     """
     if predicts_one_class(encoder.features.task):
         return softmax(outputs_BK)
@@ -45,6 +46,8 @@ def predictions_from(encoder: Encoder, outputs_BK: np.ndarray) -> np.ndarray:
         return sigmoid(outputs_BK)
     if encoder.features.task == "embedding":
         return outputs_BK
+    if encoder.outputs:
+        return outputs_BK.astype(np.float64)
     return decode(encoder, outputs_BK)
 
 
@@ -57,3 +60,8 @@ def label_deviation(encoder: Encoder) -> float:
 def score_unit(encoder: Encoder) -> float:
     """The factor that converts a network's score to the label's units; 1 of other tasks."""
     return label_deviation(encoder) if encoder.features.task == "regression" else 1.0
+
+
+def output_deviations(encoder: Encoder) -> dict[str, float]:
+    """The deviation of each of several outputs by name, in which differences of its values are judged."""
+    return {output.name: output.deviation for output in encoder.outputs}

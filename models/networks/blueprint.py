@@ -38,7 +38,7 @@ class Blueprint(Document):
     config: Model
     layout: Layout
     task: Task = "classification"
-    num_outputs: int  # a logit per class or label, 1 for a regression, in standard units, or the values of a vector
+    num_outputs: int  # a logit per class or label, a value in standard units per label of a regression, or a vector's
 
 
 def build_network(blueprint: Blueprint) -> nn.Module:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from bloomery.data_contracts.errors import EngineMissing, ReleaseRefused
 from bloomery.data_contracts.serving.predictions import Prediction, format_prediction, max_difference
-from bloomery.models.features.encoder import read_encoder
-from bloomery.models.inference.outputs import TOLERANCE, score_unit
+from bloomery.models.features.encoder import Encoder, read_encoder
+from bloomery.models.inference.outputs import TOLERANCE, output_deviations, score_unit
 from bloomery.tasks.bentos.bento_server import post_rows, serve_bento
 from bloomery.tasks.bentos.bento_store import artifacts_folder
 
@@ -25,7 +25,7 @@ def run_smoke_test(tag: str) -> int:
     artifacts = artifacts_folder(tag)
     try:
         examples: list[dict[str, Any]] = json.loads((artifacts / "examples.json").read_text(encoding="utf-8"))
-        limit = TOLERANCE * score_unit(read_encoder(artifacts / "encoder.json"))
+        encoder = read_encoder(artifacts / "encoder.json")
         with serve_bento(tag) as client:
             predictions = parse_predictions(post_rows(client, [example["row"] for example in examples]), tag)
     except (OSError, ValueError, EngineMissing) as failure:
@@ -36,7 +36,7 @@ def run_smoke_test(tag: str) -> int:
             remedy="package the version again by running its recipe; the champion stays",
         ) from failure
     for index, (prediction, example) in enumerate(zip(predictions, examples, strict=True)):
-        require_same_prediction(prediction, example["prediction"], limit, f"row {index} of its examples", tag)
+        require_same_prediction(prediction, example["prediction"], encoder, f"row {index} of its examples", tag)
     return len(examples)
 
 
@@ -52,9 +52,10 @@ def parse_predictions(response: httpx.Response, tag: str) -> list[Prediction]:
     return list(response.json()["predictions"])
 
 
-def require_same_prediction(prediction: Prediction, expected: Prediction, limit: float, row: str, tag: str) -> None:
-    """Raises ReleaseRefused where the prediction for `row` differs from the measured one by more than `limit`."""
-    difference = max_difference(prediction, expected)
+def require_same_prediction(prediction: Prediction, expected: Prediction, encoder: Encoder, row: str, tag: str) -> None:
+    """Raises ReleaseRefused where the prediction for `row` differs from the measured one by more than the tolerance."""
+    limit = TOLERANCE * score_unit(encoder)
+    difference = max_difference(prediction, expected, output_deviations(encoder))
     if difference > limit:
         raise ReleaseRefused(
             f"for {row} the bento predicts {format_prediction(prediction)}; the difference is {difference:.2g}",

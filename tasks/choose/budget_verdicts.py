@@ -17,7 +17,7 @@ from bloomery.data_contracts.records.score_format import (
     format_degradation,
 )
 from bloomery.data_contracts.records.scores import Score
-from bloomery.data_contracts.records.tensor_layout import Task
+from bloomery.data_contracts.records.tensor_layout import Task, predicts_numbers
 from bloomery.models.compression.budget import Budget
 from bloomery.models.compression.pareto_front import dominates
 from bloomery.models.evaluation.metrics import Z_95, drop_of_counts
@@ -213,7 +213,7 @@ def _format_batch(batch_size: int) -> str:
 def _degradation_limits(score: Score) -> tuple[str, str]:
     """The names of two limits of the budget: of the score over all rows, and of accuracy or RMSE in each slice."""
     overall = "error_rise" if score.is_error else "accuracy_drop"
-    return overall, "slice_rise" if score.facts.task == "regression" else "slice_drop"
+    return overall, "slice_rise" if predicts_numbers(score.facts.task) else "slice_drop"
 
 
 def has_enough_rows(subgroup: SliceDegradation, limit: float, task: Task) -> bool:
@@ -221,7 +221,7 @@ def has_enough_rows(subgroup: SliceDegradation, limit: float, task: Task) -> boo
 
     By Tango's interval, n unchanged rows still allow a drop of z² / (n + z²).
     """
-    if task == "regression":
+    if predicts_numbers(task):
         return subgroup.num_rows >= _MIN_ROWS
     return Z_95**2 / (subgroup.num_rows + Z_95**2) <= limit
 
@@ -360,7 +360,7 @@ def _describe_budget(budget: Budget, score: Score) -> str:
     if budget.latency_ms is not None:
         limit = budget.latency_ms
         limits.append(f"at most {limit.value:g} ms at p{limit.percentile}{_format_batch(limit.batch_size)}")
-    if budget.class_drop is None and task not in ("regression", "embedding"):
+    if budget.class_drop is None and not predicts_numbers(task) and task != "embedding":
         limits.append(f"no demonstrable drop of recall in any {class_noun(task)}")
     weights = budget.objective
     for resource, weight in (("time", weights.latency), ("energy", weights.energy)):

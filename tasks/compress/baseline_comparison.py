@@ -13,7 +13,7 @@ import numpy as np
 
 from bloomery.data_contracts.records.records import ClassRecall, Dataset, Disagreement, PredictionInterval
 from bloomery.data_contracts.records.scores import Score
-from bloomery.data_contracts.records.tensor_layout import Task
+from bloomery.data_contracts.records.tensor_layout import Task, predicts_numbers
 from bloomery.models.evaluation.conformal import measure_interval
 from bloomery.models.evaluation.disagreement import ChangedRows, bound_accuracy_drop, bound_error_rise
 from bloomery.models.evaluation.score_intervals import degradation_interval
@@ -76,12 +76,17 @@ def predict_splits(
 def prediction_changes(task: Task, before: SplitPredictions, after: SplitPredictions) -> dict[Split, np.ndarray]:
     """The differences (N,) of a candidate's predictions from those of fp32 in each split; 0 where they are equal.
 
-    Of sets of labels it is the number of labels that are in only one of both; of vectors, the difference of ranks.
+    Of sets of labels it is the number of labels that are in only one of both; of vectors, the difference of ranks; of
+    several numbers, the root mean square difference in standard units.
     """
     changes: dict[Split, np.ndarray] = {}
     for split, values in before.items():
         difference = point_predictions(task, after[split]) - point_predictions(task, values)
-        changes[split] = np.abs(difference).sum(axis=1) if task == "multilabel" else difference
+        if task == "multilabel":
+            difference = np.abs(difference).sum(axis=1)
+        elif task == "multioutput":
+            difference = np.sqrt(np.square(difference).mean(axis=1))
+        changes[split] = difference
     return changes
 
 
@@ -89,7 +94,7 @@ def measure_disagreements(task: Task, changes: dict[Split, np.ndarray]) -> tuple
     """How the predictions of a candidate differ from those of fp32 in each split."""
     return tuple(
         Disagreement(split=split, num_rows=len(changes_N), num_changed=int(np.count_nonzero(changes_N)))
-        if task != "regression"
+        if not predicts_numbers(task)
         else Disagreement(split=split, num_rows=len(changes_N), rms_change=float(np.sqrt(np.mean(changes_N**2))))
         for split, changes_N in changes.items()
     )
@@ -130,7 +135,8 @@ def _bound_by_changes(
     if score.name in ("accuracy", "subset_accuracy"):
         counts = (ChangedRows(int(np.count_nonzero(rows_N)), len(rows_N)) for rows_N in (training_N, held_out_N))
         return bound_accuracy_drop(*counts)
-    if score.name == "rmse":
+    if score.name in ("rmse", "mean_rmse"):
+        # The mean of root mean squares over the outputs is at most that of all outputs together.
         return bound_error_rise(training_N, held_out_N, compute_score(score, test.truth, before["test"]))
     return None
 
@@ -149,7 +155,7 @@ def measure_recalls(
     dataset: Dataset, samples: dict[Split, Examples], before: SplitPredictions, after: SplitPredictions
 ) -> tuple[ClassRecall, ...]:
     """The recall of each class or label with held-out rows, and its paired change from fp32; empty of other tasks."""
-    if dataset.task in ("regression", "embedding"):
+    if predicts_numbers(dataset.task) or dataset.task == "embedding":
         return ()
     held_out: tuple[Split, ...] = tuple(split for split in ("val", "test") if split in before)
     truth = np.concatenate([samples[split].y.numpy() for split in held_out])

@@ -132,7 +132,7 @@ def _quantize(builder: CandidateBuilder, spec: CandidateSpec, parent: BuiltCandi
     from bloomery.models.compression.quantization.post_training import QuantizationOptions, find_first_layer, quantize
     from bloomery.models.compression.quantization.sensitivity import ValidationRows, find_float_layers
     from bloomery.models.training.data.batches import even_sample
-    from bloomery.models.training.optimization.loss import is_multilabel
+    from bloomery.models.training.optimization.loss import is_multilabel, is_multioutput
 
     assert spec.quantize is not None
     num_rows = builder.compression.calibration_rows
@@ -150,7 +150,7 @@ def _quantize(builder: CandidateBuilder, spec: CandidateSpec, parent: BuiltCandi
     elif spec.float_layers is not None:
         val = builder.splits.val
         x, y = (even_sample(tensor, _NUM_SENSITIVITY_ROWS) for tensor in (val.x, val.y))
-        validation = ValidationRows(x.numpy(), _loss_on(y), is_multilabel(y))
+        validation = ValidationRows(x.numpy(), _loss_on(y), is_multilabel(y), is_multioutput(y))
         float_layers = find_float_layers(parent.path, calibration, validation, spec.float_layers, options)
     quantize(parent.path, path, calibration, options._replace(keep_float=float_layers))
     return hashlib.sha256(calibration.tobytes()).hexdigest() if spec.quantize == "static" else None
@@ -158,11 +158,11 @@ def _quantize(builder: CandidateBuilder, spec: CandidateSpec, parent: BuiltCandi
 
 def _loss_on(y: torch.Tensor) -> Callable[[np.ndarray], float]:
     """The loss of outputs (B, K) for rows with the labels `y`: the error rate, or the RMSE in standard units."""
-    from bloomery.models.training.optimization.loss import is_regression, score_outputs
+    from bloomery.models.training.optimization.loss import is_multioutput, is_regression, score_outputs
 
     def loss(outputs_BK: np.ndarray) -> float:
         score = score_outputs(outputs_BK, y)
-        return score if is_regression(y) else 1 - score
+        return score if is_regression(y) or is_multioutput(y) else 1 - score
 
     return loss
 

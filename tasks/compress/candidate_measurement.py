@@ -5,6 +5,7 @@ Shapes: N rows, K classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib import metadata
@@ -17,10 +18,11 @@ import pyarrow.parquet as pq
 
 from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.records.key_column import key_column
+from bloomery.data_contracts.records.output_units import restore_units
 from bloomery.data_contracts.records.records import Candidate, Dataset, Flips, Interval, Latency, TrainedNetwork
 from bloomery.data_contracts.records.score_format import DEGRADATION_NAMES, degradation_name
 from bloomery.data_contracts.records.scores import Score
-from bloomery.data_contracts.records.tensor_layout import Task, predicts_one_class
+from bloomery.data_contracts.records.tensor_layout import Task, predicts_numbers, predicts_one_class
 from bloomery.data_contracts.serving.predictions import decide_labels
 from bloomery.models.compression.config import CandidateSpec
 from bloomery.models.features.encoder import read_encoder
@@ -40,6 +42,7 @@ from bloomery.tasks.compress.baseline_comparison import (
 from bloomery.tasks.compress.built_candidate import SEED, BuiltCandidate
 from bloomery.tasks.compress.candidate_builder import CandidateSplits
 from bloomery.tasks.evaluation.candidate_table import latency_columns
+from bloomery.tasks.evaluation.output_scores import output_columns, score_each_output
 from bloomery.tasks.evaluation.row_predictions import RowPredictions, predict_rows
 from bloomery.tasks.evaluation.scoring import (
     GroundTruth,
@@ -172,7 +175,8 @@ def _measure(
         score=score_predictions(score, truth, after),
         metrics=compute_all_scores(dataset.task, score, truth, after),
         degradation=_NO_DEGRADATION if is_baseline else compare_predictions(score, truth, before, after),
-        flips=None if task in ("regression", "embedding") else _count_flips(task, truth, before, after),
+        flips=None if predicts_numbers(task) or task == "embedding" else _count_flips(task, truth, before, after),
+        outputs=score_each_output(dataset.outputs, truth, after),
         latencies=latencies,
         parity_error=candidate.parity_error,
         predictions_uri=out.uri(table_path.name),
@@ -220,6 +224,10 @@ def _write_predictions(path: Path, dataset: Dataset, measured: _Predictions) -> 
         columns["truth"] = pa.array(truth.truth)
         columns["prediction"] = pa.array(list(measured.vectors), pa.list_(pa.float32()))
         columns["rank"] = pa.array(predictions)
+    elif dataset.outputs:
+        for name, values_NK in (("truth", truth.truth), ("prediction", predictions)):
+            labels = restore_units(dataset.outputs, values_NK).tolist()
+            columns[name] = pa.array([[None if math.isnan(label) else label for label in row] for row in labels])
     else:
         columns["truth"] = pa.array(truth.truth)
         columns["prediction"] = pa.array(predictions)
@@ -271,6 +279,9 @@ def _log_tables(run_id: str, trained: TrainedNetwork, predictions: _Predictions)
         drops = {part.value: part.degradation for part in degradation_by_class(dataset, truth, before, after)}
         table |= _degradation_columns(dataset.task, [drops.get(name) for name in table["class"]])
         client.log_table(run_id, table, "per_class.json")
+    if dataset.outputs:
+        table = output_columns(score_each_output(dataset.outputs, truth, predictions.values))
+        client.log_table(run_id, table, "per_output.json")
     if trained.slice_columns:
         table = slice_table(dataset, trained.slice_columns, truth, predictions.values)
         slices = degradation_by_slice(dataset, trained.slice_columns, truth, before, after)

@@ -11,7 +11,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bloomery.data_contracts.records.key_column import key_column
+from bloomery.data_contracts.records.output_units import standardise_outputs
 from bloomery.data_contracts.records.records import Choice, Dataset
+from bloomery.data_contracts.records.tensor_layout import predicts_numbers
 from bloomery.models.features.encoder import read_encoder
 from bloomery.models.features.labels import mark_labels
 from bloomery.tasks.evaluation.scoring import GroundTruth
@@ -35,7 +37,7 @@ def read_measured_predictions(choice: Choice) -> pa.Table:
 def ground_truth(dataset: Dataset, predictions: pa.Table) -> GroundTruth:
     """The true labels beside measured predictions."""
     keys, truth_N = predictions[key_column(dataset.key)].combine_chunks(), decode_column(dataset, predictions["truth"])
-    if dataset.task != "regression":
+    if not predicts_numbers(dataset.task):
         return GroundTruth(keys, truth_N, np.arange(len(keys)))
     features = read_encoder(settings().path(dataset.encoder_uri)).features
     return GroundTruth(keys, truth_N, bootstrap_order(dataset, features, keys))
@@ -45,7 +47,7 @@ def predicted_values(dataset: Dataset, predictions: pa.Table) -> np.ndarray:
     """The measured predictions: probabilities float64 (N, K), or numbers (N,), of an embedding ranks."""
     if dataset.task == "embedding":
         return np.asarray(predictions["rank"].to_numpy())
-    if dataset.task == "regression":
+    if predicts_numbers(dataset.task):
         return decode_column(dataset, predictions["prediction"])
     return np.asarray(pc.list_flatten(predictions["probabilities"])).reshape(predictions.num_rows, -1)
 
@@ -53,10 +55,13 @@ def predicted_values(dataset: Dataset, predictions: pa.Table) -> np.ndarray:
 def decode_column(dataset: Dataset, values: pa.ChunkedArray) -> np.ndarray:
     """True or predicted labels as positions of classes int64 (N,), numbers (N,), or sets of labels int8 (N, K).
 
-    The truth of an embedding is stored as positions.
+    The truth of an embedding is stored as positions. Several numbers become standard units (N, K), nan where missing.
     """
     if dataset.task in ("regression", "embedding"):
         return np.asarray(values.to_numpy())
+    if dataset.outputs:
+        values_NK = np.asarray(values.combine_chunks().flatten(), np.float64).reshape(-1, len(dataset.outputs))
+        return standardise_outputs(dataset.outputs, values_NK)
     labels = values.combine_chunks()
     if dataset.task == "multilabel":
         return mark_labels(dataset.classes, labels)
@@ -106,7 +111,10 @@ def example_predictions(choice: Choice, num_rows: int) -> list[dict[str, Any]]:
     """Returns the first test rows as a client would send them, each with its measured prediction."""
     dataset = choice.candidates.trained.dataset
     predicted_rows = read_measured_predictions(choice).slice(0, num_rows).to_pylist()
-    if dataset.task == "regression":
+    if dataset.outputs:
+        names = [output.name for output in dataset.outputs]
+        predictions = [{"values": dict(zip(names, row["prediction"], strict=True))} for row in predicted_rows]
+    elif dataset.task == "regression":
         predictions = [_value_with_limits(choice, row["prediction"]) for row in predicted_rows]
     elif dataset.task == "embedding":
         predictions = [{"embedding": row["prediction"]} for row in predicted_rows]

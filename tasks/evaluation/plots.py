@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bloomery.data_contracts.records.tensor_layout import predicts_numbers
 from bloomery.tasks.evaluation.figures import create_figure, save_figure
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def plot_training_curves(epochs: Sequence[EpochResult], score: Score, unit: floa
     numbers = [epoch.number for epoch in epochs]
     loss_axes.plot(numbers, [epoch.train_loss for epoch in epochs], color=_BLUE, label="training loss")
     loss_axes.plot(numbers, [epoch.val_loss for epoch in epochs], color=_RED, label="validation loss")
-    is_classes = score.facts.task != "regression"
+    is_classes = not predicts_numbers(score.facts.task)
     loss_axes.set(
         xlabel="epoch", ylabel="cross entropy (nats)" if is_classes else "error (standard units)", yscale="log"
     )

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from bloomery.data_contracts.records.records import Dataset, Interval
-from bloomery.data_contracts.records.scores import Score, default_score
-from bloomery.data_contracts.records.tensor_layout import Task, predicts_one_class
+from bloomery.data_contracts.records.scores import MEAN_RMSE, Score, default_score
+from bloomery.data_contracts.records.tensor_layout import Task, predicts_numbers, predicts_one_class
 from bloomery.data_contracts.serving.predictions import decide_labels
 from bloomery.models.evaluation import metrics
 from bloomery.models.evaluation.label_sets import are_sets_right, label_metrics
+from bloomery.models.evaluation.output_scores import output_degradation_interval, output_score_interval
 from bloomery.models.evaluation.retrieval import gain_drop, gain_interval
 from bloomery.models.evaluation.score_intervals import degradation_interval, score_interval
 from bloomery.models.evaluation.scores import compute_metrics, compute_score, require_score
@@ -45,7 +46,7 @@ class GroundTruth(NamedTuple):
 
 def build_ground_truth(encoder: Encoder, dataset: Dataset, split: Examples) -> GroundTruth:
     truth_N = decode_labels(encoder, split)
-    if dataset.task != "regression":
+    if not predicts_numbers(dataset.task):
         return GroundTruth(split.key, truth_N, np.arange(len(split.key)))
     return GroundTruth(split.key, truth_N, bootstrap_order(dataset, encoder.features, split.key))
 
@@ -60,6 +61,8 @@ def decode_labels(encoder: Encoder, split: Examples) -> np.ndarray:
 
     if encoder.features.task == "multilabel":
         return split.y.numpy().astype(np.int8)
+    if encoder.outputs:
+        return split.y.numpy()
     if encoder.features.task == "embedding":
         return build_corpus(split.x.numpy(), split.y.numpy()).positives
     return split.y.numpy() if encoder.units is None else predictions_from(encoder, split.y.numpy()[:, None])
@@ -102,6 +105,8 @@ def score_rows(
     if predicts_one_class(task):
         return metrics.accuracy(predictions[subset].argmax(axis=1) == truth.truth[subset])
     order_N = truth.order[subset]
+    if task == "multioutput":
+        return output_score_interval(MEAN_RMSE.name, truth.truth[order_N], predictions[order_N])
     return metrics.rmse(truth.truth[order_N], predictions[order_N])
 
 
@@ -122,6 +127,8 @@ def measure_degradation(
         truth_N = truth.truth[subset]
         return metrics.accuracy_drop(before[subset] == truth_N, after[subset] == truth_N)
     order_N = truth.order[subset]
+    if task == "multioutput":
+        return output_degradation_interval(MEAN_RMSE.name, truth.truth[order_N], before[order_N], after[order_N])
     return metrics.rmse_rise(truth.truth[order_N], before[order_N], after[order_N])
 
 
@@ -132,7 +139,7 @@ def point_predictions(task: Task, predictions: np.ndarray) -> np.ndarray:
     """
     if task == "multilabel":
         return decide_labels(predictions)
-    return predictions.argmax(axis=1) if predictions.ndim == 2 else predictions
+    return predictions.argmax(axis=1) if predictions.ndim == 2 and task != "multioutput" else predictions
 
 
 class SliceDegradation(NamedTuple):
@@ -223,5 +230,5 @@ def _iterate_slices(
     for column in columns:
         for value, subset in find_slices(values[column]):
             if subset.any():
-                mask = subset[truth.order] if dataset.task == "regression" else subset
+                mask = subset[truth.order] if predicts_numbers(dataset.task) else subset
                 yield column, value, int(subset.sum()), mask

@@ -6,13 +6,14 @@ Source: Mitchell et al. 2019, "Model Cards for Model Reporting", for the section
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.odcs.html_page import describe_type
 from bloomery.data_contracts.records.lineage import describe_lineage
+from bloomery.data_contracts.records.output_units import OutputScore
 from bloomery.data_contracts.records.provenance import PROVENANCE_FILE
 from bloomery.data_contracts.records.records import Choice, Interval, ResourceUsage
 from bloomery.data_contracts.records.score_format import SCORE_NAMES, class_noun, format_score, format_score_value
@@ -129,6 +130,8 @@ def _quantitative_analyses(score: Score, metrics: CardMetrics) -> Section:
         frozenset({"value"}),
     )
     tables, texts = [overall], []
+    if metrics.outputs:
+        tables.append(_output_table(metrics.outputs))
     if metrics.classes:
         tables.append(_class_table(metrics, class_noun(task)))
     if len(metrics.classes) > _MAX_CLASSES:
@@ -142,6 +145,21 @@ def _quantitative_analyses(score: Score, metrics: CardMetrics) -> Section:
     else:
         texts.append("No metrics by slice: the recipe names no columns under training.slices.")
     return Section("Quantitative analyses", texts=texts, tables=tables)
+
+
+def _output_table(outputs: Sequence[OutputScore]) -> Table:
+    headings = ("output", "rows", "RMSE (95% interval)", "MAE", "R²")
+    rows = [
+        (
+            output.name,
+            f"{output.num_rows:,}",
+            format_score("regression", output.rmse),
+            f"{output.mae:,.4g}",
+            "–" if output.r2 is None else f"{output.r2:.2%}",
+        )
+        for output in outputs
+    ]
+    return Table(headings, rows, frozenset(headings[1:]))
 
 
 def _class_table(metrics: CardMetrics, noun: str) -> Table:
@@ -192,6 +210,8 @@ def _calibration(folder: Path, metrics: CardMetrics, choice: Choice) -> Section:
 def _prediction_intervals(choice: Choice) -> Section:
     interval, label = choice.candidate.interval, choice.candidates.trained.dataset.label
     title = "Prediction intervals"
+    if choice.candidates.trained.dataset.outputs:
+        return Section(title, texts=["None: a version with several outputs has none."])
     if interval is None:
         return Section(
             title, texts=["None: the validation split has too few rows, or the version is older than they are."]
@@ -253,7 +273,8 @@ def _training_data(choice: Choice) -> Section:
     contract = valid_rows.contract
     splits = {"train": dataset.train, "validation": dataset.val, "test": dataset.test, "unlabelled": dataset.unlabelled}
     counts = ", ".join(f"{split.num_rows:,} {name}" for name, split in splits.items() if split is not None)
-    names = [*dataset.inputs, *([] if dataset.label in dataset.inputs else [dataset.label])]
+    labels = [output.name for output in dataset.outputs] or [dataset.label]
+    names = list(dict.fromkeys([*dataset.inputs, *labels]))
     columns = [(name, column) for name in names[:_MAX_COLUMNS] if (column := contract.column(name)) is not None]
     texts = [
         f"Contract {contract.name} {contract.version} ({contract.status}, id {contract.id}) with "

@@ -14,7 +14,7 @@ from bloomery.data_contracts.records.score_format import (
     format_score_value,
 )
 from bloomery.data_contracts.records.scores import Score
-from bloomery.data_contracts.records.tensor_layout import Task
+from bloomery.data_contracts.records.tensor_layout import Task, predicts_numbers
 from bloomery.tasks.model_card.metrics import CardMetrics
 
 _FEW_ROWS = 1_000  # with fewer rows an accuracy of 90% is known to two points at best
@@ -78,12 +78,15 @@ def _metric_limitations(score: Score, metrics: CardMetrics) -> Iterator[str]:
 
 def _is_significantly_worse(task: Task, score: Interval, overall: float) -> bool:
     """Whether the whole 95% interval of `score` lies on the worse side of `overall`."""
-    return score.low > overall if task == "regression" else score.high < overall
+    return score.low > overall if predicts_numbers(task) else score.high < overall
 
 
 def _calibration_limitations(task: Task, metrics: CardMetrics, interval: PredictionInterval | None) -> Iterator[str]:
     if task == "embedding":
         yield "Vectors of texts unlike those of the training rows may be close to each other without a reason."
+        return
+    if metrics.calibration_error is None and interval is None and task == "multioutput":
+        yield "Predictions are numbers without an estimate of their uncertainty."
         return
     if metrics.calibration_error is None and interval is None:
         yield "A prediction is a single number without an estimate of its uncertainty."

@@ -29,6 +29,11 @@ _TEXTS: dict[Task, tuple[str, ...]] = {
         "the share of positives with a rank of at most k. Intervals are Wilson's of a recall, and from a bootstrap of "
         "rows of other scores.",
     ),
+    "multioutput": (
+        "The score is the mean over the outputs of root mean squared error, mean absolute error or R², in deviations "
+        "of each label among the training rows, with a 95% interval from a block bootstrap that draws neighbouring "
+        "rows together. The errors of each output are in its units. Rows without its label do not count for an output.",
+    ),
     "regression": (
         "Root mean squared error (RMSE) in the units of the label, with a 95% interval from a block bootstrap that "
         "draws neighbouring rows together; mean absolute error (MAE); mean absolute percentage error (MAPE); R².",

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bloomery.data_contracts.records.output_units import OutputScore
 from bloomery.data_contracts.records.records import Choice, Interval
 from bloomery.data_contracts.records.scores import Score
 from bloomery.data_contracts.records.tensor_layout import Task, predicts_one_class
@@ -53,6 +54,7 @@ class CardMetrics(NamedTuple):
     slices: tuple[SliceResult, ...]
     bins: CalibrationBins | None  # None of a regression; of sets of labels, decisions for a label
     calibration_error: float | None
+    outputs: tuple[OutputScore, ...] = ()
 
 
 def compute_card_metrics(choice: Choice) -> CardMetrics:
@@ -76,6 +78,7 @@ def compute_card_metrics(choice: Choice) -> CardMetrics:
         slices=_slice_results(choice, truth, predictions),
         bins=bins,
         calibration_error=None if bins is None else expected_calibration_error(bins),
+        outputs=choice.candidate.outputs,
     )
 
 

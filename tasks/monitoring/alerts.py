@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from bloomery.data_contracts.monitoring import Alert, Drift, LabelledScore, Monitor, RequestStats
 from bloomery.data_contracts.records.score_format import SCORE_NAMES, format_score, format_score_value
-from bloomery.data_contracts.records.tensor_layout import Task
+from bloomery.data_contracts.records.tensor_layout import Task, predicts_numbers
 
 
 def find_alerts(
@@ -33,7 +33,7 @@ def find_alerts(
 def _check_score(monitor: Monitor, task: Task, labelled_score: LabelledScore) -> Iterator[Alert]:
     score = labelled_score.score if labelled_score.weighted_score is None else labelled_score.weighted_score
     reference = labelled_score.held_out_score
-    if task == "regression":
+    if predicts_numbers(task):
         is_worse = score.low > reference.high and score.value >= reference.value * (1 + monitor.error_rise)
         limit = f"a rise of {monitor.error_rise:.0%}"
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from bloomery.data_contracts.errors import BloomeryError, DataMissing
 from bloomery.data_contracts.odcs.columns.arrow_schema import arrow_schema
 from bloomery.data_contracts.odcs.contract import Contract
+from bloomery.data_contracts.records.output_units import OutputUnits, standardise_outputs
 from bloomery.data_contracts.validation.row_checks import cast_batch, find_violations, row_rules
 from bloomery.tasks.bentos.bento_store import artifacts_folder
 from bloomery.tasks.infrastructure.list_texts import split_text
@@ -36,11 +37,14 @@ def locate_labels(name: str, configured_path: str | None) -> Path | None:
     return folder if _list_files(folder) else None
 
 
-def read_labels(path: Path, *, is_multilabel: bool = False, separator: str | None = None) -> pa.Table:
+def read_labels(
+    path: Path, *, is_multilabel: bool = False, separator: str | None = None, column: str = "label"
+) -> pa.Table:
     """Reads `request`, `row` and `label` from a file, or from all files in a folder; the last label of each row counts.
 
-    Sets of labels are texts of sorted JSON; a file has them as lists, as JSON such as `["a", "b"]`, as single labels,
-    or as texts with the `separator`. A blank text is a row without labels, and a null one has not arrived.
+    In the files, `label` has the name `column`. Sets of labels are texts of sorted JSON; a file has them as lists, as
+    JSON such as `["a", "b"]`, as single labels, or as texts with the `separator`. A blank text is a row without labels,
+    and a null one has not arrived.
 
     Raises:
         DataMissing: there is no such file, or it has no labels.
@@ -53,7 +57,7 @@ def read_labels(path: Path, *, is_multilabel: bool = False, separator: str | Non
             where=str(path),
             remedy="put the labels there, or give another path",
         )
-    tables = [_read_file(file, are_texts=is_multilabel) for file in files]
+    tables = [_read_file(file, column, are_texts=is_multilabel) for file in files]
     if is_multilabel:
         sets = (pa.array([_sort_set(value, separator) for value in table["label"].to_pylist()]) for table in tables)
         tables = [
@@ -64,13 +68,43 @@ def read_labels(path: Path, *, is_multilabel: bool = False, separator: str | Non
     return keep_last(pa.concat_tables(tables))
 
 
+def read_output_labels(path: Path, contract: Contract, names: Sequence[str]) -> tuple[pa.Table, int]:
+    """Reads the labels of several outputs from the columns `names`, and counts those that the contract forbids.
+
+    `label` is a JSON array with a null for a label that has not arrived, or is forbidden.
+
+    Raises:
+        DataMissing: there is no such file, or it lacks a column.
+    """
+    rows: dict[tuple[str, int], list[float | None]] = {}
+    num_invalid = 0
+    for position, name in enumerate(names):
+        labels, num_forbidden = filter_valid_labels(contract, name, read_labels(path, column=name))
+        num_invalid += num_forbidden
+        for row in labels.to_pylist():
+            values = rows.setdefault((row["request"], row["row"]), [None] * len(names))
+            values[position] = None if row["label"] is None else float(row["label"])
+    texts = [json.dumps(values) for values in rows.values()]
+    requests, numbers = [request for request, _ in rows], [number for _, number in rows]
+    columns = [pa.array(requests, pa.string()), pa.array(numbers, pa.int32()), pa.array(texts, pa.string())]
+    return pa.table(columns, names=[*ROW_ID, "label"]), num_invalid
+
+
+def parse_outputs(texts: Iterable[str], outputs: Sequence[OutputUnits]) -> np.ndarray:
+    """JSON arrays of values as standard units float64 (N, K); nan for a null."""
+    rows = [[np.nan if value is None else value for value in json.loads(text)] for text in texts]
+    return standardise_outputs(outputs, np.array(rows, np.float64).reshape(-1, len(outputs)))
+
+
 def as_plain_labels(labels: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
     """Returns sets of labels as texts that are equal where the sets are; other labels unchanged.
 
-    Arrow joins no tables with lists.
+    The values of several outputs are texts, too: Arrow joins no tables with lists.
     """
     if not pa.types.is_list(labels.type):
         return labels
+    if pa.types.is_floating(labels.type.value_type):
+        return pa.array([json.dumps(values) for values in labels.to_pylist()], pa.string())
     return pa.array([_sort_set(value) for value in labels.to_pylist()], pa.string())
 
 
@@ -158,11 +192,11 @@ def _list_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*") if path.suffix in _SUFFIXES)
 
 
-def _read_file(path: Path, *, are_texts: bool = False) -> pa.Table:
+def _read_file(path: Path, column: str, *, are_texts: bool = False) -> pa.Table:
     """Reads a file; with `are_texts`, all labels of a CSV file are texts, also blank ones and numbers."""
     try:
         if path.suffix == ".csv":
-            types = {"label": pa.string()} if are_texts else None
+            types = {column: pa.string()} if are_texts else None
             table = pcsv.read_csv(path, convert_options=pcsv.ConvertOptions(column_types=types))
         else:
             table = pq.read_table(path)
@@ -170,7 +204,7 @@ def _read_file(path: Path, *, are_texts: bool = False) -> pa.Table:
         raise DataMissing(
             f"{path} cannot be read: {failure}", required=_REQUIRED, where=str(path), remedy="check the path"
         ) from failure
-    missing = {"request", "label"} - set(table.column_names)
+    missing = {"request", column} - set(table.column_names)
     if missing:
         raise DataMissing(
             f"{path} has no column {', '.join(sorted(missing))}",
@@ -181,8 +215,8 @@ def _read_file(path: Path, *, are_texts: bool = False) -> pa.Table:
     row = table["row"] if "row" in table.column_names else pa.array(np.zeros(table.num_rows))
     try:
         return pa.table(
-            {"request": table["request"].cast(pa.string()), "row": row.cast(pa.int32()), "label": table["label"]}
-        ).filter(table["label"].is_valid())
+            {"request": table["request"].cast(pa.string()), "row": row.cast(pa.int32()), "label": table[column]}
+        ).filter(table[column].is_valid())
     except pa.ArrowException as failure:
         raise DataMissing(
             f"{path}: request or row has a wrong type: {failure}",

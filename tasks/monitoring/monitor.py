@@ -26,10 +26,11 @@ from bloomery.data_contracts.monitoring import (
     VersionReference,
 )
 from bloomery.data_contracts.odcs.distributions import Bins, Histogram, count_into_bins
-from bloomery.data_contracts.records.tensor_layout import Task
+from bloomery.data_contracts.records.scores import MEAN_RMSE
 from bloomery.data_contracts.serving.prediction_log import SHADOW, read_log, read_outcomes
 from bloomery.models.evaluation.drift_tests import holm_correction, measure_divergence, poststratified_accuracy
 from bloomery.models.evaluation.metrics import accuracy, proportion, rmse
+from bloomery.models.evaluation.output_scores import has_labels, output_score_interval
 from bloomery.tasks.bentos.bento_store import artifacts_folder
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.monitoring.alerts import find_alerts
@@ -40,8 +41,10 @@ from bloomery.tasks.monitoring.delayed_labels import (
     filter_valid_labels,
     keep_last,
     locate_labels,
+    parse_outputs,
     read_bento_contract,
     read_labels,
+    read_output_labels,
     read_set_separator,
 )
 from bloomery.tasks.monitoring.reference_profile import (
@@ -144,7 +147,10 @@ def _profiles_by_name(reference: VersionReference) -> dict[str, ReferenceProfile
     profiles = {**reference.columns, _bracket(_PREDICTION, reference): reference.predictions}
     if reference.confidence is not None:
         profiles[_bracket(_CONFIDENCE, reference)] = reference.confidence
-    return profiles
+    if reference.outputs:
+        del profiles[_bracket(_PREDICTION, reference)]
+    outputs = {_bracket(name, reference): profile for name, profile in (reference.output_profiles or {}).items()}
+    return profiles | outputs
 
 
 def _bracket(name: str, reference: VersionReference) -> str:
@@ -175,7 +181,7 @@ def _summarize_window(window: _Window, reference: VersionReference, *, keep_pred
             if name in reference.columns:
                 values = _extract_column(rows, name, profile.measure)
             else:
-                values = _extract_predictions(rows, name.strip("()"), reference.task)
+                values = _extract_predictions(rows, name.strip("()"), reference)
             if values is not None:
                 counts[name] += count_into_bins(_cells_of(profile), values)
         seconds.append(rows.filter(pc.equal(rows["row"], 0))["seconds"].to_numpy())
@@ -204,8 +210,11 @@ def _read_rows(window: _Window) -> Iterator[pa.Table]:
             yield rows.combine_chunks()
 
 
-def _extract_predictions(rows: pa.Table, what: str, task: Task) -> pa.Array:
-    if task == "embedding":
+def _extract_predictions(rows: pa.Table, what: str, reference: VersionReference) -> pa.Array:
+    if reference.outputs:
+        position = [output.name for output in reference.outputs].index(what)
+        return pc.list_element(pc.struct_field(rows["prediction"], 0).combine_chunks(), position)
+    if reference.task == "embedding":
         return summarize_vectors(pc.struct_field(rows["prediction"], 0).combine_chunks())
     if what == _CONFIDENCE:
         return pa.array(confidence(pc.struct_field(rows["prediction"], "probabilities")))
@@ -284,7 +293,13 @@ def _score_labelled(
     order = np.argsort(matches["at"].to_numpy())
     at, label = matches["at"].to_numpy()[order], matches["label"].take(pa.array(order))
     answers = stats.predictions["prediction"]
-    if reference.task == "regression":
+    if reference.outputs:
+        truth, predicted = (parse_outputs(texts.to_pylist(), reference.outputs) for texts in (label, answers))
+        if not has_labels(truth):
+            notes.append("an output has no label in any row, so the mean score over the outputs is unknown")
+            return None
+        score, weighted_score, coverage = output_score_interval(MEAN_RMSE.name, truth, predicted[at]), None, 1.0
+    elif reference.task == "regression":
         truth = label.cast(pa.float64()).to_numpy()
         score, weighted_score, coverage = rmse(truth, answers.to_numpy()[at]), None, 1.0
     else:
@@ -307,6 +322,12 @@ def _score_labelled(
 
 def _read_valid_labels(tag: str, path: Path, reference: VersionReference, notes: list[str]) -> pa.Table:
     """Reads the labels in `path` as they were before training: without invalid ones, and sets without unknown ones."""
+    if reference.outputs:
+        names = [output.name for output in reference.outputs]
+        labels, num_invalid = read_output_labels(path, read_bento_contract(tag), names)
+        if num_invalid:
+            notes.append(f"{num_invalid:,} labels violate the contract and are ignored")
+        return labels
     is_multilabel = reference.task == "multilabel"
     separator = read_set_separator(tag, reference.label) if is_multilabel else None
     arrived = read_labels(path, is_multilabel=is_multilabel, separator=separator)

@@ -75,6 +75,8 @@ def build_reference(choice: Choice) -> VersionReference:
         confidence=confidences,
         task=dataset.task,
         label=dataset.label,
+        outputs=dataset.outputs,
+        output_profiles=_profile_outputs(choice, dataset),
         score=_held_out_score(choice),
     )
 
@@ -174,6 +176,8 @@ def _profile_predictions(choice: Choice, dataset: Dataset) -> tuple[ReferencePro
     """Profiles the predicted labels, values or vectors, and the probabilities of the labels."""
     predictions = read_measured_predictions(choice)
     answers = predictions["prediction"]
+    if dataset.outputs:  # each has a profile of its own; this one is that of all
+        return _profile_numbers(answers.combine_chunks().flatten().to_numpy()), None
     if dataset.task == "regression":
         return _profile_numbers(answers.to_numpy()), None
     if dataset.task == "embedding":
@@ -181,6 +185,17 @@ def _profile_predictions(choice: Choice, dataset: Dataset) -> tuple[ReferencePro
     counts = count_into_bins(Bins(values=dataset.classes), single_labels(answers.combine_chunks()))
     labels = ReferenceProfile(num_rows=counts.num_rows, shares=reference_column(counts))
     return labels, _profile_numbers(confidence(predictions["probabilities"]))
+
+
+def _profile_outputs(choice: Choice, dataset: Dataset) -> dict[str, ReferenceProfile] | None:
+    """Profiles the predicted values of each of several outputs."""
+    if not dataset.outputs:
+        return None
+    values = read_measured_predictions(choice)["prediction"].combine_chunks()
+    return {
+        output.name: _profile_numbers(pc.list_element(values, position).to_numpy())
+        for position, output in enumerate(dataset.outputs)
+    }
 
 
 def summarize_vectors(vectors: pa.ListArray) -> pa.Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ import pyarrow.compute as pc
 
 from bloomery.data_contracts.documents.documents import Document
 from bloomery.data_contracts.errors import DataMissing, ReleaseRefused
+from bloomery.data_contracts.records.output_units import OutputUnits
 from bloomery.data_contracts.records.records import Interval
 from bloomery.data_contracts.records.score_format import DEGRADATION_NAMES, SCORE_NAMES, format_degradation
+from bloomery.data_contracts.records.scores import MEAN_RMSE
 from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.data_contracts.serving.prediction_log import SHADOW, read_log
 from bloomery.models.features.encoder import read_encoder
@@ -23,7 +26,10 @@ from bloomery.tasks.monitoring.delayed_labels import (
     as_plain_labels,
     drop_unknown_labels,
     keep_last,
+    parse_outputs,
+    read_bento_contract,
     read_labels,
+    read_output_labels,
     read_set_separator,
 )
 
@@ -39,7 +45,8 @@ class Comparison(Document):
     challenger: str
     num_rows: int
     agreement: float | None
-    rms_difference: float | None
+    rms_difference: float | None  # of several outputs in deviations of their labels
+    task: Task | None = None  # only of several outputs
     champion_seconds: float
     challenger_seconds: float
     num_labelled: int = 0
@@ -56,7 +63,7 @@ def compare_versions(name: str, champion: str, challenger: str | None, labels: P
     Raises:
         DataMissing: there are no such rows, or no labels for them.
     """
-    log, is_multilabel = _read_predictions(name)
+    log, field = _read_predictions(name)
     shadows = log.filter(pc.equal(log["role"], SHADOW))
     if challenger is None and shadows.num_rows:
         challenger = pc.take(shadows["version"], [shadows.num_rows - 1])[0].as_py()
@@ -71,6 +78,11 @@ def compare_versions(name: str, champion: str, challenger: str | None, labels: P
         _to_numpy(pairs["prediction"]),
         _to_numpy(pairs["prediction_challenger"]),
     )
+    outputs = _read_outputs(champion, str(challenger)) if field == "values" else ()
+    if outputs:
+        champion_predictions, challenger_predictions = (
+            parse_outputs(values, outputs) for values in (champion_predictions, challenger_predictions)
+        )
     is_regression = champion_predictions.dtype.kind == "f"
     seconds = [float(np.median(pairs[column].to_numpy())) for column in ("run_seconds", "run_seconds_challenger")]
     comparison = Comparison(
@@ -83,13 +95,19 @@ def compare_versions(name: str, champion: str, challenger: str | None, labels: P
         else None,
         champion_seconds=seconds[0],
         challenger_seconds=seconds[1],
+        task="multioutput" if outputs else None,
     )
     if labels is None:
         return comparison
-    arrived = _read_known_sets(labels, champion, comparison.challenger) if is_multilabel else read_labels(labels)
-    return _add_scores(
-        comparison, pairs.select(ROW_ID), (champion_predictions, challenger_predictions), arrived, labels
-    )
+    if outputs:
+        names = [output.name for output in outputs]
+        arrived, _ = read_output_labels(labels, read_bento_contract(champion), names)
+    elif field == "labels":
+        arrived = _read_known_sets(labels, champion, comparison.challenger)
+    else:
+        arrived = read_labels(labels)
+    predictions = (champion_predictions, challenger_predictions)
+    return _add_scores(comparison, pairs.select(ROW_ID), predictions, arrived, labels, outputs)
 
 
 def _read_known_sets(path: Path, champion: str, challenger: str) -> pa.Table:
@@ -143,7 +161,7 @@ def describe_comparison(comparison: Comparison) -> list[str]:
         f"{ratio:.2f}x"
     )
     if comparison.degradation is not None:
-        task: Task = "regression" if comparison.agreement is None else "classification"
+        task = comparison.task or ("regression" if comparison.agreement is None else "classification")
         interval = comparison.degradation
         low, value, high = (format_degradation(task, bound) for bound in (interval.low, interval.value, interval.high))
         lines.append(
@@ -159,9 +177,11 @@ def _add_scores(
     predictions: tuple[np.ndarray, np.ndarray],
     arrived: pa.Table,
     labels: Path,
+    outputs: Sequence[OutputUnits] = (),
 ) -> Comparison:
     """Adds the scores of both versions on the rows whose label has `arrived`, from the file or folder `labels`."""
     from bloomery.models.evaluation.metrics import accuracy_drop, rmse_rise
+    from bloomery.models.evaluation.output_scores import output_degradation_interval, score_outputs_of
 
     numbered_rows = row_ids.append_column("at", pa.array(np.arange(row_ids.num_rows)))
     labelled_rows = numbered_rows.join(arrived, ROW_ID, join_type="inner")
@@ -173,7 +193,11 @@ def _add_scores(
             remedy="store the id of each response, and write it beside the label",
         )
     at, truth = labelled_rows["at"].to_numpy(), labelled_rows["label"].to_numpy()
-    if comparison.agreement is None:
+    if outputs:
+        truth = parse_outputs(truth, outputs)
+        degradation = output_degradation_interval(MEAN_RMSE.name, truth, *(values[at] for values in predictions))
+        scores = [float(score_outputs_of(MEAN_RMSE.name, truth, values[at]).mean()) for values in predictions]
+    elif comparison.agreement is None:
         truth = truth.astype(np.float64)
         degradation = rmse_rise(truth, *(values[at] for values in predictions))
         scores = [float(np.sqrt(((values[at] - truth) ** 2).mean())) for values in predictions]
@@ -195,10 +219,28 @@ def _log_folder(name: str) -> Path:
     return settings().home / "predictions" / name
 
 
-def _read_predictions(name: str) -> tuple[pa.Table, bool]:
-    """Reads the logged predictions of a name, without the input columns, and whether they are sets of labels.
+def _read_outputs(champion: str, challenger: str) -> tuple[OutputUnits, ...]:
+    """Reads the outputs of the champion, in whose deviations both are compared.
 
-    Sets are texts, which are equal where the sets are.
+    Raises:
+        DataMissing: the bento of a version is not in the store, or the versions have other outputs.
+    """
+    outputs = [read_encoder(artifacts_folder(tag) / "encoder.json").outputs for tag in (champion, challenger)]
+    names = [[output.name for output in of_version] for of_version in outputs]
+    if names[0] != names[1]:
+        raise DataMissing(
+            f"{champion} predicts {', '.join(names[0])}, and {challenger} predicts {', '.join(names[1])}",
+            required="versions with the same outputs",
+            where="their encoders",
+            remedy="compare each with a version of its recipe",
+        )
+    return outputs[0]
+
+
+def _read_predictions(name: str) -> tuple[pa.Table, str]:
+    """Reads the logged predictions of a name, without the input columns, and the name of their field.
+
+    Sets of labels and several values are texts, which are equal where the predictions are.
     """
     tables = list(read_log(_log_folder(name), ["at", *ROW_ID, "version", "role", "run_seconds", "prediction"]))
     if not tables:
@@ -214,8 +256,7 @@ def _read_predictions(name: str) -> tuple[pa.Table, bool]:
         table.drop(["prediction"]).append_column("prediction", as_plain_labels(pc.struct_field(table["prediction"], 0)))
         for table in tables
     ]
-    is_multilabel = any(table.schema.field("prediction").type.get_field_index("labels") >= 0 for table in tables)
-    return pa.concat_tables(flat_tables), is_multilabel
+    return pa.concat_tables(flat_tables), str(tables[-1].schema.field("prediction").type.field(0).name)
 
 
 def _no_rows_error(name: str, champion: str | None, challenger: str | None) -> DataMissing:
@@ -228,6 +269,6 @@ def _no_rows_error(name: str, champion: str | None, challenger: str | None) -> D
 
 
 def _to_numpy(predictions: pa.ChunkedArray) -> np.ndarray:
-    """Labels, sets of labels as texts, or float64 values of a regression."""
+    """Labels, sets of labels or several values as texts, or float64 values of a regression."""
     values = predictions.to_numpy()
     return values if pa.types.is_floating(predictions.type) else values.astype(object)

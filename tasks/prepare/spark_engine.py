@@ -45,6 +45,7 @@ SPARK_FUNCTIONS = EngineFunctions(
     collect="transform(collect_list(named_struct('value', {value})) {window}, item -> item.value)",
     microseconds="unix_micros",
     sort_set="array_sort(array_distinct(filter({value}, item -> item is not null)))",
+    make_array="array({values})",
 )
 
 

@@ -29,14 +29,25 @@ class EngineFunctions(NamedTuple):
     collect: str  # the values {value} of the rows of {window} as an array, with nulls
     microseconds: str  # of a timestamp, since 1970
     sort_set: str  # the elements of the array {value} in order and each once, without nulls
+    make_array: str  # the array of {values}
 
 
 def columns_read(features: Features) -> tuple[str, ...]:
     """Returns all columns of the validated rows that `prepare` reads, each once."""
     inputs = (column for source in features.inputs for column in source.columns)
     return tuple(
-        dict.fromkeys((features.key, features.label, *inputs, *_series_columns(features), *features.split.columns))
+        dict.fromkeys(
+            (features.key, *features.label_columns, *inputs, *_series_columns(features), *features.split.columns)
+        )
     )
+
+
+def _joined_columns(features: Features) -> tuple[str, ...]:
+    """Returns the columns of the rows after `_with_joined_labels`, each once."""
+    if features.labels is None:
+        return columns_read(features)
+    others = (name for name in columns_read(features) if name not in features.label_columns)
+    return (*others, features.label_column)
 
 
 def names_by_alias(features: Features) -> dict[str, str]:
@@ -57,12 +68,12 @@ def split_query(
         DataUnfit: the column that names the split holds a value that is not the name of a split.
     """
     split = features.split
-    rows = _with_sorted_sets(features, rows, functions)
+    rows = _with_joined_labels(features, _with_sorted_sets(features, rows, functions), functions)
     if features.deduplicate:
         rows = _without_duplicates(features, contract, rows)
     if split.by == "given":
         _require_split_names(split, rows, run_query)
-    names = ", ".join(map(column_alias, columns_read(features)))
+    names = ", ".join(map(column_alias, _joined_columns(features)))
     split_expression = _split_expression(features, contract, rows, run_query, functions)
     query = f"select {names}, {split_expression} as {SPLIT_COLUMN} from {rows}"
     if features.unlabelled == "teach":
@@ -88,9 +99,12 @@ def count_dropped_rows(
     features: Features, contract: Contract, rows: str, split_rows: str, run_query: RunQuery, functions: EngineFunctions
 ) -> int:
     """Returns how many rows of `rows`, without copies, are not in `split_rows`: they lack a window or a label."""
-    if features.series is None and features.unlabelled == "refuse":
+    if features.series is None and features.unlabelled == "refuse" and features.labels is None:
         return 0
-    rows = _with_sorted_sets(features, rows, functions)
+    if features.labels is None:
+        rows = _with_sorted_sets(features, rows, functions)
+    else:
+        rows = _with_joined_labels(features, rows, functions, keeps_unlabelled=True)
     if features.deduplicate:
         rows = _without_duplicates(features, contract, rows)
     before, after = (run_query(f"select count(*) from {table}")[0][0] for table in (rows, split_rows))
@@ -187,14 +201,28 @@ def _with_sorted_sets(features: Features, rows: str, functions: EngineFunctions)
     return f"(select {select_list} from {rows}) sorted_rows"
 
 
+def _with_joined_labels(
+    features: Features, rows: str, functions: EngineFunctions, *, keeps_unlabelled: bool = False
+) -> str:
+    """Returns a table expression with several labels as one array, without the rows that have none of them."""
+    if features.labels is None:
+        return rows
+    labels = [column_alias(name) for name in features.labels]
+    values = ", ".join(f"cast({label} as double)" for label in labels)
+    array = f"{functions.make_array.format(values=values)} as {column_alias(features.label_column)}"
+    names = [column_alias(name) for name in columns_read(features) if name not in features.label_columns]
+    condition = "true" if keeps_unlabelled else " or ".join(f"{label} is not null" for label in labels)
+    return f"(select {', '.join([*names, array])} from {rows} where {condition}) labelled_rows"
+
+
 def _without_duplicates(features: Features, contract: Contract, rows: str) -> str:
     """Returns a table expression that keeps, of rows with equal content, the row with the smallest key.
 
     In a series, copies also have equal time and group.
     """
-    content = list(dict.fromkeys((*_content(features, features.label), *_series_columns(features))))
+    content = list(dict.fromkeys((*_content(features, _content_label(features)), *_series_columns(features))))
     key = column_alias(features.key)
-    if set(columns_read(features)) == {features.key, *content}:
+    if set(_joined_columns(features)) == {features.key, *content}:
         # Grouped without a join, which would move all rows again. Minus zero and zero are one group, and an engine
         # keeps either of them: adding zero turns minus zero into zero.
         number_columns = {column.name for column in contract.columns if column.logical_type == "number"}
@@ -248,6 +276,11 @@ def require_no_leakage(features: Features, rows: str, run_query: RunQuery) -> No
         )
     if split.in_time is not None:
         _require_order(split.in_time, rows, run_query)
+
+
+def _content_label(features: Features) -> str:
+    """Returns the label's column before windows are built."""
+    return features.label if features.labels is None else features.label_column
 
 
 def _content(features: Features, label: str) -> list[str]:

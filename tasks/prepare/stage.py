@@ -84,6 +84,7 @@ def prepare(out: Output, checked: ValidRows, features: Features, engine: Engine)
         task=features.task,
         layout=encoder.layout,
         classes=encoder.classes,
+        outputs=encoder.outputs,
         test_rows_uri=test_rows_uri,
         num_dropped=num_dropped,
         valid_rows=checked,

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from bloomery.data_contracts.errors import ReleaseRefused
 from bloomery.data_contracts.records.key_column import key_column
+from bloomery.data_contracts.records.output_units import restore_units, standardise_outputs
 from bloomery.data_contracts.records.records import Bento, Interval
 from bloomery.data_contracts.records.score_format import (
     degradation_name,
@@ -54,7 +55,7 @@ def require_score(bento: Bento, gates: Gates) -> None:
     limits: list[tuple[str, Score, float | None]] = [
         ("min_accuracy", ACCURACY, gates.min_accuracy if default == ACCURACY else None),
         ("min_score", score, gates.min_score),
-        ("max_error", score if score.is_error else RMSE, gates.max_error),
+        ("max_error", score if score.is_error else default if default.is_error else RMSE, gates.max_error),
     ]
     for gate, measured, limit in limits:
         if limit is None:
@@ -112,14 +113,18 @@ def _metric(bento: Bento, score: Score) -> float:
 def compare_with_champion(bento: Bento, champion: ModelVersion | None) -> Interval | None:
     """The degradation from `champion` to this version on the current test rows, both as packaged.
 
-    None if they cannot be compared: there is no other champion, or it has another task, reads other columns, or its
-    bento cannot be read. A broken champion must not block its successor.
+    None if they cannot be compared: there is no other champion, or it has another task or other outputs, reads other
+    columns, or its bento cannot be read. A broken champion must not block its successor.
     """
     tag = model_registry.bento_of(champion)
     if tag is None or tag == bento.tag:
         return None
     encoder = read_bento_encoder(tag)
     if encoder is None or encoder.features.task != bento.choice.candidates.trained.dataset.task:
+        return None
+    if [output.name for output in encoder.outputs] != [
+        output.name for output in bento.choice.candidates.trained.dataset.outputs
+    ]:
         return None
     if encoder.features.task == "embedding":
         return _compare_ranks(bento, tag, encoder)
@@ -174,6 +179,10 @@ def _measure_degradation(bento: Bento, champion: Encoder, champion_predictions: 
         names = [str(name) for name in dataset.classes]
         before = align_classes(champion, champion_predictions, names)
         return compare_aligned(trained.score, labels.truth, before, np.pad(after, ((0, 0), (0, 1))))
+    if dataset.outputs:
+        champion_predictions = standardise_outputs(
+            dataset.outputs, restore_units(champion.outputs, champion_predictions)
+        )
     if dataset.task == "multilabel":
         champion_predictions = align_labels(champion, champion_predictions, dataset.classes)
     return compare_predictions(trained.score, labels, champion_predictions, after)

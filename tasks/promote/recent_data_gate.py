@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ import pyarrow.compute as pc
 
 from bloomery.data_contracts.documents.durations import format_duration
 from bloomery.data_contracts.errors import ReleaseRefused
+from bloomery.data_contracts.records.output_units import restore_units, standardise_outputs
 from bloomery.data_contracts.records.records import Interval
 from bloomery.data_contracts.records.score_format import degradation_name, format_degradation
 from bloomery.data_contracts.records.scores import ACCURACY, Score, default_score
@@ -19,6 +21,7 @@ from bloomery.models.evaluation.gates import Gates
 from bloomery.models.evaluation.metrics import accuracy_drop
 from bloomery.models.evaluation.score_intervals import degradation_interval
 from bloomery.models.evaluation.scores import UndefinedScore
+from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import Encoder
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.monitoring.delayed_labels import (
@@ -26,9 +29,11 @@ from bloomery.tasks.monitoring.delayed_labels import (
     filter_valid_labels,
     keep_last,
     locate_labels,
+    parse_outputs,
     parse_set,
     read_bento_contract,
     read_labels,
+    read_output_labels,
     read_set_separator,
 )
 from bloomery.tasks.promote.gates import (
@@ -73,10 +78,13 @@ def require_not_worse_on_recent_data(
     features = candidate_encoder.features
     if features.task == "embedding":
         return "not compared on recent data: no label arrives for a vector"
-    is_multilabel = features.task == "multilabel"
-    separator = read_set_separator(tag, features.label) if is_multilabel else None
-    arrived = read_labels(label_path, is_multilabel=is_multilabel, separator=separator)
-    labels, _ = filter_valid_labels(read_bento_contract(tag), features.label, arrived)
+    if candidate_encoder.outputs:
+        names = [output.name for output in candidate_encoder.outputs]
+        if champion_encoder is not None and [output.name for output in champion_encoder.outputs] != names:
+            return "not compared on recent data: the champion has other outputs"
+        labels, _ = read_output_labels(label_path, read_bento_contract(tag), names)
+    else:
+        labels = _read_labels(tag, features, label_path)
     rows, truth = _read_labelled_rows(name, labels, datetime.now(UTC) - gates.recent.window)
     if len(truth) < gates.recent.min_rows:
         return f"not compared on recent data: {len(truth):,} labelled rows, fewer than {gates.recent.min_rows:,}"
@@ -103,6 +111,13 @@ def require_not_worse_on_recent_data(
             remedy="train on recent rows too; or wait for more labels, where the interval is wide",
         )
     return f"on {len(truth):,} recent labelled rows the {result}"
+
+
+def _read_labels(tag: str, features: Features, label_path: Path) -> pa.Table:
+    is_multilabel = features.task == "multilabel"
+    separator = read_set_separator(tag, features.label) if is_multilabel else None
+    arrived = read_labels(label_path, is_multilabel=is_multilabel, separator=separator)
+    return filter_valid_labels(read_bento_contract(tag), features.label, arrived)[0]
 
 
 def _describe_result(score: Score, champion: str, degradation: Interval) -> str:
@@ -139,6 +154,11 @@ def _measure_degradation(score: Score, truth: pa.ChunkedArray, champion: _Versio
     Raises:
         UndefinedScore: the score does not exist for these rows.
     """
+    if candidate.encoder.outputs:
+        truth_NK = parse_outputs(truth.to_pylist(), candidate.encoder.outputs)
+        # Both in the deviations of the candidate's labels.
+        before, after = (_to_units_of(candidate.encoder, *version) for version in (champion, candidate))
+        return degradation_interval(score, truth_NK, before, after)
     if candidate.encoder.features.task == "regression":
         numbers = truth.cast(pa.float64()).to_numpy()
         return degradation_interval(score, numbers, champion.predictions, candidate.predictions)
@@ -155,6 +175,11 @@ def _measure_degradation(score: Score, truth: pa.ChunkedArray, champion: _Versio
     positions = np.array([names.index(label) for label in labels[is_known]], np.int64)
     before, after = (align_classes(*version, names)[is_known] for version in (champion, candidate))
     return compare_aligned(score, positions, before, after)
+
+
+def _to_units_of(encoder: Encoder, source: Encoder, predictions_NK: np.ndarray) -> np.ndarray:
+    """Predictions of `source` in the standard units of `encoder`, which has the same outputs."""
+    return standardise_outputs(encoder.outputs, restore_units(source.outputs, predictions_NK))
 
 
 def _compare_sets(score: Score, truth: pa.ChunkedArray, champion: _Version, candidate: _Version) -> Interval:

@@ -136,20 +136,18 @@ def _run_smoke_test(bento: Bento, num_rows: int) -> tuple[int, dict[str, Any]]:
     Raises:
         ReleaseRefused: a prediction differs from the measured one.
     """
-    from bloomery.models.inference.outputs import TOLERANCE, score_unit
-
     dataset = bento.choice.candidates.trained.dataset
     examples = example_predictions(bento.choice, num_rows)
     rows = [example["row"] for example in examples]
     with serve_bento(bento.tag) as client:
         single = [parse_predictions(post_rows(client, [row]), bento.tag)[0] for row in rows[:10]]
         batched = parse_predictions(post_rows(client, rows), bento.tag)
-    limit = TOLERANCE * score_unit(read_encoder(settings().path(dataset.encoder_uri)))
+    encoder = read_encoder(settings().path(dataset.encoder_uri))
     key = key_column(dataset.key)
     truths = read_measured_predictions(bento.choice).select([key, "truth"]).slice(0, num_rows).to_pylist()
     for position, prediction in [*enumerate(single), *enumerate(batched)]:
         description = f"the row with {dataset.key} {truths[position][key]}"
-        require_same_prediction(prediction, examples[position]["prediction"], limit, description, bento.tag)
+        require_same_prediction(prediction, examples[position]["prediction"], encoder, description, bento.tag)
     first = single[0]
     if "embedding" in first:
         return len(rows), {"key": truths[0][key], "dimensions": len(first["embedding"])}

@@ -128,6 +128,8 @@ def _model_description(name: str, bento: Bento, contract: Contract) -> str:
         more = f" and {len(classes) - _MAX_NAMES:,} more" if len(classes) > _MAX_NAMES else ""
         choice = "any of" if dataset.task == "multilabel" else "one of"
         output = f"{escape_markdown(dataset.label)}, {choice} {', '.join(classes[:_MAX_NAMES])}{more}"
+    if dataset.outputs:
+        output = f"the numbers {escape_markdown(dataset.label)}"
     if dataset.task == "embedding":
         output = "vectors, which are close for texts that belong together"
     verb = "Computes" if dataset.task == "embedding" else "Predicts"

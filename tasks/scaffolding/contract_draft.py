@@ -129,7 +129,7 @@ def _rename_splits(column: ColumnProfile, replaced: dict[str, str]) -> ColumnPro
 
 def _is_required(column: ColumnProfile, plan: DraftPlan) -> bool:
     """Whether a row without a value is quarantined. A forecast drops windows without a label instead."""
-    is_label = column.name == plan.label.name and plan.series is None
+    is_label = column.name == plan.label.name and plan.series is None and not plan.label.others
     return is_label or column.name in plan.required_columns or (not column.num_missing and column.num_valid > 0)
 
 
@@ -139,7 +139,7 @@ def _column_comments(column: ColumnProfile, plan: DraftPlan, name: str) -> list[
         comments.append(f"Name in the source: {column.name!r}.")
     if column.name == plan.label.name and plan.label.sets is not None:
         return [f"Observed: {plan.label.sets.describe()}."]
-    if column.name in plan.inputs.unused and column.name not in (plan.label.name, plan.key.name):
+    if column.name in plan.inputs.unused and column.name not in (*plan.label_names, plan.key.name):
         comments.append(f"Not used by the model: {plan.inputs.unused[column.name]}.")
     if sounds_personal(column.name):
         comments.append("If this column holds personal data, drop, hash or encrypt it:")

@@ -110,6 +110,8 @@ def _missing(plan: DraftPlan, names: dict[str, str], stated: Sequence[str] | dic
 
 def _features(plan: DraftPlan, names: dict[str, str]) -> CommentedMap:
     section = CommentedMap(key=names.get(plan.key.name, plan.key.name), label=names[plan.label.name])
+    if plan.label.others:
+        section["label"] = inline([names[name] for name in plan.label_names])
     if plan.label.task != "classification":
         section["task"] = plan.label.task
     if plan.label.order is not None:
@@ -160,7 +162,7 @@ def _inputs(plan: DraftPlan, names: dict[str, str]) -> CommentedSeq:
 
 def _comment_unused(section: CommentedMap, plan: DraftPlan, names: dict[str, str]) -> None:
     """Adds the columns that the model does not use, behind the inputs, each with the reason."""
-    unused = {name: why for name, why in plan.inputs.unused.items() if name not in (plan.label.name, plan.key.name)}
+    unused = {name: why for name, why in plan.inputs.unused.items() if name not in (*plan.label_names, plan.key.name)}
     if unused:
         add_comment(section, "deduplicate", "Columns that the model does not use:", 2)
     for name, reason in unused.items():
@@ -191,7 +193,7 @@ def _network(plan: DraftPlan, score: str) -> tuple[CommentedMap, CommentedMap, C
         (size for upper, size in ((500, 16), (2_000, 32), (20_000, 128), (200_000, 256)) if num_rows < upper), 1024
     )
     if plan.series is None and plan.inputs.is_tabular:
-        has_trees = plan.label.task in ("classification", "regression")
+        has_trees = plan.label.task in ("classification", "regression") and not plan.label.others
         return draft_tabular_network(num_rows, batch_size, is_skewed=score == "macro_f1", has_trees=has_trees)
     if plan.series is not None:
         epochs = min(max(_STEPS_SEEN // (num_rows * plan.series.length), 5), 60)
@@ -217,6 +219,12 @@ def _network(plan: DraftPlan, score: str) -> tuple[CommentedMap, CommentedMap, C
 
 def _score(label: LabelPlan) -> tuple[str, str]:
     """Returns the score that suits the label, and why."""
+    if label.others:
+        return (
+            "mean_rmse",
+            "The score that selects epochs, candidates and versions: the mean over the outputs of the typical error, "
+            "in deviations of each label.",
+        )
     if label.standard_deviation is not None:
         return (
             "rmse",
@@ -269,7 +277,8 @@ def _budget_and_gates(plan: DraftPlan, score: str) -> tuple[CommentedMap, Commen
     test_share = _split_shares(plan)[2]
     num_test = max(round(plan.num_usable_rows * test_share), 1)
     if plan.label.standard_deviation is not None:
-        return _for_regression(plan.label.standard_deviation, num_test)
+        # Of several outputs in deviations: always predicting the means is wrong by one.
+        return _for_regression(1.0 if plan.label.others else plan.label.standard_deviation, num_test)
     share = plan.label.majority_share
     if score == "macro_f1":
         margin = _macro_f1_margin([num_rows * test_share for _, num_rows in plan.label.classes])

@@ -86,9 +86,9 @@ def _build_task(run: TrainingRun, test: Examples) -> BaselineTask:
     x, y = train.x.numpy(), train.y.numpy()
     if dataset.task == "multilabel":
         y = y.astype(np.int64)
-    elif units is None:
+    elif dataset.classes:
         x, y = x[y >= 0], y[y >= 0]
-    else:
+    elif units is not None:  # several outputs are scored in standard units
         y = units.mean + units.deviation * y.astype(np.float64)
     return BaselineTask(
         score=run.score,

@@ -73,10 +73,11 @@ class _ExplainedRows(NamedTuple):
 def log_run_explanations(run: TrainingRun, folder: Path, network: nn.Module | OutputFunction, sample: Examples) -> None:
     """Explains predictions for rows of `sample`, and logs the result to the run, if the recipe requests it.
 
-    The values of a vector have no meaning of their own, so that those of an embedding are not explained.
+    The values of a vector have no meaning of their own, so that those of an embedding are not explained. Those of
+    several outputs are explained by the endpoint alone.
     """
     dataset, encoder, options = run.dataset, run.encoder, run.training.explain
-    if options is None or dataset.task == "embedding":
+    if options is None or dataset.task in ("embedding", "multioutput"):
         return
     job = ExplanationJob(
         network=network,

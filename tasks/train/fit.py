@@ -88,7 +88,7 @@ def sample_validation_rows(dataset: Dataset, val: ExampleSource) -> Examples:
 def make_blueprint(dataset: Dataset, model: Model) -> Blueprint:
     from bloomery.models.networks.blueprint import Blueprint
 
-    num_outputs = 1 if dataset.task == "regression" else len(dataset.classes)
+    num_outputs = 1 if dataset.task == "regression" else len(dataset.outputs or dataset.classes)
     if dataset.task == "embedding":
         width = vector_width(model)
         assert width is not None  # networks without vectors are refused when the recipe is read

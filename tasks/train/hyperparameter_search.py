@@ -207,8 +207,8 @@ def _candidate_networks(job: SearchJob) -> tuple[Model, ...]:
     if job.model.kind != "auto":
         return (job.model,)
     networks = spaces.default_networks(job.dataset.layout, job.score)
-    is_multilabel = job.dataset.task == "multilabel"
-    return tuple(network for network in networks if not (is_multilabel and network.kind in NOT_MULTILABEL))
+    has_several = job.dataset.task in ("multilabel", "multioutput")
+    return tuple(network for network in networks if not (has_several and network.kind in NOT_MULTILABEL))
 
 
 def _first_trials(job: SearchJob) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ Shapes: N rows, K classes or labels.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from bloomery.data_contracts.records.key_column import key_column
+from bloomery.data_contracts.records.output_units import restore_units
 from bloomery.data_contracts.records.records import Dataset
 from bloomery.data_contracts.records.tensor_layout import Task, predicts_one_class
 from bloomery.data_contracts.serving.predictions import decide_labels
@@ -22,6 +24,7 @@ from bloomery.models.evaluation.label_sets import are_sets_right
 from bloomery.models.evaluation.scores import compute_metrics, compute_score
 from bloomery.models.features.labels import name_labels
 from bloomery.tasks.evaluation import plots
+from bloomery.tasks.evaluation.output_scores import output_columns, score_each_output
 from bloomery.tasks.evaluation.row_predictions import predict_rows
 from bloomery.tasks.evaluation.scoring import GroundTruth, build_ground_truth, class_table, slice_table
 from bloomery.tasks.tracking import mlflow_runs
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 
 _CURVES = ("accuracy", "rmse")  # each epoch has logged them, and the best is logged by another name
 _NUM_WORST_ROWS = 100
+_NUM_PLOTTED_OUTPUTS = 12
 _NUM_PLOTTED_ROWS = 18
 
 
@@ -55,6 +59,8 @@ def log_validation_report(run: TrainingRun, folder: Path, network: nn.Module, sp
         values = _report_classification(run.run_id, folder, truth, predictions, dataset)
     elif dataset.task == "multilabel":
         values = _report_sets(run.run_id, folder, truth, predictions, dataset)
+    elif dataset.outputs:
+        _report_outputs(run.run_id, folder, truth, predictions, dataset)
     elif dataset.task == "regression":
         values = _report_regression(folder, truth, predictions)
     client = mlflow_runs.client()
@@ -119,6 +125,21 @@ def _report_regression(folder: Path, truth: GroundTruth, predictions_N: np.ndarr
     }
 
 
+def _report_outputs(
+    run_id: str, folder: Path, truth: GroundTruth, predictions_NK: np.ndarray, dataset: Dataset
+) -> None:
+    """Logs the errors of each output in its units, and a plot of each."""
+    scores = score_each_output(dataset.outputs, truth, predictions_NK)
+    mlflow_runs.client().log_table(run_id, output_columns(scores), "val_per_output.json")
+    labels_NK, values_NK = (restore_units(dataset.outputs, values) for values in (truth.truth, predictions_NK))
+    for number, (labels_N, values_N) in enumerate(zip(labels_NK.T, values_NK.T, strict=True)):
+        is_known_N = ~np.isnan(labels_N)
+        if is_known_N.any() and number < _NUM_PLOTTED_OUTPUTS:
+            # Numbered, since the name of a column need not be that of a file.
+            path = folder / f"val_predictions_{number}.png"
+            plots.plot_predictions(labels_N[is_known_N], values_N[is_known_N], path)
+
+
 def _write_confusions(counts_KK: np.ndarray, classes: tuple[int | str, ...], path: Path) -> None:
     """Writes the pairs of true and predicted classes that differ, most frequent first, as CSV."""
     errors_KK = counts_KK - np.diag(np.diag(counts_KK))
@@ -143,6 +164,9 @@ def _find_worst_rows(task: Task, truth: GroundTruth, predictions: np.ndarray) ->
     if task == "embedding":
         wrong = np.flatnonzero(predictions > 1)
         return wrong[np.argsort(-predictions[wrong], kind="stable")][:_NUM_WORST_ROWS]
+    if task == "multioutput":
+        errors_N = np.nanmax(np.abs(predictions - truth.truth), axis=1)
+        return np.argsort(-errors_N, kind="stable")[:_NUM_WORST_ROWS]
     if truth.truth.ndim == 2:
         wrong = np.flatnonzero(~are_sets_right(truth.truth, decide_labels(predictions)))
         losses_N = -np.log(np.maximum(np.where(truth.truth > 0, predictions, 1 - predictions), 1e-12)).mean(axis=1)
@@ -160,6 +184,10 @@ def _make_worst_table(
     table = {key_column(dataset.key): [str(key) for key in truth.key[positions].tolist()]}
     if dataset.task == "embedding":
         return table | {"rank of the positive": predictions[positions].tolist()}
+    if dataset.outputs:
+        sides = (restore_units(dataset.outputs, values[positions]) for values in (truth.truth, predictions))
+        texts = ([_join(f"{value:.6g}" for value in row) for row in values] for values in sides)
+        return table | dict(zip(("truth", "prediction"), texts, strict=True))
     if predictions.ndim == 1:
         return table | {"truth": truth.truth[positions].tolist(), "prediction": predictions[positions].tolist()}
     if truth.truth.ndim == 2:
@@ -176,6 +204,10 @@ def _make_worst_table(
 
 
 def _make_captions(positions: np.ndarray, truth: GroundTruth, predictions: np.ndarray, dataset: Dataset) -> list[str]:
+    if dataset.outputs:
+        sides = (restore_units(dataset.outputs, values[positions]) for values in (predictions, truth.truth))
+        texts = ([_join(f"{value:.3g}" for value in row) for row in values] for values in sides)
+        return [f"{predicted}, is {true}" for predicted, true in zip(*texts, strict=True)]
     if predictions.ndim == 1:
         return [f"{predictions[position]:.4g}, is {truth.truth[position]:.4g}" for position in positions]
     if truth.truth.ndim == 2:
@@ -186,5 +218,5 @@ def _make_captions(positions: np.ndarray, truth: GroundTruth, predictions: np.nd
     return [f"{classes[predictions[position].argmax()]}, is {classes[truth.truth[position]]}" for position in positions]
 
 
-def _join(labels: list[Any]) -> str:
+def _join(labels: Iterable[Any]) -> str:
     return ", ".join(map(str, labels)) or "no label"

@@ -148,6 +148,9 @@ def _explain_operation(version: LoadedVersion, error_responses: dict[str, Any]) 
         "description": "the class whose probability is explained; default: the most probable one",
         "schema": {"enum": [str(name) for name in version.encoder.classes]},
     }
+    if version.output_names:
+        label["description"] = "the output whose value is explained; default: the first one"
+        label["schema"] = {"enum": version.output_names}
     return {
         "operationId": "explain",
         "summary": "The contribution of each column to the prediction of each row, in order",
@@ -198,6 +201,8 @@ def _prediction_schema(version: LoadedVersion) -> dict[str, Any]:
             "description": f"the interval contains {level:.0%} of the true values",
         }
         return _object({"value": _NUMBER, "lower": limit, "upper": limit})
+    if version.output_names:
+        return _object({"values": _object(dict.fromkeys(version.output_names, _NUMBER))})
     if version.is_embedding:
         return _object({"embedding": {"type": "array", "items": _NUMBER}})
     probability = {**_NUMBER, "minimum": 0, "maximum": 1}
@@ -213,7 +218,7 @@ def _prediction_schema(version: LoadedVersion) -> dict[str, Any]:
 
 def _explanation_schema(version: LoadedVersion) -> dict[str, Any]:
     required = {
-        **({} if version.is_regression else {"label": {"enum": list(version.encoder.classes)}}),
+        **({} if version.is_regression else {"label": {"enum": [*version.output_names, *version.encoder.classes]}}),
         "output": {**_NUMBER, "description": "what /predict returns: a probability, or a value"},
         "base_value": {**_NUMBER, "description": "the mean output if no column of the row is known"},
         "contributions": _object(dict.fromkeys(version.encoder.columns, _NUMBER)),

@@ -79,6 +79,8 @@ class Explainer:
         deadline: _Deadline,
     ) -> dict[str, Any]:
         predicted = None if version.is_regression else int(output.argmax())
+        if version.output_names:
+            predicted = 0
         target = predicted if class_index is None else class_index  # None for a regression
 
         def predict_target(rows: np.ndarray) -> np.ndarray:
@@ -100,7 +102,7 @@ class Explainer:
         shap_values = compute_shap_values(predict_target, x, background, groups.group_of, max_evaluations=max_rows)
         regions = locate_groups(encoder, groups, shap_values.values, x)
         return {
-            **({} if target is None else {"label": encoder.classes[target]}),
+            **({} if target is None else {"label": (version.output_names or encoder.classes)[target]}),
             "output": shap_values.output,
             "base_value": shap_values.base,
             "contributions": sum_by_column(encoder, groups, shap_values.values),
@@ -144,7 +146,7 @@ def requested_class(version: LoadedVersion, query: bytes) -> int | None:
         raise _invalid_query(f"{len(parameters)} times {LABEL_PARAMETER}", "one class is explained at a time")
     if version.is_regression:
         raise _invalid_query(label, "a regression has no label")
-    classes = [str(name) for name in version.encoder.classes]
+    classes = version.output_names or [str(name) for name in version.encoder.classes]
     if label not in classes:
         listed = classes[:_MAX_LISTED_CLASSES]
         if len(classes) > _MAX_LISTED_CLASSES:

@@ -19,6 +19,7 @@ import pyarrow as pa
 from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.errors import BloomeryError, EngineMissing, OutputCorrupt
 from bloomery.data_contracts.odcs.contract import Contract
+from bloomery.data_contracts.records.output_units import restore_units
 from bloomery.data_contracts.requests.arrow_rows import ArrowRowParser
 from bloomery.data_contracts.requests.json_rows import JsonRowParser
 from bloomery.data_contracts.serving.predictions import decide_labels, format_prediction, max_difference
@@ -26,7 +27,13 @@ from bloomery.data_contracts.serving.signatures import MANIFEST_FILE, require_si
 from bloomery.models.features.encoder import encode, read_encoder
 from bloomery.models.features.labels import name_labels
 from bloomery.models.features.statistics.arrow_arrays import Rows
-from bloomery.models.inference.outputs import TOLERANCE, compute_outputs, predictions_from, score_unit
+from bloomery.models.inference.outputs import (
+    TOLERANCE,
+    compute_outputs,
+    output_deviations,
+    predictions_from,
+    score_unit,
+)
 from bloomery.models.inference.runtime import VECTORS, create_session
 from bloomery.models.media.config import MEDIA_FILE, MediaColumn
 from bloomery.models.profiling.cpu_features import cpu_flags, needs_reduced_range
@@ -85,6 +92,7 @@ class LoadedVersion:
         self.arrow_check = ArrowRowParser(self.contract, self.encoder.columns)
         self.media = _read_media_column(artifacts, self.manifest)
         self.is_regression = self.encoder.features.task == "regression"
+        self.output_names = [output.name for output in self.encoder.outputs]  # of a regression with several labels
         self.is_multilabel = self.encoder.features.task == "multilabel"
         self.is_embedding = self.encoder.features.task == "embedding"
         interval = self.manifest.get("interval")
@@ -110,7 +118,7 @@ class LoadedVersion:
             return create_session(path)
 
     def predict(self, rows: Rows) -> np.ndarray:
-        """Probabilities float64 (B, K), regression values float64 (B,), or vectors float32 (B, W).
+        """Probabilities float64 (B, K), regression values float64 (B,) or (B, K), or vectors float32 (B, W).
 
         Raises:
             DataUnfit: the encoder rejects a value, such as a category that the training data does not have.
@@ -124,9 +132,10 @@ class LoadedVersion:
 
     def predict_encoded(self, x: np.ndarray) -> np.ndarray:
         """As `predict`, for encoded rows float32 (B, ...)."""
-        return predictions_from(
+        predictions = predictions_from(
             self.encoder, compute_outputs(self._session, x, is_row_by_row=self.manifest["is_row_by_row"])
         )
+        return restore_units(self.encoder.outputs, predictions) if self.output_names else predictions
 
     @cached_property
     def background(self) -> np.ndarray:
@@ -136,7 +145,9 @@ class LoadedVersion:
         return encode(self.encoder, self.row_check.to_columns(self.row_check.parse_json(body)).batch)
 
     def format_predictions(self, outputs: np.ndarray) -> list[dict[str, Any]]:
-        """JSON predictions: a label, or labels, with the probability of each class; a value; or a vector."""
+        """JSON predictions: a label, or labels, with the probability of each class; a value or several; or a vector."""
+        if self.output_names:
+            return [{"values": dict(zip(self.output_names, values, strict=True))} for values in outputs.tolist()]
         if self.is_embedding:
             return [{"embedding": vector} for vector in self._vectors(outputs).tolist()]
         if self.is_regression and self.half_width is not None:
@@ -157,11 +168,18 @@ class LoadedVersion:
         ]
 
     def predictions_table(self, outputs: np.ndarray) -> pa.Table:
-        """Predictions as columns; the schema's metadata lists the classes in the order of the probabilities."""
+        """Predictions as columns; the schema's metadata lists the classes in the order of the probabilities.
+
+        The values of several outputs are lists in the order of the metadata's `outputs`.
+        """
         if self.is_embedding:
             return pa.table({"embedding": _list_array(self._vectors(outputs))}).replace_schema_metadata(
                 {"model": self.tag}
             )
+        if self.output_names:
+            values = {"values": _list_array(outputs)}
+            names = json.dumps(self.output_names)
+            return pa.table(values).replace_schema_metadata({"model": self.tag, "outputs": names})
         if self.is_regression:
             limits = (
                 {} if self.half_width is None else dict(zip(("lower", "upper"), self._limits(outputs), strict=True))
@@ -207,9 +225,9 @@ class LoadedVersion:
             raise _corrupt(
                 f"the model cannot predict: {failure}", "predictions as measured", self.artifacts
             ) from failure
-        limit = TOLERANCE * score_unit(self.encoder)
+        limit, deviations = TOLERANCE * score_unit(self.encoder), output_deviations(self.encoder)
         for example, prediction in zip(self.examples, predictions, strict=True):
-            if max_difference(prediction, example["prediction"]) > limit:
+            if max_difference(prediction, example["prediction"], deviations) > limit:
                 raise _corrupt(
                     f"the prediction for a held-out row is {format_prediction(prediction)}",
                     f"{format_prediction(example['prediction'])}, as measured, within {limit:g}",

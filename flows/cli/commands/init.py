@@ -245,6 +245,9 @@ def list_inferences(draft: ProjectDraft) -> list[tuple[str, str]]:
         label = f"numbers with a standard deviation of {format_number(plan.label.standard_deviation, digits=3)}"
     label += plan.label.describe_unused_rows()
     inferences.append(("label", f"{draft.names[plan.label.name]}: {label}"))
+    for other in plan.label.others:
+        deviation = format_number(other.standard_deviation or 0.0, digits=3)
+        inferences.append(("label", f"{draft.names[other.name]}: numbers with a standard deviation of {deviation}"))
     inferences += plan.describe_order()
     inferences += [
         ("leakage", f"{leak.describe(draft.names)}: --drop {shlex.quote(format_names(leak.columns))}")
@@ -255,7 +258,7 @@ def list_inferences(draft: ProjectDraft) -> list[tuple[str, str]]:
         (f"{source.options['kind']}", ", ".join(draft.names[name] for name in _columns_of(source.options)))
         for source in plan.inputs.inputs
     ]
-    used = (plan.label.name, plan.key.name)
+    used = (*plan.label_names, plan.key.name)
     inferences += [
         ("not used", f"{draft.names[name]}: {why}") for name, why in plan.inputs.unused.items() if name not in used
     ]

@@ -32,11 +32,13 @@ class ValidationRows(NamedTuple):
         x: float32 (B, ...).
         loss: of outputs_BK for all of `x`, such as the error rate; less is better.
         is_multilabel: whether outputs are logits of independent labels.
+        are_numbers: whether outputs are standardised values.
     """
 
     x: np.ndarray
     loss: Callable[[np.ndarray], float]
     is_multilabel: bool = False
+    are_numbers: bool = False
 
 
 def measure_sensitivities(
@@ -65,7 +67,7 @@ def find_float_layers(
     Greedy: the most sensitive layers are added until the limit holds, then each layer that is not needed is removed
     again. So no layer can be removed alone; a smaller set of other layers might exist.
     """
-    x, loss, is_multilabel = validation
+    x, loss, is_multilabel, are_numbers = validation
     with tempfile.TemporaryDirectory() as folder:
         quantizer = _Quantizer(source, Path(folder), calibration, options)
         max_loss = loss(compute_outputs(create_session(source), x, is_row_by_row=False)) + limit
@@ -75,7 +77,7 @@ def find_float_layers(
 
         if is_enough([]):
             return ()
-        ranked = list(quantizer.measure_divergences(is_multilabel=is_multilabel))
+        ranked = list(quantizer.measure_divergences(is_multilabel=is_multilabel, are_numbers=are_numbers))
         num_layers = next((num for num in range(1, len(ranked)) if is_enough(ranked[:num])), len(ranked))
         float_layers = ranked[:num_layers]
         for name in ranked[: num_layers - 1]:  # the last one is needed
@@ -85,18 +87,22 @@ def find_float_layers(
         return tuple(float_layers)
 
 
-def output_divergence(exact_BK: np.ndarray, quantized_BK: np.ndarray, *, is_multilabel: bool = False) -> float:
+def output_divergence(
+    exact_BK: np.ndarray, quantized_BK: np.ndarray, *, is_multilabel: bool = False, are_numbers: bool = False
+) -> float:
     """Distance of quantized outputs from exact ones, 0 if they are equal.
 
     Several outputs are logits: the mean Kullback-Leibler divergence of their probabilities, in nats; of independent
-    labels, the mean of the binary divergences. A single output: the mean squared difference as a share of the variance.
+    labels, the mean of the binary divergences. A single output, or one that is a number: the mean squared difference as
+    a share of the variance.
     """
     if is_multilabel:
         pairs = ((exact_BK, quantized_BK), (-exact_BK, -quantized_BK))  # a label is in the set, or not
         shares = ([np.maximum(sigmoid(logits_BK), 1e-12) for logits_BK in pair] for pair in pairs)
         return float(sum((p_BK * np.log(p_BK / q_BK)).mean() for p_BK, q_BK in shares))
-    if exact_BK.shape[1] == 1:
-        return float(np.square(exact_BK - quantized_BK).mean() / max(float(exact_BK.var()), 1e-12))
+    if exact_BK.shape[1] == 1 or are_numbers:
+        errors_K, variances_K = np.square(exact_BK - quantized_BK).mean(axis=0), exact_BK.var(axis=0)
+        return float((errors_K / np.maximum(variances_K, 1e-12)).mean())
     p_BK, q_BK = (np.maximum(softmax(logits_BK), 1e-12) for logits_BK in (exact_BK, quantized_BK))
     return float((p_BK * np.log(p_BK / q_BK)).sum(axis=1).mean())
 
@@ -121,11 +127,13 @@ class _Quantizer:
         quantize_preprocessed(self._preprocessed, target, self._calibration, options, self._range_cache)
         return compute_outputs(create_session(target), x, is_row_by_row=self._is_row_by_row)
 
-    def measure_divergences(self, *, is_multilabel: bool = False) -> dict[str, float]:
+    def measure_divergences(self, *, is_multilabel: bool = False, are_numbers: bool = False) -> dict[str, float]:
         exact_BK = compute_outputs(create_session(self._source), self._calibration, is_row_by_row=False)
         divergences = {}
         for name in self._layers:
             other_layers = [layer for layer in self._layers if layer != name]
             outputs_BK = self.outputs(other_layers, self._calibration)
-            divergences[name] = output_divergence(exact_BK, outputs_BK, is_multilabel=is_multilabel)
+            divergences[name] = output_divergence(
+                exact_BK, outputs_BK, is_multilabel=is_multilabel, are_numbers=are_numbers
+            )
         return dict(sorted(divergences.items(), key=lambda item: -item[1]))

@@ -58,7 +58,7 @@ class TabularEnsemble(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         outputs_BEK = self.member_outputs(x)
-        if outputs_BEK.shape[2] == 1:
+        if outputs_BEK.shape[2] == 1 or self.task == "multioutput":
             return outputs_BEK.mean(dim=1)
         if self.task == "multilabel":
             # As two classes, since the logarithm of a sigmoid is exported as such and underflows.

@@ -21,19 +21,25 @@ BatchLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 def is_regression(y: torch.Tensor) -> bool:
     """Whether labels are standardised values (float32) instead of class indices (int64) or sets of labels."""
-    return y.is_floating_point() and not is_multilabel(y)
+    return y.is_floating_point() and not is_multilabel(y) and not is_multioutput(y)
 
 
 def is_multilabel(y: torch.Tensor) -> bool:
     """Whether labels are sets: 0 and 1 for each label (B, K)."""
-    return y.dim() == 2 and not is_embedding(y)
+    return y.dim() == 2 and not is_embedding(y) and not is_multioutput(y)
+
+
+def is_multioutput(y: torch.Tensor) -> bool:
+    """Whether labels are standardised values of several outputs (B, K): float64, with nan for a missing one."""
+    return y.dtype == torch.float64
 
 
 def build_loss(loop: Loop, train_y: torch.Tensor, quantile: float | None = None) -> BatchLoss:
     """Builds (outputs_BK, y_B) -> sum of the rows' losses: cross entropy in nats, or squared or Huber error.
 
-    The loss of a set of labels is the mean of the binary cross entropies of its labels. Of an embedding it is the
-    contrastive loss, whose outputs are those of queries and positives.
+    The loss of a set of labels is the mean of the binary cross entropies of its labels. That of several outputs is the
+    mean over all outputs, in which missing labels have no error. Of an embedding it is the contrastive loss, whose
+    outputs are those of queries and positives.
 
     With a `quantile`, a regression learns it by the quantile (pinball) loss, whatever `loop.loss` is.
 
@@ -49,6 +55,8 @@ def build_loss(loop: Loop, train_y: torch.Tensor, quantile: float | None = None)
 
     if is_multilabel(train_y):
         return sum_binary_entropies
+    if is_multioutput(train_y):
+        return lambda outputs_BK, y_BK: _sum_output_errors(outputs_BK, y_BK, loop.loss)
 
     @functools.cache
     def weights(num_classes: int, device: torch.device) -> torch.Tensor | None:
@@ -72,6 +80,17 @@ def sum_binary_entropies(outputs_BK: torch.Tensor, y_BK: torch.Tensor) -> torch.
     return F.binary_cross_entropy_with_logits(outputs_BK.float(), y_BK, reduction="sum") / outputs_BK.shape[1]
 
 
+def _sum_output_errors(outputs_BK: torch.Tensor, y_BK: torch.Tensor, loss: str = "squared") -> torch.Tensor:
+    """The sum over rows of the mean squared or Huber error of the outputs; that of a missing label is 0."""
+    is_known_BK = ~torch.isnan(y_BK)
+    outputs_BK = outputs_BK.float()
+    # Without a label, the target is the output itself: then value and gradient are 0, and never nan.
+    targets_BK = torch.where(is_known_BK, y_BK.float(), outputs_BK.detach())
+    measure = F.mse_loss if loss == "squared" else F.huber_loss
+    errors_BK = measure(outputs_BK, targets_BK, reduction="none")
+    return (errors_BK * is_known_BK).sum() / outputs_BK.shape[1]
+
+
 def class_weights(y: torch.Tensor, num_classes: int) -> torch.Tensor:
     """Weights that balance the classes, with mean 1 over the rows; 0 for a class without rows.
 
@@ -90,6 +109,9 @@ def loss_and_metric_sums(outputs_BK: torch.Tensor, y_B: torch.Tensor) -> torch.T
     if is_regression(y_B):
         squared = F.mse_loss(outputs_BK.squeeze(1).float(), y_B, reduction="sum").double()
         return torch.stack([squared, squared, torch.tensor(float(len(y_B)), dtype=torch.float64)])
+    if is_multioutput(y_B):
+        squared = _sum_output_errors(outputs_BK, y_B).double()
+        return torch.stack([squared, squared, torch.tensor(float(len(y_B)), dtype=torch.float64)])
     if is_multilabel(y_B):
         num_right = ((outputs_BK >= 0) == (y_B > 0)).all(dim=1).sum().double()
         loss = sum_binary_entropies(outputs_BK, y_B).double()
@@ -102,7 +124,7 @@ def loss_and_metric_sums(outputs_BK: torch.Tensor, y_B: torch.Tensor) -> torch.T
 def loss_and_score(sums: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:
     """Mean loss, and accuracy from 0 to 1 or standardised RMSE, from `loss_and_metric_sums` of all rows."""
     loss, score = (sums[:2] / sums[2]).tolist()
-    return loss, math.sqrt(score) if is_regression(y) else score
+    return loss, math.sqrt(score) if is_regression(y) or is_multioutput(y) else score
 
 
 def score_outputs(outputs_BK: np.ndarray, y_B: torch.Tensor) -> float:

@@ -17,7 +17,10 @@ from bloomery.models.features.labels import StandardUnits
 
 @dataclass(frozen=True)
 class ScoreMeasure:
-    """Scores outputs (N, K) for labels (N,), or sets (N, K); `units` are those of a regression's labels."""
+    """Scores outputs (N, K) for labels (N,), or sets or several numbers (N, K).
+
+    `units` are those of a regression with one label; several numbers are scored in standard units.
+    """
 
     score: Score
     units: StandardUnits | None = None
@@ -28,6 +31,8 @@ class ScoreMeasure:
         Raises:
             DataUnfit: the score does not exist for these labels.
         """
+        if self.score.facts.task == "multioutput":
+            return require_score(self.score, y_N.double().numpy(), outputs_NK.double().numpy(), "validation")
         if self.units is None:
             is_multilabel = self.score.facts.task == "multilabel"
             shares_NK = outputs_NK.double().sigmoid() if is_multilabel else torch.softmax(outputs_NK.double(), dim=1)
@@ -39,7 +44,12 @@ class ScoreMeasure:
 
 
 def build_measure(score: Score | None, task: Task, units: StandardUnits | None) -> ScoreMeasure | None:
-    """The measure of a recipe's score; None of the default score, which the loop computes itself in standard units."""
+    """The measure of a recipe's score; None of the default score, which the loop computes itself in standard units.
+
+    The mean over several outputs is no sum over rows, so the loop does not compute it.
+    """
+    if task == "multioutput":
+        return ScoreMeasure(score or default_score(task))
     if score is None or score == default_score(task):
         return None
     return ScoreMeasure(score, units)

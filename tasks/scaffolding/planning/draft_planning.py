@@ -63,6 +63,7 @@ class ColumnRoles:
     labels: tuple[str, ...] = ()
     separator: str | None = None
     sets: LabelSets | None = None
+    others: tuple[str, ...] = ()
 
     def find_columns(self, names: dict[str, str]) -> ColumnRoles:
         """Returns the roles by the source's names of the columns, of which `names` has the contract's names.
@@ -77,6 +78,7 @@ class ColumnRoles:
             time=None if self.time is None else find_column(self.time, names, "--time"),
             groups=tuple(find_column(group, names, "--group") for group in self.groups),
             labels=tuple(find_column(label, names, "--label") for label in self.labels),
+            others=tuple(find_column(label, names, "--label") for label in self.others),
             task=replace(self.task, split_column=require_split_column(self.task.split_column, names)),
         )
 
@@ -110,16 +112,21 @@ class DraftPlan(NamedTuple):
         return self.num_quarantined / (self.profile.num_rows + self.profile.num_malformed)
 
     @property
+    def label_names(self) -> tuple[str, ...]:
+        """The columns that the model predicts."""
+        return (self.label.name, *(label.name for label in self.label.others))
+
+    @property
     def required_columns(self) -> tuple[str, ...]:
         """The columns without which a row has no split, time or series, beside the key."""
         return _required_columns(self.split, self.series)
 
     def describe_purpose(self, names: dict[str, str]) -> str:
         """Returns what the model predicts, as a sentence with the contract's names of the columns."""
-        label = names[self.label.name]
+        label = ", ".join(f"`{names[name]}`" for name in self.label_names)
         if self.series is None:
-            return f"Predicts `{label}` for each row."
-        return f"Forecasts `{label}` {self.series.horizon} {'row' if self.series.horizon == 1 else 'rows'} ahead."
+            return f"Predicts {label} for each row."
+        return f"Forecasts {label} {self.series.horizon} {'row' if self.series.horizon == 1 else 'rows'} ahead."
 
     def describe_order(self) -> list[tuple[str, str]]:
         """Returns how rows are split, and how windows of a forecast are made, each with its heading."""
@@ -154,8 +161,10 @@ def plan_draft(
     _require_rows(profile.num_rows, profile, data)
     roles = roles.find_columns(names)
     split_column = profile.columns[-1].name if data.sources is not None else None
-    key_plan = plan_key(profile, names, roles.key, (roles.label, *filter(None, [split_column])))
-    reserved = {roles.label: "it is the label"} | ({} if key_plan.is_added else {key_plan.name: "it is the key"})
+    key_plan = plan_key(profile, names, roles.key, (roles.label, *roles.others, *filter(None, [split_column])))
+    reserved = dict.fromkeys((roles.label, *roles.others), "it is the label") | (
+        {} if key_plan.is_added else {key_plan.name: "it is the key"}
+    )
     given_split = _find_given_split(profile, data, roles, reserved)
     if given_split is not None:
         reserved[given_split.column.name] = "it names the split"
@@ -266,6 +275,9 @@ def _plan_label(
     if roles.sets is not None:
         return plan_sets(roles.sets, column)
     label = plan_label(column, scratch, split_column, task.label_task)
+    if roles.others:
+        others = (profile.existing_column(name) for name in roles.others)
+        return label._replace(others=tuple(plan_label(other, scratch, split_column, "regression") for other in others))
     return order_classes(label, roles.task.order) if task.label_task == "ordinal" else label
 
 
@@ -284,6 +296,8 @@ def find_label_sets(
     roles = replace(roles, labels=split_names(roles.labels, names))
     if roles.labels:
         roles = replace(roles, label=roles.labels[0])
+    if roles.task.task == "regression" and len(roles.labels) > 1 and roles.separator is None:
+        return profile, replace(roles, labels=(), others=roles.labels[1:]), InferredNumbers({}, {})
     for where, is_given in (("--label", len(roles.labels) > 1), ("--label-separator", roles.separator is not None)):
         if is_given:
             require_task_of_sets(roles.task, where)
@@ -378,5 +392,5 @@ def _count_quarantined(
     num_other_rates = sum(num for _, num in (rates.value_counts or ())[1:]) if rates is not None else 0
     num_invalid = sum(column.num_invalid for column in profile.columns)
     num_unplaced = sum(profile.existing_column(name).num_missing for name in _required_columns(split, series))
-    num_unlabelled = label.num_missing if series is None else 0
+    num_unlabelled = label.num_missing if series is None and not label.others else 0
     return profile.num_malformed + num_invalid + num_unlabelled + label.num_rare_rows + num_other_rates + num_unplaced

@@ -21,7 +21,8 @@ class LabelPlan(NamedTuple):
     """The label: its classes with their numbers of rows, in order, and how many rows have no class or a rare one.
 
     A quantity has no classes, but a standard deviation. The classes of `sets` are the labels in them. Those of an
-    ordinal task have an `order`, unless they are integers from the lowest to the highest.
+    ordinal task have an `order`, unless they are integers from the lowest to the highest. `others` are the quantities
+    that the same network predicts.
     """
 
     column: ColumnProfile
@@ -33,6 +34,7 @@ class LabelPlan(NamedTuple):
     sets: LabelSets | None = None
     is_ordinal: bool = False
     order: tuple[Any, ...] | None = None
+    others: tuple[LabelPlan, ...] = ()
 
     @property
     def name(self) -> str:

@@ -144,7 +144,7 @@ WRONG: dict[str, tuple[dict[str, Any], tuple[str, ...], dict[str, Any], str]] = 
     "another separator": ({"a": ["x;y", "y"] * 75}, ("a",), {"separator": "/"}, "none of its texts contains '/'"),
     "quantities": ({"a": [5, 7] * 75, "b": [0, 1] * 75}, ("a", "b"), {}, "columns that are not 0 or 1"),
     "one frequent label": ({"a": [1] * 150, "b": [0] * 149 + [1]}, ("a", "b"), {}, "1 of them in at least 10 rows"),
-    "another task": ({"a": [0, 1] * 75, "b": [1] * 150}, ("a", "b"), {"task": "regression"}, "the task is regression"),
+    "another task": ({"a": [0, 1] * 75, "b": [1] * 150}, ("a", "b"), {"task": "ordinal"}, "the task is ordinal"),
     "no such column": ({"a": [0, 1] * 75}, ("a", "none"), {}, "there is no column 'none'"),
     "a number": ({"a": [0.5, 1.5] * 75}, ("a",), {"task": "multilabel"}, "its type is number"),
 }
