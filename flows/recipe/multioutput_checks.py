@@ -37,7 +37,7 @@ def check_multioutput(
         if training.strategy == "pipeline":
             yield "training.strategy: the stages of a pipeline predict one number; use ddp, fsdp or tensor"
     for candidate in (compression.candidates or ()) if compression is not None else ():
-        if candidate.student is not None:
+        if candidate.student is not None and candidate.student.model is not None:
             yield from _check_kind(f"compression.candidates: the student of {candidate.name}", candidate.student.model)
 
 
