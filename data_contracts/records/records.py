@@ -19,6 +19,7 @@ from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.records.intervals import Interval as Interval
 from bloomery.data_contracts.records.intervals import PredictionInterval as PredictionInterval
 from bloomery.data_contracts.records.output_units import OutputScore, OutputUnits
+from bloomery.data_contracts.records.privacy import Privacy as Privacy
 from bloomery.data_contracts.records.scores import Score, default_score
 from bloomery.data_contracts.records.serving_device import OptionalGpuDevice
 from bloomery.data_contracts.records.tensor_layout import Layout, Task
@@ -107,16 +108,6 @@ class InitialWeights(Record):
     def identity(self) -> dict[str, str]:
         """The digest of the weights, and of what states their tokens and classes."""
         return {"digest": self.digest, **({} if self.source is None else {"source": self.source.digest})}
-
-
-class Privacy(Document):
-    """The guarantee of differential privacy for each training row."""
-
-    epsilon: float  # spent by the training
-    delta: float
-
-    def __str__(self) -> str:
-        return f"private within epsilon {self.epsilon:.3g} and delta {self.delta:g}"
 
 
 class ResourceUsage(Document):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,15 +25,15 @@ CONSTANT = (
 SEASONS = (4, 7, 12, 24, 48, 52, 96, 168, 365)  # steps: quarters, days, months, hours, weeks, …
 _MAX_LINEAR_VALUES = 20_000_000  # rows x features x classes
 _MAX_TREE_VALUES = 200_000_000  # rows x features x trees
-_MIN_ROWS, _MAX_ROWS = 2_000, 50_000
-_MIN_ROWS_OF_LABEL = 2  # with and without it
+MIN_ROWS, MAX_ROWS = 2_000, 50_000
+MIN_ROWS_OF_LABEL = 2  # with and without it
 _MAX_TREES, _MIN_ROUNDS, _MAX_ROUNDS = 300, 15, 100
 _MAX_TREE_FEATURES = 1_000
 _MAX_PIXELS = 256  # of each channel; larger images are averaged over squares
 _MAX_STEP_VALUES = 1_024
-_MAX_TREE_CLASSES = 20
+MAX_TREE_CLASSES = 20
 _MAX_TREE_CATEGORIES = 255  # scikit-learn's limit
-_MAX_LINEAR_CLASSES = 200
+MAX_LINEAR_CLASSES = 200
 _BLOCK_VALUES = 16_000_000  # that are converted at once
 
 
@@ -81,79 +80,7 @@ class BaselineTask(NamedTuple):
     windows: LabelWindows | None = None
 
 
-def fit_baselines(task: BaselineTask) -> Iterator[FittedBaseline]:
-    """Yields each baseline with its predictions for the test rows, the simplest first. Equal arguments, equal results.
-
-    Where there are many rows or features, an even sample of the rows is fitted, so that each takes seconds at most.
-    """
-    if task.train.y.dtype == np.float64 and task.train.y.ndim == 2:
-        yield from _fit_to_outputs(task)
-        return
-    if task.train.y.ndim == 2:
-        yield from _fit_to_sets(task)
-        return
-    yield _fit_constant(task)
-    if task.windows is not None:
-        yield from _fit_naive(task.train.y, task.windows)
-    features = Features(task.layout)
-    yield _fit_linear(task, features)
-    yield _fit_trees(task, features)
-
-
-def _fit_to_sets(task: BaselineTask) -> Iterator[FittedBaseline]:
-    """The most frequent set of labels, and one linear model and one of trees for each label."""
-    y_NK, num_rows, features = task.train.y, len(task.test_x), Features(task.layout)
-    sets, counts = np.unique(y_NK, axis=0, return_counts=True)
-    yield FittedBaseline("most frequent labels", np.tile(sets[counts.argmax()].astype(float), (num_rows, 1)), len(y_NK))
-    for name, fit, max_labels in (
-        ("logistic regression for each label", _fit_linear, _MAX_LINEAR_CLASSES),
-        ("boosted trees for each label", _fit_trees, _MAX_TREE_CLASSES),
-    ):
-        reason, predictions = "", np.tile(y_NK.mean(axis=0), (num_rows, 1))
-        if task.num_classes > max_labels:
-            reason = f"{task.num_classes:,} labels, more than {max_labels}, would take too long"
-        num_fitted = 0
-        sample = task.train.sample(_MAX_ROWS // task.num_classes + _MIN_ROWS)
-        for label in range(0 if reason else task.num_classes):
-            # A label that few rows have, or that cannot be fitted, keeps its frequency.
-            is_in_N = sample.y[:, label]
-            if not _MIN_ROWS_OF_LABEL <= is_in_N.sum() <= len(is_in_N) - _MIN_ROWS_OF_LABEL:
-                continue
-            rows = BaselineRows(sample.x, is_in_N)
-            fitted = fit(task._replace(num_classes=2, train=rows), features)
-            if fitted.predictions is None:
-                reason = fitted.reason
-                continue
-            predictions[:, label], num_fitted = fitted.predictions[:, 1], max(num_fitted, fitted.num_rows)
-        if num_fitted:
-            yield FittedBaseline(name, predictions, num_fitted)
-        else:
-            yield FittedBaseline(name, None, reason=reason or "no label has enough rows")
-
-
-def _fit_to_outputs(task: BaselineTask) -> Iterator[FittedBaseline]:
-    """The means of the outputs, and one linear model and one of trees for each output, fitted to rows with a label."""
-    y_NK, features = task.train.y, Features(task.layout)
-    single_outputs = []
-    for labels_N in y_NK.T:
-        is_known_N = ~np.isnan(labels_N)
-        single_outputs.append(task._replace(train=BaselineRows(task.train.x[is_known_N], labels_N[is_known_N])))
-    fits: tuple[tuple[str, Callable[[BaselineTask], FittedBaseline]], ...] = (
-        (CONSTANT[4], _fit_constant),
-        ("ridge regression for each output", partial(_fit_linear, features=features)),
-        ("boosted trees for each output", partial(_fit_trees, features=features)),
-    )
-    for name, fit in fits:
-        fitted = [fit(single_output) for single_output in single_outputs]
-        reason = next((baseline.reason for baseline in fitted if baseline.predictions is None), "")
-        values = [baseline.predictions for baseline in fitted if baseline.predictions is not None]
-        if reason:
-            yield FittedBaseline(name, None, reason=reason)
-        else:
-            yield FittedBaseline(name, np.stack(values, axis=1), max(baseline.num_rows for baseline in fitted))
-
-
-def _fit_constant(task: BaselineTask) -> FittedBaseline:
+def fit_constant(task: BaselineTask) -> FittedBaseline:
     """The frequencies of the classes, the mean, or for a quantile loss the quantile of the labels."""
     y, num_rows = task.train.y, len(task.test_x)
     if task.num_classes:
@@ -164,7 +91,7 @@ def _fit_constant(task: BaselineTask) -> FittedBaseline:
     return FittedBaseline(CONSTANT[1], np.full(num_rows, y.mean()), len(y))
 
 
-def _fit_naive(train_y: np.ndarray, windows: LabelWindows) -> Iterator[FittedBaseline]:
+def fit_naive(train_y: np.ndarray, windows: LabelWindows) -> Iterator[FittedBaseline]:
     """The last value, and the value one season before the predicted row; the training rows choose the season."""
     yield FittedBaseline("last value", windows.test[:, -1], len(train_y))
     lags = {season: season * math.ceil(windows.horizon / season) - windows.horizon for season in SEASONS}
@@ -181,15 +108,15 @@ def _fit_naive(train_y: np.ndarray, windows: LabelWindows) -> Iterator[FittedBas
     yield FittedBaseline(f"seasonal naive ({best} rows)", windows.test[:, -1 - lags[best]], len(train_y))
 
 
-def _fit_linear(task: BaselineTask, features: Features) -> FittedBaseline:
+def fit_linear(task: BaselineTask, features: Features) -> FittedBaseline:
     """Logistic or ridge regression on standardised features."""
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     name = "logistic regression" if task.num_classes else "ridge regression"
-    if task.num_classes > _MAX_LINEAR_CLASSES:
-        reason = f"{task.num_classes:,} classes, more than {_MAX_LINEAR_CLASSES}, would take too long"
+    if task.num_classes > MAX_LINEAR_CLASSES:
+        reason = f"{task.num_classes:,} classes, more than {MAX_LINEAR_CLASSES}, would take too long"
         return FittedBaseline(name, None, reason=reason)
     sample = task.train.sample(_num_rows(_MAX_LINEAR_VALUES, features.num_used * max(task.num_classes, 1)))
     model = LogisticRegression(max_iter=200) if task.num_classes else Ridge()
@@ -197,14 +124,14 @@ def _fit_linear(task: BaselineTask, features: Features) -> FittedBaseline:
     return _fit(name, task, make_pipeline(scaler, model), features.for_linear, sample)
 
 
-def _fit_trees(task: BaselineTask, features: Features) -> FittedBaseline:
+def fit_trees(task: BaselineTask, features: Features) -> FittedBaseline:
     """scikit-learn's histogram gradient boosting; with many classes, fewer rounds of larger steps."""
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
     name = "boosted trees"
     obstacle = features.tree_obstacle
-    if task.num_classes > _MAX_TREE_CLASSES:
-        obstacle = f"{task.num_classes:,} classes, more than {_MAX_TREE_CLASSES}, would take too long"
+    if task.num_classes > MAX_TREE_CLASSES:
+        obstacle = f"{task.num_classes:,} classes, more than {MAX_TREE_CLASSES}, would take too long"
     if obstacle is not None:
         return FittedBaseline(name, None, reason=obstacle)
     num_trees_per_round = task.num_classes if task.num_classes > 2 else 1
@@ -232,7 +159,7 @@ def _without_single_rows(sample: BaselineRows) -> BaselineRows:
 
 
 def _num_rows(max_values: int, values_per_row: int) -> int:
-    return min(max(max_values // max(values_per_row, 1), _MIN_ROWS), _MAX_ROWS)
+    return min(max(max_values // max(values_per_row, 1), MIN_ROWS), MAX_ROWS)
 
 
 def _fit(

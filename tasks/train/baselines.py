@@ -54,7 +54,7 @@ def fit_baselines(run: TrainingRun, out: Output) -> tuple[Baseline, ...]:
 
 def _fit_and_score(run: TrainingRun, out: Output) -> Iterator[Baseline]:
     """Yields the record of each baseline, and writes its predictions."""
-    from bloomery.models.evaluation.baselines import fit_baselines as fit_models
+    from bloomery.models.evaluation.baseline_fits import fit_baselines as fit_models
     from bloomery.models.training.data.batches import read_examples
 
     dataset = run.dataset

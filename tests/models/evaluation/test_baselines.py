@@ -8,8 +8,9 @@ from sklearn.linear_model import LogisticRegression
 
 from bloomery.data_contracts.records.scores import ACCURACY, RMSE, Score
 from bloomery.data_contracts.records.tensor_layout import Layout, Part, mixed_layout
-from bloomery.models.evaluation import baselines
-from bloomery.models.evaluation.baselines import BaselineRows, BaselineTask, Features, LabelWindows, fit_baselines
+from bloomery.models.evaluation import baseline_fits, baselines
+from bloomery.models.evaluation.baseline_fits import fit_baselines
+from bloomery.models.evaluation.baselines import BaselineRows, BaselineTask, Features, LabelWindows
 
 RANDOM = np.random.default_rng(0)
 
@@ -109,14 +110,14 @@ def test_naive_forecasts_take_the_last_value_and_that_of_the_season():
 
 def test_a_window_shorter_than_any_season_has_no_seasonal_forecast():
     windows = LabelWindows(np.ones((5, 2)), np.ones((3, 2)), horizon=1)
-    last, seasonal = baselines._fit_naive(np.ones(5), windows)
+    last, seasonal = baselines.fit_naive(np.ones(5), windows)
     assert (last.name, seasonal.predictions) == ("last value", None)
     assert "shorter" in seasonal.reason
 
 
 def test_many_rows_are_sampled_evenly(monkeypatch):
     monkeypatch.setattr(baselines, "_MAX_LINEAR_VALUES", 2_000)
-    monkeypatch.setattr(baselines, "_MIN_ROWS", 100)
+    monkeypatch.setattr(baselines, "MIN_ROWS", 100)
     fitted_rows = []
     original = LogisticRegression.fit
 
@@ -195,8 +196,10 @@ def test_sets_of_labels_have_a_model_for_each_label():
 
 
 def test_a_label_that_the_sampled_rows_lack_leaves_the_others_their_models(monkeypatch):
-    monkeypatch.setattr(baselines, "_MIN_ROWS", 100)
-    monkeypatch.setattr(baselines, "_MAX_ROWS", 100)
+    monkeypatch.setattr(baseline_fits, "MIN_ROWS", 100)
+    monkeypatch.setattr(baseline_fits, "MAX_ROWS", 100)
+    monkeypatch.setattr(baselines, "MIN_ROWS", 100)
+    monkeypatch.setattr(baselines, "MAX_ROWS", 100)
     x = RANDOM.normal(size=(300, 3)).astype(np.float32)
     is_sampled = np.isin(np.arange(300), np.linspace(0, 299, 100 // 3 + 100).round())
     rare = np.zeros(300, dtype=bool)

@@ -1,0 +1,100 @@
+"""Fits the baselines of a task: those of one label, or for several labels one of each.
+
+Shapes: N rows, M labels, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+
+from bloomery.models.evaluation.baselines import (
+    CONSTANT,
+    MAX_LINEAR_CLASSES,
+    MAX_ROWS,
+    MAX_TREE_CLASSES,
+    MIN_ROWS,
+    MIN_ROWS_OF_LABEL,
+    BaselineRows,
+    BaselineTask,
+    Features,
+    FittedBaseline,
+    fit_constant,
+    fit_linear,
+    fit_naive,
+    fit_trees,
+)
+
+
+def fit_baselines(task: BaselineTask) -> Iterator[FittedBaseline]:
+    """Yields each baseline with its predictions for the test rows, the simplest first. Equal arguments, equal results.
+
+    Where there are many rows or features, an even sample of the rows is fitted, so that each takes seconds at most.
+    """
+    if task.train.y.dtype == np.float64 and task.train.y.ndim == 2:
+        yield from _fit_to_outputs(task)
+        return
+    if task.train.y.ndim == 2:
+        yield from _fit_to_sets(task)
+        return
+    yield fit_constant(task)
+    if task.windows is not None:
+        yield from fit_naive(task.train.y, task.windows)
+    features = Features(task.layout)
+    yield fit_linear(task, features)
+    yield fit_trees(task, features)
+
+
+def _fit_to_sets(task: BaselineTask) -> Iterator[FittedBaseline]:
+    """The most frequent set of labels, and one linear model and one of trees for each label."""
+    y_NK, num_rows, features = task.train.y, len(task.test_x), Features(task.layout)
+    sets, counts = np.unique(y_NK, axis=0, return_counts=True)
+    yield FittedBaseline("most frequent labels", np.tile(sets[counts.argmax()].astype(float), (num_rows, 1)), len(y_NK))
+    for name, fit, max_labels in (
+        ("logistic regression for each label", fit_linear, MAX_LINEAR_CLASSES),
+        ("boosted trees for each label", fit_trees, MAX_TREE_CLASSES),
+    ):
+        reason, predictions = "", np.tile(y_NK.mean(axis=0), (num_rows, 1))
+        if task.num_classes > max_labels:
+            reason = f"{task.num_classes:,} labels, more than {max_labels}, would take too long"
+        num_fitted = 0
+        sample = task.train.sample(MAX_ROWS // task.num_classes + MIN_ROWS)
+        for label in range(0 if reason else task.num_classes):
+            # A label that few rows have, or that cannot be fitted, keeps its frequency.
+            is_in_N = sample.y[:, label]
+            if not MIN_ROWS_OF_LABEL <= is_in_N.sum() <= len(is_in_N) - MIN_ROWS_OF_LABEL:
+                continue
+            rows = BaselineRows(sample.x, is_in_N)
+            fitted = fit(task._replace(num_classes=2, train=rows), features)
+            if fitted.predictions is None:
+                reason = fitted.reason
+                continue
+            predictions[:, label], num_fitted = fitted.predictions[:, 1], max(num_fitted, fitted.num_rows)
+        if num_fitted:
+            yield FittedBaseline(name, predictions, num_fitted)
+        else:
+            yield FittedBaseline(name, None, reason=reason or "no label has enough rows")
+
+
+def _fit_to_outputs(task: BaselineTask) -> Iterator[FittedBaseline]:
+    """The means of the outputs, and one linear model and one of trees for each output, fitted to rows with a label."""
+    y_NK, features = task.train.y, Features(task.layout)
+    single_outputs = []
+    for labels_N in y_NK.T:
+        is_known_N = ~np.isnan(labels_N)
+        single_outputs.append(task._replace(train=BaselineRows(task.train.x[is_known_N], labels_N[is_known_N])))
+    fits: tuple[tuple[str, Callable[[BaselineTask], FittedBaseline]], ...] = (
+        (CONSTANT[4], fit_constant),
+        ("ridge regression for each output", partial(fit_linear, features=features)),
+        ("boosted trees for each output", partial(fit_trees, features=features)),
+    )
+    for name, fit in fits:
+        fitted = [fit(single_output) for single_output in single_outputs]
+        reason = next((baseline.reason for baseline in fitted if baseline.predictions is None), "")
+        values = [baseline.predictions for baseline in fitted if baseline.predictions is not None]
+        if reason:
+            yield FittedBaseline(name, None, reason=reason)
+        else:
+            yield FittedBaseline(name, np.stack(values, axis=1), max(baseline.num_rows for baseline in fitted))
