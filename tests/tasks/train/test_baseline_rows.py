@@ -27,7 +27,8 @@ def test_a_failure_keeps_the_training_and_the_baselines_before_it(num_before: in
     logged: dict[str, float] = {}
     monkeypatch.setattr(baselines, "_fit_and_score", fit)
     monkeypatch.setattr(baselines.mlflow_runs, "log_metrics", lambda run_id, metrics: logged.update(metrics))
-    run = SimpleNamespace(run_id="1", training=SimpleNamespace(baselines=True, privacy=None))
+    dataset = SimpleNamespace(task="regression")
+    run = SimpleNamespace(run_id="1", dataset=dataset, training=SimpleNamespace(baselines=True, privacy=None))
     *before, failed = fit_baselines(run, None)
     assert len(before) == num_before
     assert failed.name == ("other baselines" if num_before else "all baselines")
