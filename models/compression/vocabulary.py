@@ -1,7 +1,7 @@
 """Vocabulary trimming: only tokens of the training rows keep an embedding of their own.
 
 The embedding is half of a small pretrained network in 8 bits, and most of its tokens never occur in one task's texts.
-The tokenizer does not change: the network maps the id of each other token to the row of the most similar one.
+The tokenizer does not change: the network reads each other token as the most similar one, plus a coarse difference.
 
 Shapes: B rows, T steps, V tokens of the tokenizer, K tokens that keep their embedding, W width.
 """
@@ -11,17 +11,21 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from bloomery.models.compression.product_codes import fit_product_codes
 from bloomery.models.networks.architectures.pretrained import PretrainedNetwork
 from bloomery.models.networks.blueprint import Blueprint, rebuild_network
-from bloomery.models.networks.body_layers import measure_shape
+from bloomery.models.networks.body_layers import find_position_table, keep_positions, measure_shape
 from bloomery.models.networks.layers.trimmed_embedding import TrimmedEmbedding
 from bloomery.models.networks.pretrained_config import Pretrained, without_checkpoint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Marks of a word's start or continuation, in front of a token's letters.
 _MARKS = ("##", "Ġ", "▁")
@@ -71,11 +75,12 @@ def trim_vocabulary(
 ) -> tuple[nn.Module, Blueprint]:
     """A copy of `network` with embeddings of the tokens `kept_K` only, and its blueprint.
 
-    Outputs for rows of these tokens stay the same. Each other token uses the embedding of the kept token, which is not
-    `special`, whose embedding has the largest cosine with its own.
+    Outputs for rows of these tokens stay the same. Each other token has the embedding of the kept token, which is not
+    `special`, whose embedding has the largest cosine with its own, plus the difference in one byte per 16 values.
+    Positions that rows of this layout never reach are removed, too.
 
     Source: Abdaoui et al. 2020, "Load What You Need: Smaller Versions of Multilingual BERT", section 3 (embeddings of
-    the tokens that a language uses).
+    the tokens that a language uses); Jégou et al. 2011, "Product Quantization for Nearest Neighbor Search".
     """
     assert isinstance(blueprint.config, Pretrained)
     trimmed = copy.deepcopy(network)
@@ -86,10 +91,25 @@ def trim_vocabulary(
     entries.entries.weight.data.copy_(weight_VW[kept_K])
     entries.tokens.copy_(kept_K)
     entries.rows.copy_(_nearest_rows(weight_VW, kept_K, special))
+    is_removed_V = torch.ones(len(weight_VW), dtype=torch.bool)
+    is_removed_V[kept_K] = False
+    differences = (weight_VW - weight_VW[kept_K][entries.rows.long()])[is_removed_V]
+    codes, codebook = fit_product_codes(differences)
+    entries.codes[is_removed_V] = codes
+    entries.codebook.copy_(codebook.flatten(0, 1))
     trimmed.body.set_input_embeddings(entries)
+    _remove_positions(trimmed.body, blueprint.layout.shape[0])
     config = without_checkpoint(blueprint.config).model_copy(update={"shape": measure_shape(trimmed.body)})
     smaller = blueprint.model_copy(update={"config": config})
     return rebuild_network(smaller, trimmed), smaller
+
+
+def _remove_positions(body: PreTrainedModel, length: int) -> None:
+    """Remove the positions behind those of rows of `length` steps, in place."""
+    entry = find_position_table(body)
+    if entry is not None:
+        padding = entry[1].padding_idx  # RoBERTa and its relatives number positions from the one after it
+        keep_positions(body, length if padding is None else length + padding + 1)
 
 
 def _nearest_rows(weight_VW: torch.Tensor, kept_K: torch.Tensor, special: Collection[int]) -> torch.Tensor:

@@ -47,10 +47,11 @@ def measure_shape(body: PreTrainedModel) -> PrunedShape:
     """The shape that `body` has, whether it is pruned or not."""
     names = FAMILIES[body.config.model_type]
     maps = [linear_maps(layer, names) for layer in list_layers(body, names)]
-    embedding = body.get_input_embeddings()
+    embedding, positions = body.get_input_embeddings(), find_position_table(body)
     return PrunedShape(
         heads=tuple(layer.query.out_features // head_width(body) for layer in maps),
         units=tuple(layer.up.out_features for layer in maps),
+        num_positions=None if positions is None else positions[1].num_embeddings,
         num_tokens=embedding.entries.num_embeddings if isinstance(embedding, TrimmedEmbedding) else None,
     )
 
@@ -67,6 +68,8 @@ def reshape_body(body: PreTrainedModel, shape: PrunedShape) -> None:
         _resize(layer, names.out, num_heads * width, states_width)
         _resize(layer, names.up, states_width, num_units)
         _resize(layer, names.down, num_units, states_width)
+    if shape.num_positions is not None:
+        keep_positions(body, shape.num_positions)
     if shape.num_tokens is not None:
         entries = body.get_input_embeddings()
         body.set_input_embeddings(
@@ -81,6 +84,28 @@ def keep_layers(body: PreTrainedModel, positions: range | list[int]) -> None:
         if number not in positions:
             del layers[number]
     body.config.num_hidden_layers = len(layers)
+
+
+def find_position_table(body: nn.Module) -> tuple[str, nn.Embedding] | None:
+    """The name and the table of learnt positions; None where a network has none."""
+    tables = (
+        (name, module)
+        for name, module in body.named_modules()
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
+    )
+    return next(tables, None)
+
+
+def keep_positions(body: PreTrainedModel, num_positions: int) -> None:
+    """Keep the first rows of the table of positions, in place."""
+    entry = find_position_table(body)
+    if entry is None or entry[1].num_embeddings <= num_positions:
+        return
+    name, table = entry
+    shorter = nn.Embedding(num_positions, table.embedding_dim, padding_idx=table.padding_idx)
+    shorter.weight.data.copy_(table.weight.data[:num_positions])
+    body.set_submodule(name, shorter)
+    body.config.max_position_embeddings = num_positions
 
 
 def _resize(layer: nn.Module, name: str, num_inputs: int, num_outputs: int) -> None:

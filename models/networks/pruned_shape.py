@@ -18,6 +18,9 @@ class PrunedShape(Document):
     num_tokens: Annotated[
         Count | None, Field(description="tokens with an embedding of their own; null: all of the checkpoint")
     ] = None
+    num_positions: Annotated[
+        Count | None, Field(description="rows of the table of positions; null: those of the checkpoint")
+    ] = None
 
     @model_validator(mode="after")
     def _describes_the_same_layers(self) -> Self:

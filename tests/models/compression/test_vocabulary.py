@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bloomery.models.compression.product_codes import fit_product_codes
 from bloomery.models.compression.vocabulary import (
     EssentialTokens,
     find_essential_tokens,
@@ -16,7 +17,7 @@ from bloomery.models.compression.vocabulary import (
 )
 from bloomery.models.networks.blueprint import read_network, write_network
 from tests.checkpoints import CheckpointFolder
-from tests.models.compression.pretrained_networks import build_tiny
+from tests.models.compression.pretrained_networks import LENGTH, build_tiny
 
 NONE = EssentialTokens(frozenset(), frozenset())
 
@@ -38,7 +39,9 @@ def test_rows_of_kept_tokens_have_the_same_outputs(family: str, checkpoint_folde
         assert torch.equal(rebuilt(everything), trimmed(everything))
 
 
-def test_another_token_has_the_embedding_of_the_most_similar_one(checkpoint_folder: CheckpointFolder):
+def test_another_token_has_the_embedding_of_the_most_similar_one_plus_a_difference(
+    checkpoint_folder: CheckpointFolder,
+):
     tiny = build_tiny(checkpoint_folder("bert"))
     weight = tiny.network.body.get_input_embeddings().weight.data
     weight[20], weight[21] = 2 * weight[10], -weight[10]
@@ -46,7 +49,30 @@ def test_another_token_has_the_embedding_of_the_most_similar_one(checkpoint_fold
     embedding = trimmed.body.get_input_embeddings()
     assert embedding.rows[[0, 1, 10, 11, 20]].tolist() == [0, 1, 2, 3, 2]
     assert embedding.rows[21] == 3  # never a special token
+    assert not embedding.codes[[0, 1, 10, 11]].any()
+    # So few differences have a code of their own.
+    torch.testing.assert_close(embedding(torch.arange(len(weight))[None])[0], weight)
     assert measure_removed_tokens(trimmed, torch.tensor([[11.0, 21, 22, 0]])) == pytest.approx(2 / 3)
+
+
+def test_codes_approximate_more_vectors_than_there_are_codes():
+    x = torch.randn(2000, 32, generator=torch.Generator().manual_seed(0))
+    codes, codebook = fit_product_codes(x)
+    assert codes.shape == (2000, 2)
+    assert codes.min() > 0
+    decoded = torch.cat([codebook[part, codes[:, part].long()] for part in range(2)], dim=1)
+    assert (decoded - x).square().mean() < 0.6 * x.square().mean()
+    assert not codebook[:, 0].any()
+    again = fit_product_codes(x)
+    assert torch.equal(codes, again[0])
+
+
+def test_positions_that_no_row_reaches_are_removed(checkpoint_folder: CheckpointFolder):
+    for family, offset in (("bert", 0), ("roberta", 2)):
+        tiny = build_tiny(checkpoint_folder(family))
+        trimmed, blueprint = trim_vocabulary(tiny.network, tiny.blueprint, torch.arange(50))
+        assert blueprint.config.shape.num_positions == LENGTH + offset
+        assert trimmed.max_length == LENGTH
 
 
 def test_the_share_counts_tokens_by_their_frequency():
