@@ -26,8 +26,14 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _read_freeze(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("write `body` (all but the head), `embeddings`, a number of layers, or prefixes of names")
+    return _as_list(value)
+
+
 # The number of layers that are frozen together with the embeddings, or prefixes of names of parameters.
-Freeze = Annotated[Count | tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_as_list)]
+Freeze = Annotated[Count | tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_read_freeze)]
 
 
 class Lora(Document):

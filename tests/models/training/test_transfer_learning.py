@@ -128,6 +128,12 @@ def test_options_that_moved_from_start_from_name_their_place():
         Training(epochs=1, start_from={"network": "digits@champion", "freeze": ["blocks"]})
 
 
+@pytest.mark.parametrize("freeze", [True, 0, -1, 1.5, [""], {"body": True}])
+def test_values_that_name_no_layers_are_refused(freeze):
+    with pytest.raises(ValidationError, match="freeze"):
+        Training(epochs=1, freeze=freeze)
+
+
 def test_options_that_are_not_set_are_no_part_of_keys():
     assert {"freeze", "discount"}.isdisjoint(Training(epochs=1, freeze=(), discount=1.0).identity())
     assert Training(epochs=1, freeze="body").identity()["freeze"] == ["body"]
