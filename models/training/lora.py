@@ -81,8 +81,8 @@ def find_targets(network: nn.Module, lora: Lora) -> list[str]:
     Raises:
         RecipeInvalid: a target matches no layer.
     """
-    inside = {name.rpartition(".")[0] for group in layer_groups(network)[:-1] for name in group}
-    layers = [name for name, module in network.named_modules() if isinstance(module, nn.Linear) and name in inside]
+    layer_names = {name.rpartition(".")[0] for group in layer_groups(network)[:-1] for name in group}
+    layers = [name for name, module in network.named_modules() if isinstance(module, nn.Linear) and name in layer_names]
     targets = () if lora.targets == "auto" else lora.targets
     matches = {target: [name for name in layers if f".{name}".endswith(f".{target}")] for target in targets}
     missing = [target for target in targets if not matches[target]]
@@ -113,8 +113,8 @@ def merge_adapters(adapted: LoraModel, network: nn.Module) -> Adapter:
         delattr(network, "peft_config")
     for parameter in network.parameters():
         parameter.requires_grad_(True)
-    plain = {name: _plain(value) for name, value in options.items()}
-    return Adapter(weights, plain | {"target_modules": names, "inference_mode": True}, len(names))
+    json_options = {name: _plain(value) for name, value in options.items()}
+    return Adapter(weights, json_options | {"target_modules": names, "inference_mode": True}, len(names))
 
 
 def _external_name(name: str) -> str:

@@ -88,7 +88,7 @@ def train_in_stages(
     folder = hooks.stage_folder
     trainable = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
     progress = _Progress(0, 0, [])
-    for number in range(len(training.stages) - 1, 0, -1):
+    for number in range(len(training.stages), 0, -1):
         completed = None if folder is None else _read_completed(folder, number)
         if completed is not None:
             progress = _restore(network, completed)
@@ -115,6 +115,7 @@ def train_in_stages(
         progress = _Progress(number + 1, num_steps, progress.history)
         if folder is not None:
             _write_completed(folder, network, progress)
+    network.eval()  # also if all stages were complete
     return progress.history
 
 

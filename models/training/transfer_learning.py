@@ -136,8 +136,8 @@ def _rename(name: str, rule: str, target: str) -> str | None:
     rule, target = rule.removesuffix("."), target.removesuffix(".")
     if rule and not _has_prefix(name, rule):
         return None
-    rest = name.removeprefix(rule).removeprefix(".")
-    return ".".join(part for part in (target, rest) if part)
+    remainder = name.removeprefix(rule).removeprefix(".")
+    return ".".join(part for part in (target, remainder) if part)
 
 
 def _unfitting(

@@ -101,6 +101,14 @@ def test_a_training_killed_in_any_stage_ends_with_the_same_bits(config, training
             assert torch.equal(network.state_dict()[name], tensor), (killed_at, name)
 
 
+def test_a_training_killed_after_its_last_stage_trains_nothing_again(tmp_path: Path):
+    expected, expected_history, _ = run(CNN, HEAD_THEN_ALL, tmp_path)
+    network, history, _ = run(CNN, HEAD_THEN_ALL, tmp_path, killed_at=1)
+    assert history == expected_history
+    assert not network.training
+    assert all(torch.equal(network.state_dict()[name], tensor) for name, tensor in expected.state_dict().items())
+
+
 def test_each_stage_overrides_options_and_numbers_go_on():
     first, second = HEAD_THEN_ALL.parts
     assert (first.freeze, first.learning_rate, second.learning_rate, second.ema) == (("body",), 0.01, 0.003, 0.9)
