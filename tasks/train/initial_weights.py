@@ -60,10 +60,11 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The weights of all files, by name."""
+    """The weights of all files, sorted by name: the order of a file's names varies."""
     from safetensors.torch import load_file
 
-    return {name: tensor for file in weight_files(path) for name, tensor in load_file(file).items()}
+    weights = {name: tensor for file in weight_files(path) for name, tensor in load_file(file).items()}
+    return {name: weights[name] for name in sorted(weights)}
 
 
 def _find_weights(folder: Path) -> Path:
