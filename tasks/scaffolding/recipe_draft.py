@@ -11,6 +11,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from bloomery.models.compression.config import CandidateSpec
 from bloomery.models.compression.default_candidates import default_candidates
 from bloomery.models.features.splits import SPLITS
+from bloomery.tasks.scaffolding.mixed_network import draft_mixed_network
 from bloomery.tasks.scaffolding.planning.draft_planning import DraftPlan, LabelPlan
 from bloomery.tasks.scaffolding.planning.split_planning import usual_shares
 from bloomery.tasks.scaffolding.tabular_network import draft_tabular_network
@@ -195,6 +196,8 @@ def _network(plan: DraftPlan, score: str) -> tuple[CommentedMap, CommentedMap, C
     if plan.series is None and plan.inputs.is_tabular:
         has_trees = plan.label.task in ("classification", "regression") and not plan.label.others
         return draft_tabular_network(num_rows, batch_size, is_skewed=score == "macro_f1", has_trees=has_trees)
+    if plan.series is None and plan.inputs.is_mixed:
+        return draft_mixed_network(plan.inputs.inputs, num_rows, batch_size)
     if plan.series is not None:
         epochs = min(max(_STEPS_SEEN // (num_rows * plan.series.length), 5), 60)
         highway = plan.series.length  # a linear map of the window: what a linear autoregression would predict

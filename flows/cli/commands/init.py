@@ -169,6 +169,7 @@ def write_drafts(
     from bloomery.tasks.scaffolding.planning.file_labels import require_file_labels
     from bloomery.tasks.scaffolding.profiling.column_names import contract_names
     from bloomery.tasks.scaffolding.profiling.profiler import profile_source
+    from bloomery.tasks.scaffolding.profiling.text_shapes import measure_texts
     from bloomery.tasks.scaffolding.recipe_draft import draft_recipe
     from bloomery.tasks.scaffolding.source_options.file_column_options import find_file_columns
     from bloomery.tasks.scaffolding.source_options.reader_options import infer_reader_options, recipe_options
@@ -185,6 +186,7 @@ def write_drafts(
         data_profile, media = find_file_columns(data_profile, data, Path(scratch), names, (roles.label, roles.key))
         data, reader_options = _add_inferred_options(data, reader_options, media)
         require_file_labels(data_profile, data, roles.label)
+        data_profile = measure_texts(data_profile, Path(scratch))
         data_profile, roles, lists = find_label_sets(data_profile, data, Path(scratch), names, roles)
         data, reader_options = _add_inferred_options(data, reader_options, lists)
         plan = plan_draft(data_profile, data, Path(scratch), names, roles, reader_options.array_shape)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Sequence
 from itertools import pairwise
@@ -12,13 +11,12 @@ from typing import Any
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.tasks.scaffolding.planning.array_inputs import is_image, plan_array
 from bloomery.tasks.scaffolding.planning.input_plans import InputPlan, PlannedInput
+from bloomery.tasks.scaffolding.planning.mixed_inputs import is_prose, plan_mixed, plan_text
 from bloomery.tasks.scaffolding.profiling.profiler import ColumnProfile, SourceProfile
 
 _MAX_ONE_HOT = 50  # categories that get a place each
 _MIN_VALUES = 20  # a column with fewer could have none in the training split
 _MAX_TARGET_COUNTS = 150_000  # categories by classes by folds; the encoder counts 200,000
-_MIN_TEXT_LENGTH = 8  # characters of the longest one: shorter texts are rather codes
-_CHARACTERS_PER_TOKEN = 3
 _ID_WORDS = frozenset({"id", "zip", "zipcode", "uuid", "guid"})
 _CODE_WORDS = frozenset({"id", "code", "zip", "zipcode", "type", "class", "category", "flag", "kind", "group"})
 _ENTITY_WORDS = frozenset(
@@ -50,7 +48,11 @@ _PERSONAL_WORDS = frozenset(
 )
 
 
-_FREE_TEXT = "it is text that differs in most rows; a model can read such a column only as its single input"
+_FREE_TEXT = (
+    "it is text that differs in most rows and has few words: a code or a name, which a model can read only as its "
+    "single input"
+)
+_PROSE = "it is read as text"
 _SINGLE_ARRAY = "a model can read an array only as its single input"
 _MAX_COLUMNS_BESIDE_ARRAY = 3  # an array of numbers tells more than so few columns
 
@@ -103,6 +105,11 @@ def plan_inputs(
                 category, "most rows have one value and the others vary, so these columns are read as categories too"
             ),
         )
+    prose = [column for column in usable if unused.get(column.name) == _PROSE]
+    mixed = plan_mixed(profile, data, inputs, prose, unused)
+    if mixed is not None:
+        return mixed
+    texts = [column for column in usable if unused.get(column.name) in (_PROSE, _FREE_TEXT)]
     arrays = [column for column in usable if column.logical_type == "array"]
     for column in arrays:
         array = plan_array(column, profile, data, shape)
@@ -114,27 +121,7 @@ def plan_inputs(
             skipped |= dict.fromkeys(array_names, "the model reads another array")
             return InputPlan((array,), {**unused, **skipped})
         unused[column.name] = _SINGLE_ARRAY if isinstance(array, PlannedInput) else array
-    return InputPlan(inputs, unused) if inputs else _plan_text(profile, unused)
-
-
-def _plan_text(profile: SourceProfile, unused: dict[str, str]) -> InputPlan:
-    """Plans the longest text as the single input, where no other column is left to learn from."""
-    texts = [
-        column
-        for column in profile.columns
-        if unused.get(column.name) == _FREE_TEXT and (column.max_length or 0) >= _MIN_TEXT_LENGTH
-    ]
-    if not texts:
-        return InputPlan((), unused)
-    longest = max(texts, key=lambda column: column.max_length or 0)
-    length = min(max(math.ceil((longest.max_length or 0) / _CHARACTERS_PER_TOKEN), 16), 256)
-    size = 2_000 if profile.num_rows < 2_000 else 8_000
-    options = {"kind": "text", "column": longest.name, "length": length, "vocabulary_size": size}
-    if longest.num_missing:
-        options["missing"] = "empty"
-    planned_input = PlannedInput(options, f"text of at most {length} tokens; longer text is cut")
-    skipped = {column.name: "the model reads another text" for column in texts}
-    return InputPlan((planned_input,), {name: why for name, why in (unused | skipped).items() if name != longest.name})
+    return InputPlan(inputs, unused) if inputs else plan_text(profile, texts, unused)
 
 
 def _without_kind(options: dict[str, Any]) -> dict[str, Any]:
@@ -160,6 +147,8 @@ def _reason_against(column: ColumnProfile, data: DataSource) -> str | None:
         return f"it names files, which are not opened: {column.file_problem}"
     if is_row_number(column):
         return "it numbers the rows"
+    if is_prose(column):
+        return _PROSE
     if column.logical_type == "string" and column.num_distinct > column.num_valid / 2:
         return _FREE_TEXT
     if column.logical_type == "integer" and column.num_distinct > column.num_valid / 2 and is_code(column):

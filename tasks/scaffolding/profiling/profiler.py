@@ -50,7 +50,8 @@ class ColumnProfile(Document):
     the number of arrays of each length. `missing` are the texts that mark a missing value, `date_format` says how dates
     are written if not in ISO 8601, and `source_type` is the type of numbers that are converted. With `names_files`,
     most texts are names of images or recordings; `file_problem` says why they are not opened. With `media`, the column
-    has the names of files, and the profile is that of their pixels or samples.
+    has the names of files, and the profile is that of their pixels or samples. `mean_words` is the mean number of words
+    of a text, and 95% of the texts have at most `usual_length` characters.
     """
 
     name: str
@@ -72,6 +73,8 @@ class ColumnProfile(Document):
     names_files: bool = False
     file_problem: str = ""
     media: FileColumn | None = None
+    mean_words: float = 0.0
+    usual_length: int | None = None
     missing: tuple[str, ...] = ()
     date_format: str | None = None
     date_notes: tuple[str, ...] = ()
