@@ -217,10 +217,10 @@ class RegistryModel:
         return parsed if isinstance(parsed, pa.RecordBatch) else self.version.row_check.to_columns(parsed).batch
 
     def _has_files(self, rows: Any) -> bool:
-        media = self.version.media
-        if media is None or not isinstance(rows, list):
+        if not isinstance(rows, list):
             return False
-        return any(isinstance(row, dict) and isinstance(row.get(media.column), dict) for row in rows)
+        names = [media.column for media in self.version.media]
+        return any(isinstance(row, dict) and isinstance(row.get(name), dict) for row in rows for name in names)
 
 
 def _to_json(value: Any) -> Any:

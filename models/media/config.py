@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -59,3 +61,19 @@ class MediaColumn(Document):
     column: str
     decoding: Annotated[ImageDecoding | AudioDecoding, Field(discriminator="kind")]
     shape: tuple[int, int, int] | None = None
+
+
+class _SeveralColumns(Document):
+    columns: tuple[MediaColumn, ...]
+
+
+def write_media_columns(columns: Sequence[MediaColumn]) -> str:
+    """Returns the content of MEDIA_FILE; that of one column is the column."""
+    document = columns[0] if len(columns) == 1 else _SeveralColumns(columns=tuple(columns))
+    return document.model_dump_json(indent=1)
+
+
+def read_media_columns(text: str) -> tuple[MediaColumn, ...]:
+    """Returns the columns of a MEDIA_FILE with this content."""
+    content = json.loads(text)
+    return _SeveralColumns.model_validate(content if "columns" in content else {"columns": [content]}).columns

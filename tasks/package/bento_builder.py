@@ -21,7 +21,7 @@ from bloomery.data_contracts.records.provenance import PROVENANCE_FILE, Provenan
 from bloomery.data_contracts.records.records import Choice
 from bloomery.data_contracts.serving.signatures import MANIFEST_FILE
 from bloomery.models.features.encoder import read_encoder
-from bloomery.models.media.config import MEDIA_FILE
+from bloomery.models.media.config import MEDIA_FILE, write_media_columns
 from bloomery.tasks.bentos.bento_store import bento_folder
 from bloomery.tasks.bentos.bundled_code import SERVICE, copy_modules
 from bloomery.tasks.bentos.environment import code_versions, describe_environment
@@ -31,7 +31,7 @@ from bloomery.tasks.infrastructure.python_processes import code_command
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.monitoring.reference_profile import build_reference
 from bloomery.tasks.orchestration.code_version import packages_of, reach
-from bloomery.tasks.package.media_column import media_column
+from bloomery.tasks.package.media_columns import media_columns
 
 ARTIFACTS = "artifacts"  # the folder in a build context and in a bento
 _NUM_EXAMPLES = 4  # with measured predictions, for the test that a version runs before it serves
@@ -59,9 +59,9 @@ def _write_artifacts(folder: Path, choice: Choice, recipe: dict[str, Any]) -> No
         "background.json": json.dumps(background_rows(choice)),
         REFERENCE_FILE: build_reference(choice).model_dump_json(by_alias=True, exclude_defaults=True),
     }
-    media = media_column(DataSource.model_validate(recipe["data"]), features, contract) if "data" in recipe else None
-    if media is not None:
-        texts[MEDIA_FILE] = media.model_dump_json(indent=1)
+    media = media_columns(DataSource.model_validate(recipe["data"]), features, contract) if "data" in recipe else []
+    if media:
+        texts[MEDIA_FILE] = write_media_columns(media)
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
 

@@ -231,7 +231,7 @@ class Application:
             raise HTTPError(HTTPStatus.METHOD_NOT_ALLOWED, "send rows with POST", headers={"allow": "POST"})
         if self._num_waiting > self._limits.waiting:
             raise overloaded()
-        request.media_type = read_media_type(request.headers, takes_files=batcher.version.media is not None)
+        request.media_type = read_media_type(request.headers, takes_files=bool(batcher.version.media))
         return batcher
 
     def _count_prediction_request(self, request: _Request, response: Response) -> None:

@@ -7,8 +7,9 @@ pixels or samples.
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from http import HTTPStatus
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -37,9 +38,12 @@ class _File(NamedTuple):
     content: bytes
 
 
+_Files: TypeAlias = dict[tuple[int, str], _File]  # by row and column
+
+
 def has_files(version: LoadedVersion, media_type: str, body: bytes) -> bool:
     """Whether a request may contain files. They are decoded in a thread, so that the event loop is not blocked."""
-    return version.media is not None and (media_type == MULTIPART or _BASE64_KEY in body)
+    return bool(version.media) and (media_type == MULTIPART or _BASE64_KEY in body)
 
 
 def parse_media_rows(
@@ -53,9 +57,8 @@ def parse_media_rows(
         HTTPError: there are too many files, or they have too many pixels or samples.
     """
     media = version.media
-    assert media is not None
     if content_type:
-        rows, files = _read_form(media, parse_form(content_type, body, limits.rows))
+        rows, files = _read_form(media, parse_form(content_type, body, limits.rows * len(media)))
     else:
         rows, files = _read_json(media, body)
     if len(rows) > limits.rows:
@@ -63,30 +66,45 @@ def parse_media_rows(
     if not files:
         return version.row_check.parse_json(body)  # or it raises what is wrong
     _decode_files(media, rows, files, limits)
-    return _check_rows(version, media.column, rows)
+    return _check_rows(version, [column.column for column in media], rows)
 
 
-def _read_form(media: MediaColumn, parts: list[FormPart]) -> tuple[list[Any], dict[int, _File]]:
-    """Returns the rows without their files, and the file of each row."""
-    files: list[_File] = []
+def _read_form(media: Sequence[MediaColumn], parts: list[FormPart]) -> tuple[list[Any], _Files]:
+    """Returns the rows without their files, and the file of each row and column."""
+    files: dict[str, list[_File]] = {column.column: [] for column in media}
     rows: list[Any] | None = None
     for part in parts:
-        if part.name == media.column and part.file_name is not None:
-            files.append(_File(f"file {shorten(part.file_name)}", part.content))
+        if part.name in files and part.file_name is not None:
+            files[part.name].append(_File(f"file {shorten(part.file_name)}", part.content))
         elif part.name == ROWS_PART and rows is None:
             rows = _parse_rows_part(part.content)
         else:
             kind = "text" if part.file_name is None else f"file {shorten(part.file_name)}"
-            rule = f"send files in the field {media.column}, and other columns as a JSON array in the field {ROWS_PART}"
+            names = " or ".join(files)
+            rule = f"send files in the field {names}, and other columns as a JSON array in the field {ROWS_PART}"
             raise RowsRefused([row_problem("", part.name, kind, rule)])
     if rows is None:
-        rows = [{} for _ in files]
-    if len(rows) != len(files):
-        rule = f"there must be as many as rows in the field {ROWS_PART}: {len(rows):,}"
-        raise RowsRefused([row_problem("", media.column, f"{len(files):,} files", rule)])
+        rows = [{} for _ in range(max(map(len, files.values())))]
     if not rows:
-        raise RowsRefused([row_problem("", media.column, "no file", "there must be at least one")])
-    return rows, dict(enumerate(files))
+        raise RowsRefused([row_problem("", media[0].column, "no file", "there must be at least one")])
+    by_cell: _Files = {}
+    for name, column_files in files.items():
+        if column_files or len(media) == 1:
+            by_cell |= {(row, name): file for row, file in _assign_files(name, column_files, rows).items()}
+    return rows, by_cell
+
+
+def _assign_files(name: str, files: Sequence[_File], rows: Sequence[Any]) -> dict[int, _File]:
+    """Returns the file of each row: of all rows, or of those that do not have the column, which may also be null."""
+    if len(files) == len(rows):
+        return dict(enumerate(files))
+    open_rows = [number for number, row in enumerate(rows) if not isinstance(row, dict) or name not in row]
+    if len(files) != len(open_rows):
+        rule = f"there must be as many as rows in the field {ROWS_PART}: {len(rows):,}"
+        if len(open_rows) != len(rows):
+            rule += f", or as rows there without {name}: {len(open_rows):,}"
+        raise RowsRefused([row_problem("", name, f"{len(files):,} files", rule)])
+    return dict(zip(open_rows, files, strict=True))
 
 
 def _parse_rows_part(content: bytes) -> list[Any]:
@@ -99,7 +117,7 @@ def _parse_rows_part(content: bytes) -> list[Any]:
     return rows
 
 
-def _read_json(media: MediaColumn, body: bytes) -> tuple[list[Any], dict[int, _File]]:
+def _read_json(media: Sequence[MediaColumn], body: bytes) -> tuple[list[Any], _Files]:
     """Returns the rows, and the files among their cells by row. A body without `{"rows": [...]}` has neither."""
     try:
         document = from_json(body)
@@ -108,19 +126,23 @@ def _read_json(media: MediaColumn, body: bytes) -> tuple[list[Any], dict[int, _F
     rows = document.get("rows") if isinstance(document, dict) and len(document) == 1 else None
     if not isinstance(rows, list):
         return [], {}
-    files, problems = {}, []
+    files: _Files = {}
+    problems = []
+    names = [column.column for column in media]
     for position, row in enumerate(rows):
-        cell = row.get(media.column) if isinstance(row, dict) else None
-        if not isinstance(cell, dict):
-            continue
-        content = _decode_base64(cell)
-        if content is None:
-            rule = (
-                f'must be an array of numbers, or a file as {{"{BASE64}": "..."}} with its bytes in base64 (RFC 4648)'
-            )
-            problems.append(row_problem(position, media.column, shorten(cell), rule))
-        else:
-            files[position] = _File(f"a file of {len(content):,} bytes", content)
+        for name in names if isinstance(row, dict) else ():
+            cell = row.get(name)
+            if not isinstance(cell, dict):
+                continue
+            content = _decode_base64(cell)
+            if content is None:
+                rule = (
+                    f'must be an array of numbers, or a file as {{"{BASE64}": "..."}} with its bytes in base64 '
+                    "(RFC 4648)"
+                )
+                problems.append(row_problem(position, name, shorten(cell), rule))
+            else:
+                files[position, name] = _File(f"a file of {len(content):,} bytes", content)
     if problems:
         raise RowsRefused(problems)
     return rows, files
@@ -136,47 +158,53 @@ def _decode_base64(cell: dict[str, Any]) -> bytes | None:
         return None
 
 
-def _decode_files(media: MediaColumn, rows: list[Any], files: dict[int, _File], limits: Limits) -> None:
+def _decode_files(media: Sequence[MediaColumn], rows: list[Any], files: _Files, limits: Limits) -> None:
     """Puts the pixels or samples of each file into its row."""
-    is_image = isinstance(media.decoding, ImageDecoding)
-    limit = limits.image_pixels if is_image else limits.audio_samples
-    budget, problems = MediaBudget(limit), []
-    for position, file in files.items():
-        row = rows[position]
+    columns = {column.column: column for column in media}
+    maxima = {"image": limits.image_pixels, "audio": limits.audio_samples}
+    budgets, problems = {kind: MediaBudget(maximum) for kind, maximum in maxima.items()}, []
+    for (position, name), file in files.items():
+        row, column = rows[position], columns[name]
         if not isinstance(row, dict):
             continue  # the check of rows refuses it
-        if isinstance(row.get(media.column), list):
-            problems.append(row_problem(position, media.column, "an array and a file", "must be one of them"))
+        if isinstance(row.get(name), list):
+            problems.append(row_problem(position, name, "an array and a file", "must be one of them"))
             continue
+        kind = column.decoding.kind
         try:
-            rows[position] = {**row, media.column: _decode(media, file.content, budget)}
+            rows[position] = {**row, name: _decode(column, file.content, budgets[kind])}
         except MediaTooLarge as failure:
-            rule = f"the files of a request may have {limit:,} {'pixels' if is_image else 'samples'} together"
-            problem = row_problem(position, media.column, f"{file.name} with {failure}", rule)
-            message = f"row {position}, column {media.column}: found {problem['found']}, but {rule}"
+            unit = "pixels" if kind == "image" else "samples"
+            rule = f"the files of a request may have {maxima[kind]:,} {unit} together"
+            problem = row_problem(position, name, f"{file.name} with {failure}", rule)
+            message = f"row {position}, column {name}: found {problem['found']}, but {rule}"
             raise HTTPError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message, [problem]) from None
         except MediaUnreadable as failure:
-            rule = f"must be {'an image' if is_image else 'a recording'} as in training: {failure}"
-            problems.append(row_problem(position, media.column, file.name, rule))
+            rule = f"must be {'an image' if kind == 'image' else 'a recording'} as in training: {failure}"
+            problems.append(row_problem(position, name, file.name, rule))
     if problems:
         raise RowsRefused(problems)
 
 
-def _check_rows(version: LoadedVersion, column: str, rows: list[Any]) -> list[Row] | pa.RecordBatch:
+def _check_rows(version: LoadedVersion, columns: Sequence[str], rows: list[Any]) -> list[Row] | pa.RecordBatch:
     """Returns the checked rows, whose files are decoded. Many values stay in arrays, and Arrow checks them.
 
     As Python's numbers they would take up to 32 times the memory, and twice during the check.
     """
-    cells = [row.get(column) if isinstance(row, dict) else None for row in rows]
+    cells = [row.get(name) for row in rows if isinstance(row, dict) for name in columns]
     if sum(cell.size for cell in cells if isinstance(cell, np.ndarray)) > MAX_PYTHON_VALUES:
         batch = _check_by_arrow(version, rows)
         if batch is not None:
             return batch
-    listed = [
-        {**row, column: cell.tolist()} if isinstance(cell, np.ndarray) else row
-        for row, cell in zip(rows, cells, strict=True)
-    ]
-    return version.row_check.parse_rows(listed)
+    return version.row_check.parse_rows([_to_lists(row, columns) for row in rows])
+
+
+def _to_lists(row: Any, columns: Sequence[str]) -> Any:
+    """Returns the row with lists in place of arrays."""
+    if not isinstance(row, dict):
+        return row
+    arrays = {name: row[name].tolist() for name in columns if isinstance(row.get(name), np.ndarray)}
+    return {**row, **arrays} if arrays else row
 
 
 def _check_by_arrow(version: LoadedVersion, rows: list[Any]) -> pa.RecordBatch | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from bloomery.data_contracts.requests.arrow_rows import ARROW_MEDIA_TYPE as ARROW
@@ -90,20 +91,27 @@ def _request_body(version: LoadedVersion) -> dict[str, Any]:
     rows = [example["row"] for example in version.examples[:_NUM_EXAMPLES]]
     json_body = {"schema": _ref("Request"), **({"example": {"rows": rows}} if rows else {})}
     content = {JSON: json_body, ARROW: _arrow_stream()}
-    if version.media is not None:
+    if version.media:
         content[MULTIPART] = {"schema": _ref("Form")}
     return {"required": True, "content": content}
 
 
-def _form_schema(media: MediaColumn) -> dict[str, Any]:
+def _form_schema(media: Sequence[MediaColumn]) -> dict[str, Any]:
     """Returns the schema of a form with a file for each row."""
-    file = {**_TEXT, "contentMediaType": _media_type(media)}
+    files = {
+        column.column: {
+            "type": "array",
+            "minItems": 1,
+            "items": {**_TEXT, "contentMediaType": _media_type(column)},
+        }
+        for column in media
+    }
     others = {"type": "array", "items": {"type": "object"}, "description": "the other columns of each row, if any"}
     return {
         "type": "object",
-        "required": [media.column],
+        "required": [media[0].column] if len(media) == 1 else [],
         "additionalProperties": False,
-        "properties": {media.column: {"type": "array", "minItems": 1, "items": file}, ROWS_PART: others},
+        "properties": {**files, ROWS_PART: others},
         "description": "A file for each row, in the field with the column's name, which may occur several times.",
     }
 
@@ -111,11 +119,11 @@ def _form_schema(media: MediaColumn) -> dict[str, Any]:
 def _row_schema(version: LoadedVersion) -> dict[str, Any]:
     """Returns the schema of a row; a column of files may have an array or a file in base64."""
     schema = version.row_check.json_schema()
-    if version.media is not None:
-        text = {**_TEXT, "contentEncoding": "base64", "contentMediaType": _media_type(version.media)}
+    properties = schema["properties"]
+    for media in version.media:
+        text = {**_TEXT, "contentEncoding": "base64", "contentMediaType": _media_type(media)}
         file = {**_object({BASE64: text}), "additionalProperties": False}
-        properties = schema["properties"]
-        properties[version.media.column] = {"anyOf": [properties[version.media.column], file]}
+        properties[media.column] = {"anyOf": [properties[media.column], file]}
     return schema
 
 
@@ -169,7 +177,7 @@ def _schemas(version: LoadedVersion) -> dict[str, Any]:
     problem = {"row": {"type": ["integer", "string"]}, "column": _TEXT, "found": _TEXT, "rule": _TEXT}
     return {
         "Row": _row_schema(version),
-        **({} if version.media is None else {"Form": _form_schema(version.media)}),
+        **({"Form": _form_schema(version.media)} if version.media else {}),
         "Request": {
             "type": "object",
             "required": ["rows"],

@@ -35,7 +35,7 @@ from bloomery.models.inference.outputs import (
     score_unit,
 )
 from bloomery.models.inference.runtime import VECTORS, create_session
-from bloomery.models.media.config import MEDIA_FILE, MediaColumn
+from bloomery.models.media.config import MEDIA_FILE, MediaColumn, read_media_columns
 from bloomery.models.profiling.cpu_features import cpu_flags, needs_reduced_range
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class LoadedVersion:
         self.encoder = read_encoder(artifacts / "encoder.json")
         self.row_check = JsonRowParser(self.contract, self.encoder.columns)
         self.arrow_check = ArrowRowParser(self.contract, self.encoder.columns)
-        self.media = _read_media_column(artifacts, self.manifest)
+        self.media = _read_media_columns(artifacts, self.manifest)
         self.is_regression = self.encoder.features.task == "regression"
         self.output_names = [output.name for output in self.encoder.outputs]  # of a regression with several labels
         self.is_multilabel = self.encoder.features.task == "multilabel"
@@ -240,11 +240,11 @@ class LoadedVersion:
         return json.dumps({"rows": [example["row"] for example in self.examples]}).encode()
 
 
-def _read_media_column(artifacts: Path, manifest: dict[str, Any]) -> MediaColumn | None:
-    """The column that requests may have as files; None if there is none, or if the version is older than such files."""
+def _read_media_columns(artifacts: Path, manifest: dict[str, Any]) -> tuple[MediaColumn, ...]:
+    """The columns that requests may have as files; none also if the version is older than such files."""
     if MEDIA_FILE not in manifest["files"]:
-        return None
-    return MediaColumn.model_validate_json((artifacts / MEDIA_FILE).read_text(encoding="utf-8"))
+        return ()
+    return read_media_columns((artifacts / MEDIA_FILE).read_text(encoding="utf-8"))
 
 
 def _list_array(values: np.ndarray) -> pa.Array:

@@ -8,6 +8,7 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -18,12 +19,15 @@ from PIL import Image
 from scipy.io import wavfile
 
 from bloomery.data_contracts.odcs.contract import Contract
+from bloomery.data_contracts.requests.problems import RowsRefused
 from bloomery.deployments.endpoint.asgi import media_rows
 from bloomery.deployments.endpoint.asgi.application import Application
+from bloomery.deployments.endpoint.http.errors import HTTPError
 from bloomery.deployments.endpoint.http.limits import Limits
 from bloomery.deployments.endpoint.http.responses import Response
 from bloomery.deployments.endpoint.inference.model_version import LoadedVersion
 from bloomery.deployments.endpoint.telemetry.metrics import Metrics
+from bloomery.models.media.config import read_media_columns, write_media_columns
 from tests.deployments.media_versions import IMAGE, RECORDING, RESIZED_IMAGE, package_version
 
 PIXELS = np.arange(18, dtype=np.uint8).reshape(2, 3, 3) * 13
@@ -244,6 +248,43 @@ def test_files_beyond_a_limit_are_refused_by_name(serve: Serve, images: Applicat
     assert ask(images, files=many).status_code == 413
     assert ask(images, json={"rows": [{"picture": in_base64(encode())}] * 6}).status_code == 413
     assert ask(images, files={"picture": ("a.png", bytes(200_000))}).status_code == 413
+
+
+def parse_two_columns(rows: Any, *files: tuple[str, bytes], limits: Limits = LIMITS) -> list[Any]:
+    """The rows of a form for a version that takes files in two columns; its check of rows accepts all."""
+    version: Any = SimpleNamespace(media=(IMAGE, RECORDING), row_check=SimpleNamespace(parse_rows=lambda rows: rows))
+    parts: list[Any] = [(name, (f"{number}.bin", content)) for number, (name, content) in enumerate(files)]
+    request = httpx.Request("POST", "http://x", files=parts, data={} if rows is None else {"rows": json.dumps(rows)})
+    parsed = media_rows.parse_media_rows(version, request.headers["content-type"].encode(), request.read(), limits)
+    assert isinstance(parsed, list)
+    return parsed
+
+
+def test_files_of_two_columns_go_to_the_rows_that_have_none() -> None:
+    red, blue = encode(), encode(255 - PIXELS)
+    sound = np.arange(-50, 50, dtype=np.int16) * 300
+    rows = parse_two_columns(None, ("picture", red), ("wave", wav(sound)))
+    assert rows[0]["picture"] == values_of(PIXELS)
+    assert len(rows[0]["wave"]) == 100
+    rows = parse_two_columns([{"picture": None, "age": 1}, {"age": 2}, {}], ("picture", red), ("picture", blue))
+    assert [row.get("picture") for row in rows] == [None, values_of(PIXELS), values_of(255 - PIXELS)]
+    assert [row.get("age") for row in rows] == [1, 2, None]
+    assert all("wave" not in row for row in rows)
+    with pytest.raises(RowsRefused) as refusal:
+        parse_two_columns([{"picture": None}, {}], *[("picture", red)] * 3)
+    assert refusal.value.problems[0]["rule"].endswith("rows: 2, or as rows there without picture: 1")
+    with pytest.raises(RowsRefused) as refusal:
+        parse_two_columns(None, ("pictures", red))
+    assert "in the field picture or wave" in refusal.value.problems[0]["rule"]
+    strict = LIMITS._replace(audio_samples=99)
+    with pytest.raises(HTTPError, match="99 samples together"):
+        parse_two_columns(None, ("picture", red), ("wave", wav(sound)), limits=strict)
+
+
+def test_media_of_one_column_are_stored_as_before() -> None:
+    assert json.loads(write_media_columns([IMAGE])) == IMAGE.model_dump(mode="json")
+    for columns in ((IMAGE,), (IMAGE, RECORDING)):
+        assert read_media_columns(write_media_columns(columns)) == columns
 
 
 def test_a_model_without_files_takes_no_form(packaged: Callable[..., Path], metrics: Metrics) -> None:

@@ -1,4 +1,4 @@
-"""The column that an endpoint takes as files: only where training rows were decoded from files."""
+"""The columns that an endpoint takes as files: only where training rows were decoded from files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.models.features.config import Features
-from bloomery.tasks.package.media_column import media_column
+from bloomery.tasks.package.media_columns import media_columns
 
 IMAGE = {"kind": "image", "column": "image", "shape": [3, 4, 5]}
 GREY = {"kind": "image", "column": "image", "shape": [1, 4, 5]}
@@ -66,11 +66,11 @@ def test_files_are_decoded_as_training_files(
         {"name": "label", "logicalType": "string", "required": True},
     )
     features = Features.model_validate({"key": "id", "label": "label", "inputs": [source]})
-    column = media_column(DataSource.model_validate({"source": "files", **data}), features, contract)
+    columns = media_columns(DataSource.model_validate({"source": "files", **data}), features, contract)
     if decoding is None:
-        assert column is None
+        assert columns == []
         return
-    assert column is not None
+    (column,) = columns
     assert column.column == "image"
     assert {**column.decoding.model_dump(), **decoding} == column.decoding.model_dump()
     assert column.shape == (tuple(source["shape"]) if "shape" in source else None)

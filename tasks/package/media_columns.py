@@ -1,4 +1,4 @@
-"""The column of a version that its endpoint takes as files, if the training rows were decoded from files."""
+"""The columns of a version that its endpoint takes as files, if the training rows were decoded from files."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from bloomery.models.media.source_options import audio_decoding, column_decoding
 _MODES: dict[int, Literal["L", "RGB"]] = {1: "L", 3: "RGB"}  # by the number of channels
 
 
-def media_column(data: DataSource, features: Features, contract: Contract) -> MediaColumn | None:
-    """Returns the column with images or recordings, and how they are decoded; None if the model reads no such column.
+def media_columns(data: DataSource, features: Features, contract: Contract) -> list[MediaColumn]:
+    """Returns the columns with images or recordings that the model reads, and how they are decoded.
 
     IDX and NumPy files hold pixels as images do, so an image of the same size is decoded to them.
     """
+    columns = []
     for source in features.inputs:
         decoding: ImageDecoding | AudioDecoding | None = None
         options = (data.media or {}).get(source.columns[0])
@@ -35,8 +36,8 @@ def media_column(data: DataSource, features: Features, contract: Contract) -> Me
                 decoding = decoding.model_copy(update={"sample_rate": source.sample_rate})
         if decoding is not None:
             shape = source.shape if isinstance(source, ImageInput) else None
-            return MediaColumn(column=source.columns[0], decoding=decoding, shape=shape)
-    return None
+            columns.append(MediaColumn(column=source.columns[0], decoding=decoding, shape=shape))
+    return columns
 
 
 def _has_bytes(name: str, contract: Contract) -> bool:
