@@ -1,0 +1,87 @@
+"""`bloomery init` on tables with texts, images and recordings beside columns: a fused network reads all of them."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bloomery.flows.cli.commands.init import list_inferences, write_drafts
+from bloomery.flows.recipe.recipe import Recipe, read_recipe
+from bloomery.tasks.scaffolding.planning.draft_planning import ColumnRoles
+from bloomery.tasks.scaffolding.source_options.reader_options import UserOptions
+from tests.flows.cli.commands.drafts import validate_rows
+
+WORDS = ("red", "green", "blue", "quick", "slow", "old", "house", "garden", "river", "bread", "water", "fine", "good")
+RANDOM = random.Random(0)
+
+
+def title(number: int) -> str:
+    return " ".join([*RANDOM.choices(WORDS, k=5), str(number)])
+
+
+def draft(folder: Path, rows: list[dict[str, Any]], label: str = "kind") -> tuple[Recipe, dict[str, str]]:
+    """Drafts a recipe for rows in a file, and returns it with what was inferred."""
+    source = folder / "rows.jsonl"
+    source.write_text("\n".join(map(json.dumps, rows)))
+    drafts = write_drafts("mine", [str(source)], ColumnRoles(label), UserOptions(), output=folder, force=True)
+    return read_recipe(str(drafts.recipe)), dict(list_inferences(drafts))
+
+
+def test_texts_and_images_beside_columns_are_read_by_one_network(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    rows = []
+    for number in range(60):
+        pixels = np.full((6, 5, 3), number * 4, np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "pictures" / f"{number}.png")
+        rows.append(
+            {
+                "photo": None if number % 10 == 0 else f"pictures/{number}.png",
+                "title": None if number % 7 == 0 else title(number),
+                "review": " ".join(title(number) for _ in range(4)),
+                "size": number % 9,
+                "kind": "cat" if number % 2 else "dog",
+            }
+        )
+    recipe, _ = draft(tmp_path, rows)
+    assert recipe.model is not None
+    assert recipe.model.kind == "fused"
+    inputs = [source.model_dump(exclude_defaults=True) for source in recipe.features.inputs]
+    assert [(source["kind"], source.get("missing")) for source in inputs] == [
+        ("number", None),
+        ("text", None),
+        ("text", "absent"),
+        ("image", "absent"),
+    ]
+    assert [source["column"] for source in inputs[1:]] == ["review", "title", "photo"]
+    assert inputs[3]["shape"] == (3, 6, 5)
+    valid_rows = validate_rows(recipe)
+    assert (valid_rows.num_rows, valid_rows.raw_rows.num_malformed) == (60, 0)
+
+
+@pytest.mark.parametrize(
+    ("columns", "kinds", "network"),
+    [
+        ({"code": lambda n: f"X-{n}-b", "size": lambda n: n % 9}, ["number"], "tabular_ensemble"),
+        ({"color": lambda n: WORDS[n % 4] + " or so it is", "size": lambda n: n % 9}, ["category", "number"], None),
+        ({"title": title}, ["text"], "transformer"),
+        ({"title": title, "code": lambda n: f"X-{n}-b"}, ["text"], "transformer"),
+        ({"title": title, "review": title}, ["text", "text"], "fused"),
+        ({"title": title, "size": lambda n: n % 9}, ["number", "text"], "fused"),
+    ],
+)
+def test_only_texts_of_several_words_are_read_beside_columns(
+    columns: dict[str, Any], kinds: list[str], network: str | None, home: Path, tmp_path: Path
+) -> None:
+    rows = [{**{name: make(n) for name, make in columns.items()}, "kind": "yn"[n % 2]} for n in range(120)]
+    recipe, inferred = draft(tmp_path, rows)
+    assert [source.kind for source in recipe.features.inputs] == kinds
+    assert recipe.model is not None
+    assert recipe.model.kind == (network or "tabular_ensemble")
+    if "code" in columns:
+        assert inferred["not used"].startswith("code: it is text that differs in most rows and has few words")
