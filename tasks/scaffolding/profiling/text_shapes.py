@@ -37,7 +37,7 @@ def measure_texts(profile: SourceProfile, scratch: Path) -> SourceProfile:
             break
     columns = []
     for column in profile.columns:
-        if column.name in names and sum(map(len, words[column.name])):
+        if column.name in names and any(counts.size for counts in words[column.name]):
             mean = float(np.concatenate(words[column.name]).mean())
             length = int(np.quantile(np.concatenate(lengths[column.name]), _QUANTILE, method="higher"))
             column = column.model_copy(update={"mean_words": mean, "usual_length": length})
