@@ -153,7 +153,7 @@ def _fill_caches() -> None:
     for stage in STAGES:
         stage.key()
     # On so few values PyTorch starts no threads, which a fork would not have.
-    _export_program_to_onnx(nn.Linear(1, 1).eval(), torch.zeros(2, 1), max_length=0)
+    _export_program_to_onnx(nn.Linear(1, 1).eval(), (torch.zeros(2, 1),), ["x"], max_length=0)
     plt.figure().savefig(io.BytesIO())
     plt.close()
     warn_dependency_requirement_mismatches(["numpy"])
