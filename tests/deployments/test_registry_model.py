@@ -278,7 +278,7 @@ def test_dates_may_be_times_at_midnight_or_text(contract_of: Callable[..., Any])
         encoder=SimpleNamespace(columns=names),
         arrow_check=ArrowRowParser(contract, names),
         row_check=JsonRowParser(contract, names),
-        media=None,
+        media=(),
     )
     moments = registry_model.RegistryModel(version)
     expected = {
