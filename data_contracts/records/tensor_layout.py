@@ -8,7 +8,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
-from bloomery.data_contracts.documents.documents import Document
+from bloomery.data_contracts.documents.documents import Document, is_unset
 
 # classification: one of several classes. ordinal: the same, and the classes have an order. multilabel: any number of
 # them, also none. multioutput: a regression with several labels. embedding: vectors of texts, which are close to those
@@ -37,6 +37,10 @@ class Layout(Document):
     kind: Literal["flat", "image", "sequence", "tokens", "mixed"]
     shape: Annotated[tuple[int, ...], Field(min_length=1)]
     num_tokens: Annotated[int | None, Field(description="tokens alone: 0 is padding, the others are words")] = None
+    separator: Annotated[
+        int | None,
+        Field(exclude_if=is_unset, description="pairs of texts alone: the token between the first and the second text"),
+    ] = None
     is_padded: Annotated[
         bool,
         Field(description="sequence alone: the last value of a step is 1, or 0 where it is padding"),

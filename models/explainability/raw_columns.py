@@ -29,18 +29,23 @@ def group_row(encoder: Encoder, x: np.ndarray) -> FeatureGroups:
     return FeatureGroups(np.minimum(np.arange(len(x)) // length, num_pieces - 1), (num_pieces,))
 
 
-def sum_by_column(encoder: Encoder, groups: FeatureGroups, values_G: np.ndarray) -> dict[str, float]:
-    """The SHAP value of each raw column. Columns within one group share its value by their numbers of positions."""
+def sum_by_column(encoder: Encoder, groups: FeatureGroups, values_G: np.ndarray, x: np.ndarray) -> dict[str, float]:
+    """The SHAP value of each raw column of the encoded row `x`.
+
+    Columns within one group share its value by their numbers of positions, without the padding of a pair of texts.
+    """
     columns = encoder.columns
     num_groups = math.prod(groups.grid)
-    positions = groups.group_of * len(columns) + _column_index(encoder)
+    positions = groups.group_of * len(columns) + _column_index(encoder, x)
+    if encoder.layout.separator is not None:
+        positions = positions[x != 0]
     shares_GN = np.bincount(positions.ravel(), minlength=num_groups * len(columns)).reshape(num_groups, len(columns))
     shares_GN = shares_GN / shares_GN.sum(axis=1, keepdims=True)
     return dict(zip(columns, (values_G @ shares_GN).tolist(), strict=True))
 
 
-def _column_index(encoder: Encoder) -> np.ndarray:
-    """The position among the encoder's columns of each value's column, int64."""
+def _column_index(encoder: Encoder, x: np.ndarray) -> np.ndarray:
+    """The position among the encoder's columns of each value's column, int64; `x` is the encoded row."""
     source, layout, columns = encoder.features.inputs[0], encoder.layout, encoder.columns
     if layout.kind == "flat":
         return np.array([columns.index(name) for name in column_names(encoder)], np.int64)
@@ -49,6 +54,9 @@ def _column_index(encoder: Encoder) -> np.ndarray:
         return np.broadcast_to(np.array(index_F, np.int64), layout.shape)
     if isinstance(source, SequenceInput) and source.steps:
         return np.array([[columns.index(name) for name in step] for step in source.steps], np.int64)
+    if layout.separator is not None:  # a pair of texts
+        is_separator_T = x == layout.separator
+        return np.asarray(np.cumsum(is_separator_T) - is_separator_T > 0, np.int64)
     return np.zeros(layout.shape, np.int64)
 
 

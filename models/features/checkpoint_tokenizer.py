@@ -21,10 +21,27 @@ def count_tokens(document: str) -> int:
     return max(load_tokenizer(document).get_vocab(with_added_tokens=True).values()) + 2
 
 
-def encode_texts(document: str, texts: Sequence[str], out: np.ndarray) -> None:
-    """Fills `out` float32 (B, T), all 0 before, with the id plus 1 of each token, special ones included."""
+def find_separator(document: str) -> int | None:
+    """The encoded token that follows the first text of a pair; None if the tokenizer puts none between two texts."""
+    encoding = load_tokenizer(document).encode("a", "a")
+    texts = encoding.sequence_ids  # 0 and 1 for tokens of the first and the second text, None for special ones
+    last = max((position for position, text in enumerate(texts) if text == 0), default=None)
+    if last is None or last + 1 >= len(texts) or texts[last + 1] is not None:
+        return None
+    return int(encoding.ids[last + 1]) + 1
+
+
+def encode_texts(document: str, texts: Sequence[str] | Sequence[tuple[str, str]], out: np.ndarray) -> None:
+    """Fills `out` float32 (B, T), all 0 before, with the id plus 1 of each token, special ones included.
+
+    Pairs of texts are encoded by the tokenizer's template for pairs; the longer text is truncated first.
+    """
     tokenizer = load_tokenizer(document)
-    encodings = [tokenizer.encode(texts[0])] if len(texts) == 1 else tokenizer.encode_batch_fast(texts)
+    if len(texts) == 1:
+        (text,) = texts
+        encodings = [tokenizer.encode(text) if isinstance(text, str) else tokenizer.encode(*text)]
+    else:
+        encodings = tokenizer.encode_batch_fast(texts)
     for row, encoding in zip(out, encodings, strict=True):
         row[: len(encoding)] = encoding.ids
         row[: len(encoding)] += 1

@@ -124,6 +124,8 @@ class Features(Document):
             raise ValueError("`unlabelled: teach` needs a classification of rows that are not time series")
         if self.task == "embedding" and [source.kind for source in self.inputs] != ["text"]:
             raise ValueError("`task: embedding` needs one input of kind text, which also encodes the label")
+        if self.task == "embedding" and len(columns) > 1:
+            raise ValueError("`task: embedding` needs a vector for each text: leave out `pair` of the input")
         if self.key in columns:
             raise ValueError(f"column {self.key!r} is the key, which only identifies rows")
         for source in self.inputs:

@@ -225,11 +225,16 @@ class TextInput(Document):
     marks: the most frequent ones of the training split, and id 1 for all others. A missing text is empty, so all 0.
 
     `checkpoint` is the tokenizer of the checkpoint that the network starts from. Each value is the token's id plus 1,
-    with the special tokens of a single text, which a missing text has too.
+    with the special tokens of a single text, which a missing text has too. With `pair`, each row is two texts as one,
+    by the tokenizer's template for pairs.
     """
 
     kind: Literal["text"]
     column: str
+    pair: Annotated[
+        str | None,
+        Field(exclude_if=is_unset, description="checkpoint: the column of a second text, such as a document"),
+    ] = None
     length: Annotated[Count, Field(description="the most tokens, special ones included")]
     tokenizer: Literal["byte_pairs", "words", "checkpoint"] = "byte_pairs"
     vocabulary_size: Annotated[
@@ -259,6 +264,8 @@ class TextInput(Document):
             for name in ("vocabulary_size", "lowercase"):
                 if name in self.model_fields_set:
                     raise ValueError(f"tokenizer checkpoint has its own vocabulary and normaliser; leave out `{name}`")
+        elif self.pair is not None:
+            raise ValueError("`pair` needs the template of a checkpoint's tokenizer: set `tokenizer: checkpoint`")
         elif self.vocabulary_size is None:
             raise ValueError(f"vocabulary_size: missing; tokenizer {self.tokenizer} needs it")
         elif self.checkpoint is not None:
@@ -278,7 +285,7 @@ class TextInput(Document):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return (self.column,)
+        return (self.column,) if self.pair is None else (self.column, self.pair)
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -44,6 +44,7 @@ def _layout_of(numbers: Sequence[int], features: Features, fitted: Sequence[Any]
         kind=kind,
         shape=shapes[numbers[0]] if len(numbers) == 1 else (sum(shapes[number][0] for number in numbers),),
         num_tokens=first.num_tokens if isinstance(first, FittedText) else None,
+        separator=first.separator if isinstance(first, FittedText) else None,
         is_padded=isinstance(source, SequenceInput) and source.is_padded,
         categories=_category_positions(numbers, features, fitted, shapes) if kind == "flat" else (),
     )

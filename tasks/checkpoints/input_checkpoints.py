@@ -7,6 +7,7 @@ from typing import Any
 
 from bloomery.data_contracts.errors import DataMissing, RecipeInvalid
 from bloomery.data_contracts.records.checkpoint import TOKENIZER_FILE, TOKENIZER_FILES, Checkpoint
+from bloomery.models.features.checkpoint_tokenizer import find_separator
 from bloomery.models.features.config import Features
 from bloomery.models.features.input_config import Input, TextInput
 from bloomery.models.networks.config import Fused, Model
@@ -65,7 +66,14 @@ def _require_tokenizer(checkpoint: Checkpoint, source: TextInput, config: dict[s
                 "use another checkpoint; if tokenizer.json is complete by itself, delete auto_map from a copy",
             )
     path = checkpoint.path(TOKENIZER_FILE)
-    num_special, num_tokens = _read_tokenizer(path)
+    num_special, num_tokens = _read_tokenizer(path, is_pair=source.pair is not None)
+    if source.pair is not None and find_separator(path.read_text(encoding="utf-8")) is None:
+        raise _unsuitable(
+            f"the tokenizer of {checkpoint.reference} puts no token between two texts",
+            "a tokenizer with a template for pairs, such as those of BERT and RoBERTa",
+            path,
+            "leave out `pair` of the input, or name a checkpoint of a cross-encoder",
+        )
     if source.length <= num_special:
         raise _unsuitable(
             f"`length` of column {source.column} is {source.length}, but {num_special} special tokens are added",
@@ -83,8 +91,8 @@ def _require_tokenizer(checkpoint: Checkpoint, source: TextInput, config: dict[s
         )
 
 
-def _read_tokenizer(path: Path) -> tuple[int, int]:
-    """The number of special tokens that are added to a text, and of ids."""
+def _read_tokenizer(path: Path, *, is_pair: bool) -> tuple[int, int]:
+    """The number of special tokens that are added to a text or a pair of texts, and of ids."""
     from tokenizers import Tokenizer
 
     try:
@@ -96,7 +104,7 @@ def _read_tokenizer(path: Path) -> tuple[int, int]:
             path,
             "copy, download or save the tokenizer again",
         ) from failure
-    return tokenizer.num_special_tokens_to_add(False), max(tokenizer.get_vocab().values(), default=-1) + 1
+    return tokenizer.num_special_tokens_to_add(is_pair), max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
 def _missing_tokenizer(checkpoint: Checkpoint) -> DataMissing:

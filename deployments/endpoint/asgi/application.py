@@ -33,6 +33,7 @@ from bloomery.deployments.endpoint.asgi.embeddings import EMBEDDINGS_PATH, parse
 from bloomery.deployments.endpoint.asgi.media_rows import has_files, parse_media_rows
 from bloomery.deployments.endpoint.asgi.multipart import MULTIPART
 from bloomery.deployments.endpoint.asgi.request_body import ClientDisconnected, read_body, read_media_type
+from bloomery.deployments.endpoint.asgi.rerank import RERANK_PATH, parse_rerank
 from bloomery.deployments.endpoint.asgi.text_request import TextParser
 from bloomery.deployments.endpoint.http.asgi_types import ASGIApp, Headers, Receive, Scope, Send
 from bloomery.deployments.endpoint.http.errors import (
@@ -49,7 +50,7 @@ from bloomery.deployments.endpoint.inference.micro_batcher import MicroBatcher, 
 from bloomery.deployments.endpoint.inference.model_version import LoadedVersion
 from bloomery.deployments.endpoint.telemetry.metrics import Metrics
 
-_TEXT_PARSERS: dict[str, TextParser] = {EMBEDDINGS_PATH: parse_embeddings}
+_TEXT_PARSERS: dict[str, TextParser] = {EMBEDDINGS_PATH: parse_embeddings, RERANK_PATH: parse_rerank}
 _ROW_PATHS = ("/predict", "/explain", *_TEXT_PARSERS)
 _BENTOML_PATHS = frozenset({"/livez", "/healthz", "/readyz", "/metrics", "/schema.json"})
 _REQUEST_ID = re.compile(r"[\w.:-]{1,64}")

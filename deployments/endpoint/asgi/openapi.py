@@ -10,7 +10,8 @@ from bloomery.data_contracts.serving.api_keys import KeyPolicy
 from bloomery.deployments.endpoint.asgi.embeddings import EMBEDDINGS_PATH
 from bloomery.deployments.endpoint.asgi.media_rows import BASE64, ROWS_PART
 from bloomery.deployments.endpoint.asgi.multipart import MULTIPART
-from bloomery.deployments.endpoint.asgi.openapi_texts import embeddings_operation
+from bloomery.deployments.endpoint.asgi.openapi_texts import embeddings_operation, rerank_operation
+from bloomery.deployments.endpoint.asgi.rerank import RERANK_PATH, find_pair
 from bloomery.deployments.endpoint.auth.middleware import PUBLIC_PATHS
 from bloomery.deployments.endpoint.http.responses import JSON
 from bloomery.deployments.endpoint.inference.explain import LABEL_PARAMETER
@@ -62,6 +63,9 @@ def openapi_document(version: LoadedVersion, key_policy: KeyPolicy, *, has_card:
                 {EMBEDDINGS_PATH: {"post": embeddings_operation(version)}}
                 if version.is_embedding
                 else {"/explain": {"post": _explain_operation(version, error_responses)}}
+            ),
+            **(
+                {} if find_pair(version.encoder) is None else {RERANK_PATH: {"post": rerank_operation(error_responses)}}
             ),
             **{
                 path: {"get": {"summary": summary, "responses": {"200": {"description": summary}}}}

@@ -57,6 +57,36 @@ def embeddings_operation(version: LoadedVersion) -> dict[str, Any]:
     }
 
 
+def rerank_operation(error_responses: dict[str, Any]) -> dict[str, Any]:
+    """`POST /rerank`."""
+    document = {"oneOf": [_TEXT, _object({"text": _TEXT})]}
+    request = _object(
+        {
+            "query": _TEXT,
+            "documents": {"type": "array", "items": document, "minItems": 1},
+            "top_n": {"type": "integer", "minimum": 1, "description": "the most results; default: all documents"},
+            "return_documents": {"type": "boolean", "default": False},
+            "model": {**_TEXT, "description": "ignored"},
+        },
+        ("query", "documents"),
+    )
+    result = _object(
+        {"index": _COUNT, "relevance_score": {"type": "number"}, "document": _object({"text": _TEXT})},
+        ("index", "relevance_score"),
+    )
+    response = _object({"results": {"type": "array", "items": result}, "model": _TEXT})
+    return {
+        "operationId": "rerank",
+        "summary": "The documents with their relevance to the query, the most relevant one first",
+        "requestBody": {"required": True, "content": {JSON: {"schema": request}}},
+        "responses": {
+            "200": {"description": "the results", "content": {JSON: {"schema": response}}},
+            "404": {"description": "the version does not score pairs of texts"},
+            **error_responses,
+        },
+    }
+
+
 def _object(properties: dict[str, Any], required: tuple[str, ...] | None = None) -> dict[str, Any]:
     """The schema of an object; all properties are required by default."""
     return {"type": "object", "required": list(required or properties), "properties": properties}

@@ -41,6 +41,7 @@ _ROW_PATHS = (
     "/predict",
     "/explain",
     "/v1/embeddings",
+    "/rerank",
 )  # a browser must not ask for a password when a script calls these
 _is_loopback = lru_cache(maxsize=256)(is_loopback)
 

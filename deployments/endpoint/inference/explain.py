@@ -105,7 +105,7 @@ class Explainer:
             **({} if target is None else {"label": (version.output_names or encoder.classes)[target]}),
             "output": shap_values.output,
             "base_value": shap_values.base,
-            "contributions": sum_by_column(encoder, groups, shap_values.values),
+            "contributions": sum_by_column(encoder, groups, shap_values.values, x),
             **({"regions": regions} if regions else {}),
             "is_exact": shap_values.is_exact,
         }

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import Field
 
-from bloomery.data_contracts.documents.documents import Document
+from bloomery.data_contracts.documents.documents import Document, is_unset
 from bloomery.data_contracts.errors import DataUnfit
-from bloomery.models.features.checkpoint_tokenizer import count_tokens, encode_texts, load_tokenizer
+from bloomery.models.features.checkpoint_tokenizer import count_tokens, encode_texts, find_separator, load_tokenizer
 from bloomery.models.features.config import Classes, Features
 from bloomery.models.features.input_config import TextInput
 from bloomery.models.features.statistics.arrow_arrays import Rows, combine_chunks, refuse_missing, require_values
@@ -37,6 +38,9 @@ class FittedText(Document):
     kind: Literal["text"]
     tokenizer: str
     num_tokens: int  # including padding
+    separator: Annotated[
+        int | None, Field(exclude_if=is_unset, description="of pairs: the encoded token after the first text")
+    ] = None
 
 
 def _pre_tokenizer(source: TextInput) -> PreTokenizer:
@@ -48,10 +52,11 @@ def _pre_tokenizer(source: TextInput) -> PreTokenizer:
     return ByteLevel(add_prefix_space=True, use_regex=True)
 
 
-def _read_texts(source: TextInput, rows: Rows) -> pa.Array:
-    """The column as text, lowercase if configured, and "" if missing."""
-    column = combine_chunks(rows[source.column])
-    refuse_missing(source.column, bool(column.null_count) and source.missing == "refuse", source.kind)
+def _read_texts(source: TextInput, rows: Rows, name: str | None = None) -> pa.Array:
+    """The column, or the one called `name`, as text: lowercase if configured, and "" if missing."""
+    name = source.column if name is None else name
+    column = combine_chunks(rows[name])
+    refuse_missing(name, bool(column.null_count) and source.missing == "refuse", source.kind)
     filled = column.fill_null("") if column.null_count else column
     return pc.utf8_lower(filled) if source.lowercase and source.tokenizer != "checkpoint" else filled
 
@@ -78,7 +83,8 @@ def fit(source: TextInput, statistics: tuple[CategoryCounts, ...], classes: Clas
         if source.tokenizer_document is None:
             raise ValueError("the tokenizer of a checkpoint is read before the encoder is fitted")
         document = source.tokenizer_document
-        return FittedText(kind="text", tokenizer=document, num_tokens=count_tokens(document))
+        separator = None if source.pair is None else find_separator(document)
+        return FittedText(kind="text", tokenizer=document, num_tokens=count_tokens(document), separator=separator)
     (word_counts,) = statistics
     if word_counts.is_full:
         raise DataUnfit(
@@ -141,6 +147,12 @@ def transform_into(
     source: TextInput, fitted: FittedText, rows: Rows, out: np.ndarray, folds: np.ndarray | None
 ) -> None:
     """Fills `out` float32 (B, T) with token ids. They are below 2**24, so float32 represents them exactly."""
+    if source.pair is not None:
+        pairs = zip(
+            _read_texts(source, rows).to_pylist(), _read_texts(source, rows, source.pair).to_pylist(), strict=True
+        )
+        encode_texts(fitted.tokenizer, list(pairs), out)
+        return
     coded = _read_texts(source, rows).dictionary_encode()
     texts = coded.dictionary.to_pylist()
     if source.tokenizer == "checkpoint":

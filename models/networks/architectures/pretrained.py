@@ -40,6 +40,8 @@ class PretrainedNetwork(nn.Module):
         self._pooling = _POOLINGS[choose_pooling(config)]
         self._last_token: int = body.config.vocab_size - 1  # of the tokenizer, also of a trimmed vocabulary
         self._pad_token: int = body.config.pad_token_id or 0
+        has_token_types = getattr(body.config, "type_vocab_size", 0) > 1
+        self._separator = layout.separator if has_token_types else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.dropout(self.embed(x)))
@@ -58,12 +60,19 @@ class PretrainedNetwork(nn.Module):
         if self._pad_token:
             ids_BT = torch.where(ids_BT < 0, self._pad_token, ids_BT)
         ids_BT = ids_BT.clamp(0, self._last_token)
-        h_BTW = self.body(input_ids=ids_BT, attention_mask=mask_BT, return_dict=True).last_hidden_state
+        types = {} if self._separator is None else {"token_type_ids": _token_types(x, self._separator)}
+        h_BTW = self.body(input_ids=ids_BT, attention_mask=mask_BT, return_dict=True, **types).last_hidden_state
         return h_BTW, mask_BT
 
     def token_embedding(self) -> nn.Module:
         """The layer that looks up the vectors of tokens."""
         return self.body.get_input_embeddings()
+
+
+def _token_types(x_BT: torch.Tensor, separator: int) -> torch.Tensor:
+    """int64 (B, T): 0 for the first text with the separator after it, and 1 for all that follows."""
+    is_separator_BT = (x_BT.long() == separator).long()
+    return (is_separator_BT.cumsum(1) - is_separator_BT).clamp(max=1)
 
 
 def build(config: Pretrained, layout: Layout, num_outputs: int) -> PretrainedNetwork:

@@ -143,7 +143,7 @@ def attribute(encoder: Encoder, rows: pa.Table, position: int = 0) -> tuple[dict
     x = encode(encoder, rows)[position]
     groups = group_row(encoder, x)
     values_G = np.arange(1.0, groups.group_of.max() + 2)
-    columns, pieces = sum_by_column(encoder, groups, values_G), locate_groups(encoder, groups, values_G, x)
+    columns, pieces = sum_by_column(encoder, groups, values_G, x), locate_groups(encoder, groups, values_G, x)
     assert sum(columns.values()) == pytest.approx(values_G.sum())
     return columns, pieces
 
