@@ -90,9 +90,10 @@ def compress_network(
             network = build_network(blueprint)
         _train(network, fine_tuning, spec.student.training or loop)
     if spec.prune is not None:
+        pruning_loop = spec.prune.training or loop
 
         def train_round(pruned: nn.Module, num_rounds: int) -> None:
-            _train(pruned, fine_tuning, _loop_of_round(loop, num_rounds))
+            _train(pruned, fine_tuning, _loop_of_round(pruning_loop, num_rounds))
 
         network, blueprint = prune_network(network, blueprint, spec.prune, fine_tuning.train, train_round)
     if spec.factorize is not None:
@@ -118,7 +119,12 @@ def _trim_vocabulary(
     pretrained = _require_pretrained(network, "trim_vocabulary")
     assert fine_tuning.tokenizer is not None
     essential = find_essential_tokens(fine_tuning.tokenizer)
-    kept_K = select_tokens(fine_tuning.train.x, share, essential)
+    rows = [fine_tuning.train.x]
+    if blueprint.task == "embedding":
+        rows.append(fine_tuning.train.y)  # the texts of positives
+    if fine_tuning.unlabelled is not None:
+        rows.append(fine_tuning.unlabelled)
+    kept_K = select_tokens(torch.cat(rows), share, essential)
     return trim_vocabulary(pretrained, blueprint, kept_K, essential.special)
 
 

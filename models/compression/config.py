@@ -68,6 +68,7 @@ class Pruning(Document):
     ] = 1
     rounds: Annotated[Count, Field(description="pruning rounds; the fine-tuning epochs are divided among them")] = 1
     dropout: Annotated[Dropout | None, Field(description="dropout of the pruned network; default: as trained")] = None
+    training: Annotated[Loop | None, Field(exclude_if=is_unset, description="default: as fine_tune")] = None
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:

@@ -12,6 +12,7 @@ import torch
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.models.compression.compressor import FineTuning, compress_network
 from bloomery.models.compression.config import CandidateSpec, Compression, Distillation, Pruning
+from bloomery.models.compression.default_candidates import default_candidates
 from bloomery.models.compression.fused_attention import fuse_attention
 from bloomery.models.compression.obstacles import (
     find_compression_obstacle,
@@ -23,6 +24,7 @@ from bloomery.models.compression.pruning.pretrained_layers import choose_layers,
 from bloomery.models.compression.pruning.structured import prune_network
 from bloomery.models.compression.quantization.post_training import QuantizationOptions, quantize
 from bloomery.models.compression.quantization.weight_only import quantize_weights
+from bloomery.models.compression.vocabulary import trim_vocabulary
 from bloomery.models.export.onnx_exporter import TOLERANCE, export_onnx
 from bloomery.models.inference.runtime import create_session, run_session
 from bloomery.models.networks.blueprint import build_network, num_parameters, read_network, write_network
@@ -31,7 +33,7 @@ from bloomery.models.networks.config import Mlp
 from bloomery.models.networks.pretrained_config import Pretrained
 from bloomery.models.training.config import Loop
 from bloomery.models.training.data.batches import Examples
-from tests.checkpoints import CheckpointFolder
+from tests.checkpoints import CheckpointFolder, save_network
 from tests.models.compression.pretrained_networks import NUM_OUTPUTS, TinyNetwork, build_tiny
 
 _LOOP = Loop(epochs=1, batch_size=8, learning_rate=1e-3)
@@ -127,6 +129,25 @@ def test_pruned_networks_rebuild_from_their_files(family: str, checkpoint_folder
     assert read.config.shape.units == tuple(units // 2 for units in shape.units[:1])
 
 
+@pytest.mark.nightly
+@pytest.mark.parametrize("family", ["distilbert", "electra", "mpnet"])
+def test_further_families_are_trimmed_and_pruned(family: str, tmp_path: Path):
+    options = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    options |= {"hidden_dim": 64} if family == "distilbert" else {"intermediate_size": 64}
+    save_network(tmp_path, family, options | ({"embedding_size": 16} if family == "electra" else {}))
+    original = build_tiny(tmp_path)
+    kept = torch.unique(original.x[original.x > 0].long() - 1)
+    trimmed, blueprint = trim_vocabulary(original.network, original.blueprint, kept)
+    with torch.no_grad():
+        torch.testing.assert_close(trimmed(original.x), original.network(original.x))
+    structures = ("units", "layers") if family == "mpnet" else ("units", "heads", "layers")
+    pruned, _ = prune_network(trimmed, blueprint, Pruning(ratio=0.5, structures=structures))
+    assert measure_shape(pruned.body).units == (32,)
+    assert export_onnx(pruned, original.x, tmp_path / "network.onnx") <= TOLERANCE
+    student, _ = take_layers(original.network, original.blueprint, 1)
+    assert num_parameters(student) < num_parameters(original.network)
+
+
 def test_removing_units_without_weight_changes_no_output(tiny: TinyNetwork):
     blank = build_tiny(Path(tiny.blueprint.config.checkpoint))
     with torch.no_grad():
@@ -189,3 +210,30 @@ def test_options_that_contradict_each_other_are_refused():
         CandidateSpec(name="a", trim_vocabulary=1, student={"model": {"kind": "mlp"}})
     assert "layers" not in CandidateSpec(name="a", student={"model": {"kind": "mlp"}}).model_dump()["student"]
     assert "trim_vocabulary" not in CandidateSpec(name="a").model_dump()
+    assert "training" not in CandidateSpec(name="a", prune=0.5).model_dump()["prune"]
+
+
+def test_the_default_candidates_are_those_that_the_network_supports():
+    bert = {"model_type": "bert", "num_hidden_layers": 6, "vocab_size": 100}
+    configs = {
+        "bert": bert,
+        "tiny": {**bert, "num_hidden_layers": 2},
+        "vit": {"model_type": "vit", "num_hidden_layers": 12},
+        "gpt2": {"model_type": "gpt2", "n_layer": 12, "vocab_size": 100},
+    }
+    names = {
+        name: [spec.name for spec in _defaults(Pretrained(kind="pretrained", checkpoint=name, config=config))]
+        for name, config in configs.items()
+    }
+    assert names == {
+        "bert": ["fp32", "int8", "trimmed-int8", "pruned-int8", "student-int8"],
+        "tiny": ["fp32", "int8", "trimmed-int8", "pruned-int8"],
+        "vit": ["fp32", "int8", "pruned-int8", "student-int8"],
+        "gpt2": ["fp32", "int8"],
+    }
+
+
+def _defaults(model: Pretrained) -> tuple[CandidateSpec, ...]:
+    specs = default_candidates("pretrained", pretrained=model)
+    assert Compression(candidates=specs).candidates == specs
+    return specs
