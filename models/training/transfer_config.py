@@ -44,6 +44,7 @@ class Lora(Document):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     targets: Annotated[
         Literal["auto"] | tuple[Annotated[str, Field(min_length=1)], ...],
+        BeforeValidator(lambda value: value if value == "auto" else _as_list(value)),
         Field(description="names of linear layers, or ends of names; auto: all before the head"),
     ] = "auto"
 

@@ -143,6 +143,11 @@ def test_invalid_adapters_are_refused(options):
         Lora(**options)
 
 
+def test_a_single_target_needs_no_list():
+    assert Lora(targets="query").targets == ("query",)
+    assert Lora(targets="auto").targets == "auto"
+
+
 def test_adapters_are_part_of_keys_only_if_set():
     assert "lora" not in Training(epochs=1).identity()
     assert Training(epochs=1, lora=Lora()).identity()["lora"]["rank"] == 8
