@@ -283,9 +283,9 @@ class Training(Loop):
         return any(stage.objective != "task" for stage in self.stages)
 
     def without_labels(self) -> Training:
-        """The options of a self-supervised stage, whose module augments its rows itself and has no score."""
+        """The options of a self-supervised stage, whose module augments rows itself, has no score, and has hooks."""
         best_by: BestBy = "loss" if self.best_by == "score" else self.best_by
-        return self.model_copy(update={"augment": Augment(), "best_by": best_by})
+        return self.model_copy(update={"augment": Augment(), "best_by": best_by, "compile": False})
 
     @property
     def parts(self) -> tuple[Training, ...]:
