@@ -13,7 +13,7 @@ from bloomery.flows.recipe.layer_checks import check_layers
 from bloomery.flows.recipe.multilabel_checks import check_multilabel
 from bloomery.flows.recipe.multioutput_checks import check_multioutput
 from bloomery.flows.recipe.ordinal_checks import check_ordinal
-from bloomery.flows.recipe.pretrained_checks import check_tokenizer
+from bloomery.flows.recipe.pretrained_checks import check_checkpoint_inputs
 from bloomery.flows.recipe.training_checks import (
     check_boosted_trees,
     check_compression,
@@ -58,7 +58,7 @@ def find_inconsistencies(
     """Yields one sentence for each problem."""
     yield from _check_features(features, contract)
     yield from check_network(features, model)
-    yield from check_tokenizer(features, model)
+    yield from check_checkpoint_inputs(features, model)
     yield from check_multilabel(features, model, training, compression)
     yield from check_embedding(features, model, training, compression)
     yield from check_multioutput(features, model, training, compression)

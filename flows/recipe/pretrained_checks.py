@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bloomery.models.features.config import Features
-from bloomery.models.features.input_config import TextInput
+from bloomery.models.features.input_config import ImageInput, TextInput
 from bloomery.models.networks.config import Model
 from bloomery.models.networks.pretrained_config import Pretrained
 from bloomery.tasks.checkpoints.input_checkpoints import find_network
@@ -44,17 +44,21 @@ def check_pretrained(features: Features, model: Pretrained) -> Iterator[str]:
         yield from _check_length(first, config, where)
 
 
-def check_tokenizer(features: Features, model: Model) -> Iterator[str]:
-    """Yields texts that need the tokenizer of a checkpoint, where the network that reads them has none."""
+def check_checkpoint_inputs(features: Features, model: Model) -> Iterator[str]:
+    """Yields inputs that need a checkpoint's tokenizer or preprocessing, where the network that reads them has none."""
     for number, source in enumerate(features.inputs):
-        if not isinstance(source, TextInput) or source.tokenizer != "checkpoint":
+        if isinstance(source, TextInput) and source.tokenizer == "checkpoint":
+            need, remedy = "the tokenizer", "learn the tokens: `tokenizer: byte_pairs`"
+        elif isinstance(source, ImageInput) and source.preprocessing == "checkpoint":
+            need, remedy = "the preprocessing", "leave `preprocessing` out"
+        else:
             continue
         network = find_network(features, model, number)
         if not isinstance(network, Pretrained):
             kind = "a branch that the recipe does not name" if network is None else f"a network of kind {network.kind}"
             yield (
-                f"features.inputs: column {source.column!r} needs the tokenizer of a checkpoint, but {kind} has none; "
-                "use a network `{kind: pretrained, checkpoint: …}`, or learn the tokens: `tokenizer: byte_pairs`"
+                f"features.inputs: column {source.column!r} needs {need} of a checkpoint, but {kind} has none; "
+                f"use a network `{{kind: pretrained, checkpoint: …}}`, or {remedy}"
             )
 
 

@@ -12,18 +12,11 @@ from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_ser
 
 from bloomery.data_contracts.documents.documents import Document, is_unset
 from bloomery.data_contracts.records.checkpoint import Checkpoint
+from bloomery.models.features.image_input import Count, ImageInput, MissingPart
 
-Count = Annotated[int, Field(ge=1)]
 Columns = Annotated[tuple[str, ...], Field(min_length=1, description="columns with the same settings")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Quantile = Annotated[float, Field(ge=0, le=1)]
-MissingPart = Annotated[
-    Literal["refuse", "absent"],
-    Field(
-        description="absent: it may be null, and the network knows that; beside other inputs only",
-        exclude_if=lambda missing: missing == "refuse",
-    ),
-]
 DatePart = Literal["month", "day_of_month", "day_of_year", "day_of_week", "hour", "minute"]
 
 
@@ -144,30 +137,6 @@ class BooleanInput(Document):
     columns: Columns
     missing: Literal["refuse"] | bool = "refuse"
     indicator: Annotated[bool, Field(description="one more value per column: 1 if missing")] = False
-
-
-class ImageInput(Document):
-    """An array column of pixels, in channel, row, column order.
-
-    `standard` standardises all pixels together over the training split, `per_channel` each channel separately, `unit`
-    divides by `brightest`. `resize` is applied first.
-    """
-
-    kind: Literal["image"]
-    column: str
-    shape: Annotated[tuple[Count, Count, Count], Field(description="channels, height, width")]
-    resize: Annotated[tuple[Count, Count] | None, Field(description="height, width of the network's input")] = None
-    normalise: Literal["standard", "per_channel", "unit", "none"] = "standard"
-    brightest: Annotated[float, Field(gt=0, allow_inf_nan=False, description="normalise unit only")] = 255.0
-    missing: MissingPart = "refuse"
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return (self.column,)
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        return self.shape if self.resize is None else (self.shape[0], *self.resize)
 
 
 class AudioInput(Document):

@@ -1,4 +1,4 @@
-"""The checkpoint's files that the inputs of a recipe are encoded with: its tokenizer, checked before any run."""
+"""What the inputs of a recipe take from a checkpoint: its tokenizer or preprocessing, checked before any run."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from bloomery.data_contracts.errors import DataMissing, RecipeInvalid
 from bloomery.data_contracts.records.checkpoint import TOKENIZER_FILE, TOKENIZER_FILES, Checkpoint
 from bloomery.models.features.checkpoint_tokenizer import find_separator
 from bloomery.models.features.config import Features
-from bloomery.models.features.input_config import Input, TextInput
+from bloomery.models.features.input_config import ImageInput, Input, TextInput
 from bloomery.models.networks.config import Fused, Model
 from bloomery.models.networks.pretrained_config import Pretrained
+from bloomery.tasks.checkpoints.image_steps import read_image_steps
 from bloomery.tasks.checkpoints.json_files import read_object
 
 _TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -19,7 +20,7 @@ _SLOW_FILES = ("vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentenc
 
 
 def add_input_checkpoints(features: Features, model: Model) -> Features:
-    """Returns the features with the files of the network's checkpoint in each input that is encoded with them.
+    """Returns the features with the tokenizer's files, or the steps of preprocessing, of the network's checkpoint.
 
     Other weights of the same tokenizer do not change the features.
 
@@ -50,6 +51,8 @@ def _add_checkpoint(source: Input, network: Model | None) -> Input:
     if isinstance(source, TextInput) and source.tokenizer == "checkpoint":
         _require_tokenizer(network.resolved, source, network.config)
         return source.model_copy(update={"checkpoint": network.resolved.select(TOKENIZER_FILES)})
+    if isinstance(source, ImageInput) and source.preprocessing == "checkpoint":
+        return source.model_copy(update={"steps": read_image_steps(network.resolved, network.config, source)})
     return source
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from bloomery.data_contracts.documents.documents import Document
 from bloomery.data_contracts.errors import DataUnfit
+from bloomery.models.features.checkpoint_images import apply_steps
 from bloomery.models.features.config import Classes, Features
 from bloomery.models.features.input_config import ImageInput
 from bloomery.models.features.statistics.arrow_arrays import FLOAT32_MAX, Rows, column_elements, require_values
@@ -40,7 +41,9 @@ class FittedImage(Document):
 
 
 def partial_fit(source: ImageInput, features: Features, rows: Rows) -> tuple[NumericStatistics, ...]:
-    """The statistics of the resized pixels, of all together or per channel."""
+    """The statistics of the resized pixels, of all together or per channel; none if a checkpoint has them."""
+    if source.steps is not None:
+        return ()
     if source.normalise not in ("standard", "per_channel"):
         return ()
     x_BCHW = _read_pixels(source, rows)
@@ -53,6 +56,10 @@ def partial_fit(source: ImageInput, features: Features, rows: Rows) -> tuple[Num
 def fit(source: ImageInput, statistics: tuple[NumericStatistics, ...], classes: Classes) -> FittedImage:
     """Raises DataUnfit if there are no pixels."""
     num_channels = source.shape[0]
+    if source.steps is not None:
+        return FittedImage(kind="image", mean=(), scale=())
+    if source.preprocessing is not None:
+        raise ValueError("the steps of a checkpoint are set when the recipe is read")
     if not statistics:
         scale = source.brightest if source.normalise == "unit" else 1.0
         return FittedImage(kind="image", mean=(0.0,) * num_channels, scale=(scale,) * num_channels)
@@ -74,6 +81,9 @@ def transform_into(
 ) -> None:
     """Fills `out` float32 (B, C, H, W); every value is finite."""
     x_BCHW = _read_pixels(source, rows)
+    if source.steps is not None:
+        apply_steps(source.steps, _require_bytes(source, x_BCHW), out)
+        return
     if x_BCHW.dtype.kind in "iu":
         mean, scale = fitted.short_constants
         # In float32 for every integer type: Spark widens unsigned integers, which must not change the result.
@@ -99,6 +109,21 @@ def _read_pixels(source: ImageInput, rows: Rows) -> np.ndarray:
         )
     x_BCHW = values.reshape(rows.num_rows, *source.shape)
     return x_BCHW if source.resize is None else resize(x_BCHW, *source.resize)
+
+
+def _require_bytes(source: ImageInput, x_BCHW: np.ndarray) -> np.ndarray:
+    """The pixels as uint8, which Pillow resizes."""
+    if x_BCHW.dtype == np.uint8:
+        return x_BCHW
+    pixels = x_BCHW.astype(np.uint8) if x_BCHW.dtype.kind in "iu" else np.zeros(0, np.uint8)
+    if x_BCHW.size and not np.array_equal(pixels, x_BCHW):
+        raise DataUnfit(
+            f"column {source.column} has pixels from {x_BCHW.min():g} to {x_BCHW.max():g}",
+            required="integers from 0 to 255, for the preprocessing of a checkpoint",
+            where=f"column {source.column}",
+            remedy="limit them in the contract (minimum 0, maximum 255), or leave `preprocessing` out",
+        )
+    return pixels.reshape(x_BCHW.shape)
 
 
 def resize(x_BCHW: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bloomery.flows.recipe.pretrained_checks import check_pretrained, check_tokenizer
+from bloomery.flows.recipe.pretrained_checks import check_checkpoint_inputs, check_pretrained
 from bloomery.models.features.config import Features
 from bloomery.models.networks.config import Fused, Mlp, Rnn
 from bloomery.models.networks.pretrained_config import Pretrained
@@ -59,7 +59,7 @@ def test_a_network_that_does_not_fit_is_reported(config, source, sentence):
 def test_only_a_pretrained_network_has_a_tokenizer(model, num_problems):
     numbers = {"kind": "number", "columns": ["n"]}
     features = Features.model_validate({"key": "id", "label": "kind", "inputs": [numbers, TEXT]})
-    problems = list(check_tokenizer(features, model))
+    problems = list(check_checkpoint_inputs(features, model))
     assert len(problems) == num_problems
     assert all("needs the tokenizer of a checkpoint" in problem for problem in problems)
 
