@@ -27,7 +27,7 @@ _MAX_BATCH_REQUESTS = 32  # for which a run waits; more would save little
 _MAX_LOOP_SECONDS = 0.005  # longer runs use a thread, so that the event loop stays responsive
 
 
-class _BatchResult:
+class BatchResult:
     """The outputs of one run of the network, and of an embedding the number of tokens of each row."""
 
     def __init__(self, version: LoadedVersion, outputs: np.ndarray, num_tokens: np.ndarray | None) -> None:
@@ -42,7 +42,7 @@ class _BatchResult:
 class RequestResult(NamedTuple):
     """The rows `start` to `stop` of a batch: the result of one request."""
 
-    batch: _BatchResult
+    batch: BatchResult
     start: int
     stop: int
 
@@ -176,7 +176,7 @@ class MicroBatcher:
             for request in requests:
                 request.on_result(outputs if isinstance(outputs, Exception) else RuntimeError("no rows"))
             return
-        batch, start = _BatchResult(self.version, outputs, run.num_tokens), 0
+        batch, start = BatchResult(self.version, outputs, run.num_tokens), 0
         for request in requests:
             stop = start + len(request.rows)
             request.on_result(RequestResult(batch, start, stop))
