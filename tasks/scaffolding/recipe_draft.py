@@ -14,6 +14,7 @@ from bloomery.models.features.splits import SPLITS
 from bloomery.tasks.scaffolding.mixed_network import draft_mixed_network
 from bloomery.tasks.scaffolding.planning.draft_planning import DraftPlan, LabelPlan
 from bloomery.tasks.scaffolding.planning.split_planning import usual_shares
+from bloomery.tasks.scaffolding.pretrained_network import draft_fused_network, draft_pretrained_network
 from bloomery.tasks.scaffolding.tabular_network import draft_tabular_network
 from bloomery.tasks.scaffolding.yaml_writer import add_blank_line, add_comment, as_sentence, dump_yaml, inline
 
@@ -34,7 +35,7 @@ def draft_recipe(name: str, plan: DraftPlan, names: dict[str, str], data: dict[s
         notes: the reasons for some of these options.
     """
     score, score_reason = _score(plan.label)
-    model, training, compression = _network(plan, score)
+    model, training, compression = _network(plan, score, names)
     budget, gates = _budget_and_gates(plan, score)
     document = CommentedMap(
         name=name,
@@ -187,7 +188,7 @@ def _num_training_rows(plan: DraftPlan) -> int:
     return max(round(plan.num_usable_rows * _split_shares(plan)[0]), 1)
 
 
-def _network(plan: DraftPlan, score: str) -> tuple[CommentedMap, CommentedMap, CommentedMap]:
+def _network(plan: DraftPlan, score: str, names: dict[str, str]) -> tuple[CommentedMap, CommentedMap, CommentedMap]:
     """Returns the sections model, training and compression, sized by the number of training rows."""
     num_rows = _num_training_rows(plan)
     batch_size = next(
@@ -196,6 +197,11 @@ def _network(plan: DraftPlan, score: str) -> tuple[CommentedMap, CommentedMap, C
     if plan.series is None and plan.inputs.is_tabular:
         has_trees = plan.label.task in ("classification", "regression") and not plan.label.others
         return draft_tabular_network(num_rows, batch_size, is_skewed=score == "macro_f1", has_trees=has_trees)
+    if plan.checkpoint is not None:
+        inputs, reference = plan.inputs.inputs, plan.checkpoint.reference
+        if len(inputs) == 1:
+            return draft_pretrained_network(inputs[0], reference, num_rows, batch_size)
+        return draft_fused_network(inputs, _part_names(plan, names), reference, num_rows, batch_size)
     if plan.series is None and plan.inputs.is_mixed:
         return draft_mixed_network(plan.inputs.inputs, num_rows, batch_size)
     if plan.series is not None:
@@ -218,6 +224,16 @@ def _network(plan: DraftPlan, score: str) -> tuple[CommentedMap, CommentedMap, C
     fine_tuning = {"epochs": max(epochs // 3, 2), "batch_size": batch_size, "learning_rate": 0.001}
     candidates = CommentedSeq(inline(_as_written(spec)) for spec in default_candidates(model["kind"]))
     return model, training, CommentedMap(candidates=candidates, fine_tune=inline(fine_tuning))
+
+
+def _part_names(plan: DraftPlan, names: dict[str, str]) -> list[str]:
+    """Returns the names of the parts of a mixed row: that of all flat inputs, which come first, and columns."""
+    all_options = [planned_input.options for planned_input in plan.inputs.inputs]
+    shaped = [names[options["column"]] for options in all_options if "column" in options]
+    table = "table"
+    while table in shaped:
+        table += "_"
+    return [*([table] if len(shaped) < len(all_options) else []), *shaped]
 
 
 def _score(label: LabelPlan) -> tuple[str, str]:

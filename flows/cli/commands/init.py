@@ -50,6 +50,7 @@ def init(
     horizon: task_options.Horizon = None,
     lags: task_options.Lags = None,
     split: task_options.Split = None,
+    checkpoint: task_options.PretrainedCheckpoint = None,
     format: reading_options.Format = None,
     delimiter: reading_options.Delimiter = None,
     columns: reading_options.Columns = None,
@@ -101,7 +102,9 @@ def init(
         groups = task_options.parse_groups(group)
         task_request = parse_request(task, horizon, lags, split, reading_options.parse_names(order))
         columns_named = tuple(dict.fromkeys(label))
-        roles = ColumnRoles(columns_named[0], key, time, groups, task_request, columns_named, label_separator)
+        roles = ColumnRoles(
+            columns_named[0], key, time, groups, task_request, columns_named, label_separator, checkpoint=checkpoint
+        )
         options = UserOptions(
             format=format,
             delimiter=reading_options.parse_character(delimiter),
@@ -167,6 +170,7 @@ def write_drafts(
     from bloomery.tasks.scaffolding.contract_draft import draft_contract
     from bloomery.tasks.scaffolding.planning.draft_planning import find_label_sets, plan_draft
     from bloomery.tasks.scaffolding.planning.file_labels import require_file_labels
+    from bloomery.tasks.scaffolding.planning.pretrained_texts import find_checkpoint
     from bloomery.tasks.scaffolding.profiling.column_names import contract_names
     from bloomery.tasks.scaffolding.profiling.profiler import profile_source
     from bloomery.tasks.scaffolding.profiling.text_shapes import measure_texts
@@ -177,6 +181,8 @@ def write_drafts(
     require_name(name)
     contract, recipe = output / f"{name}.odcs.yaml", output / f"{name}.yaml"
     require_absent([contract, recipe], force)
+    if roles.checkpoint is not None:
+        find_checkpoint(roles.checkpoint)
     with drafting(), tempfile.TemporaryDirectory(dir=settings().home) as scratch:
         reader_options = infer_reader_options(sources, roles.label, options)
         data = reader_options.data.with_absolute_paths(Path.cwd())
@@ -260,11 +266,22 @@ def list_inferences(draft: ProjectDraft) -> list[tuple[str, str]]:
         (f"{source.options['kind']}", ", ".join(draft.names[name] for name in _columns_of(source.options)))
         for source in plan.inputs.inputs
     ]
+    inferences += _describe_checkpoint(plan)
     used = (*plan.label_names, plan.key.name)
     inferences += [
         ("not used", f"{draft.names[name]}: {why}") for name, why in plan.inputs.unused.items() if name not in used
     ]
     return inferences
+
+
+def _describe_checkpoint(plan: DraftPlan) -> list[tuple[str, str]]:
+    """Returns the checkpoint that reads the texts; without one, whether it would help."""
+    from bloomery.tasks.scaffolding.planning.pretrained_texts import suggest_checkpoint
+
+    if plan.checkpoint is not None:
+        return [("checkpoint", f"{plan.checkpoint.reference}: it reads the texts, as requested")]
+    advice = suggest_checkpoint(plan.inputs, plan.num_usable_rows, len(plan.label.classes))
+    return [("checkpoint", advice)] if advice else []
 
 
 def _missing(draft: ProjectDraft) -> list[tuple[str, str]]:

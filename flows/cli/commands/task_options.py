@@ -24,6 +24,10 @@ Horizon = Annotated[int | None, typer.Option(min=1, help="Rows from the last kno
 Lags = Annotated[int | None, typer.Option(min=2, help="The known rows that a forecast reads.")]
 Split = Annotated[str | None, typer.Option(help="How rows are split: key, group, time, or a column of names.")]
 
+PretrainedCheckpoint = Annotated[
+    str | None, typer.Option("--checkpoint", help="Pretrained network for texts: a folder, or package:NAME.")
+]
+
 
 def parse_groups(groups: Sequence[str] | None) -> tuple[str, ...]:
     """Returns the names in an option that is repeated or holds lists, each once."""

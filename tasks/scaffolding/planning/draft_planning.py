@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from bloomery.data_contracts.errors import DataUnfit
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
+from bloomery.data_contracts.records.checkpoint import Checkpoint
 from bloomery.tasks.scaffolding.planning.given_splits import (
     GivenSplit,
     find_split_column,
@@ -20,6 +21,7 @@ from bloomery.tasks.scaffolding.planning.input_planning import InputPlan, plan_i
 from bloomery.tasks.scaffolding.planning.key_planning import KeyPlan, plan_key
 from bloomery.tasks.scaffolding.planning.label_planning import LabelPlan, order_classes, plan_label, plan_sets
 from bloomery.tasks.scaffolding.planning.label_sets import LabelSets, collect_label_sets
+from bloomery.tasks.scaffolding.planning.pretrained_texts import find_checkpoint, read_by_checkpoint
 from bloomery.tasks.scaffolding.planning.series_planning import (
     SeriesPlan,
     SeriesRequest,
@@ -53,6 +55,7 @@ class ColumnRoles:
     `label` is predicted, `key` identifies a row, `time` orders the rows. `groups` name the series of a forecast, or
     the one column of which rows stay in one split. `labels` are several columns of 0 and 1, the first of which is
     `label`, and `separator` is between the labels of a text. `sets` are the sets of labels that were found.
+    `checkpoint` is the pretrained checkpoint that reads the texts.
     """
 
     label: str
@@ -64,6 +67,7 @@ class ColumnRoles:
     separator: str | None = None
     sets: LabelSets | None = None
     others: tuple[str, ...] = ()
+    checkpoint: str | None = None
 
     def find_columns(self, names: dict[str, str]) -> ColumnRoles:
         """Returns the roles by the source's names of the columns, of which `names` has the contract's names.
@@ -106,6 +110,7 @@ class DraftPlan(NamedTuple):
     leaks: tuple[Leak, ...]
     task: TaskChoice
     series: SeriesPlan | None = None
+    checkpoint: Checkpoint | None = None
 
     @property
     def quarantined_share(self) -> float:
@@ -181,6 +186,9 @@ def plan_draft(
             inputs = plan_inputs(profile, data, reserved, label_plan.num_classes, shape)
     if not inputs.inputs:
         raise _no_input_error(profile, inputs, reserved, data)
+    checkpoint = None if roles.checkpoint is None else find_checkpoint(roles.checkpoint)
+    if checkpoint is not None:
+        inputs = read_by_checkpoint(inputs, checkpoint)
     num_quarantined = _count_quarantined(profile, label_plan, data, split, series)
     num_kept = profile.num_rows + profile.num_malformed - num_quarantined
     _require_rows(num_kept, profile, data, label_plan)
@@ -205,6 +213,7 @@ def plan_draft(
         leaks=leaks,
         task=task,
         series=series,
+        checkpoint=checkpoint,
     )
 
 

@@ -11,9 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bloomery.data_contracts.errors import DataMissing, DataUnfit, RecipeInvalid
 from bloomery.flows.cli.commands.init import list_inferences, write_drafts
 from bloomery.flows.recipe.recipe import Recipe, read_recipe
+from bloomery.models.networks.config import Fused
+from bloomery.models.networks.pretrained_config import Pretrained
 from bloomery.tasks.scaffolding.planning.draft_planning import ColumnRoles
+from bloomery.tasks.scaffolding.planning.input_plans import InputPlan, PlannedInput
+from bloomery.tasks.scaffolding.planning.pretrained_texts import suggest_checkpoint
 from bloomery.tasks.scaffolding.source_options.reader_options import UserOptions
 from tests.flows.cli.commands.drafts import validate_rows
 
@@ -25,11 +30,15 @@ def title(number: int) -> str:
     return " ".join([*RANDOM.choices(WORDS, k=5), str(number)])
 
 
-def draft(folder: Path, rows: list[dict[str, Any]], label: str = "kind") -> tuple[Recipe, dict[str, str]]:
+def draft(
+    folder: Path, rows: list[dict[str, Any]], label: str = "kind", checkpoint: str | None = None
+) -> tuple[Recipe, dict[str, str]]:
     """Drafts a recipe for rows in a file, and returns it with what was inferred."""
     source = folder / "rows.jsonl"
     source.write_text("\n".join(map(json.dumps, rows)))
-    drafts = write_drafts("mine", [str(source)], ColumnRoles(label), UserOptions(), output=folder, force=True)
+    drafts = write_drafts(
+        "mine", [str(source)], ColumnRoles(label, checkpoint=checkpoint), UserOptions(), output=folder, force=True
+    )
     return read_recipe(str(drafts.recipe)), dict(list_inferences(drafts))
 
 
@@ -85,3 +94,63 @@ def test_only_texts_of_several_words_are_read_beside_columns(
     assert recipe.model.kind == (network or "tabular_ensemble")
     if "code" in columns:
         assert inferred["not used"].startswith("code: it is text that differs in most rows and has few words")
+
+
+def test_a_checkpoint_reads_the_texts_of_a_draft(home: Path, tmp_path: Path, tiny_bert: Path) -> None:
+    rows = [{"title": title(n), "table": n % 9, "size": n % 7 / 2, "kind": "yn"[n % 2]} for n in range(120)]
+    alone = [{"title": row["title"], "kind": row["kind"]} for row in rows]
+    for number, content in enumerate((rows, alone)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        recipe, inferred = draft(folder, content, checkpoint=str(tiny_bert))
+        text = next(source for source in recipe.features.inputs if source.kind == "text")
+        assert text.tokenizer == "checkpoint"
+        assert text.checkpoint is not None
+        positions = json.loads((tiny_bert / "config.json").read_text())["max_position_embeddings"]
+        assert text.length <= positions
+        assert inferred["checkpoint"].startswith(str(tiny_bert))
+        assert isinstance(recipe.model, Fused if number == 0 else Pretrained)
+    fused, _ = draft(tmp_path, rows, checkpoint=str(tiny_bert))
+    assert isinstance(fused.model, Fused)
+    assert {name: branch.kind for name, branch in (fused.model.branches or {}).items()} == {
+        "table": "mlp",
+        "title": "pretrained",
+    }
+    assert fused.training.stages is not None
+    assert [stage.freeze for stage in fused.training.stages] == [("branches.1.body",), None]
+
+
+@pytest.mark.parametrize(
+    ("rows", "reference", "error", "message"),
+    [
+        ({"size": lambda n: n % 9}, "tiny_bert", DataUnfit, "reads text, but the inputs are number"),
+        ({"title": title}, "tiny_vit", RecipeInvalid, "which reads no text"),
+        ({"title": title}, "nowhere", DataMissing, "nowhere"),
+    ],
+)
+def test_a_checkpoint_that_does_not_suit_is_refused(
+    rows: dict[str, Any],
+    reference: str,
+    error: type[Exception],
+    message: str,
+    home: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    content = [{**{name: make(n) for name, make in rows.items()}, "kind": "yn"[n % 2]} for n in range(120)]
+    path = tmp_path / reference if reference == "nowhere" else request.getfixturevalue(reference)
+    with pytest.raises(error, match=message):
+        draft(tmp_path, content, checkpoint=str(path))
+
+
+def test_a_checkpoint_is_suggested_where_texts_have_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = PlannedInput({"kind": "text", "column": "a", "length": 16}, "")
+    number = PlannedInput({"kind": "number", "columns": ["b"]}, "")
+    plan = InputPlan((number, text), {})
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    assert suggest_checkpoint(plan, 300, 2).startswith("150 rows per class are few")
+    assert suggest_checkpoint(plan, 300, 0).startswith("300 rows are few")
+    assert not suggest_checkpoint(plan, 30_000, 2)
+    assert not suggest_checkpoint(InputPlan((number,), {}), 300, 2)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert not suggest_checkpoint(plan, 300, 2)
