@@ -21,6 +21,14 @@ def is_image(column: ColumnProfile, data: DataSource) -> bool:
     return is_media or _square_side(column.min_length or 0) is not None
 
 
+def has_images(profile: SourceProfile, data: DataSource) -> bool:
+    """Whether a column has arrays of one length, which are no recordings."""
+    arrays = [
+        column for column in profile.columns if column.logical_type == "array" and column.element_type == "integer"
+    ]
+    return data.mono is None and any(column.min_length == column.max_length for column in arrays)
+
+
 def _square_side(size: int, num_channels: int = 1) -> int | None:
     """Returns the side of a square image of `size` values and at least 4 x 4 pixels; None if there is none."""
     side = math.isqrt(size // num_channels)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from bloomery.data_contracts.errors import DataUnfit
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.data_contracts.records.checkpoint import Checkpoint
+from bloomery.tasks.scaffolding.planning.array_inputs import has_images
 from bloomery.tasks.scaffolding.planning.given_splits import (
     GivenSplit,
     find_split_column,
@@ -21,7 +22,7 @@ from bloomery.tasks.scaffolding.planning.input_planning import InputPlan, plan_i
 from bloomery.tasks.scaffolding.planning.key_planning import KeyPlan, plan_key
 from bloomery.tasks.scaffolding.planning.label_planning import LabelPlan, order_classes, plan_label, plan_sets
 from bloomery.tasks.scaffolding.planning.label_sets import LabelSets, collect_label_sets
-from bloomery.tasks.scaffolding.planning.pretrained_texts import find_checkpoint, read_by_checkpoint
+from bloomery.tasks.scaffolding.planning.pretrained_texts import read_by_checkpoint
 from bloomery.tasks.scaffolding.planning.series_planning import (
     SeriesPlan,
     SeriesRequest,
@@ -186,9 +187,7 @@ def plan_draft(
             inputs = plan_inputs(profile, data, reserved, label_plan.num_classes, shape)
     if not inputs.inputs:
         raise _no_input_error(profile, inputs, reserved, data)
-    checkpoint = None if roles.checkpoint is None else find_checkpoint(roles.checkpoint)
-    if checkpoint is not None:
-        inputs = read_by_checkpoint(inputs, checkpoint)
+    inputs, checkpoint = read_by_checkpoint(inputs, roles.checkpoint)
     num_quarantined = _count_quarantined(profile, label_plan, data, split, series)
     num_kept = profile.num_rows + profile.num_malformed - num_quarantined
     _require_rows(num_kept, profile, data, label_plan)
@@ -255,7 +254,7 @@ def _plan_task(
     request, label = roles.task, profile.existing_column(roles.label)
     if roles.sets is not None:
         return TaskChoice("multilabel", is_forecast=False, reason=roles.sets.reason), None
-    kind = IMAGES if data.kind in ("numpy", "huggingface") and _has_images(profile, data) else data.kind
+    kind = IMAGES if data.kind in ("numpy", "huggingface") and has_images(profile, data) else data.kind
     task = infer_label_task(label, kind, request.task)
     columns = SeriesRequest(label, roles.time, roles.groups, request, reserved)
     if task.is_forecast:
@@ -267,14 +266,6 @@ def _plan_task(
             reason = f"beside {label.name} are only its time and names of series; --task regression for single rows"
             return TaskChoice("regression", is_forecast=True, reason=reason), series
     return task, None
-
-
-def _has_images(profile: SourceProfile, data: DataSource) -> bool:
-    """Whether a column has arrays of one length, which are no recordings."""
-    arrays = [
-        column for column in profile.columns if column.logical_type == "array" and column.element_type == "integer"
-    ]
-    return data.mono is None and any(column.min_length == column.max_length for column in arrays)
 
 
 def _plan_label(

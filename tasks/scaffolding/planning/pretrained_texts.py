@@ -37,12 +37,15 @@ def find_checkpoint(reference: str) -> Checkpoint:
     return checkpoint.model_copy(update={"reference": checkpoint.folder}) if is_folder else checkpoint
 
 
-def read_by_checkpoint(inputs: InputPlan, checkpoint: Checkpoint) -> InputPlan:
+def read_by_checkpoint(inputs: InputPlan, reference: str | None) -> tuple[InputPlan, Checkpoint | None]:
     """Returns the inputs with the checkpoint's tokenizer for each text, as long as its network reads at most.
 
     Raises:
         DataUnfit: no input is a text.
     """
+    if reference is None:
+        return inputs, None
+    checkpoint = find_checkpoint(reference)
     config = _read_config(checkpoint)
     positions = config.get("max_position_embeddings", config.get("n_positions"))
     maximum = positions if isinstance(positions, int) else None
@@ -55,7 +58,7 @@ def read_by_checkpoint(inputs: InputPlan, checkpoint: Checkpoint) -> InputPlan:
             where="--checkpoint",
             remedy="omit --checkpoint, or choose data with a text",
         )
-    return inputs._replace(inputs=planned)
+    return inputs._replace(inputs=planned), checkpoint
 
 
 def suggest_checkpoint(inputs: InputPlan, num_rows: int, num_classes: int) -> str:
