@@ -39,8 +39,8 @@ def plan_array(
     column: ColumnProfile, profile: SourceProfile, data: DataSource, shape: Sequence[int]
 ) -> PlannedInput | str:
     """Returns an array as an image or as audio, or why it is neither."""
-    if column.media is not None and not column.num_missing:
-        return plan_media(column, profile, data)
+    if column.media is not None:
+        return plan_media(column, profile, data, may_be_absent=False)
     if column.element_type not in ("integer", "number") or column.num_missing:
         return "it does not have an array of numbers in every row"
     if data.kind == "audio" or (data.has_media and data.mode is None):
@@ -86,10 +86,10 @@ def _plan_audio(column: ColumnProfile, profile: SourceProfile, data: DataSource)
     return PlannedInput(options, "at least 95% of the recordings are not longer; the others are cut")
 
 
-def plan_media(column: ColumnProfile, profile: SourceProfile, data: DataSource) -> PlannedInput:
-    """Returns the input of decoded files; null where a row names none is a part of the row that is absent."""
+def plan_media(column: ColumnProfile, profile: SourceProfile, data: DataSource, *, may_be_absent: bool) -> PlannedInput:
+    """Returns the input of decoded files. Beside other inputs, rows may lack a file."""
     assert column.media is not None
-    absent = {"missing": "absent"} if column.num_missing else {}
+    absent = {"missing": "absent"} if column.num_missing and may_be_absent else {}
     if column.media.kind == "audio":
         planned = _plan_audio(column, profile, data)
         return PlannedInput({**planned.options, **absent}, planned.reason)

@@ -23,6 +23,7 @@ from bloomery.tasks.scaffolding.planning.key_planning import KeyPlan, plan_key
 from bloomery.tasks.scaffolding.planning.label_planning import LabelPlan, order_classes, plan_label, plan_sets
 from bloomery.tasks.scaffolding.planning.label_sets import LabelSets, collect_label_sets
 from bloomery.tasks.scaffolding.planning.pretrained_texts import read_by_checkpoint
+from bloomery.tasks.scaffolding.planning.required_columns import count_quarantined, required_columns
 from bloomery.tasks.scaffolding.planning.series_planning import (
     SeriesPlan,
     SeriesRequest,
@@ -125,7 +126,7 @@ class DraftPlan(NamedTuple):
     @property
     def required_columns(self) -> tuple[str, ...]:
         """The columns without which a row has no split, time or series, beside the key."""
-        return _required_columns(self.split, self.series)
+        return required_columns(self.split, self.series, self.inputs)
 
     def describe_purpose(self, names: dict[str, str]) -> str:
         """Returns what the model predicts, as a sentence with the contract's names of the columns."""
@@ -188,7 +189,7 @@ def plan_draft(
     if not inputs.inputs:
         raise _no_input_error(profile, inputs, reserved, data)
     inputs, checkpoint = read_by_checkpoint(inputs, roles.checkpoint)
-    num_quarantined = _count_quarantined(profile, label_plan, data, split, series)
+    num_quarantined = count_quarantined(profile, label_plan, data, split, series, inputs)
     num_kept = profile.num_rows + profile.num_malformed - num_quarantined
     _require_rows(num_kept, profile, data, label_plan)
     num_usable_rows, keep_duplicates = num_kept, True
@@ -350,11 +351,6 @@ def _plan_split(
     return split._replace(notes=(*notes, *split.notes))
 
 
-def _required_columns(split: SplitPlan, series: SeriesPlan | None) -> tuple[str, ...]:
-    columns = [split.column] if split.by != "key" and split.column is not None else []
-    return tuple(dict.fromkeys([*columns, *(series.groups if series is not None else ())]))
-
-
 def _no_input_error(profile: SourceProfile, inputs: InputPlan, reserved: dict[str, str], data: DataSource) -> DataUnfit:
     unread = {name: why for name, why in inputs.unused.items() if name not in reserved} | profile.left_out
     reasons = "; ".join(f"{name}: {why}" for name, why in unread.items())
@@ -382,15 +378,3 @@ def _require_rows(num_kept: int, profile: SourceProfile, data: DataSource, label
             where=data.description,
             remedy="provide more rows, or rows with a label and with values of one type",
         )
-
-
-def _count_quarantined(
-    profile: SourceProfile, label: LabelPlan, data: DataSource, split: SplitPlan, series: SeriesPlan | None
-) -> int:
-    """Returns the largest possible number of quarantined rows: a row with two faults counts twice."""
-    rates = profile.column("sample_rate") if data.kind == "audio" else None
-    num_other_rates = sum(num for _, num in (rates.value_counts or ())[1:]) if rates is not None else 0
-    num_invalid = sum(column.num_invalid for column in profile.columns)
-    num_unplaced = sum(profile.existing_column(name).num_missing for name in _required_columns(split, series))
-    num_unlabelled = label.num_missing if series is None and not label.others else 0
-    return profile.num_malformed + num_invalid + num_unlabelled + label.num_rare_rows + num_other_rates + num_unplaced

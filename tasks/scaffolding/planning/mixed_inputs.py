@@ -82,7 +82,7 @@ def _is_media(column: ColumnProfile, data: DataSource) -> bool:
 
 def _plan_part(column: ColumnProfile, profile: SourceProfile, data: DataSource) -> PlannedInput | str:
     if column.media is not None:
-        return plan_media(column, profile, data)
+        return plan_media(column, profile, data, may_be_absent=True)
     return plan_array(column, profile, data, ())
 
 

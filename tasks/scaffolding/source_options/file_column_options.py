@@ -23,6 +23,7 @@ from bloomery.tasks.ingest.file_columns.column_files import ColumnFiles, map_fil
 from bloomery.tasks.ingest.file_columns.file_names import URLS, folder_of, leading_folders
 from bloomery.tasks.ingest.readers.media.media_files import MediaFile
 from bloomery.tasks.scaffolding.profiling.column_names import matching_names
+from bloomery.tasks.scaffolding.profiling.column_profiles import MARKERS
 from bloomery.tasks.scaffolding.profiling.number_inference import InferredNumbers
 from bloomery.tasks.scaffolding.profiling.profiler import ColumnProfile, SourceProfile
 from bloomery.tasks.scaffolding.profiling.source_rows import ROWS_FILE
@@ -62,6 +63,7 @@ def find_file_columns(
         if not column.names_files or column.name in skipped or is_of_files:
             columns.append(column)
             continue
+        column = _with_markers(column, scratch)
         texts = _distinct_texts(scratch, column)
         try:
             files = _find_files(column, texts, data)
@@ -94,6 +96,17 @@ def _distinct_texts(scratch: Path, column: ColumnProfile) -> list[str]:
     return [text for text in distinct if text not in column.missing]
 
 
+def _with_markers(column: ColumnProfile, scratch: Path) -> ColumnProfile:
+    """Returns the column with all usual texts for a missing value as such: none of them is the name of a file."""
+    counts: Counter[str] = Counter()
+    for batch in read_batches(scratch / ROWS_FILE, [column.name]):
+        texts = batch.column(0)
+        marked = texts.filter(pc.is_in(texts, pa.array([text for text in MARKERS if text not in column.missing])))
+        counts.update(marked.to_pylist())
+    missing = tuple(sorted({*column.missing, *counts}))
+    return column.model_copy(update={"missing": missing, "num_missing": column.num_missing + counts.total()})
+
+
 def _find_files(column: ColumnProfile, texts: Sequence[str], data: DataSource) -> ColumnFiles | str:
     """Returns the files of the column, in the folder in which most of the names exist; or why there is none."""
     kinds = Counter(PurePosixPath(text.lower()).suffix for text in texts)
@@ -101,13 +114,15 @@ def _find_files(column: ColumnProfile, texts: Sequence[str], data: DataSource) -
     if not is_image and sum(kinds[suffix] for suffix in SUFFIXES["audio"]) <= len(texts) / 2:
         return f"{', '.join(sorted(kinds))} is not read; convert recordings to .wav"
     minimal = FileColumn(kind="image", mode="L") if is_image else FileColumn(kind="audio", sample_rate=1)
+    if len(texts) == 1:
+        return f"all rows name one file, {texts[0]}"
     sample = _spread(texts, _NUM_LOOKED_UP)
     best: tuple[float, ColumnFiles | None, str] = (0.0, None, "")
     for options in _candidates(minimal, sample, data):
         files = ColumnFiles(column.name, options, data)
-        results = [result for _, result in map_files(files, sample, files.identify)]
-        reasons = [str(result) for result in results if isinstance(result, MediaUnreadable)]
-        share = 1 - len(reasons) / len(results)
+        results = map_files(files, sample, files.identify)
+        reasons = [f"{name} ({result})" for name, result in results if isinstance(result, MediaUnreadable)]
+        share = 1 - len(reasons) / len(sample)
         if best[1] is None or share > best[0]:
             best = (share, files, reasons[0] if reasons else "")
         if share == 1:
@@ -115,7 +130,7 @@ def _find_files(column: ColumnProfile, texts: Sequence[str], data: DataSource) -
     share, chosen, reason = best
     if chosen is None or share < _MIN_SHARE_FOUND:
         where = folder_of(data, minimal) or "no folder"
-        return f"they are not found in {where} or below it, such as {sample[0]} ({reason or 'there is no folder'})"
+        return f"{1 - share:.0%} of them are not found in {where} or below it, such as {reason or sample[0]}"
     return chosen
 
 
