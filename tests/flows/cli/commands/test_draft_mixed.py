@@ -14,11 +14,12 @@ from PIL import Image
 from bloomery.data_contracts.errors import DataMissing, DataUnfit, RecipeInvalid
 from bloomery.flows.cli.commands.init import list_inferences, write_drafts
 from bloomery.flows.recipe.recipe import Recipe, read_recipe
-from bloomery.models.networks.config import Fused
+from bloomery.models.features.input_config import TextInput
 from bloomery.models.networks.pretrained_config import Pretrained
 from bloomery.tasks.scaffolding.planning.draft_planning import ColumnRoles
 from bloomery.tasks.scaffolding.planning.input_plans import InputPlan, PlannedInput
 from bloomery.tasks.scaffolding.planning.pretrained_texts import suggest_checkpoint
+from bloomery.tasks.scaffolding.pretrained_network import draft_fused_network
 from bloomery.tasks.scaffolding.source_options.reader_options import UserOptions
 from tests.flows.cli.commands.drafts import validate_rows
 
@@ -96,28 +97,36 @@ def test_only_texts_of_several_words_are_read_beside_columns(
         assert inferred["not used"].startswith("code: it is text that differs in most rows and has few words")
 
 
-def test_a_checkpoint_reads_the_texts_of_a_draft(home: Path, tmp_path: Path, tiny_bert: Path) -> None:
-    rows = [{"title": title(n), "table": n % 9, "size": n % 7 / 2, "kind": "yn"[n % 2]} for n in range(120)]
-    alone = [{"title": row["title"], "kind": row["kind"]} for row in rows]
-    for number, content in enumerate((rows, alone)):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        recipe, inferred = draft(folder, content, checkpoint=str(tiny_bert))
-        text = next(source for source in recipe.features.inputs if source.kind == "text")
-        assert text.tokenizer == "checkpoint"
-        assert text.checkpoint is not None
-        positions = json.loads((tiny_bert / "config.json").read_text())["max_position_embeddings"]
-        assert text.length <= positions
-        assert inferred["checkpoint"].startswith(str(tiny_bert))
-        assert isinstance(recipe.model, Fused if number == 0 else Pretrained)
-    fused, _ = draft(tmp_path, rows, checkpoint=str(tiny_bert))
-    assert isinstance(fused.model, Fused)
-    assert {name: branch.kind for name, branch in (fused.model.branches or {}).items()} == {
-        "table": "mlp",
-        "title": "pretrained",
-    }
-    assert fused.training.stages is not None
-    assert [stage.freeze for stage in fused.training.stages] == [("branches.1.body",), None]
+def test_a_checkpoint_reads_the_text_of_a_draft(home: Path, tmp_path: Path, tiny_bert: Path) -> None:
+    rows = [{"title": title(n), "kind": "yn"[n % 2]} for n in range(120)]
+    recipe, inferred = draft(tmp_path, rows, checkpoint=str(tiny_bert))
+    (text,) = recipe.features.inputs
+    assert isinstance(text, TextInput)
+    assert text.tokenizer == "checkpoint"
+    assert text.checkpoint is not None
+    assert text.length <= json.loads((tiny_bert / "config.json").read_text())["max_position_embeddings"]
+    assert inferred["checkpoint"].startswith(str(tiny_bert))
+    assert isinstance(recipe.model, Pretrained)
+
+
+def test_texts_beside_columns_learn_after_the_new_parts() -> None:
+    inputs = [
+        PlannedInput({"kind": "number", "columns": ["a"]}, ""),
+        PlannedInput({"kind": "text", "column": "b", "tokenizer": "checkpoint", "length": 16}, ""),
+        PlannedInput({"kind": "image", "column": "c", "shape": [1, 4, 4]}, ""),
+    ]
+    for with_table in (True, False):
+        parts = (["table"] if with_table else []) + ["b", "c"]
+        planned = inputs if with_table else inputs[1:]
+        model, training, _ = draft_fused_network(planned, parts, "package:x", 500, 128)
+        assert {name: branch["kind"] for name, branch in model["branches"].items()} == {
+            **({"table": "mlp"} if with_table else {}),
+            "b": "pretrained",
+            "c": "cnn",
+        }
+        first, second = training["stages"]
+        assert first["freeze"] == [f"branches.{int(with_table)}.body"]
+        assert first["learning_rate"] > second["learning_rate"]
 
 
 @pytest.mark.parametrize(
