@@ -42,7 +42,7 @@ _READABLE_FORMS = {
     "transformer": (_SEQUENCE, _TEXT, _AUDIO, _IMAGE),
     "gpt": (_TEXT,),
     "huggingface": (_TEXT, _IMAGE, _AUDIO),
-    "pretrained": (_TEXT,),
+    "pretrained": (_TEXT, _IMAGE, _AUDIO),
     "fused": (_MIXED,),
     "imported": (_TABLE, _SEQUENCE, _IMAGE, _AUDIO, _TEXT),
 }

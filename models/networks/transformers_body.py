@@ -20,9 +20,12 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 _WHERE = "model.checkpoint in the recipe"
-# Rows of each kind in a recipe's words, and the input of a body that reads them, as `transformers` calls it.
-_ROWS = {"tokens": "text"}
-_INPUTS = {"tokens": ("input_ids",)}
+# Rows of each kind in a recipe's words, and the inputs of bodies that read them, as `transformers` calls them.
+_ROWS = {"tokens": "text", "image": "images or audio"}
+_INPUTS = {"tokens": ("input_ids",), "image": ("pixel_values", "input_values", "input_features")}
+# Random changes of the input and of the layers in training, some of them by NumPy's generator: a resumed training would
+# not end with the same bits.
+_RANDOM_OPTIONS = {"apply_spec_augment": False, "layerdrop": 0.0, "encoder_layerdrop": 0.0}
 _NUM_SHOWN = 3  # names of weights in an error
 
 
@@ -37,16 +40,18 @@ def load_body(config: Pretrained, layout: Layout) -> PreTrainedModel:
     with silenced():
         configuration = _read_configuration(config)
         family = _find_family(configuration, layout)
-        # The second dense layer of BERT and others, which was trained for another task.
-        options: dict[str, Any] = (
-            {"add_pooling_layer": False} if "add_pooling_layer" in signature(family.__init__).parameters else {}
-        )
+        options: dict[str, Any] = {}
+        has_option = "add_pooling_layer" in signature(family.__init__).parameters
+        if has_option and not hasattr(configuration, "depths"):  # of Swin it is a mean, which has no weights
+            options["add_pooling_layer"] = False  # BERT's second dense layer, which was trained for another task
         options |= {"attn_implementation": register_attention() if _has_own_attention(family) else "eager"}
         try:
             if config.resolved is not None and config.resolved.folder:
                 body = _load_weights(family, configuration, config.resolved.folder, options)
             else:
                 body = _build_untrained(family, configuration, options)
+            if configuration.is_encoder_decoder:
+                body = body.get_encoder()
         except (ValueError, TypeError, ImportError, KeyError, OSError, RuntimeError, SafetensorError) as failure:
             reason = (str(failure).splitlines() or ["no reason given"])[0][:300]
             raise unsuitable(
@@ -128,8 +133,9 @@ def _read_configuration(config: Pretrained) -> PretrainedConfig:
             f"transformers cannot read config.json of {model_type}: {str(failure).splitlines()[0][:200]}",
             "a model_type of transformers, such as bert or vit",
         ) from failure
-    if hasattr(configuration, "use_cache"):
-        configuration.use_cache = False  # of generation
+    for name, value in (_RANDOM_OPTIONS | {"use_cache": False}).items():  # the cache is that of generation
+        if hasattr(configuration, name):
+            setattr(configuration, name, value)
     return configuration
 
 
@@ -139,8 +145,9 @@ def _find_family(configuration: PretrainedConfig, layout: Layout) -> Any:
 
     model_type, rows = configuration.model_type, _ROWS.get(layout.kind)
     if rows is None:
-        raise unsuitable(f"the rows are {layout.kind}", "text, for a network of kind pretrained")
-    if configuration.sub_configs or configuration.is_encoder_decoder:
+        raise unsuitable(f"the rows are {layout.kind}", "text, images or audio, for a network of kind pretrained")
+    is_split = configuration.is_encoder_decoder and model_type != "whisper"  # whose encoder reads audio alone
+    if configuration.sub_configs or is_split:
         parts = "several networks" if configuration.sub_configs else "an encoder and a decoder"
         raise unsuitable(f"{model_type} consists of {parts}", f"one network that encodes {rows}, such as bert")
     try:

@@ -5,7 +5,7 @@ Shapes: B rows, T steps, W width, K outputs.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -23,6 +23,31 @@ _POOLINGS = {"mean": "mean", "cls": "first", "last": "last"}  # as `pool` calls 
 
 
 class PretrainedNetwork(nn.Module):
+    """x float32 as in the layout -> float32 (B, K)."""
+
+    def __init__(self, body: PreTrainedModel, config: Pretrained, width: int, num_outputs: int) -> None:
+        super().__init__()
+        self.body = body
+        self.dropout = nn.Dropout(config.dropout)
+        self.head: nn.Module = nn.Linear(width, num_outputs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.dropout(self.embed(x)))
+
+    def embed(self, x: torch.Tensor) -> torch.Tensor:
+        """One vector per row (B, W), before dropout and head."""
+        raise NotImplementedError
+
+    def states(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The state of each step h_BTW, and mask_BT bool, which is True for real ones."""
+        raise NotImplementedError
+
+    def token_embedding(self) -> nn.Module:
+        """The layer that looks up the vectors of tokens, or embeds patches."""
+        return self.body.get_input_embeddings()
+
+
+class PretrainedText(PretrainedNetwork):
     """x float32 (B, T), 0 for padding and otherwise a token's id plus 1 -> float32 (B, K).
 
     Rows may have at most `max_length` steps. Steps that are padding in all rows may be left out (`trims_padding`):
@@ -32,10 +57,7 @@ class PretrainedNetwork(nn.Module):
     trims_padding = True
 
     def __init__(self, body: PreTrainedModel, config: Pretrained, layout: Layout, num_outputs: int) -> None:
-        super().__init__()
-        self.body = body
-        self.dropout = nn.Dropout(config.dropout)
-        self.head: nn.Module = nn.Linear(body.config.hidden_size, num_outputs)
+        super().__init__(body, config, body.config.hidden_size, num_outputs)
         self.max_length = count_positions(body) or layout.shape[0]
         self._pooling = _POOLINGS[choose_pooling(config)]
         self._last_token: int = body.config.vocab_size - 1  # of the tokenizer, also of a trimmed vocabulary
@@ -43,11 +65,7 @@ class PretrainedNetwork(nn.Module):
         has_token_types = getattr(body.config, "type_vocab_size", 0) > 1
         self._separator = layout.separator if has_token_types else None
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.dropout(self.embed(x)))
-
     def embed(self, x: torch.Tensor) -> torch.Tensor:
-        """One vector per row (B, W), before dropout and head."""
         if self.training:
             x = trim_common_padding(x)
         return pool(*self.states(x), self._pooling)
@@ -64,9 +82,44 @@ class PretrainedNetwork(nn.Module):
         h_BTW = self.body(input_ids=ids_BT, attention_mask=mask_BT, return_dict=True, **types).last_hidden_state
         return h_BTW, mask_BT
 
-    def token_embedding(self) -> nn.Module:
-        """The layer that looks up the vectors of tokens."""
-        return self.body.get_input_embeddings()
+
+class PretrainedSignal(PretrainedNetwork):
+    """Images x float32 (B, C, H, W), spectrograms (B, 1, mels, frames) or waveforms (B, 1, 1, samples) -> (B, K)."""
+
+    def __init__(self, body: PreTrainedModel, config: Pretrained, num_outputs: int) -> None:
+        sizes = getattr(body.config, "hidden_sizes", None)
+        super().__init__(body, config, sizes[-1] if sizes else body.config.hidden_size, num_outputs)
+        self._input = body.main_input_name
+        self._is_waveform = self._input == "input_values" and hasattr(body.config, "conv_dim")
+        self._pooling = config.pooling
+
+    def embed(self, x: torch.Tensor) -> torch.Tensor:
+        outputs = self._run_body(x)
+        pooled = getattr(outputs, "pooler_output", None)
+        if self._pooling == "auto" and pooled is not None:
+            return pooled.flatten(1)
+        h_BTW = _as_steps(outputs.last_hidden_state)
+        is_first = self._pooling == "cls" or (self._pooling == "auto" and self._input == "pixel_values")
+        return h_BTW[:, 0] if is_first else h_BTW.mean(1)
+
+    def states(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The state of each patch or frame h_BTW, with those of special tokens first, and mask_BT of True."""
+        h_BTW = _as_steps(self._run_body(x).last_hidden_state)
+        return h_BTW, torch.ones_like(h_BTW[..., 0], dtype=torch.bool)
+
+    def _run_body(self, x: torch.Tensor) -> Any:
+        if self._is_waveform:
+            x = x.flatten(1)
+        elif self._input == "input_values":  # frames first
+            x = x[:, 0].transpose(1, 2)
+        elif self._input == "input_features":
+            x = x[:, 0]
+        return self.body(**{self._input: x}, return_dict=True)
+
+
+def _as_steps(states: torch.Tensor) -> torch.Tensor:
+    """h_BTW, also of a convolutional network with states (B, W, height, width)."""
+    return states.flatten(2).transpose(1, 2) if states.dim() == 4 else states
 
 
 def _token_types(x_BT: torch.Tensor, separator: int) -> torch.Tensor:
@@ -85,21 +138,48 @@ def build(config: Pretrained, layout: Layout, num_outputs: int) -> PretrainedNet
     body = load_body(config, layout)
     if config.shape is not None:
         reshape_body(body, config.shape)
+    if layout.kind == "tokens":
+        text = PretrainedText(body, config, layout, num_outputs)
+        _require_tokens(text, layout)
+        return text.train()
+    network = PretrainedSignal(body, config, num_outputs)
+    _require_signal(network, config, layout)
+    return network.train()
+
+
+def _require_tokens(network: PretrainedText, layout: Layout) -> None:
+    config, positions = network.body.config, network.max_length
     num_tokens = (layout.num_tokens or 1) - 1
-    if num_tokens > body.config.vocab_size:
+    if num_tokens > config.vocab_size:
         raise unsuitable(
-            f"the tokenizer has {num_tokens:,} tokens, but the network {body.config.vocab_size:,}",
+            f"the tokenizer has {num_tokens:,} tokens, but the network {config.vocab_size:,}",
             "a network with a vector for each token",
             "use the tokenizer and the weights of one checkpoint",
         )
-    network = PretrainedNetwork(body, config, layout, num_outputs)
-    if layout.shape[0] > network.max_length:
+    if layout.shape[0] > positions:
         raise unsuitable(
-            f"a text has {layout.shape[0]} tokens, but {body.config.model_type} has {network.max_length} positions",
-            f"a `length` of at most {network.max_length}",
+            f"a text has {layout.shape[0]} tokens, but {config.model_type} has {positions} positions",
+            f"a `length` of at most {positions}",
             "lower the `length` of the text in `features.inputs`",
         )
-    return network.train()
+
+
+def _require_signal(network: PretrainedNetwork, config: Pretrained, layout: Layout) -> None:
+    """Raises RecipeInvalid if the network cannot read such rows: a row of zeros is tried."""
+    model_type, shape = network.body.config.model_type, list(layout.shape)
+    if config.pooling == "last" or (config.pooling == "cls" and hasattr(network.body.config, "depths")):
+        problem = f"{model_type} has no {'first' if config.pooling == 'cls' else 'last'} token that has seen all others"
+        raise unsuitable(problem, "`pooling: auto` or mean", "change `pooling`")
+    try:
+        with torch.no_grad():
+            network.eval()(torch.zeros(1, *layout.shape))
+    except (ValueError, RuntimeError, IndexError) as failure:
+        problem = (str(failure).splitlines() or ["no reason given"])[0][:300]
+        raise unsuitable(
+            f"{model_type} cannot read rows of shape {shape}: {problem}",
+            "images or audio as the checkpoint's preprocessing makes them",
+            "set `preprocessing: checkpoint` of the input",
+        ) from failure
 
 
 def choose_pooling(config: Pretrained) -> str:

@@ -94,7 +94,10 @@ def _export_attention(
     if mask is not None and not is_causal and mask.dim() == 2:
         padding = mask.to(torch.int32)
     elif mask is not None and not is_causal:
-        bias = torch.zeros_like(mask, dtype=q_BTI.dtype).masked_fill(~mask, lowest)
+        # A float mask is added to the scores already.
+        bias = (
+            torch.zeros_like(mask, dtype=q_BTI.dtype).masked_fill(~mask, lowest) if mask.dtype == torch.bool else mask
+        )
     options: dict[str, Any] = {
         "num_heads": num_heads,
         "unidirectional": int(is_causal),

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 
 from bloomery.data_contracts.errors import RecipeInvalid
-from bloomery.data_contracts.records.checkpoint import Checkpoint
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.compression.fused_attention import fuse_attention
 from bloomery.models.export.onnx_exporter import TOLERANCE, export_onnx
 from bloomery.models.inference.runtime import create_session, run_session
-from bloomery.models.networks.architectures.pretrained import PretrainedNetwork, build, layer_groups
+from bloomery.models.networks.architectures.pretrained import PretrainedText, build, layer_groups
 from bloomery.models.networks.blueprint import Blueprint, build_network, read_network, write_network
 from bloomery.models.networks.config import Model
 from bloomery.models.networks.pretrained_config import Pretrained
+from tests.models.networks.architectures.pretrained_networks import config_of, save_checkpoint
 
 transformers = pytest.importorskip("transformers")
 
@@ -49,20 +48,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-def save_checkpoint(folder: Path, model_type: str, options: dict[str, Any] | None = None) -> Pretrained:
-    """A checkpoint with random weights in `folder`, as a recipe refers to it."""
-    torch.manual_seed(0)
-    configuration = transformers.AutoConfig.for_model(model_type, **(options or FAMILIES[model_type]))
-    transformers.AutoModel.from_config(configuration).save_pretrained(folder)
-    return config_of(folder)
-
-
-def config_of(folder: Path, **options: Any) -> Pretrained:
-    checkpoint = Checkpoint(reference="tiny", folder=str(folder), files={"model.safetensors": "0" * 64})
-    document = json.loads((folder / "config.json").read_text())
-    return Pretrained(kind="pretrained", checkpoint="tiny", resolved=checkpoint, config=document, **options)
-
-
 def rows(num_rows: int, length: int = 12) -> torch.Tensor:
     """Rows of different lengths, each with a token."""
     random = torch.Generator().manual_seed(num_rows)
@@ -72,12 +57,12 @@ def rows(num_rows: int, length: int = 12) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Pretrained:
-    return save_checkpoint(tmp_path_factory.mktemp("bert"), "bert")
+    return save_checkpoint(tmp_path_factory.mktemp("bert"), "bert", _SIZES)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_states_are_those_of_transformers(family: str, tmp_path: Path):
-    network = build(save_checkpoint(tmp_path, family), LAYOUT, 3).eval()
+    network = build(save_checkpoint(tmp_path, family, FAMILIES[family]), LAYOUT, 3).eval()
     x = rows(6)
     original = transformers.AutoModel.from_pretrained(tmp_path, attn_implementation="eager").eval()
     ids = (x.long() - 1).where(x > 0, torch.tensor(original.config.pad_token_id or 0))
@@ -95,7 +80,7 @@ def test_the_states_are_those_of_transformers(family: str, tmp_path: Path):
     ["bert", *(pytest.param(name, marks=pytest.mark.nightly) for name in FAMILIES if name != "bert")],
 )
 def test_the_file_has_one_operator_per_layer_for_attention(family: str, tmp_path: Path):
-    network = build(save_checkpoint(tmp_path, family), LAYOUT, 3)
+    network = build(save_checkpoint(tmp_path, family, FAMILIES[family]), LAYOUT, 3)
     assert export_onnx(network, rows(33), tmp_path / "network.onnx") <= TOLERANCE
     operators = [node.op_type for node in onnx.load(tmp_path / "network.onnx").graph.node]
     num_layers = network.body.config.num_hidden_layers
@@ -108,15 +93,26 @@ def test_the_file_has_one_operator_per_layer_for_attention(family: str, tmp_path
         assert not {"Transpose", "Reshape"} & set(operators)
 
 
+class Recorder:
+    """Records the shapes of the rows that a session gets."""
+
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        self.get_inputs = session.get_inputs
+        self.shapes: list[tuple[int, ...]] = []
+
+    def run(self, outputs: list[str], inputs: dict[str, np.ndarray]) -> list[int]:
+        self.shapes.append(inputs["x"].shape)
+        return [0]
+
+
 def assert_padding_is_left_out(path: Path) -> None:
     session = create_session(path)
-    computed = []
-    recorder = SimpleNamespace(get_inputs=session.get_inputs, run=lambda _, inputs: computed.append(inputs["x"]) or [0])
+    recorder = Recorder(session)
     x = np.zeros((2, 12), np.float32)
     x[0, :5], x[1, :3] = 4, 7
     run_session(recorder, x)
     run_session(recorder, np.zeros((2, 12), np.float32))
-    assert [rows.shape for rows in computed] == [(2, 5), (2, 1)]
+    assert recorder.shapes == [(2, 5), (2, 1)]
     np.testing.assert_allclose(run_session(session, x), session.run(None, {"x": x})[0], atol=TOLERANCE)
 
 
@@ -125,7 +121,7 @@ def assert_padding_is_left_out(path: Path) -> None:
     [("bert", "auto", "mean"), ("gpt2", "auto", "last"), ("bert", "cls", "first"), ("bert", "last", "last")],
 )
 def test_the_pooled_vector_is_that_of_the_recipe(family, pooling, expected, tmp_path: Path):
-    config = save_checkpoint(tmp_path, family).model_copy(update={"pooling": pooling})
+    config = save_checkpoint(tmp_path, family, FAMILIES[family]).model_copy(update={"pooling": pooling})
     network = build(config, LAYOUT, 3).eval()
     x = rows(5)
     lengths = (x > 0).sum(1)
@@ -143,7 +139,7 @@ def test_a_row_of_padding_has_a_finite_output(bert: Pretrained):
 
 
 def test_a_trained_network_is_rebuilt_without_the_checkpoint(tmp_path: Path):
-    config = save_checkpoint(tmp_path / "checkpoint", "bert")
+    config = save_checkpoint(tmp_path / "checkpoint", "bert", _SIZES)
     blueprint = Blueprint(config=config, layout=LAYOUT, num_outputs=3)
     network = build_network(blueprint).eval()
     write_network(network, blueprint, tmp_path / "weights", tmp_path / "network.json")
@@ -178,7 +174,7 @@ def test_layers_are_grouped_from_the_embeddings_to_the_head(bert: Pretrained):
 
 @pytest.mark.parametrize("is_mismatched", [False, True], ids=["missing", "of another shape"])
 def test_incomplete_weights_are_refused(is_mismatched: bool, tmp_path: Path):
-    config = save_checkpoint(tmp_path, "bert")
+    config = save_checkpoint(tmp_path, "bert", _SIZES)
     weights = load_file(tmp_path / "model.safetensors")
     name = "encoder.layer.1.output.dense.weight"
     weights[name] = weights[name][:, :8].contiguous()
@@ -191,7 +187,7 @@ def test_incomplete_weights_are_refused(is_mismatched: bool, tmp_path: Path):
 
 
 def test_a_damaged_file_is_refused(tmp_path: Path):
-    config = save_checkpoint(tmp_path, "bert")
+    config = save_checkpoint(tmp_path, "bert", _SIZES)
     (tmp_path / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(RecipeInvalid, match="bert cannot be built"):
         build(config, LAYOUT, 3)
@@ -244,6 +240,6 @@ def test_a_checkpoint_of_the_kind_huggingface_is_refused_with_the_new_spelling()
 
 def test_the_network_declares_its_embedding_and_its_positions(bert: Pretrained):
     network = build(bert, LAYOUT, 3)
-    assert isinstance(network, PretrainedNetwork)
+    assert isinstance(network, PretrainedText)
     assert network.token_embedding() is network.body.embeddings.word_embeddings
     assert network.max_length == 40
