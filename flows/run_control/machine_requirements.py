@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+from typing import Any
+
+from bloomery.data_contracts.errors import EngineMissing
 from bloomery.flows.recipe.recipe import Recipe
 from bloomery.models.inference.serving_device import require_device
+
+_TRANSFORMERS_KINDS = ("pretrained", "huggingface")  # of networks that `transformers` builds
 
 
 def check_machine_requirements(recipe: Recipe) -> None:
     """Checks optional requirements of this recipe only; `bloomery doctor` checks what every run needs.
 
     Raises:
-        EngineMissing: a later stage would fail because a program, a counter or a GPU is missing.
+        EngineMissing: a later stage would fail because a program, a package, a counter or a GPU is missing.
     """
     from bloomery.tasks.infrastructure.settings import settings
 
+    networks = (recipe.model, recipe.compression)  # which may have students
+    if any(_names_kind(part.model_dump(mode="json"), _TRANSFORMERS_KINDS) for part in networks):
+        _require_transformers()
     require_device(recipe.compression.serving_device)
     if "litert" in recipe.compression.extra_formats:
         from bloomery.models.export.litert_exporter import require_litert
@@ -23,3 +33,20 @@ def check_machine_requirements(recipe: Recipe) -> None:
         from bloomery.models.profiling.rapl import open_energy_counter
 
         open_energy_counter()
+
+
+def _require_transformers() -> None:
+    if importlib.util.find_spec("transformers") is None:
+        raise EngineMissing(
+            "the package transformers is not installed",
+            required="transformers, for a network of kind pretrained or huggingface",
+            where=sys.prefix,
+            remedy="pip install 'bloomery[huggingface]'",
+        )
+
+
+def _names_kind(document: Any, kinds: tuple[str, ...]) -> bool:
+    """Whether a network of one of `kinds` is in `document`, also as a branch or a student."""
+    if isinstance(document, dict):
+        return document.get("kind") in kinds or any(_names_kind(value, kinds) for value in document.values())
+    return isinstance(document, list) and any(_names_kind(value, kinds) for value in document)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bloomery.data_contracts.errors import BloomeryError
+from bloomery.data_contracts.errors import BloomeryError, EngineMissing
 from bloomery.flows.recipe.recipe import Recipe, read_recipe
 from bloomery.flows.recipe.recipe_files import bundled_recipes, find_recipe, reference_of
 from bloomery.flows.recipe.schedule import Schedule
@@ -169,12 +169,22 @@ def main() -> None:
     try:
         require_state_folder()
         arguments = sys.argv[1:]
-        references = arguments[1:] if arguments[:1] == ["--"] else arguments or bundled_recipes()
+        references = arguments[1:] if arguments[:1] == ["--"] else arguments or _installed_recipes()
         document: dict[str, Any] = {"deployments": register_recipes(references)}
     except BloomeryError as error:
         print(json.dumps(error.as_document()))
         raise SystemExit(error.exit_code) from None
     print(json.dumps(document))
+
+
+def _installed_recipes() -> list[str]:
+    """The bundled recipes, except those whose checkpoint is in a package that is not installed."""
+    names = []
+    for name in bundled_recipes():
+        with contextlib.suppress(EngineMissing):
+            read_recipe(name)
+            names.append(name)
+    return names
 
 
 def failure_reason(output: str) -> str:

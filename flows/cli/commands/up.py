@@ -90,9 +90,12 @@ def select_recipes(requested: Sequence[str], *, with_bundled: bool) -> RecipeSel
                 where="the command line",
                 remedy="leave one out, or change its `name`",
             )
-    for name in bundled_recipes() if with_bundled else ():
-        references.setdefault(read_recipe(str(RECIPES / f"{name}.yaml")).name, name)
     problems = other_files()
+    for name in bundled_recipes() if with_bundled else ():
+        try:
+            references.setdefault(read_recipe(str(RECIPES / f"{name}.yaml")).name, name)
+        except EngineMissing as error:  # the package with its checkpoint
+            problems[name] = f"{error.found}; {error.remedy}"
     for name, path in own_recipes().items():
         if name not in references:
             try:

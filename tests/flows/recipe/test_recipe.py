@@ -8,7 +8,8 @@ import yaml
 from bloomery.data_contracts.errors import ContractInvalid, DataMissing, RecipeInvalid
 from bloomery.data_contracts.records.scores import Score
 from bloomery.flows.recipe.recipe import CONTRACTS, read_recipe
-from bloomery.flows.recipe.recipe_files import RECIPES, bundled_recipes
+from bloomery.flows.recipe.recipe_files import RECIPES
+from tests.flows.bundled import installed_recipes
 
 DIGITS = (RECIPES / "digits.yaml").read_text()
 
@@ -20,7 +21,7 @@ def write(folder: Path, old: str = "", new: str = "") -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", bundled_recipes())
+@pytest.mark.parametrize("name", installed_recipes())
 def test_every_recipe_that_comes_with_bloomery_is_valid(name: str) -> None:
     assert read_recipe(name).name == name
 

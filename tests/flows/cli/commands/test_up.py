@@ -19,10 +19,11 @@ import yaml
 
 from bloomery.data_contracts.errors import RecipeInvalid, SettingInvalid
 from bloomery.flows.cli.commands.up import select_recipes
-from bloomery.flows.recipe.recipe_files import RECIPES, bundled_recipes
+from bloomery.flows.recipe.recipe_files import RECIPES
 from bloomery.tasks.infrastructure.service_status import find_processes, read_service_status
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.infrastructure.tethered_process import find_free_port
+from tests.flows.bundled import installed_recipes
 from tests.processes import wait_for
 
 pytestmark = pytest.mark.slow
@@ -176,7 +177,7 @@ def test_the_users_recipes_are_registered_and_bundled_ones_on_request(
         "wine": str(wine),
     }
     selection = select_recipes((), with_bundled=True)
-    assert set(selection.references) == {*bundled_recipes(), "wine"}
+    assert set(selection.references) == {*installed_recipes(), "wine"}
     other.write_text(digits)
     assert select_recipes((), with_bundled=True).references["digits"] == "digits"  # it was requested
     (tmp_path / "folder").mkdir()
@@ -202,7 +203,7 @@ def test_servers_worker_and_endpoints_are_up_and_recipes_are_registered(
         }
         monitors = api.post("/deployments/filter", json={"flows": {"name": {"any_": ["monitor"]}}}).json()
         automations = [item["name"] for item in api.post("/automations/filter", json={}).json()]
-    assert set(deployments) == {item["name"] for item in monitors} == set(bundled_recipes())
+    assert set(deployments) == {item["name"] for item in monitors} == set(installed_recipes())
     digits = deployments["digits"]
     assert [(item["schedule"]["cron"], item["active"]) for item in digits["schedules"]] == [("0 3 * * *", True)]
     assert digits["global_concurrency_limit"]["limit"] == 1
