@@ -33,7 +33,11 @@ def _read_freeze(value: Any) -> Any:
 
 
 # The number of layers that are frozen together with the embeddings, or prefixes of names of parameters.
-Freeze = Annotated[Count | tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_read_freeze)]
+_Prefix = Annotated[str, Field(min_length=1)]
+Freeze = Annotated[
+    Count | tuple[_Prefix, ...],
+    BeforeValidator(_read_freeze, json_schema_input_type=Count | _Prefix | tuple[_Prefix, ...]),
+]
 
 
 class Lora(Document):
