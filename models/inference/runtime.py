@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
 OUTPUT = "logits"
+_SORTED_ROWS = 64  # more rows of tokens are run in batches of similar length
 TOKENS = "tokens"  # the name of a length of rows, where trailing padding may be removed
 VECTORS = "vectors"  # in the metadata of an embedding's file: the type of its values, float32 or int8
 
@@ -81,8 +82,20 @@ def run_session(runtime: onnxruntime.InferenceSession, x: np.ndarray) -> np.ndar
     if inputs:
         return runtime.run([OUTPUT], split_inputs(inputs, x, trim=True))[0]
     if x.ndim == 2 and runtime.get_inputs()[0].shape[1] == TOKENS:
-        x = trim_padding(x)
+        return _run_tokens(runtime, x)
     return runtime.run([OUTPUT], {INPUT: x})[0]
+
+
+def _run_tokens(runtime: onnxruntime.InferenceSession, x_BT: np.ndarray) -> np.ndarray:
+    """The outputs of rows of tokens without common padding; of many rows, those of similar length together."""
+    if len(x_BT) <= _SORTED_ROWS:
+        return runtime.run([OUTPUT], {INPUT: trim_padding(x_BT)})[0]
+    order_B = (x_BT >= 1).sum(axis=1).argsort(kind="stable")
+    parts = np.array_split(order_B, -(-len(x_BT) // _SORTED_ROWS))
+    outputs_BK = np.concatenate([runtime.run([OUTPUT], {INPUT: trim_padding(x_BT[rows])})[0] for rows in parts])
+    in_order_BK = np.empty_like(outputs_BK)
+    in_order_BK[order_B] = outputs_BK
+    return in_order_BK
 
 
 def trim_padding(x_BT: np.ndarray) -> np.ndarray:

@@ -98,11 +98,11 @@ class Recorder:
 
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
         self.get_inputs = session.get_inputs
-        self.shapes: list[tuple[int, ...]] = []
+        self.shapes: list[Any] = []
 
-    def run(self, outputs: list[str], inputs: dict[str, np.ndarray]) -> list[int]:
+    def run(self, outputs: list[str], inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
         self.shapes.append(inputs["x"].shape)
-        return [0]
+        return [inputs["x"][:, :1]]
 
 
 def assert_padding_is_left_out(path: Path) -> None:
@@ -114,6 +114,12 @@ def assert_padding_is_left_out(path: Path) -> None:
     run_session(recorder, np.zeros((2, 12), np.float32))
     assert recorder.shapes == [(2, 5), (2, 1)]
     np.testing.assert_allclose(run_session(session, x), session.run(None, {"x": x})[0], atol=TOLERANCE)
+    many = rows(150).numpy()
+    np.testing.assert_allclose(run_session(session, many), session.run(None, {"x": many})[0], atol=TOLERANCE)
+    recorder.shapes.clear()
+    run_session(recorder, many)
+    assert [shape[0] for shape in recorder.shapes] == [50, 50, 50]
+    assert recorder.shapes[0][1] < recorder.shapes[-1][1] == 12
 
 
 @pytest.mark.parametrize(
