@@ -42,7 +42,7 @@ def find_pruning_obstacle(model: Model, pruning: Pruning) -> str | None:
         return f"a network of kind {model.kind} cannot be pruned"
     transformer_only = [structure for structure in pruning.structures if structure != "units"]
     if transformer_only and not isinstance(model, Transformer | Gpt):
-        return f"a {model.kind} has no {' and '.join(transformer_only)} to remove: only a transformer and a gpt have"
+        return f"a {model.kind} has no {' and '.join(transformer_only)} to remove: transformer, gpt and pretrained have"
     if pruning.dropout is not None and "dropout" not in type(model).model_fields:
         return f"a {model.kind} has no dropout to change"
     if pruning.round_to > 1 and not isinstance(model, Cnn | LeNet | ResNet):

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from bloomery.data_contracts.errors import TrainingDiverged
-from bloomery.models.compression.config import PRUNABLE, CandidateSearch, CandidateSpec, Pruning
+from bloomery.models.compression.config import CandidateSearch, CandidateSpec, Pruning
+from bloomery.models.compression.obstacles import find_pruning_obstacle
 from bloomery.models.compression.pareto_front import pareto_front
+from bloomery.models.networks.config import Model
 from bloomery.tasks.compress.built_candidate import BuiltCandidate
 from bloomery.tasks.compress.candidate_builder import CandidateBuilder, build_candidate, delete_float_files
 from bloomery.tasks.infrastructure.settings import settings
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 _NUM_SCORING_ROWS = 4096  # validation rows that score each trial
 _NUM_RANDOM_TRIALS = 4  # before earlier trials guide the sampler
+_STRUCTURES = ("units", "units heads", "units heads layers")
 _EARLY_STOPPING_FACTOR = 3.0  # times `max_drop`; a trial beyond it stops after half of its epochs
 
 
@@ -84,7 +87,7 @@ def _run_trials(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = optuna.samplers.TPESampler(seed=0, multivariate=True, n_startup_trials=_NUM_RANDOM_TRIALS)
     study = optuna.create_study(directions=["minimize"] * 3, sampler=sampler)
-    kind = read_blueprint(settings().path(builder.trained.network_uri)).config.kind
+    model = read_blueprint(settings().path(builder.trained.network_uri)).config
     deadline = None if options.timeout_minutes is None else time.monotonic() + 60 * options.timeout_minutes
 
     def is_too_far(val_score: float) -> bool:
@@ -95,7 +98,7 @@ def _run_trials(
             break
         emit(Progress("compress", number, options.trials, "search"))
         trial = study.ask()
-        spec = _suggest_spec(trial, kind)
+        spec = suggest_spec(trial, model)
         is_new = spec is not None and all(
             spec.before_quantization != previous.built.spec.before_quantization for previous in scored
         )
@@ -119,16 +122,15 @@ def _quantization_fields(spec: CandidateSpec) -> dict[str, Any]:
     return spec.model_dump(include={"quantize", "calibration_method", "reduce_range", "amx", "weight_only"})
 
 
-def _suggest_spec(trial: Trial, kind: str) -> CandidateSpec | None:
-    """The candidate in float that a trial suggests for a network of this kind; None if it changes nothing."""
+def suggest_spec(trial: Trial, model: Model) -> CandidateSpec | None:
+    """The candidate in float that a trial suggests for a network of this config; None if it changes nothing."""
     pruning = factorized_share = None
     name_parts = []
-    if kind in PRUNABLE:
+    choices = [choice for choice in _STRUCTURES if find_pruning_obstacle(model, _prune_half(choice)) is None]
+    if choices:
         percent = trial.suggest_int("prune", 0, 85, step=5)
         importance = trial.suggest_categorical("importance", ["magnitude", "taylor"])
-        structures = ["units"]
-        if kind in ("transformer", "gpt", "pretrained"):
-            structures = trial.suggest_categorical("parts", ["units", "units heads", "units heads layers"]).split()
+        structures = (trial.suggest_categorical("parts", choices) if len(choices) > 1 else choices[0]).split()
         if percent:
             pruning = Pruning(ratio=percent / 100, importance=importance, structures=tuple(structures))  # type: ignore[arg-type]
             name_parts += [f"p{percent}", importance[0], *(structure[0] for structure in structures[1:])]
@@ -139,6 +141,10 @@ def _suggest_spec(trial: Trial, kind: str) -> CandidateSpec | None:
     if not name_parts:
         return None
     return CandidateSpec(name="-".join(name_parts), prune=pruning, factorize=factorized_share)
+
+
+def _prune_half(structures: str) -> Pruning:
+    return Pruning(ratio=0.5, structures=tuple(structures.split()))  # type: ignore[arg-type]
 
 
 def _build_trial(
