@@ -56,5 +56,6 @@ def missing_file(path: Path, key: str) -> DataMissing:
         problem,
         required="a folder with config.json and model.safetensors, as `transformers` writes it with save_pretrained",
         where=f"{key} in the recipe: {folder}",
-        remedy="correct the name; relative paths start at the recipe's folder, and a package is `package:NAME`",
+        remedy="correct the name; relative paths start at the recipe's folder, and others are `package:NAME` or "
+        "`hf://org/name`",
     )

@@ -20,6 +20,7 @@ from bloomery.data_contracts.records.checkpoint import (
 )
 from bloomery.tasks.checkpoints.card import read_card
 from bloomery.tasks.checkpoints.file_digests import digest_files
+from bloomery.tasks.checkpoints.hub import HUB_PREFIX, find_snapshot, is_hub_name
 from bloomery.tasks.checkpoints.json_files import read_object
 from bloomery.tasks.checkpoints.packages import PACKAGE_PREFIX, find_in_package
 from bloomery.tasks.checkpoints.weights import find_weights
@@ -40,12 +41,12 @@ def resolve_checkpoint(reference: str, recipe_folder: Path, key: str = "model.ch
     """Returns the checkpoint with the digest of each file. Relative paths start at `recipe_folder`.
 
     Args:
-        reference: a folder, or `package:NAME`.
+        reference: a folder, `package:NAME`, `hf://org/name@revision`, or `org/name` in the local cache.
         recipe_folder: the folder of the recipe.
         key: where the reference stands in the recipe, for errors.
 
     Raises:
-        DataMissing: the folder or a file of it does not exist.
+        DataMissing: the folder or a file of it does not exist, or cannot be downloaded.
         EngineMissing: the package is not installed.
         RecipeInvalid: a file is damaged, the weights are pickled, or the checkpoint needs code of its own.
     """
@@ -78,7 +79,12 @@ def _locate(reference: str, recipe_folder: Path, key: str) -> Location:
     if reference.startswith(PACKAGE_PREFIX):
         package = find_in_package(reference, key)
         return Location(package.folder, package.revision, package.licence)
-    return Location((recipe_folder / Path(reference).expanduser()).resolve())
+    folder = (recipe_folder / Path(reference).expanduser()).resolve()
+    if reference.startswith(HUB_PREFIX) or (is_hub_name(reference) and not folder.exists()):
+        snapshot = find_snapshot(reference, key)
+        if snapshot is not None:
+            return Location(snapshot.folder, snapshot.commit)
+    return Location(folder)
 
 
 def _refuse_code(config: dict[str, object], path: Path) -> None:
