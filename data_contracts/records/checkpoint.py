@@ -58,6 +58,13 @@ class Checkpoint(Document):
         """The reference with the revision, for people."""
         return self.reference if self.revision is None else f"{self.reference} ({self.revision})"
 
+    @property
+    def description(self) -> str:
+        """Its name, its licence and the beginning of each file's sha256, for people."""
+        licence = "no licence stated" if self.licence is None else f"licence {self.licence}"
+        files = ", ".join(f"{name} {digest[:12]}" for name, digest in sorted(self.files.items()))
+        return f"{self.name}, {licence}: {files}"
+
     def path(self, name: str) -> Path:
         """The path of one of its files."""
         return Path(self.folder) / name
@@ -70,3 +77,14 @@ class Checkpoint(Document):
     def without_folder(self) -> Self:
         """The same checkpoint without its path, as an encoder or a network stores it."""
         return self.model_copy(update={"folder": ""})
+
+
+def checkpoint_tags(checkpoints: Iterable[Checkpoint]) -> dict[str, str]:
+    """What MLflow's run and version say about the checkpoints that a network starts from; nothing if there are none."""
+    tags: dict[str, str] = {}
+    for number, checkpoint in enumerate(checkpoints):
+        prefix = "checkpoint" if number == 0 else f"checkpoint.{number + 1}"
+        tags |= {prefix: checkpoint.name, f"{prefix}.sha256": checkpoint.digest}
+        if checkpoint.licence is not None:
+            tags[f"{prefix}.licence"] = checkpoint.licence
+    return tags

@@ -56,6 +56,7 @@ def _training(record: TrainedNetwork) -> list[Line]:
     if record.privacy is not None:
         facts.append(str(record.privacy))
     lines = [("train", record.digest, ", ".join(facts))]
+    lines += [("checkpoint", checkpoint.digest, checkpoint.description) for checkpoint in record.checkpoints]
     transfer = "" if record.transfer is None else f": {record.transfer}"
     return lines if initial is None else [*lines, ("start", initial.digest, f"weights of {initial.name}{transfer}")]
 

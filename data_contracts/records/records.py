@@ -16,12 +16,14 @@ from pydantic import Field
 
 from bloomery.data_contracts.documents.documents import Document
 from bloomery.data_contracts.odcs.contract import Contract
+from bloomery.data_contracts.records.checkpoint import Checkpoint
 from bloomery.data_contracts.records.intervals import Interval as Interval
 from bloomery.data_contracts.records.intervals import PredictionInterval as PredictionInterval
+from bloomery.data_contracts.records.measurements import Energy as Energy
+from bloomery.data_contracts.records.measurements import Latency as Latency
 from bloomery.data_contracts.records.output_units import OutputScore, OutputUnits
 from bloomery.data_contracts.records.privacy import Privacy as Privacy
 from bloomery.data_contracts.records.scores import Score, default_score
-from bloomery.data_contracts.records.serving_device import OptionalGpuDevice
 from bloomery.data_contracts.records.tensor_layout import Layout, Task
 from bloomery.data_contracts.records.weight_transfer import OptionalSource, OptionalTransfer
 
@@ -148,6 +150,7 @@ class TrainedNetwork(Record):
     import_error: float | None = None  # of an imported network: largest difference from the original file's outputs
     trees_error: float | None = None  # of boosted trees: largest difference from the outputs of scikit-learn
     initial_weights: InitialWeights | None = None  # that training started from
+    checkpoints: Annotated[tuple[Checkpoint, ...], Field(exclude_if=lambda checkpoints: not checkpoints)] = ()
     transfer: OptionalTransfer = None  # what the training took over from the initial weights
     privacy: Privacy | None = None  # None without a guarantee
     resource_usage: ResourceUsage | None = None
@@ -180,44 +183,6 @@ class TrainedNetwork(Record):
     def score(self) -> Score:
         """The score by which candidates and versions are compared."""
         return self.stated_score or default_score(self.dataset.task)
-
-
-class Latency(Document):
-    """Milliseconds for one batch in ONNX Runtime, and ratios to the fp32 candidate's in the same rounds.
-
-    A ratio below 1 is faster, and has a 95% interval. On a GPU, the copies to it and back are included.
-    """
-
-    batch_size: int
-    num_rounds: int
-    p50_ms: float
-    p90_ms: float
-    p95_ms: float
-    p99_ms: float
-    ratio: Interval  # the median over rounds
-    tail_ratio: Interval  # of the 99th percentiles
-    device: OptionalGpuDevice = None  # that computed, or None for the processor
-
-    @property
-    def where(self) -> str:
-        """` on cuda` for a GPU, and nothing for the processor."""
-        return "" if self.device is None else f" on {self.device}"
-
-    def percentile_ms(self, percentile: int) -> float:
-        """The latency at a percentile: 50, 90, 95 or 99."""
-        return {50: self.p50_ms, 90: self.p90_ms, 95: self.p95_ms, 99: self.p99_ms}[percentile]
-
-
-class Energy(Document):
-    """Joules of the CPUs for one batch in ONNX Runtime, and the ratio to the fp32 candidate's in the same rounds.
-
-    They include the idle power and other processes on the CPUs.
-    """
-
-    batch_size: int
-    num_rounds: int
-    p50_j: float
-    ratio: Interval  # the median over rounds, with its 95% interval
 
 
 class Flips(Document):

@@ -45,6 +45,13 @@ def find_network(features: Features, model: Model, number: int) -> Model | None:
     return (model.branches or {}).get(part)
 
 
+def find_checkpoints(model: Model) -> tuple[Checkpoint, ...]:
+    """The checkpoints that a network and its branches start from, without their paths, each once."""
+    networks = (model.branches or {}).values() if isinstance(model, Fused) else (model,)
+    checkpoints = [network.resolved for network in networks if isinstance(network, Pretrained) and network.resolved]
+    return tuple({checkpoint.digest: checkpoint.without_folder() for checkpoint in checkpoints}.values())
+
+
 def _add_checkpoint(source: Input, network: Model | None) -> Input:
     if not isinstance(network, Pretrained) or network.resolved is None or network.config is None:
         return source

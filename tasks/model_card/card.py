@@ -21,6 +21,7 @@ from bloomery.data_contracts.records.scores import Score
 from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.tasks.evaluation import baseline_text, candidate_table, plots
 from bloomery.tasks.infrastructure.settings import settings
+from bloomery.tasks.model_card.checkpoint_section import checkpoint_sections
 from bloomery.tasks.model_card.limitations import list_limitations
 from bloomery.tasks.model_card.metric_texts import describe_metrics
 from bloomery.tasks.model_card.metrics import CardMetrics, compute_card_metrics
@@ -63,6 +64,7 @@ def write_card(folder: Path, tag: str, choice: Choice, recipe: Mapping[str, Any]
             _candidates(folder, choice),
             _training_data(choice),
             _training_procedure(folder, choice),
+            *checkpoint_sections(choice.candidates.trained.checkpoints),
             _explanations(folder, choice),
             _resource_usage(choice),
             Section("Limitations", points=list_limitations(choice, metrics)),

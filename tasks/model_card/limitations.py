@@ -152,6 +152,8 @@ def _network_limitations(choice: Choice) -> Iterator[str]:
     )
     if trained.initial_weights is not None:
         yield f"Training started from the weights of {trained.initial_weights.name} and inherits their limitations."
+    for checkpoint in trained.checkpoints:
+        yield f"The network inherits the limitations of {checkpoint.name}, whose licence applies to it too."
     if trained.import_error is not None:
         error = trained.import_error
         yield f"The network was imported; its outputs differ from those of the original by at most {error:.2g}."

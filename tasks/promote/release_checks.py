@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bloomery.data_contracts.errors import ReleaseRefused
 from bloomery.data_contracts.recipe_sections.approval import PromotionTerms
+from bloomery.data_contracts.records.checkpoint import checkpoint_tags
 from bloomery.data_contracts.records.key_column import key_column
 from bloomery.data_contracts.records.lineage import describe_lineage
 from bloomery.data_contracts.records.records import Bento, Interval
@@ -118,6 +119,7 @@ def _register(
         tags[period_aliases.TAG] = period
     if trained.initial_weights is not None:
         tags |= {"start": trained.initial_weights.name, "start.sha256": trained.initial_weights.digest}
+    tags |= checkpoint_tags(trained.checkpoints)
     if trained.privacy is not None:
         tags |= {"privacy.epsilon": f"{trained.privacy.epsilon:.6g}", "privacy.delta": f"{trained.privacy.delta:g}"}
     version_description.log_card(bento)

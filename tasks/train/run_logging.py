@@ -9,9 +9,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bloomery.data_contracts.records.checkpoint import checkpoint_tags
 from bloomery.data_contracts.records.records import InitialWeights
 from bloomery.models.networks.config import Model
 from bloomery.models.training.config import Training
+from bloomery.tasks.checkpoints.input_checkpoints import find_checkpoints
 from bloomery.tasks.infrastructure.device import select_device
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.orchestration.stage_store import Output
@@ -45,6 +47,7 @@ def log_inputs(run: TrainingRun, model: Model, initial_weights: InitialWeights |
     }
     if initial_weights is not None:
         tags |= {"start": initial_weights.name, "start.sha256": initial_weights.digest}
+    tags |= checkpoint_tags(find_checkpoints(model))
     for name, value in tags.items():
         client.set_tag(run_id, name, value)
     tracked = TrackedDataset(

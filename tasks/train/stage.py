@@ -10,6 +10,7 @@ from bloomery.data_contracts.recipe_sections.engine import Engine
 from bloomery.data_contracts.records.records import Dataset, InitialWeights, Privacy, ResourceUsage, TrainedNetwork
 from bloomery.models.networks.config import BoostedTrees, Custom, Imported, Model, TabularEnsemble
 from bloomery.models.training.config import Training
+from bloomery.tasks.checkpoints.input_checkpoints import find_checkpoints
 from bloomery.tasks.infrastructure.device import configure_processor, select_device
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.orchestration import prefect_artifacts
@@ -130,6 +131,7 @@ def _train_network(
         val_score=_validate(result.network, run),
         processor="",
         initial_weights=initial_weights,
+        checkpoints=find_checkpoints(model),
         transfer=fit.describe_transfer(result.transfer),
         privacy=None if privacy_spent is None else Privacy(epsilon=privacy_spent.epsilon, delta=privacy_spent.delta),
         resource_usage=usage,
