@@ -26,6 +26,11 @@ def predicts_numbers(task: Task) -> bool:
     return task in ("regression", "multioutput")
 
 
+def describe_task(task: Task) -> str:
+    """The task with its article, such as `a regression`, `an ordinal task` or `an embedding`."""
+    return {"ordinal": "an ordinal task", "embedding": "an embedding"}.get(task, f"a {task}")
+
+
 class Layout(Document):
     """The shape and meaning of one encoded row, float32.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from bloomery.data_contracts.records.scores import Score, default_score, scores_of
-from bloomery.data_contracts.records.tensor_layout import Task, predicts_numbers, predicts_one_class
+from bloomery.data_contracts.records.tensor_layout import Task, describe_task, predicts_numbers, predicts_one_class
 from bloomery.models.compression.budget import Budget
 from bloomery.models.evaluation.gates import Gates
 
@@ -28,10 +28,6 @@ _OF_SHARES = {"accuracy_drop": "error_rise", "champion_drop": "champion_rise", "
 _OF_ERRORS = {"error_rise": "accuracy_drop", "champion_rise": "champion_drop"}
 
 
-def _article(task: Task) -> str:
-    return "an ordinal task" if task == "ordinal" else f"a {task}"
-
-
 def find_misplaced_limits(
     task: Task, budget: Budget, gates: Gates, slices: Sequence[str] = (), score: Score | None = None
 ) -> Iterator[str]:
@@ -42,7 +38,7 @@ def find_misplaced_limits(
     score = score or default_score(task)
     if not score.suits(task):
         names = ", ".join(scores_of(task))
-        owner = f"{_article(score.facts.task)}, not {_article(task)}"
+        owner = f"{describe_task(score.facts.task)}, not {describe_task(task)}"
         yield f"score: {score.title} is a score of {owner}: use one of {names}"
         return
     misplaced = _OF_OTHER_TASK[task] | (_OF_SHARES if score.is_error else _OF_ERRORS)
@@ -51,7 +47,7 @@ def find_misplaced_limits(
     for section, limits in (("budget", budget), ("gates", gates)):
         for name, equivalent in misplaced.items():
             if name in limits.model_fields_set:
-                owner = f"{_article(other_task)}, not {_article(task)}"
+                owner = f"{describe_task(other_task)}, not {describe_task(task)}"
                 if score != default_score(task) and name not in _OF_OTHER_TASK[task]:
                     owner = f"{'a score' if score.is_error else 'an error'}, not of {score.title}"
                 yield f"{section}.{name} is a limit of {owner}: use {section}.{equivalent}"

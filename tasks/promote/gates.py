@@ -20,7 +20,7 @@ from bloomery.data_contracts.records.score_format import (
     format_score_value,
 )
 from bloomery.data_contracts.records.scores import ACCURACY, RMSE, Score, default_score
-from bloomery.data_contracts.records.tensor_layout import predicts_one_class
+from bloomery.data_contracts.records.tensor_layout import describe_task, predicts_one_class
 from bloomery.models.evaluation.gates import Gates
 from bloomery.models.evaluation.metrics import accuracy_drop
 from bloomery.models.evaluation.score_intervals import degradation_interval
@@ -146,7 +146,7 @@ def require_not_worse(bento: Bento, gates: Gates, champion: ModelVersion | None,
     encoder = read_bento_encoder(tag)
     if encoder is not None and encoder.features.task != task:
         raise ReleaseRefused(
-            f"champion {tag} is a {encoder.features.task}, and this version is a {task}",
+            f"champion {tag} is {describe_task(encoder.features.task)}, and this version is {describe_task(task)}",
             required="a version with the same task as the champion of its name",
             where="the recipe's features.task and name",
             remedy="give the recipe another name: clients of the champion would not understand the predictions",

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from bloomery.data_contracts.records.tensor_layout import describe_task
 from bloomery.data_contracts.requests.problems import RowsRefused
 from bloomery.deployments.endpoint.asgi.text_request import TextRequest
 from bloomery.deployments.endpoint.http.errors import ApiError
@@ -33,10 +34,8 @@ def parse_embeddings(version: LoadedVersion, body: bytes, max_rows: int) -> Text
         ApiError: the version computes no vectors, or a parameter is missing or not valid.
     """
     if not version.is_embedding:
-        task = version.encoder.features.task
-        raise ApiError(
-            HTTPStatus.NOT_FOUND, f"{version.tag} is a {task} and computes no vectors; send rows to /predict"
-        )
+        task = describe_task(version.encoder.features.task)
+        raise ApiError(HTTPStatus.NOT_FOUND, f"{version.tag} is {task} and computes no vectors; send rows to /predict")
     document = _read_document(body)
     _require_model(version, document.get("model"))
     texts = _read_texts(document, max_rows)

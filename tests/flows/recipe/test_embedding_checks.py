@@ -105,7 +105,7 @@ def test_what_does_not_work_is_named_with_a_reason(fields, message):
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        ({"gates": Gates(min_accuracy=0.5)}, "use gates.min_score"),
+        ({"gates": Gates(min_accuracy=0.5)}, "of a classification, not an embedding: use gates.min_score"),
         ({"budget": Budget(class_drop=0.1)}, "use budget.accuracy_drop"),
         ({"gates": Gates(max_error=0.5)}, "use gates.min_score"),
         ({"score": Score(name="accuracy")}, "use one of ndcg_at_10, recall_at_1, recall_at_5, recall_at_10"),
