@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -111,22 +113,35 @@ class ArrowFolder:
 
     def identify(self, path: str, *, by_content: bool = True) -> list[object]:
         location = f"{self._root}/{path}"
-        info = self._filesystem.get_file_info(location)
-        if info.type != pafs.FileType.File:
-            raise MediaUnreadable("no such file")
-        if self._folder.startswith("s3://"):
+        with self._reporting_failures(path):
+            info = self._filesystem.get_file_info(location)
+            if info.type != pafs.FileType.File:
+                raise MediaUnreadable("no such file")
+            if not self._folder.startswith("s3://"):
+                return [info.size, info.mtime_ns]
             with self._filesystem.open_input_file(location) as file:
                 metadata = {str(key).lower(): str(value) for key, value in (file.metadata() or {}).items()}
             return [info.size, metadata.get("etag")]
-        return [info.size, info.mtime_ns]
 
     def read(self, path: str) -> bytes:
+        with self._reporting_failures(path), self._filesystem.open_input_file(f"{self._root}/{path}") as file:
+            _require_size(file.size())
+            return bytes(file.read())
+
+    @contextlib.contextmanager
+    def _reporting_failures(self, path: str) -> Iterator[None]:
+        """Raises DataMissing where the store fails: another run would read the file."""
         try:
-            with self._filesystem.open_input_file(f"{self._root}/{path}") as file:
-                _require_size(file.size())
-                return file.read()
+            yield
         except FileNotFoundError:
             raise MediaUnreadable("no such file") from None
+        except OSError as failure:
+            raise DataMissing(
+                f"{self._folder}/{path} cannot be read: {failure}",
+                required="a store that answers, with permission to read",
+                where="the recipe's data.media",
+                remedy="check the credentials and the address of the store, or run again when it is up",
+            ) from failure
 
 
 class WebFolder:

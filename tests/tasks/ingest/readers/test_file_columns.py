@@ -9,6 +9,7 @@ import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,7 @@ from scipy.io import wavfile
 from bloomery.data_contracts.errors import DataMissing, RecipeInvalid
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.tasks.ingest.change_detection import change_digest
+from bloomery.tasks.ingest.file_columns.file_stores import ArrowFolder
 from bloomery.tasks.ingest.stage import locate_source
 
 PIXELS = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
@@ -205,6 +207,18 @@ def test_a_server_that_does_not_answer_is_an_error(
     data = DataSource(source=write_table(tmp_path, "http://127.0.0.1:1/a.png"), media={"photo": GREY})
     with pytest.raises(DataMissing, match="cannot be read"):
         locate_source(data)
+
+
+def test_a_store_that_fails_is_an_error(tmp_path: Path) -> None:
+    store = ArrowFolder("s3://bucket/folder")
+    store._filesystem = SimpleNamespace(get_file_info=_refuse, open_input_file=_refuse)
+    for attempt in (store.identify, store.read):
+        with pytest.raises(DataMissing, match=r"s3://bucket/folder/a\.png cannot be read: no connection"):
+            attempt("a.png")
+
+
+def _refuse(path: str) -> None:
+    raise OSError("no connection")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from bloomery.data_contracts.errors import DataMissing
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
@@ -63,3 +65,26 @@ def test_the_digest_of_an_object_depends_on_its_content(bucket) -> None:
 def test_a_missing_object_is_reported(bucket, source: str) -> None:
     with pytest.raises(DataMissing, match="there is no csv file"):
         locate_source(DataSource(source=source))
+
+
+def test_files_that_a_table_names_are_read_from_a_folder_in_s3(ingest_rows, bucket) -> None:
+    for key, value in (("img/a.png", 7), ("img/b.png", None)):
+        image = io.BytesIO()
+        Image.new("L", (3, 2), value or 0).save(image, "PNG")
+        bucket(key, b"no image" if value is None else image.getvalue())
+    bucket("t/rows.csv", b"photo,y\na.png,1\nb.png,2\nc.png,3\n../t/rows.csv,4\ns3://rows/img/a.png,5\n")
+    grey = {"kind": "image", "mode": "L"}
+    result = ingest_rows(source="s3://rows/t/rows.csv", media={"photo": {**grey, "folder": "s3://rows/img"}})
+    assert result.rows == [{"photo": [7] * 6, "y": "1"}, {"photo": [7] * 6, "y": "5"}]
+    assert [(line, reason.removeprefix("column photo: ")) for _, line, _, reason in result.malformed] == [
+        (2, "no image: no format that Pillow knows"),
+        (3, "no such file"),
+        (4, "a path outside the folder"),
+    ]
+    by_url = DataSource(source="s3://rows/t/rows.csv", media={"photo": grey})
+    digest = locate_source(by_url).digest
+    bucket("img/a.png", b"another one")
+    with pytest.raises(DataMissing, match="can be decoded"):
+        locate_source(by_url)
+    bucket("img/a.png", image.getvalue())
+    assert locate_source(by_url).digest != digest
