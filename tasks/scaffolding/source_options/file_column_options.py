@@ -29,7 +29,7 @@ from bloomery.tasks.scaffolding.profiling.profiler import ColumnProfile, SourceP
 from bloomery.tasks.scaffolding.profiling.source_rows import ROWS_FILE
 from bloomery.tasks.scaffolding.source_options.media_options import infer_audio_options, infer_image_options
 
-_NUM_LOOKED_UP = 20  # names by which a folder is chosen
+_NUM_LOOKED_UP = 20  # names by which a folder is nearest
 _MIN_SHARE_FOUND = 0.5
 _MAX_HEADS = 1_000  # files whose sizes or rates decide on the options
 _MAX_REMOTE = 200  # files of a server that are read for a draft
@@ -66,17 +66,12 @@ def find_file_columns(
         column = _with_markers(column, scratch)
         texts = _distinct_texts(scratch, column)
         try:
-            files = _find_files(column, texts, data)
-        except (DataMissing, EngineMissing) as failure:
-            files = failure.found
-        if isinstance(files, str):
-            columns.append(column.model_copy(update={"file_problem": files}))
-            continue
-        files, note = _infer_decoding(files, texts, data)
-        decoded = _decode(files, texts)
-        if not decoded.lengths:
-            reason = next(iter(decoded.failures.items()))
-            columns.append(column.model_copy(update={"file_problem": f"none opens, such as {': '.join(reason)}"}))
+            named_files = _find_files(column, texts, data)
+            files, note = _infer_decoding(named_files, texts, data)
+            decoded = _decode(files, texts)
+        except (MediaUnreadable, DataMissing, EngineMissing) as failure:
+            problem = str(failure) if isinstance(failure, MediaUnreadable) else failure.found
+            columns.append(column.model_copy(update={"file_problem": problem}))
             continue
         media[names[column.name]] = files.options
         base = folder_of(data, files.options.model_copy(update={"folder": None}))
@@ -107,15 +102,19 @@ def _with_markers(column: ColumnProfile, scratch: Path) -> ColumnProfile:
     return column.model_copy(update={"missing": missing, "num_missing": column.num_missing + counts.total()})
 
 
-def _find_files(column: ColumnProfile, texts: Sequence[str], data: DataSource) -> ColumnFiles | str:
-    """Returns the files of the column, in the folder in which most of the names exist; or why there is none."""
+def _find_files(column: ColumnProfile, texts: Sequence[str], data: DataSource) -> ColumnFiles:
+    """Returns the files of the column, in the folder in which most of the names exist.
+
+    Raises:
+        MediaUnreadable: there is no such folder, or files are of another kind.
+    """
     kinds = Counter(PurePosixPath(text.lower()).suffix for text in texts)
     is_image = sum(kinds[suffix] for suffix in SUFFIXES["images"]) > len(texts) / 2
     if not is_image and sum(kinds[suffix] for suffix in SUFFIXES["audio"]) <= len(texts) / 2:
-        return f"{', '.join(sorted(kinds))} is not read; convert recordings to .wav"
+        raise MediaUnreadable(f"{', '.join(sorted(kinds))} is not read; convert recordings to .wav")
     minimal = FileColumn(kind="image", mode="L") if is_image else FileColumn(kind="audio", sample_rate=1)
     if len(texts) == 1:
-        return f"all rows name one file, {texts[0]}"
+        raise MediaUnreadable(f"all rows name one file, {texts[0]}")
     sample = _spread(texts, _NUM_LOOKED_UP)
     best: tuple[float, ColumnFiles | None, str] = (0.0, None, "")
     for options in _candidates(minimal, sample, data):
@@ -127,11 +126,13 @@ def _find_files(column: ColumnProfile, texts: Sequence[str], data: DataSource) -
             best = (share, files, reasons[0] if reasons else "")
         if share == 1:
             break
-    share, chosen, reason = best
-    if chosen is None or share < _MIN_SHARE_FOUND:
+    share, nearest, reason = best
+    if nearest is None or share < _MIN_SHARE_FOUND:
         where = folder_of(data, minimal) or "no folder"
-        return f"{1 - share:.0%} of them are not found in {where} or below it, such as {reason or sample[0]}"
-    return chosen
+        raise MediaUnreadable(
+            f"{1 - share:.0%} of them are not found in {where} or below it, such as {reason or sample[0]}"
+        )
+    return nearest
 
 
 def _candidates(minimal: FileColumn, sample: Sequence[str], data: DataSource) -> Iterator[FileColumn]:
@@ -198,7 +199,7 @@ def _infer_decoding(files: ColumnFiles, texts: Sequence[str], data: DataSource) 
 
 
 def _decode(files: ColumnFiles, texts: Sequence[str]) -> _Decoded:
-    """Decodes all files; of those of a server, some."""
+    """Decodes all files; of those of a server, some. Raises MediaUnreadable if none can be decoded."""
     lengths: Counter[int] = Counter()
     failures = {}
     sample = _spread(texts, _max_files(files, texts))
@@ -208,6 +209,9 @@ def _decode(files: ColumnFiles, texts: Sequence[str]) -> _Decoded:
                 failures[name] = str(size)
             else:
                 lengths[size] += 1
+    if not lengths:
+        name, reason = next(iter(failures.items()))
+        raise MediaUnreadable(f"none can be decoded, such as {name} ({reason})")
     return _Decoded(lengths, failures, len(sample))
 
 

@@ -142,6 +142,17 @@ def test_files_that_a_table_names_are_found_below_its_folder(home: Path, tmp_pat
     assert (valid_rows.num_rows, valid_rows.raw_rows.num_malformed) == (58, 2)
 
 
+@pytest.mark.parametrize(("suffix", "problem"), [("png", "there are no images"), ("wav", "none can be decoded")])
+def test_files_of_which_none_opens_are_no_input(suffix: str, problem: str, home: Path, tmp_path: Path) -> None:
+    for number in range(40):
+        (tmp_path / f"{number}.{suffix}").write_text("<html>")
+    (tmp_path / "rows.csv").write_text(
+        "file,age,kind\n" + "".join(f"{n}.{suffix},{n % 7},{n % 2}\n" for n in range(40))
+    )
+    draft = write_drafts("mine", [str(tmp_path / "rows.csv")], ColumnRoles("kind"), UserOptions(), output=tmp_path)
+    assert f"it names files, which are not opened: {problem}" in dict(list_inferences(draft))["not used"]
+
+
 def test_recordings_that_a_table_names_are_drafted_with_their_rate(home: Path, tmp_path: Path) -> None:
     for number in range(40):
         wavfile.write(tmp_path / f"{number}.wav", 8000, RANDOM.integers(-9999, 9999, 800 + number, np.int16))
