@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bloomery.models.features.config import Features
-from bloomery.models.features.input_config import ImageInput, TextInput
+from bloomery.models.features.input_config import AudioInput, ImageInput, TextInput
 from bloomery.models.networks.config import Model
 from bloomery.models.networks.pretrained_config import Pretrained
 from bloomery.tasks.checkpoints.input_checkpoints import find_network
@@ -49,7 +49,7 @@ def check_checkpoint_inputs(features: Features, model: Model) -> Iterator[str]:
     for number, source in enumerate(features.inputs):
         if isinstance(source, TextInput) and source.tokenizer == "checkpoint":
             need, remedy = "the tokenizer", "learn the tokens: `tokenizer: byte_pairs`"
-        elif isinstance(source, ImageInput) and source.preprocessing == "checkpoint":
+        elif isinstance(source, ImageInput | AudioInput) and source.preprocessing == "checkpoint":
             need, remedy = "the preprocessing", "leave `preprocessing` out"
         else:
             continue

@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_ser
 
 from bloomery.data_contracts.documents.documents import Document, is_unset
 from bloomery.data_contracts.records.checkpoint import Checkpoint
+from bloomery.models.features.audio_input import AudioInput
 from bloomery.models.features.image_input import Count, ImageInput, MissingPart
 
 Columns = Annotated[tuple[str, ...], Field(min_length=1, description="columns with the same settings")]
@@ -137,54 +138,6 @@ class BooleanInput(Document):
     columns: Columns
     missing: Literal["refuse"] | bool = "refuse"
     indicator: Annotated[bool, Field(description="one more value per column: 1 if missing")] = False
-
-
-class AudioInput(Document):
-    """An array column of audio samples, as a log-mel spectrogram (1, num_mels, frames).
-
-    Each clip is truncated, or padded with silence at the end, to `duration_s`. `standard` standardises all values
-    together over the training split.
-    """
-
-    kind: Literal["audio"]
-    column: str
-    sample_rate: Annotated[Count, Field(description="samples per second")]
-    duration_s: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    window_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.032
-    step_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.016
-    num_mels: Count = 40
-    normalise: Literal["standard", "none"] = "standard"
-    missing: MissingPart = "refuse"
-
-    @model_validator(mode="after")
-    def _is_possible(self) -> Self:
-        if self.window < 2 or self.step < 1 or self.num_samples < self.window:
-            raise ValueError("window_s must span two samples, step_s one, and duration_s one window")
-        if self.num_mels > self.window // 2:
-            raise ValueError(f"a window of {self.window} samples cannot be divided into {self.num_mels} mel bands")
-        return self
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return (self.column,)
-
-    @property
-    def num_samples(self) -> int:
-        return round(self.duration_s * self.sample_rate)
-
-    @property
-    def window(self) -> int:
-        """Samples in one window."""
-        return round(self.window_s * self.sample_rate)
-
-    @property
-    def step(self) -> int:
-        """Samples from the start of one window to the next."""
-        return round(self.step_s * self.sample_rate)
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        return (1, self.num_mels, 1 + (self.num_samples - self.window) // self.step)
 
 
 class TextInput(Document):

@@ -9,9 +9,10 @@ from bloomery.data_contracts.errors import DataMissing, RecipeInvalid
 from bloomery.data_contracts.records.checkpoint import TOKENIZER_FILE, TOKENIZER_FILES, Checkpoint
 from bloomery.models.features.checkpoint_tokenizer import find_separator
 from bloomery.models.features.config import Features
-from bloomery.models.features.input_config import ImageInput, Input, TextInput
+from bloomery.models.features.input_config import AudioInput, ImageInput, Input, TextInput
 from bloomery.models.networks.config import Fused, Model
 from bloomery.models.networks.pretrained_config import Pretrained
+from bloomery.tasks.checkpoints.audio_steps import read_audio_steps
 from bloomery.tasks.checkpoints.image_steps import read_image_steps
 from bloomery.tasks.checkpoints.json_files import read_object
 
@@ -60,6 +61,8 @@ def _add_checkpoint(source: Input, network: Model | None) -> Input:
         return source.model_copy(update={"checkpoint": network.resolved.select(TOKENIZER_FILES)})
     if isinstance(source, ImageInput) and source.preprocessing == "checkpoint":
         return source.model_copy(update={"steps": read_image_steps(network.resolved, network.config, source)})
+    if isinstance(source, AudioInput) and source.preprocessing == "checkpoint":
+        return source.model_copy(update={"steps": read_audio_steps(network.resolved, network.config, source)})
     return source
 
 

@@ -1,4 +1,6 @@
-"""Audio inputs: an array column of samples, encoded as a log-mel spectrogram.
+"""Audio inputs: an array column of samples, encoded as a log-mel spectrogram, or as a checkpoint's network reads it.
+
+A checkpoint's network reads waveforms (1, 1, samples) like wav2vec 2.0, or spectrograms (1, mels, frames) like AST.
 
 Shapes: B rows, T frames, N samples of a window, F frequencies, M mel bands.
 """
@@ -12,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from bloomery.data_contracts.documents.documents import Document
+from bloomery.models.features.checkpoint_audio import apply_steps
 from bloomery.models.features.config import Classes, Features
 from bloomery.models.features.input_config import AudioInput
 from bloomery.models.features.statistics.arrow_arrays import (
@@ -36,15 +39,19 @@ class FittedAudio(Document):
 
 
 def partial_fit(source: AudioInput, features: Features, rows: Rows) -> tuple[NumericStatistics, ...]:
-    """The statistics of all values of the spectrograms."""
-    if source.normalise == "none":
+    """The statistics of all values of the spectrograms; none if a checkpoint has them."""
+    if source.normalise == "none" or source.steps is not None:
         return ()
-    chunk_statistics = [numeric_statistics(log_mel_spectrogram(source, samples)) for _, samples in _clips(source, rows)]
+    chunk_statistics = [
+        numeric_statistics(log_mel_spectrogram(source, samples)) for _, samples, _ in _clips(source, rows)
+    ]
     return (sum(chunk_statistics, numeric_statistics(np.zeros(0))),)
 
 
 def fit(source: AudioInput, statistics: tuple[NumericStatistics, ...], classes: Classes) -> FittedAudio:
     """Raises DataUnfit if there are no values."""
+    if source.preprocessing is not None and source.steps is None:
+        raise ValueError("the steps of a checkpoint are set when the recipe is read")
     if not statistics:
         return FittedAudio(kind="audio")
     (stats,) = statistics
@@ -59,14 +66,18 @@ def shape(source: AudioInput, fitted: FittedAudio) -> tuple[int, ...]:
 def transform_into(
     source: AudioInput, fitted: FittedAudio, rows: Rows, out: np.ndarray, folds: np.ndarray | None
 ) -> None:
-    """Fills `out` float32 (B, 1, M, T)."""
-    for start, samples in _clips(source, rows):
+    """Fills `out` float32 (B, 1, M, T), or (B, 1, 1, N) with the waveforms that a checkpoint's network reads."""
+    for start, samples, lengths in _clips(source, rows):
+        if source.steps is not None:
+            for number, (clip, length) in enumerate(zip(samples, lengths, strict=True)):
+                apply_steps(source.steps, clip, int(length), out[start + number])
+            continue
         scaled = (log_mel_spectrogram(source, samples) - fitted.mean) / fitted.scale
         out[start : start + len(samples), 0] = np.clip(scaled, -FLOAT32_MAX, FLOAT32_MAX)
 
 
-def _clips(source: AudioInput, rows: Rows) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields clips of equal length, float64 (B, samples), with the row number of the first."""
+def _clips(source: AudioInput, rows: Rows) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yields the row number of the first clip, clips padded to float64 (B, samples), and their lengths before that."""
     column = combine_chunks(rows[source.column])
     for start in range(0, len(column), _CHUNK_ROWS):
         clips = column.slice(start, _CHUNK_ROWS)
@@ -78,7 +89,7 @@ def _clips(source: AudioInput, rows: Rows) -> Iterator[tuple[int, np.ndarray]]:
         is_inside = positions < kept_lengths[:, None]
         samples = np.zeros((len(clips), source.num_samples))
         samples[is_inside] = values[(starts[:, None] + positions)[is_inside]]
-        yield start, samples
+        yield start, samples, kept_lengths
 
 
 def log_mel_spectrogram(source: AudioInput, samples: np.ndarray) -> np.ndarray:
