@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bloomery.data_contracts.documents.digests import digest_of_file
-from bloomery.data_contracts.errors import DataMissing, RecipeInvalid
+from bloomery.data_contracts.errors import DataMissing, EngineMissing, RecipeInvalid
 from bloomery.data_contracts.records.checkpoint import CONFIG_FILE, POOLING_FILE, Checkpoint
 from bloomery.models.networks.config import Custom, Fused, Imported, Model
 from bloomery.models.networks.pretrained_config import Pretrained
@@ -35,6 +35,7 @@ def bundle_user_code(model: Model, folder: Path) -> Model:
 
     Raises:
         DataMissing: a module, checkpoint or file does not exist.
+        EngineMissing: a package with a checkpoint, or `transformers`, is not installed.
         RecipeInvalid: a module hides another one or is not valid Python; a checkpoint cannot be used.
     """
     match model:
@@ -128,6 +129,13 @@ def _is_importable(name: str, paths: list[Path]) -> bool:
 
 def _bundle_checkpoint(model: Pretrained, folder: Path) -> Pretrained:
     checkpoint = resolve_checkpoint(model.checkpoint, folder)
+    if importlib.util.find_spec("transformers") is None:
+        raise EngineMissing(
+            "the package transformers is not installed",
+            required="transformers, for a network of kind pretrained",
+            where=sys.prefix,
+            remedy="pip install 'bloomery[huggingface]'",
+        )
     config = read_object(checkpoint.path(CONFIG_FILE), "model.checkpoint")
     pooling = _read_pooling(checkpoint) if model.pooling == "auto" else None
     return model.model_copy(update={"resolved": checkpoint, "config": config, "pooling": pooling or model.pooling})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bloomery.data_contracts.errors import BloomeryError
+from bloomery.data_contracts.errors import BloomeryError, EngineMissing
 from bloomery.models.features.config import Features
 from bloomery.models.networks.config import Mlp
 from bloomery.models.networks.pretrained_config import Pretrained
@@ -51,6 +52,15 @@ def test_a_text_gets_the_tokenizers_files_alone(folder: Path) -> None:
 
 def test_another_network_and_another_tokenizer_get_none() -> None:
     assert add_input_checkpoints(FEATURES, Mlp(kind="mlp")) == FEATURES
+
+
+def test_without_transformers_the_recipe_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "transformers" else find_spec(name))
+    with pytest.raises(
+        EngineMissing, match=r"transformers is not installed(.|\n)*pip install 'bloomery\[huggingface\]'"
+    ):
+        add(folder)
 
 
 def replace(folder: Path, name: str, content: str) -> None:
