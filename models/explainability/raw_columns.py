@@ -95,11 +95,19 @@ def _locate_patch(encoder: Encoder, source: ImageInput | AudioInput, row: int, c
     top, bottom = row * patch_height, min((row + 1) * patch_height, height)
     left, right = column * patch_width, min((column + 1) * patch_width, width)
     if isinstance(source, AudioInput):
-        seconds = [round(left * source.step_s, 6), round((right - 1) * source.step_s + source.window_s, 6)]
+        step_s, length_s = source.frame_seconds
+        seconds = [round(left * step_s, 6), round((right - 1) * step_s + length_s, 6)]
         return {"bands": [top, bottom], "seconds": seconds}
     _, sent_height, sent_width = source.shape
-    rows = [round(edge * sent_height / height) for edge in (top, bottom)]
-    return {"rows": rows, "columns": [round(edge * sent_width / width) for edge in (left, right)]}
+    resized = (height, width) if source.steps is None else source.steps.resized_shape(sent_height, sent_width)
+    rows = [_locate_edge(edge, height, resized[0], sent_height) for edge in (top, bottom)]
+    return {"rows": rows, "columns": [_locate_edge(edge, width, resized[1], sent_width) for edge in (left, right)]}
+
+
+def _locate_edge(edge: int, size: int, resized: int, sent: int) -> int:
+    """The pixel of the image as sent at an edge of the encoded one, the centre of one that was resized first."""
+    position = min(max(edge + (resized - size) / 2, 0), resized)
+    return round(position * sent / resized)
 
 
 def _locate_steps(encoder: Encoder, groups: FeatureGroups, length: int, block: int, column: int) -> dict[str, Any]:

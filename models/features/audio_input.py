@@ -82,6 +82,13 @@ class AudioInput(Document):
         return round(self.step_s * self.sample_rate)
 
     @property
+    def frame_seconds(self) -> tuple[float, float]:
+        """From the start of a frame of the encoded clip to that of the next, and the length of a frame."""
+        if self.steps is not None:
+            return self.steps.frame_seconds
+        return self.step_s, self.window_s
+
+    @property
     def input_shape(self) -> tuple[int, ...]:
         if self.steps is not None:
             return self.steps.output_shape(self.num_samples)

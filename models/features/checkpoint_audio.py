@@ -33,6 +33,12 @@ class AudioSteps(Document):
     mean: Annotated[float, Field(description="spectrogram alone")] = 0.0
     deviation: Annotated[float, Field(gt=0, description="spectrogram alone")] = 1.0
 
+    @property
+    def frame_seconds(self) -> tuple[float, float]:
+        """From the start of a frame to that of the next, and the length of a frame; a waveform has one per sample."""
+        step, length = (1, 1) if self.kind == "waveform" else (_STEP, _WINDOW)
+        return step / self.sample_rate, length / self.sample_rate
+
     def output_shape(self, num_samples: int) -> tuple[int, int, int]:
         """The shape of an encoded clip: (1, 1, samples) or (1, mels, frames)."""
         return (1, 1, num_samples) if self.kind == "waveform" else (1, self.num_mels, self.frames)

@@ -67,7 +67,7 @@ def read_steps(folder: Path, options: dict[str, Any], source: AudioInput, config
 
 @settings(max_examples=examples(80))
 @given(
-    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=4),
+    lengths=st.lists(st.integers(1, 60), min_size=2, max_size=4),
     is_normalised=st.booleans(),
     has_mask=st.booleans(),
     padding=st.sampled_from([0.0, -1.0]),
@@ -95,7 +95,7 @@ def test_waveforms_are_those_of_transformers(
 
 @settings(max_examples=examples(40))
 @given(
-    lengths=st.lists(st.integers(400, 3000), min_size=1, max_size=3),
+    lengths=st.lists(st.integers(400, 3000), min_size=2, max_size=3),
     num_mels=st.sampled_from([8, 16, 128]),
     frames=st.integers(1, 20),
     is_normalised=st.booleans(),
