@@ -26,6 +26,8 @@ _INPUTS = {"tokens": ("input_ids",), "image": ("pixel_values", "input_values", "
 # Random changes of the input and of the layers in training, some of them by NumPy's generator: a resumed training would
 # not end with the same bits.
 _RANDOM_OPTIONS = {"apply_spec_augment": False, "layerdrop": 0.0, "encoder_layerdrop": 0.0}
+# Vectors of masked steps, which are used in pretraining alone.
+_MASK_VECTORS = ("masked_spec_embed", "mask_token")
 _NUM_SHOWN = 3  # names of weights in an error
 
 
@@ -58,6 +60,9 @@ def load_body(config: Pretrained, layout: Layout) -> PreTrainedModel:
                 f"{configuration.model_type} cannot be built: {reason}",
                 "a complete checkpoint of transformers",
             ) from failure
+    for name, parameter in body.named_parameters():
+        if name.rpartition(".")[2] in _MASK_VECTORS:
+            parameter.requires_grad_(False)
     if config.gradient_checkpointing:
         _enable_checkpointing(body)
     return body.train()

@@ -112,6 +112,15 @@ def test_the_vector_is_that_of_transformers(family: str, tmp_path: Path):
     assert groups[-1] == ["head.weight", "head.bias"]
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_trainable_parameter_gets_a_gradient(family: str, tmp_path: Path):
+    layout, options = FAMILIES[family]
+    network = build(save_checkpoint(tmp_path, family, options), layout, 3)
+    network(rows(layout, 4)).square().sum().backward()
+    missing = [name for name, weight in network.named_parameters() if weight.requires_grad and weight.grad is None]
+    assert missing == []
+
+
 @pytest.mark.parametrize(
     "family", ["vit", *(pytest.param(name, marks=pytest.mark.nightly) for name in FAMILIES if name != "vit")]
 )
