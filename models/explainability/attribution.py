@@ -159,6 +159,8 @@ def default_method(network: nn.Module | OutputFunction, layout: Layout) -> Attri
     """Integrated gradients where every value of a row has a gradient, else Shapley values."""
     if not isinstance(network, nn.Module) or layout.categories:
         return "shapley"
+    if any(part.layout.categories or part.layout.kind == "tokens" for part in layout.parts):
+        return "shapley"
     if layout.kind == "tokens" and _find_embedding(network, layout) is None:
         return "shapley"
     return "integrated_gradients"
@@ -168,6 +170,8 @@ def _require_gradients(network: nn.Module | OutputFunction, layout: Layout) -> N
     if default_method(network, layout) == "integrated_gradients":
         return
     reason = "tokens without an embedding" if layout.kind == "tokens" else "category indices"
+    if layout.parts:
+        reason = "the tokens and category indices of mixed rows"
     raise RecipeInvalid(
         f"there are no integrated gradients for {reason if isinstance(network, nn.Module) else 'an ONNX file'}",
         required="a method without gradients: occlusion, lime, kernel_shap or shapley",

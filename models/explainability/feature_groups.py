@@ -7,6 +7,7 @@ layout.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.features.encoder import Encoder
 from bloomery.models.features.input_config import CategoryInput, Input, SequenceInput, SeriesInput
 from bloomery.models.features.kinds.category import FittedCategories
+from bloomery.models.features.part_encoders import part_encoders
 
 _MAX_PATCHES = 8  # of an image, along each side
 _MAX_SEQUENCE_GROUPS = 128
@@ -23,13 +25,19 @@ _MAX_SEQUENCE_GROUPS = 128
 class FeatureGroups(NamedTuple):
     """The group of each position of a row: `group_of` int64 of the layout's shape, from 0.
 
-    `grid` is (G,) for columns and tokens, (rows, columns) for patches, (blocks of steps, columns) for sequences.
-    `columns` names the last axis for tables and sequences.
+    `grid` is (G,) for columns, tokens and mixed rows, (rows, columns) for patches, (blocks of steps, columns) for
+    sequences. `columns` names the last axis for tables and sequences. Mixed rows have the groups of all `parts` one
+    after the other; behind those of an optional part follows one for its flag.
     """
 
     group_of: np.ndarray
     grid: tuple[int, ...]
     columns: tuple[str, ...] = ()
+    parts: tuple[FeatureGroups, ...] = ()
+
+    @property
+    def num_groups(self) -> int:
+        return math.prod(self.grid)
 
 
 def group_features(layout: Layout, columns: tuple[str, ...] = ()) -> FeatureGroups:
@@ -41,10 +49,32 @@ def group_features(layout: Layout, columns: tuple[str, ...] = ()) -> FeatureGrou
             return _group_steps(layout, columns)
         case "tokens":
             return FeatureGroups(np.arange(layout.shape[0]), layout.shape)
+        case "mixed":
+            return join_groups(layout, [group_features(part.layout) for part in layout.parts])
     names = columns or tuple(f"value {position}" for position in range(layout.num_values))
     distinct = tuple(dict.fromkeys(names))
     index = np.array([distinct.index(name) for name in names], np.int64)
     return FeatureGroups(index.reshape(layout.shape), (len(distinct),), distinct)
+
+
+def group_encoded_row(encoder: Encoder) -> FeatureGroups:
+    """The groups for rows of `encoder`, with the names of its columns."""
+    if encoder.layout.kind != "mixed":
+        return group_features(encoder.layout, column_names(encoder))
+    return join_groups(encoder.layout, [group_encoded_row(part) for part in part_encoders(encoder)])
+
+
+def join_groups(layout: Layout, parts: Sequence[FeatureGroups]) -> FeatureGroups:
+    """The groups of mixed rows, from those of their parts."""
+    group_of = np.zeros(layout.shape, np.int64)
+    num_groups = 0
+    for groups, (part, start, stop) in zip(parts, layout.part_slices, strict=True):
+        group_of[start:stop] = num_groups + groups.group_of.reshape(-1)
+        num_groups += groups.num_groups
+        if part.is_optional:
+            group_of[stop] = num_groups
+            num_groups += 1
+    return FeatureGroups(group_of, (num_groups,), parts=tuple(parts))
 
 
 def _group_patches(shape: tuple[int, ...]) -> FeatureGroups:

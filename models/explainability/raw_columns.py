@@ -7,34 +7,79 @@ layout.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from bloomery.models.explainability.feature_groups import FeatureGroups, column_names, group_features, patch_size
+from bloomery.data_contracts.records.tensor_layout import Layout, Part
+from bloomery.models.explainability.feature_groups import (
+    FeatureGroups,
+    column_names,
+    group_encoded_row,
+    join_groups,
+    patch_size,
+)
 from bloomery.models.explainability.token_text import token_texts
 from bloomery.models.features.encoder import Encoder
 from bloomery.models.features.input_config import AudioInput, ImageInput, SequenceInput, SeriesInput
+from bloomery.models.features.part_encoders import part_encoders
 
 _MAX_TEXT_PIECES = 64
 
 
 def group_row(encoder: Encoder, x: np.ndarray) -> FeatureGroups:
     """The feature groups of the row `x`: as `group_features`, but a long text in pieces of several tokens."""
+    if encoder.layout.kind == "mixed":
+        places = zip(part_encoders(encoder), _part_values(encoder.layout, x), strict=True)
+        return join_groups(encoder.layout, [group_row(part, values) for part, values in places])
     if encoder.layout.kind != "tokens":
-        return group_features(encoder.layout, column_names(encoder))
+        return group_encoded_row(encoder)
     num_tokens = int(np.count_nonzero(x))
     length = max(math.ceil(num_tokens / _MAX_TEXT_PIECES), 1)
     num_pieces = max(math.ceil(num_tokens / length), 1)
     return FeatureGroups(np.minimum(np.arange(len(x)) // length, num_pieces - 1), (num_pieces,))
 
 
+def _part_values(layout: Layout, x_F: np.ndarray) -> list[np.ndarray]:
+    """The values of each part of a mixed row, in the shape of the part's layout."""
+    return [x_F[start:stop].reshape(part.layout.shape) for part, start, stop in layout.part_slices]
+
+
+class _PartGroups(NamedTuple):
+    """The groups of one part of a mixed row, with their SHAP values and that of the part's flag, if it has one."""
+
+    encoder: Encoder
+    part: Part
+    groups: FeatureGroups
+    values: np.ndarray
+    flag_value: float
+
+
+def _split_groups(encoder: Encoder, groups: FeatureGroups, values_G: np.ndarray) -> Iterator[_PartGroups]:
+    start = 0
+    for part_encoder, part, part_groups in zip(part_encoders(encoder), encoder.layout.parts, groups.parts, strict=True):
+        stop = start + part_groups.num_groups
+        flag_value = float(values_G[stop]) if part.is_optional else 0.0
+        yield _PartGroups(part_encoder, part, part_groups, values_G[start:stop], flag_value)
+        start = stop + part.is_optional
+
+
 def sum_by_column(encoder: Encoder, groups: FeatureGroups, values_G: np.ndarray, x: np.ndarray) -> dict[str, float]:
     """The SHAP value of each raw column of the encoded row `x`.
 
-    Columns within one group share its value by their numbers of positions, without the padding of a pair of texts.
+    Columns within one group share its value by their numbers of positions, without the padding of a pair of texts. The
+    value of a part's flag belongs to the part's columns.
     """
     columns = encoder.columns
+    if groups.parts:
+        total = dict.fromkeys(columns, 0.0)
+        parts = zip(_split_groups(encoder, groups, values_G), _part_values(encoder.layout, x), strict=True)
+        for part, values in parts:
+            by_column = sum_by_column(part.encoder, part.groups, part.values, values)
+            for name, value in by_column.items():
+                total[name] += value + part.flag_value / len(by_column)
+        return total
     num_groups = math.prod(groups.grid)
     positions = groups.group_of * len(columns) + _column_index(encoder, x)
     if encoder.layout.separator is not None:
@@ -61,7 +106,12 @@ def _column_index(encoder: Encoder, x: np.ndarray) -> np.ndarray:
 
 
 def locate_groups(encoder: Encoder, groups: FeatureGroups, values_G: np.ndarray, x: np.ndarray) -> list[dict[str, Any]]:
-    """The location within its column and the SHAP value of each group; empty for columns with a single value."""
+    """The location within its column and the SHAP value of each group; empty for columns with a single value.
+
+    In mixed rows, a location also names its part, and `present` says whether an optional part is there.
+    """
+    if groups.parts:
+        return list(_locate_in_parts(encoder, groups, values_G, x))
     source = encoder.features.inputs[0]
     if encoder.layout.kind == "tokens":
         locations = _locate_texts(encoder, groups, x)
@@ -77,6 +127,18 @@ def locate_groups(encoder: Encoder, groups: FeatureGroups, values_G: np.ndarray,
         for location, value in zip(locations, values_G.tolist(), strict=True)
         if value != 0
     ]
+
+
+def _locate_in_parts(
+    encoder: Encoder, groups: FeatureGroups, values_G: np.ndarray, x: np.ndarray
+) -> Iterator[dict[str, Any]]:
+    places = zip(_split_groups(encoder, groups, values_G), encoder.layout.part_slices, strict=True)
+    for part, (_, start, stop) in places:
+        name, values = part.part.name, x[start:stop].reshape(part.part.layout.shape)
+        located = locate_groups(part.encoder, part.groups, part.values, values)
+        yield from ({"part": name, **location} for location in located)
+        if part.flag_value != 0:
+            yield {"part": name, "present": bool(x[stop] > 0.5), "contribution": part.flag_value}
 
 
 def _locate_texts(encoder: Encoder, groups: FeatureGroups, x_T: np.ndarray) -> list[dict[str, Any]]:

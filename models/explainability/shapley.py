@@ -122,7 +122,8 @@ def select_background(
     """The background for the row `x`: float32 (N, ...).
 
     Rows of `sample`, evenly spaced, as many as `max_evaluations` allows for one order of the groups and its reverse.
-    For text padding, which keeps its position; for a padded sequence the mean step at each valid step.
+    For text padding, which keeps its position; for a padded sequence the mean step at each valid step. Mixed rows have
+    the background of each part, and texts and padded sequences are as absent in it as in `x`.
     """
     if layout.kind == "tokens":
         return np.zeros((1, *x.shape), np.float32)
@@ -130,5 +131,30 @@ def select_background(
         valid_BT1, valid_T1 = sample[..., -1:], x[..., -1:]
         step_F = (sample * valid_BT1).sum(axis=(0, 1)) / max(float(valid_BT1.sum()), 1.0)
         return np.concatenate([step_F[:-1] * valid_T1, valid_T1], axis=-1, dtype=np.float32)[None]
+    if layout.parts:
+        return _select_parts(layout, x, sample, num_groups=num_groups, max_evaluations=max_evaluations)
     num_rows = min(max(max_evaluations // (2 * num_groups + 1), 1), len(sample))
     return sample[np.linspace(0, len(sample) - 1, num_rows).astype(np.int64)]
+
+
+def _select_parts(
+    layout: Layout, x_F: np.ndarray, sample_NF: np.ndarray, *, num_groups: int, max_evaluations: int
+) -> np.ndarray:
+    rows_NF = select_background(
+        Layout(kind="flat", shape=layout.shape), x_F, sample_NF, num_groups=num_groups, max_evaluations=max_evaluations
+    ).copy()
+    for part, start, stop in layout.part_slices:
+        if part.layout.kind != "tokens" and not part.layout.is_padded:
+            continue
+        present_NF = sample_NF[sample_NF[:, stop] > 0.5] if part.is_optional else sample_NF
+        background = select_background(
+            part.layout,
+            x_F[start:stop].reshape(part.layout.shape),
+            present_NF[:, start:stop].reshape(-1, *part.layout.shape),
+            num_groups=num_groups,
+            max_evaluations=max_evaluations,
+        )
+        rows_NF[:, start:stop] = background.reshape(1, -1)
+        if part.is_optional:
+            rows_NF[:, stop] = x_F[stop]
+    return rows_NF

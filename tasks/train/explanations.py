@@ -5,8 +5,10 @@ Shapes: B rows, K outputs, T tokens or steps, F columns; a row has the shape of 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -112,11 +114,11 @@ def write_explanations(folder: Path, job: ExplanationJob) -> float:
 
     from bloomery.models.explainability.attribution import AttributionOptions, default_method, explain
     from bloomery.models.explainability.baselines import make_baseline
-    from bloomery.models.explainability.feature_groups import column_names, group_features
+    from bloomery.models.explainability.feature_groups import group_encoded_row
     from bloomery.models.training.loop import predict
 
     network, layout, examples, options = job.network, job.layout, job.examples, job.options
-    groups = group_features(layout, column_names(job.encoder))
+    groups = group_encoded_row(job.encoder)
     rows = np.linspace(0, len(examples.y) - 1, _choose_num_rows(job, groups)).astype(np.int64)
     x, y = examples.x[rows], examples.y[rows].numpy()
     method = options.method or default_method(network, layout)
@@ -214,6 +216,8 @@ def _draw(folder: Path, rows: _ExplainedRows, job: ExplanationJob, groups: Featu
     from bloomery.models.explainability.feature_importance import group_importance
     from bloomery.tasks.train import explanation_plots as plots
 
+    if groups.parts:
+        return _draw_parts(folder, rows, job, groups)
     layout, weights, positions = job.layout, rows.explanation.weights, rows.positions
     rows_path, importance_path = folder / "rows.png", folder / "importance.png"
     if layout.kind == "tokens":
@@ -233,6 +237,33 @@ def _draw(folder: Path, rows: _ExplainedRows, job: ExplanationJob, groups: Featu
         by_column = importance
     plots.plot_importance(importance, groups.columns, steps_per_group, importance_path)
     return dict(zip(groups.columns, by_column.tolist(), strict=True))
+
+
+def _draw_parts(folder: Path, rows: _ExplainedRows, job: ExplanationJob, groups: FeatureGroups) -> dict[str, float]:
+    """Plots each part of mixed rows in a folder of its own, and returns the importance of the raw columns."""
+    from bloomery.models.explainability.feature_groups import sum_by_group
+    from bloomery.models.explainability.raw_columns import sum_by_column
+    from bloomery.models.features.part_encoders import part_encoders
+    from bloomery.tasks.train import explanation_plots as plots
+
+    for number, (encoder, (part, start, stop)) in enumerate(
+        zip(part_encoders(job.encoder), job.layout.part_slices, strict=True)
+    ):
+        shape = (len(rows.x), *part.layout.shape)
+        weights = rows.explanation.weights[:, start:stop].reshape(shape)
+        part_rows = rows._replace(
+            x=rows.x[:, start:stop].reshape(shape), explanation=rows.explanation._replace(weights=weights)
+        )
+        part_folder = folder / f"{number}-{re.sub(r'[^A-Za-z0-9_.-]+', '_', part.name)}"
+        part_folder.mkdir()
+        part_job = dataclasses.replace(job, layout=part.layout, encoder=encoder)
+        _draw(part_folder, part_rows, part_job, groups.parts[number])
+    sums_BG = sum_by_group(rows.explanation.weights, groups)
+    by_row = [sum_by_column(job.encoder, groups, sums_G, x_F) for sums_G, x_F in zip(sums_BG, rows.x, strict=True)]
+    columns = job.encoder.columns
+    importance_N = np.abs([[values[name] for name in columns] for values in by_row]).mean(axis=0)
+    plots.plot_importance(importance_N, columns, 1, folder / "importance.png")
+    return dict(zip(columns, importance_N.tolist(), strict=True))
 
 
 def _label_columns(columns: Sequence[str], num_rows: int, raw_rows: pa.Table | None) -> list[list[str]]:

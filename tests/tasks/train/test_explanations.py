@@ -17,7 +17,7 @@ from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import STATISTICS, Encoder, encode, encode_labels, fit, partial_statistics
 from bloomery.models.features.input_config import CategoryInput, ImageInput, NumberInput, SeriesInput, TextInput
 from bloomery.models.networks.blueprint import Blueprint, build_network
-from bloomery.models.networks.config import Cnn, Mlp, Rnn, Transformer
+from bloomery.models.networks.config import Cnn, Fused, Mlp, Rnn, Transformer
 from bloomery.models.training.config import Explain
 from bloomery.models.training.data.batches import Examples
 from bloomery.tasks.tracking import mlflow_runs
@@ -29,6 +29,8 @@ from bloomery.tasks.train.explanations import (
     select_varied_rows,
     write_explanations,
 )
+from tests.mixed_rows import NUMBER, PHOTO, TEXT, make_features, make_table
+from tests.mixed_rows import fit_encoder as fit_mixed_encoder
 
 NUM = 24
 TEXTS = ["buy <b>now</b> and save", "your invoice is here", "gemütlich 今日は", "see you at noon"]
@@ -149,3 +151,28 @@ def test_the_importance_map_of_images_has_their_shape(tmp_path: Path):
         sizes[name] = imread(tmp_path / f"{name}.png").shape[:2]
     assert 0.7 < sizes["square"][0] / sizes["square"][1] < 1
     assert sizes["wide"][0] / sizes["wide"][1] < 0.3
+
+
+def test_each_part_of_mixed_rows_has_plots_of_its_own(tmp_path: Path):
+    sources = [NUMBER, TEXT, {**PHOTO, "missing": "absent"}]
+    table = make_table(NUM, frozenset({("photo", 3)}))
+    encoder = fit_mixed_encoder(make_features(*sources), table)
+    x = torch.from_numpy(encode(encoder, table))
+    y = torch.arange(NUM)
+    blueprint = Blueprint(config=Fused(kind="fused", width=8), layout=encoder.layout, num_outputs=len(encoder.classes))
+    job = ExplanationJob(
+        build_network(blueprint), encoder.layout, encoder, Examples(x, y, np.arange(NUM)), Explain(rows=2, sample=3)
+    )
+    gap = write_explanations(tmp_path, job)
+    assert gap < 1e-3
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*") if path.is_file()} == {
+        "importance.png",
+        "weights.json",
+        "0-table/rows.png",
+        "0-table/importance.png",
+        "1-note/rows.html",
+        "2-photo/rows.png",
+        "2-photo/importance.png",
+    }
+    weights = json.loads((tmp_path / "weights.json").read_text(encoding="utf-8"))
+    assert set(weights["mean_weights"]) == {"size", "note", "photo"}
