@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bloomery.models.features.config import Features
-from bloomery.models.features.input_config import AudioInput, ImageInput, TextInput
+from bloomery.models.features.input_config import AudioInput, ImageInput, Input, TextInput
 from bloomery.models.networks.config import Model
 from bloomery.models.networks.pretrained_config import Pretrained
 from bloomery.tasks.checkpoints.input_checkpoints import find_network
@@ -18,30 +18,29 @@ _AUDIO_KEYS = ("num_mel_bins", "conv_dim")
 _OFFSET_POSITIONS = ("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet")
 
 
-def check_pretrained(features: Features, model: Pretrained) -> Iterator[str]:
-    """Yields problems of a pretrained network that cannot read the encoded rows."""
+def check_pretrained(source: Input, model: Pretrained, place: str = "model") -> Iterator[str]:
+    """Yields problems of a pretrained network that cannot read the encoded rows of an input."""
     config = model.config
-    text = features.inputs[0]
-    if isinstance(text, TextInput) and text.tokenizer != "checkpoint":
+    if isinstance(source, TextInput) and source.tokenizer != "checkpoint":
         yield (
-            f"features.inputs: tokenizer {text.tokenizer} numbers the tokens of column {text.column!r} in another way "
-            f"than {model.checkpoint}; set `tokenizer: checkpoint`, and leave out `vocabulary_size` and `lowercase`"
+            f"features.inputs: tokenizer {source.tokenizer} numbers the tokens of column {source.column!r} in another "
+            f"way than {model.checkpoint}; set `tokenizer: checkpoint`, and leave out `vocabulary_size` and `lowercase`"
         )
     if config is None:  # a student, whose checkpoint is not resolved yet
         return
-    model_type, first = config.get("model_type"), features.inputs[0]
-    where = f"model.checkpoint: {model.checkpoint} is a {model_type}, which"
+    model_type = config.get("model_type")
+    where = f"{place}.checkpoint: {model.checkpoint} is a {model_type}, which"
     parts = [key for key, value in config.items() if key.endswith("_config") and isinstance(value, dict)]
     if {"text_config", "vision_config"} <= set(parts):
         yield f"{where} consists of several networks ({', '.join(parts)}); name a checkpoint of one network"
         return
     form = _readable_form(config)
-    if form != first.kind:
-        yield f"{where} reads {form}, but an input of kind {first.kind} is not; name a checkpoint for {first.kind}"
+    if form != source.kind:
+        yield f"{where} reads {form}, but an input of kind {source.kind} is not; name a checkpoint for {source.kind}"
     elif form == "text" and config.get("is_encoder_decoder"):
         yield f"{where} consists of an encoder and a decoder; name one of them alone, such as a bert or a gpt2"
-    elif isinstance(first, TextInput):
-        yield from _check_length(first, config, where)
+    elif isinstance(source, TextInput):
+        yield from _check_length(source, config, where)
 
 
 def check_checkpoint_inputs(features: Features, model: Model) -> Iterator[str]:

@@ -89,7 +89,7 @@ def check_network(features: Features, model: Model) -> Iterator[str]:
     elif isinstance(model, Fused):
         yield from _check_branches(features, model)
     elif isinstance(model, Pretrained):
-        yield from check_pretrained(features, model)
+        yield from check_pretrained(first, model)
     else:
         yield from _check_channels("model", first, model)
     if isinstance(model, Rnn) and model.relative:
@@ -127,6 +127,8 @@ def _check_branches(features: Features, model: Fused) -> Iterator[str]:
             )
         elif isinstance(branch, Rnn) and branch.relative:
             yield f"{place}.relative: it predicts how a series goes on, which a branch does not; leave it out"
+        elif isinstance(branch, Pretrained):
+            yield from check_pretrained(source, branch, place)
         else:
             yield from _check_channels(place, source, branch)
 

@@ -33,7 +33,7 @@ _FILE_FIELDS = (
     *("dimensions", "vectors"),
 )
 NOT_COMPRESSIBLE = ("boosted_trees", "tabular_ensemble")  # files with trees: they only lose some of their trees
-PRUNABLE = ("cnn", "lenet", "resnet", "mlp", "ft_transformer", "rnn", "transformer", "gpt", "pretrained")
+PRUNABLE = ("cnn", "lenet", "resnet", "mlp", "ft_transformer", "rnn", "transformer", "gpt", "pretrained", "fused")
 
 
 class Pruning(Document):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bloomery.models.compression.config import NOT_COMPRESSIBLE, PRUNABLE, CandidateSpec, Distillation, Pruning
 from bloomery.models.networks.body_families import FAMILIES
-from bloomery.models.networks.config import Cnn, Gpt, LeNet, Mlp, Model, ResNet, Transformer
+from bloomery.models.networks.config import Cnn, Fused, Gpt, LeNet, Mlp, Model, ResNet, Transformer
 from bloomery.models.networks.pretrained_config import Pretrained
 
 # What attention transfer compares, by kind of network. Teacher and student must have the same.
@@ -38,6 +38,8 @@ def find_pruning_obstacle(model: Model, pruning: Pruning) -> str | None:
         return f"{model.kind} loses trees by a `ratio`, without further options" if has_options else None
     if isinstance(model, Pretrained):
         return _find_pretrained_obstacle(model, pruning)
+    if isinstance(model, Fused):
+        return _find_branch_obstacle(model, pruning)
     if model.kind not in PRUNABLE:
         return f"a network of kind {model.kind} cannot be pruned"
     transformer_only = [structure for structure in pruning.structures if structure != "units"]
@@ -53,6 +55,16 @@ def find_pruning_obstacle(model: Model, pruning: Pruning) -> str | None:
             f"layers of a {model.kind} share their width in the config, so all lose the same share: use `scope: layer`"
         )
     return None
+
+
+def _find_branch_obstacle(model: Fused, pruning: Pruning) -> str | None:
+    """Each branch is pruned by its own kind; one that cannot be stays as it is, but one can be at least."""
+    if model.branches is None:
+        return None  # the default branches depend on the rows
+    obstacles = {name: find_pruning_obstacle(branch, pruning) for name, branch in model.branches.items()}
+    if None in obstacles.values():
+        return None
+    return "no branch can be: " + "; ".join(f"{name}: {obstacle}" for name, obstacle in obstacles.items())
 
 
 def _find_pretrained_obstacle(model: Pretrained, pruning: Pruning) -> str | None:
@@ -110,6 +122,8 @@ def _model_type(model: Pretrained) -> str | None:
 def find_distillation_obstacle(teacher: Model, student: Model, distillation: Distillation) -> str | None:
     """The reason why a network of config `teacher` cannot teach one of config `student`, or None if it can."""
     for model in (teacher, student):
+        if distillation.feature_weight and isinstance(model, Fused):
+            return "a fused network has features in each branch: leave out `feature_weight`"
         if distillation.feature_weight and model.kind not in PRUNABLE:
             return f"the features of a network of kind {model.kind} are not known: leave out `feature_weight`"
         if distillation.attention_weight and model.kind not in _ATTENTION_TARGETS:

@@ -128,13 +128,22 @@ def write_network(network: nn.Module, blueprint: Blueprint, weights: Path, bluep
     Returns:
         The sha256 of the weights' file.
     """
-    if isinstance(blueprint.config, Pretrained):
-        blueprint = blueprint.model_copy(update={"config": without_checkpoint(blueprint.config)})
+    blueprint = blueprint.model_copy(update={"config": _without_checkpoints(blueprint.config)})
     # Copies, because safetensors rejects tensors that share memory.
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
     weights.write_bytes(save(state))
     blueprint_path.write_text(blueprint.model_dump_json(indent=2), encoding="utf-8")
     return digest_of_file(weights)
+
+
+def _without_checkpoints(config: Model) -> Model:
+    """`config` without the paths of checkpoints, also of branches."""
+    if isinstance(config, Pretrained):
+        return without_checkpoint(config)
+    if isinstance(config, Fused) and config.branches is not None:
+        branches = {name: _without_checkpoints(branch) for name, branch in config.branches.items()}
+        return config.model_copy(update={"branches": branches})
+    return config
 
 
 def read_blueprint(path: Path) -> Blueprint:

@@ -22,8 +22,9 @@ from bloomery.models.compression.pruning.pretrained_layers import prune_pretrain
 from bloomery.models.compression.pruning.recurrent_units import prune_recurrent_units
 from bloomery.models.compression.pruning.transformer_blocks import prune_transformer_blocks
 from bloomery.models.networks.architecture import PrunableLayer
+from bloomery.models.networks.architectures.fused import FusedNetwork, branch_configs
 from bloomery.models.networks.blueprint import Blueprint, rebuild_network
-from bloomery.models.networks.config import Gpt, Model, Rnn, Transformer
+from bloomery.models.networks.config import Fused, Gpt, Model, Rnn, Transformer
 from bloomery.models.networks.pretrained_config import Pretrained
 from bloomery.models.training.data.batches import Examples
 
@@ -135,6 +136,13 @@ def _rounded_widths(network: nn.Module, blueprint: Blueprint, ratio: float, roun
     """
     if round_to == 1:
         return []
+    if isinstance(network, FusedNetwork):
+        return [
+            width
+            for branch, branch_blueprint in _branches(network, blueprint)
+            if branch_blueprint.config.kind in ARCHITECTURES
+            for width in _rounded_widths(branch, branch_blueprint, ratio, round_to)
+        ]
     layers = ARCHITECTURES[blueprint.config.kind].prunable_layers(network)
     return [_rounded_width(layer, ratio, round_to) if isinstance(layer, nn.Conv2d) else None for layer in layers]
 
@@ -153,8 +161,18 @@ def _prune_once(
     if pruning.importance == "taylor":
         assert examples is not None
         compute_gradients(network, examples)
+    config = _prune_in_place(network, blueprint, widths, pruning)
+    pruned = blueprint.model_copy(update={"config": config})
+    # A new network has neither gradients nor the pruner's state.
+    return PrunedNetwork(rebuild_network(pruned, network), pruned)
+
+
+def _prune_in_place(network: nn.Module, blueprint: Blueprint, widths: _RoundWidths, pruning: Pruning) -> Model:
+    """Prunes `network`; returns the config that builds it now."""
     config, importance = blueprint.config, IMPORTANCE_FUNCTIONS[pruning.importance]
-    if isinstance(config, Rnn):
+    if isinstance(network, FusedNetwork):
+        config = _prune_branches(network, blueprint, widths, pruning)
+    elif isinstance(config, Rnn):
         config = prune_recurrent_units(network, config, widths.ratio, importance)  # type: ignore[arg-type]
     elif isinstance(config, Pretrained):
         config = prune_pretrained(network, config, widths.ratio, importance, pruning)  # type: ignore[arg-type]
@@ -162,11 +180,37 @@ def _prune_once(
         config = prune_transformer_blocks(network.blocks, config, widths.ratio, importance, pruning.structures)  # type: ignore[arg-type, type-var]
     else:
         config = _prune_coupled(network, blueprint, widths, pruning)
-    if pruning.dropout is not None:
-        config = config.model_copy(update={"dropout": pruning.dropout})
-    pruned = blueprint.model_copy(update={"config": config})
-    # A new network has neither gradients nor the pruner's state.
-    return PrunedNetwork(rebuild_network(pruned, network), pruned)
+    return config if pruning.dropout is None else config.model_copy(update={"dropout": pruning.dropout})
+
+
+def _prune_branches(network: FusedNetwork, blueprint: Blueprint, widths: _RoundWidths, pruning: Pruning) -> Model:
+    """Prunes each branch by its own kind; those that cannot be pruned like this stay, and so does the join."""
+    rounded = list(widths.rounded)
+    branches: dict[str, Model] = {}
+    for place, (branch, branch_blueprint) in zip(network.slices, _branches(network, blueprint), strict=True):
+        config = branch_blueprint.config
+        num_rounded = 0
+        if rounded and config.kind in ARCHITECTURES:
+            num_rounded = len(ARCHITECTURES[config.kind].prunable_layers(branch))
+        branch_widths = widths._replace(rounded=rounded[:num_rounded])
+        rounded = rounded[num_rounded:]
+        if find_pruning_obstacle(config, pruning) is None:
+            config = _prune_in_place(branch, branch_blueprint, branch_widths, pruning)
+        branches[place.part.name] = config
+    return blueprint.config.model_copy(update={"branches": branches})
+
+
+def _branches(network: FusedNetwork, blueprint: Blueprint) -> list[tuple[nn.Module, Blueprint]]:
+    """Each branch, and a blueprint that builds it."""
+    assert isinstance(blueprint.config, Fused)
+    configs = branch_configs(blueprint.config, blueprint.layout)
+    return [
+        (
+            branch,
+            Blueprint(config=configs[part.name], layout=part.layout, num_outputs=blueprint.config.width),
+        )
+        for branch, part in zip(network.branches, blueprint.layout.parts, strict=True)
+    ]
 
 
 def _prune_coupled(network: nn.Module, blueprint: Blueprint, widths: _RoundWidths, pruning: Pruning) -> Model:

@@ -90,3 +90,23 @@ def test_problems_of_branches_are_named(inputs, model, sentence):
 def test_training_options_that_do_not_suit_mixed_rows_are_refused(training, sentence):
     problems = find_problems(NUMBER, TEXT, PHOTO, model=FUSED, training=training)
     assert any(sentence in problem for problem in problems)
+
+
+def test_a_pretrained_branch_needs_the_tokenizer_of_its_checkpoint():
+    model = {
+        "kind": "fused",
+        "branches": {"table": {"kind": "mlp"}, "note": {"kind": "pretrained", "checkpoint": "mine"}},
+    }
+    (problem,) = find_problems(NUMBER, TEXT, model=model)
+    assert "tokenizer byte_pairs numbers the tokens of column 'note' in another way than mine" in problem
+    text = {"kind": "text", "column": "note", "length": 4, "tokenizer": "checkpoint", "missing": "absent"}
+    assert find_problems(NUMBER, text, model=model) == []
+    (problem,) = find_problems(NUMBER, text, model=fused(table="mlp", note="rnn"))
+    assert "needs the tokenizer of a checkpoint, but a network of kind rnn has none" in problem
+
+
+def test_a_fused_network_is_pruned_by_its_branches():
+    candidates = [{"name": "fp32"}, {"name": "pruned", "prune": {"ratio": 0.5, "structures": ["heads"]}}]
+    assert find_problems(NUMBER, TEXT, model=fused(table="mlp", note="gpt"), candidates=candidates) == []
+    (problem,) = find_problems(NUMBER, TEXT, model=fused(table="mlp", note="rnn"), candidates=candidates)
+    assert "no branch can be: table: a mlp has no heads to remove" in problem

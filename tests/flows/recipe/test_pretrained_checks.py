@@ -18,7 +18,7 @@ BERT = {"model_type": "bert", "vocab_size": 100, "max_position_embeddings": 64}
 
 def find_problems(config: dict[str, Any] | None, source: dict[str, Any]) -> list[str]:
     features = Features.model_validate({"key": "id", "label": "kind", "inputs": [source]})
-    return list(check_pretrained(features, Pretrained(kind="pretrained", checkpoint="mine", config=config)))
+    return list(check_pretrained(features.inputs[0], Pretrained(kind="pretrained", checkpoint="mine", config=config)))
 
 
 @pytest.mark.parametrize(
