@@ -217,13 +217,28 @@ def check_training(features: Features, model: Model, training: Training) -> Iter
     form = _row_form(features)
     if training.length_bucketing and not _has_padding(features):
         yield f"training.length_bucketing: it sorts texts and padded sequences by length, but an encoded row is {form}"
-    for name, forms in _AUGMENTATIONS.items():
-        if any(getattr(part.augment, name) for part in training.parts) and form not in forms:
-            yield f"training.augment.{name} applies to {' or '.join(forms)}, but an encoded row is {form}"
+    yield from _check_augmentations(features, training)
     yield from _check_stages(model, training, form)
     has_indices = any(isinstance(source, CategoryInput) and source.encoding == "index" for source in features.inputs)
     if training.augment.mixup and has_indices:
         yield "training.augment.mixup: category indices (`encoding: index`) cannot be interpolated"
+
+
+def _check_augmentations(features: Features, training: Training) -> Iterator[str]:
+    form = _row_form(features)
+    forms_of_row = {_FORMS.get(source.kind, _TABLE) for source in features.inputs}
+    for name, forms in _AUGMENTATIONS.items():
+        if not any(getattr(part.augment, name) for part in training.parts):
+            continue
+        if not forms_of_row & set(forms):
+            yield f"training.augment.{name} applies to {' or '.join(forms)}, but an encoded row is {form}"
+        elif features.is_mixed and name == "mixup":
+            yield "training.augment.mixup: parts that are missing, texts and categories cannot be interpolated"
+        elif {_IMAGE, _AUDIO} <= forms_of_row and not {_IMAGE, _AUDIO} <= set(forms):
+            yield (
+                f"training.augment.{name} applies to {forms[0]}, but a row has an image and audio, and both would "
+                "change; leave it out"
+            )
 
 
 def _has_padding(features: Features) -> bool:

@@ -22,6 +22,7 @@ from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.explainability.feature_groups import FeatureGroups, group_features
 from bloomery.models.inference.outputs import compute_outputs
+from bloomery.models.networks.architectures.imported_branch import ImportedBranch
 from bloomery.models.training.config import AttributionMethod
 
 OutputFunction = Callable[[torch.Tensor], torch.Tensor]  # x float32 (B, ...) -> float32 (B, K)
@@ -158,6 +159,8 @@ def explain_session(
 def default_method(network: nn.Module | OutputFunction, layout: Layout) -> AttributionMethod:
     """Integrated gradients where every value of a row has a gradient, else Shapley values."""
     if not isinstance(network, nn.Module) or layout.categories:
+        return "shapley"
+    if isinstance(network, nn.Module) and any(isinstance(module, ImportedBranch) for module in network.modules()):
         return "shapley"
     if any(part.layout.categories or part.layout.kind == "tokens" for part in layout.parts):
         return "shapley"

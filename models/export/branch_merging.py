@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 
 import onnx
 import torch
-from onnx import TensorProto, compose, helper
+from onnx import TensorProto, compose, helper, numpy_helper
 from torch import nn
 
 from bloomery.models.inference.named_inputs import name_length
 from bloomery.models.inference.runtime import OUTPUT
 from bloomery.models.networks.architectures.fused import FusedNetwork, part_rows
+from bloomery.models.networks.architectures.imported_branch import ImportedBranch
 
 _BATCH = "batch"
 
@@ -31,7 +32,11 @@ def export_fused(network: FusedNetwork, examples: torch.Tensor, export: PartExpo
         rows = part_rows(examples, part, start, stop)
         max_length = getattr(branch, "max_length", 0) if part.layout.kind in ("tokens", "sequence") else 0
         prefix, name = f"branches.{number}.", _free_name(part.name, taken)
-        models.append(compose.add_prefix(export(branch, (rows,), ["x"], max_length), prefix))
+        if isinstance(branch, ImportedBranch):
+            model = _append_linear(branch)
+        else:
+            model = export(branch, (rows,), ["x"], max_length)
+        models.append(compose.add_prefix(model, prefix))
         with torch.no_grad():
             features.append(branch(rows))
         _rename(models[-1].graph, {f"{prefix}x": name})
@@ -48,6 +53,20 @@ def export_fused(network: FusedNetwork, examples: torch.Tensor, export: PartExpo
     join = compose.add_prefix(export(network.join, tensors, [f"{name}/in" for name in names], 0), "join.")
     _rename(join.graph, {f"join.{name}/in": name for name in names} | {f"join.{OUTPUT}": OUTPUT})
     return _merge([*models, join], inputs, join.graph.output)
+
+
+def _append_linear(branch: ImportedBranch) -> onnx.ModelProto:
+    """The file of an imported branch, followed by its linear layer."""
+    model = compose.add_prefix(onnx.load_from_string(branch.model), "file/")
+    graph = model.graph
+    _rename(graph, {"file/x": "x"})
+    graph.node.append(helper.make_node("Gemm", [f"file/{OUTPUT}", "head.weight", "head.bias"], [OUTPUT], transB=1))
+    for name in ("weight", "bias"):
+        values = getattr(branch.head, name).detach().cpu().numpy()
+        graph.initializer.append(numpy_helper.from_array(values, f"head.{name}"))
+    del graph.output[:]
+    graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, [_BATCH, branch.head.out_features]))
+    return model
 
 
 def _free_name(name: str, taken: set[str]) -> str:

@@ -31,7 +31,7 @@ from bloomery.models.networks.architectures.fused import FusedNetwork
 PARITY_BATCHES = (1, 3, 32)
 TOLERANCE = 1e-4  # of a logit: the largest difference that a different order of float32 arithmetic explains
 _LARGE_OUTPUT = 100  # outputs beyond it, such as forecasts far from the training rows, may differ in proportion
-_OPSET = 18
+OPSET = 18
 _OPERATOR_REGISTRIES: dict[int, Any] = {}  # PyTorch's translations of its operators to ONNX, by version of ONNX's
 
 
@@ -176,7 +176,7 @@ def _export_by_tracing(
         examples,
         file,  # type: ignore[arg-type]
         dynamo=False,
-        opset_version=_OPSET,
+        opset_version=OPSET,
         input_names=list(input_names),
         output_names=[OUTPUT],
         dynamic_axes={**axes, OUTPUT: {0: "batch"}},

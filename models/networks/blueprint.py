@@ -112,6 +112,10 @@ def _build(blueprint: Blueprint) -> nn.Module:
 
 
 def _build_branch(config: Model, layout: Layout, num_features: int) -> nn.Module:
+    from bloomery.models.networks.architectures.imported_branch import ImportedBranch
+
+    if isinstance(config, Imported):
+        return ImportedBranch(num_features)
     return build_network(Blueprint(config=config, layout=layout, num_outputs=num_features))
 
 
@@ -137,9 +141,11 @@ def write_network(network: nn.Module, blueprint: Blueprint, weights: Path, bluep
 
 
 def _without_checkpoints(config: Model) -> Model:
-    """`config` without the paths of checkpoints, also of branches."""
+    """`config` without the paths of checkpoints and files, also of branches."""
     if isinstance(config, Pretrained):
         return without_checkpoint(config)
+    if isinstance(config, Imported):
+        return config.model_copy(update={"path": Path(config.path).name})
     if isinstance(config, Fused) and config.branches is not None:
         branches = {name: _without_checkpoints(branch) for name, branch in config.branches.items()}
         return config.model_copy(update={"branches": branches})

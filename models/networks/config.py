@@ -247,7 +247,7 @@ class Imported(Document):
 
 # The networks that can be a branch of `Fused`. Trees and averages of predictions have no features to join.
 Branch = Annotated[
-    Cnn | LeNet | ResNet | Mlp | FtTransformer | Rnn | Transformer | Gpt | Custom | HuggingFace | Pretrained,
+    Cnn | LeNet | ResNet | Mlp | FtTransformer | Rnn | Transformer | Gpt | Custom | HuggingFace | Pretrained | Imported,
     Field(discriminator="kind"),
 ]
 

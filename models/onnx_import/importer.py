@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
+import onnx.version_converter
 import onnxruntime
 import torch
 from onnx import TensorProto, helper
@@ -21,7 +22,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as failures
 from torch import nn
 
 from bloomery.data_contracts.records.tensor_layout import Layout, Task
-from bloomery.models.export.onnx_exporter import PARITY_BATCHES, TOLERANCE, strip_metadata
+from bloomery.models.export.onnx_exporter import OPSET, PARITY_BATCHES, TOLERANCE, strip_metadata
 from bloomery.models.inference.outputs import compute_outputs
 from bloomery.models.inference.runtime import INPUT, OUTPUT, create_session, run_session, softmax
 from bloomery.models.onnx_import.graph import (
@@ -109,6 +110,67 @@ def import_network(
     activation = find_last_activation(original.graph)
     changes = describe_changes(input_mapping, output_mapping, "" if activation is None else activation.op_type)
     return ImportedNetwork(model, error, changes)
+
+
+class ImportedFeatures(NamedTuple):
+    """An ONNX network whose output is `logits` float32 (B, M), the values of the original's output."""
+
+    model: onnx.ModelProto
+    num_features: int
+
+
+def import_features(path: Path, layout: Layout, x: np.ndarray, channels: Channels | None = None) -> ImportedFeatures:
+    """Adapt the network at `path` to rows of `layout`, as `import_network` does, and flatten its outputs to features.
+
+    A softmax or sigmoid at the end is removed, since logits tell more. The file has opset `OPSET`, so that it can be a
+    part of an exported network.
+
+    Raises:
+        RecipeInvalid: ONNX Runtime cannot run the file, it does not fit such rows, or its opset cannot be converted.
+    """
+    original = read_onnx(path)
+    activation = find_last_activation(original.graph)
+    if activation is not None and activation.op_type in ("Softmax", "Sigmoid"):
+        original.graph.output[0].name = activation.input[0]
+    mapping = find_input_mapping(original, layout, channels)
+    rows = _add_edge_cases(x[: max(PARITY_BATCHES)], layout)
+    runtime = _open_session(original)
+    outputs = [_run(runtime, mapping.apply(rows[position : position + 1]), layout) for position in range(len(rows))]
+    expected = np.concatenate(outputs).reshape(len(rows), -1).astype(np.float32)
+    model = _adapt_features(original, mapping, layout, expected.shape[1])
+    for size in PARITY_BATCHES:
+        error = _max_difference(run_session(_open_session(model), rows[:size]), expected[:size])
+        if not error <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
+            raise _parity_error(error, mixes_rows=True)
+    return ImportedFeatures(model, expected.shape[1])
+
+
+def _adapt_features(
+    original: onnx.ModelProto, mapping: InputMapping, layout: Layout, num_features: int
+) -> onnx.ModelProto:
+    model = onnx.ModelProto()
+    model.CopyFrom(original)
+    graph = model.graph
+    rename_tensors(graph, {name: f"{name}/imported" for name in (INPUT, OUTPUT)})
+    first, last = required_inputs(graph)[0].name, graph.output[0].name
+    flatten = _Operator("Reshape", (np.array([-1, num_features], np.int64),))
+    cast = _Operator("Cast", attributes={"to": TensorProto.FLOAT})
+    replace_nodes(graph, [*_input_nodes(mapping, first), *graph.node, *_chain(last, [flatten, cast], OUTPUT)])
+    remove_unused(graph, OUTPUT)
+    del graph.input[:], graph.output[:]
+    graph.input.append(helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["batch", *layout.shape]))
+    graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", num_features]))
+    model = strip_metadata(model)
+    if all(entry.version == OPSET for entry in model.opset_import if entry.domain in ("", "ai.onnx")):
+        return model
+    try:
+        return onnx.version_converter.convert_version(model, OPSET)
+    except (RuntimeError, onnx.version_converter.ConvertError) as failure:
+        raise unsupported(
+            f"the file cannot be converted to opset {OPSET}: {first_line(failure)}",
+            f"opset {OPSET}, which the other branches have",
+            f"export it with opset {OPSET}",
+        ) from failure
 
 
 def _add_edge_cases(x: np.ndarray, layout: Layout) -> np.ndarray:

@@ -18,6 +18,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from bloomery.data_contracts.errors import TrainingDiverged
+from bloomery.models.networks.architectures.fused import find_part_slices
 from bloomery.models.training.config import Augment, Loop
 from bloomery.models.training.data.augmentation import batch_generator
 from bloomery.models.training.data.augmented_batches import augment_rows, move_batch, pin_batch
@@ -239,8 +240,9 @@ def _train_epoch(run: _Run, state: TrainingState) -> None:
         run.split, loop.batch_size, seed=run.seed, epoch=state.epoch, start=state.batch, group=group
     )
     numbers = itertools.count(state.batch)
+    slices = find_part_slices(state.network)
     augmented = (
-        augment_rows(*batch, loop, _augmentation_generator(run, next(numbers), state.epoch)) for batch in batches
+        augment_rows(batch, loop, _augmentation_generator(run, next(numbers), state.epoch), slices) for batch in batches
     )
     for batch in prefetch(map(pin_batch, augmented)) if device.type == "cuda" else augmented:
         # Gradients are averaged over processes, so the divisor is the mean number of rows per process.

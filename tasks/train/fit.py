@@ -126,6 +126,7 @@ def fit_network(
     from bloomery.models.training.optimization.score_measure import build_measure
     from bloomery.models.training.stage_setup import stage_setup
     from bloomery.models.training.stages import train_in_stages
+    from bloomery.tasks.train.imported_branches import load_imported_branches
 
     hooks = hooks or TrainingHooks()
     placement = placement or Placement(select_device(training.device))
@@ -133,6 +134,7 @@ def fit_network(
     measure = build_measure(training.score, blueprint.task, splits.units)
     data = TrainingData(splits.train, splits.val, training.seed, measure)
     network = build_network(blueprint)
+    load_imported_branches(network, blueprint, splits.train)
     transfer = None if initial_weights is None else _transfer(network, initial_weights, training, splits.encoder)
     adapted = None if training.lora is None else add_adapters(network, training.lora)
     if training.stages:

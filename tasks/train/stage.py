@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from bloomery.data_contracts.recipe_sections.engine import Engine
 from bloomery.data_contracts.records.records import Dataset, InitialWeights, Privacy, ResourceUsage, TrainedNetwork
-from bloomery.models.networks.config import BoostedTrees, Custom, Imported, Model, TabularEnsemble
+from bloomery.models.networks.config import BoostedTrees, Custom, Fused, Imported, Model, TabularEnsemble
 from bloomery.models.training.config import Training
 from bloomery.tasks.checkpoints.input_checkpoints import find_checkpoints
 from bloomery.tasks.infrastructure.device import configure_processor, select_device
@@ -63,7 +63,7 @@ def train(
     out_of_scope.require_class(dataset, training)
     if isinstance(model, Imported):
         return _import(out, dataset, model, training, splits, encoder)
-    if isinstance(model, Custom):
+    if _has_code(model):
         _require_exportable(out, dataset, model, splits)
     if model.kind not in ("auto", "boosted_trees", "tabular_ensemble"):
         fit.require_valid_layers(splits, fit.make_blueprint(dataset, model), training)
@@ -258,7 +258,14 @@ def _validate(network: nn.Module, run: TrainingRun) -> float:
     return evaluate(network, run.splits.val, measure=run.measure)[1]
 
 
-def _require_exportable(out: Output, dataset: Dataset, model: Custom, splits: fit.TrainingSplits) -> None:
+def _has_code(model: Model) -> bool:
+    """Whether the network, or a branch of it, is the recipe's own. Files of imported branches are not loaded yet."""
+    branches = tuple((model.branches or {}).values()) if isinstance(model, Fused) else (model,)
+    has_file = any(isinstance(branch, Imported) for branch in branches)
+    return any(isinstance(branch, Custom) for branch in branches) and not has_file
+
+
+def _require_exportable(out: Output, dataset: Dataset, model: Model, splits: fit.TrainingSplits) -> None:
     """Exports the untrained network, so that a custom network that cannot be served fails before its training.
 
     Raises:

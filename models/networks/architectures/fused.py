@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from bloomery.data_contracts.errors import RecipeInvalid
-from bloomery.data_contracts.records.tensor_layout import Layout, Part
+from bloomery.data_contracts.records.tensor_layout import Layout, Part, PartSlice
 from bloomery.models.networks.config import Branch, Cnn, Fused, Mlp, Model, Rnn, Transformer
 from bloomery.models.networks.layers.attention import Heads, TransformerBlock
 from bloomery.models.networks.layers.padding import trim_common_padding
@@ -50,6 +50,12 @@ class FusedNetwork(nn.Module):
 def part_rows(x_BF: torch.Tensor, part: Part, start: int, stop: int) -> torch.Tensor:
     """The values of a part, float32 (B, *shape of its layout)."""
     return x_BF[:, start:stop].reshape(-1, *part.layout.shape)
+
+
+def find_part_slices(network: nn.Module) -> tuple[PartSlice, ...]:
+    """Where the parts of mixed rows lie, also of a network that is distributed; none of other networks."""
+    fused = next((module for module in network.modules() if isinstance(module, FusedNetwork)), None)
+    return () if fused is None else fused.slices
 
 
 class Join(nn.Module):

@@ -5,11 +5,13 @@ Shapes: B rows, C channels, H height, W width, T tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
+from bloomery.data_contracts.records.tensor_layout import PartSlice
 from bloomery.models.training.config import Augment
 
 
@@ -42,6 +44,18 @@ def augment_batch(x: torch.Tensor, augment: Augment, random: torch.Generator) ->
     elif x.dim() == 2 and augment.drop_tokens:
         x = _drop_tokens(x, augment.drop_tokens, random)
     return x
+
+
+def augment_parts(
+    x_BF: torch.Tensor, slices: Sequence[PartSlice], augment: Augment, random: torch.Generator
+) -> torch.Tensor:
+    """Augments the images and the tokens in mixed rows; a missing part stays 0."""
+    x_BF = x_BF.clone()
+    for part, start, stop in slices:
+        if part.layout.kind in ("image", "tokens"):
+            values = x_BF[:, start:stop].reshape(-1, *part.layout.shape)
+            x_BF[:, start:stop] = augment_batch(values, augment, random).flatten(1)
+    return x_BF
 
 
 def mixup(x: torch.Tensor, y: torch.Tensor, alpha: float, random: torch.Generator) -> MixupBatch:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
+from bloomery.data_contracts.records.tensor_layout import PartSlice
 from bloomery.models.training.config import Loop
-from bloomery.models.training.data.augmentation import augment_batch, mixup
+from bloomery.models.training.data.augmentation import augment_batch, augment_parts, mixup
 from bloomery.models.training.optimization.contrastive_loss import is_embedding, join_pairs
 from bloomery.models.training.optimization.learner import RowLosses
 from bloomery.models.training.optimization.loss import BatchLoss
@@ -22,10 +24,18 @@ class AugmentedBatch(NamedTuple):
     other_y: torch.Tensor | None = None
 
 
-def augment_rows(x: torch.Tensor, y: torch.Tensor, loop: Loop, random: torch.Generator | None) -> AugmentedBatch:
-    """The batch, changed as `loop.augment` says; unchanged without a generator."""
+def augment_rows(
+    batch: tuple[torch.Tensor, torch.Tensor],
+    loop: Loop,
+    random: torch.Generator | None,
+    slices: Sequence[PartSlice] = (),
+) -> AugmentedBatch:
+    """The batch, changed as `loop.augment` says; unchanged without a generator. `slices` are those of mixed rows."""
+    x, y = batch
     if random is None:
         return AugmentedBatch(x, y)
+    if slices:
+        return AugmentedBatch(augment_parts(x, slices, loop.augment, random), y)
     x = augment_batch(x, loop.augment, random)
     if not loop.augment.mixup:
         return AugmentedBatch(x, y)

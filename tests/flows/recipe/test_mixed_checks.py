@@ -84,7 +84,8 @@ def test_problems_of_branches_are_named(inputs, model, sentence):
     ("training", "sentence"),
     [
         ({"privacy": {"epsilon": 1, "delta": 1e-5}}, "training.privacy: the branches of a fused network normalise"),
-        ({"augment": {"mixup": 0.2}}, "training.augment.mixup applies to"),
+        ({"augment": {"mixup": 0.2}}, "training.augment.mixup: parts that are missing, texts and categories cannot"),
+        ({"augment": {"mask": 0.2}}, "training.augment.mask applies to audio, but an encoded row is inputs of differ"),
     ],
 )
 def test_training_options_that_do_not_suit_mixed_rows_are_refused(training, sentence):
@@ -110,3 +111,11 @@ def test_a_fused_network_is_pruned_by_its_branches():
     assert find_problems(NUMBER, TEXT, model=fused(table="mlp", note="gpt"), candidates=candidates) == []
     (problem,) = find_problems(NUMBER, TEXT, model=fused(table="mlp", note="rnn"), candidates=candidates)
     assert "no branch can be: table: a mlp has no heads to remove" in problem
+
+
+def test_images_and_texts_of_mixed_rows_are_augmented():
+    training = {"augment": {"flip": True, "drop_tokens": 0.1}}
+    assert find_problems(NUMBER, TEXT, PHOTO, model=FUSED, training=training) == []
+    inputs = [NUMBER, PHOTO, {**SOUND, "missing": "absent"}]
+    (problem,) = find_problems(*inputs, model=FUSED, training={"augment": {"flip": True, "shift": 1}})
+    assert "training.augment.flip applies to an image, but a row has an image and audio" in problem
