@@ -160,15 +160,3 @@ def test_the_body_of_a_fused_network_can_be_frozen(tiny: TinyFused):
     x, y, _ = tiny.examples
     F.cross_entropy(network(x), y).backward()
     assert all(parameter.grad is not None for parameter in network.join.parameters())
-
-
-def test_without_a_checkpoint_branches_are_the_layers():
-    layout = mixed_layout([Part(name=name, layout=Layout(kind="flat", shape=(2,))) for name in ("a", "b")])
-    network = build_network(Blueprint(config=Fused(kind="fused", width=4), layout=layout, num_outputs=2))
-    embeddings, first, second, head = layer_groups(network)
-    assert (embeddings, {name.split(".")[1] for name in first}, {name.split(".")[1] for name in second}) == (
-        [],
-        {"0"},
-        {"1"},
-    )
-    assert {name.split(".")[0] for name in head} == {"join"}
