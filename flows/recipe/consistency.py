@@ -14,12 +14,12 @@ from bloomery.flows.recipe.multilabel_checks import check_multilabel
 from bloomery.flows.recipe.multioutput_checks import check_multioutput
 from bloomery.flows.recipe.ordinal_checks import check_ordinal
 from bloomery.flows.recipe.pretrained_checks import check_checkpoint_inputs
+from bloomery.flows.recipe.privacy_checks import check_privacy
 from bloomery.flows.recipe.training_checks import (
     check_boosted_trees,
     check_compression,
     check_imported_network,
     check_network,
-    check_privacy,
     check_slices,
     check_training,
 )
