@@ -56,7 +56,7 @@ class ImportedBranch(nn.Module):
         if weight is not None and weight.shape != self.head.weight.shape:
             self.head = nn.Linear(weight.shape[1], weight.shape[0]).to(self.head.weight.device)
         self._session = _Session()
-        super()._load_from_state_dict(state_dict, prefix, *arguments)  # type: ignore[arg-type]
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
 class _Session:
