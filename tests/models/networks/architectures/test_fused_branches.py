@@ -94,7 +94,7 @@ def test_written_networks_need_no_checkpoint(tiny: TinyFused, tmp_path: Path):
 
 
 def test_every_branch_is_pruned_by_its_own_kind(tiny: TinyFused):
-    for pruning in (Pruning(ratio=0.5), Pruning(ratio=0.5, importance="taylor", rounds=2)):
+    for pruning in (Pruning(ratio=0.5), Pruning(ratio=0.5, importance="taylor")):
         network, blueprint = prune_network(tiny.network, tiny.blueprint, pruning, tiny.examples)
         branches = blueprint.config.branches
         assert branches["table"].hidden == (8,)
