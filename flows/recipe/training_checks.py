@@ -21,7 +21,7 @@ from bloomery.models.features.config import Features
 from bloomery.models.features.input_config import CategoryInput, ImageInput, Input, SequenceInput, SeriesInput
 from bloomery.models.networks.config import Branch, Fused, Model, Rnn, TabM, TabularEnsemble
 from bloomery.models.networks.pretrained_config import Pretrained
-from bloomery.models.training.config import Training
+from bloomery.models.training.config import Explain, Training
 from bloomery.models.tree_ensembles.class_shift import SHIFTED_SCORES
 
 # The form of encoded rows by kind of input, and the forms that each kind of network reads. Kinds that are not listed
@@ -212,10 +212,29 @@ def check_training(features: Features, model: Model, training: Training) -> Iter
     if training.length_bucketing and not _has_padding(features):
         yield f"training.length_bucketing: it sorts texts and padded sequences by length, but an encoded row is {form}"
     yield from _check_augmentations(features, training)
+    if isinstance(model, Fused) and training.explain is not None:
+        yield from _check_gradients(features, model, training.explain)
     yield from _check_stages(model, training, form)
     has_indices = any(isinstance(source, CategoryInput) and source.encoding == "index" for source in features.inputs)
     if training.augment.mixup and has_indices:
         yield "training.augment.mixup: category indices (`encoding: index`) cannot be interpolated"
+
+
+def _check_gradients(features: Features, model: Fused, explain: Explain) -> Iterator[str]:
+    """Yields what of mixed rows has no gradients."""
+    if explain.method != "integrated_gradients":
+        return
+    obstacles = [f"the tokens of column {source.columns[0]!r}" for source in features.inputs if source.kind == "text"]
+    if any(isinstance(source, CategoryInput) and source.encoding == "index" for source in features.inputs):
+        obstacles.append("category indices")
+    obstacles += [f"the imported branch {name}" for name, kind in _branch_kinds(model).items() if kind == "imported"]
+    if obstacles:
+        yield f"training.explain.method: mixed rows have no gradients for {obstacles[0]}; leave the method out"
+
+
+def _branch_kinds(model: Model) -> dict[str, str]:
+    branches = model.branches if isinstance(model, Fused) else None
+    return {name: branch.kind for name, branch in (branches or {}).items()}
 
 
 def _check_augmentations(features: Features, training: Training) -> Iterator[str]:
@@ -304,6 +323,8 @@ def check_compression(features: Features, model: Model, compression: Compression
             f"compression.extra_formats: {noun} is not a PyTorch network, so it has no other formats; "
             "leave `extra_formats` out, or name a float candidate with a `student` that replaces it"
         )
+    if compression.extra_formats and "imported" in _branch_kinds(model).values():
+        yield "compression.extra_formats: an imported branch runs in ONNX Runtime only; leave `extra_formats` out"
     for candidate in candidates:
         yield from _check_candidate(features, model, candidate)
 
@@ -334,6 +355,11 @@ def _check_candidate(features: Features, model: Model, candidate: CandidateSpec)
         yield (
             f"compression.candidates: {candidate.name} has a student of kind {student.kind}; name a network that can "
             "be trained"
+        )
+    elif isinstance(student, Fused) and {"pretrained", "imported"} & set(_branch_kinds(student).values()):
+        yield (
+            f"compression.candidates: {candidate.name} has a student with a trained branch; name branches that learn "
+            "from the trained network, such as an rnn"
         )
     elif isinstance(student, Pretrained):
         yield (

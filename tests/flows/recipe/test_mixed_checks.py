@@ -119,3 +119,32 @@ def test_images_and_texts_of_mixed_rows_are_augmented():
     inputs = [NUMBER, PHOTO, {**SOUND, "missing": "absent"}]
     (problem,) = find_problems(*inputs, model=FUSED, training={"augment": {"flip": True, "shift": 1}})
     assert "training.augment.flip applies to an image, but a row has an image and audio" in problem
+
+
+IMPORTED_BRANCH = {
+    "kind": "fused",
+    "branches": {"table": {"kind": "imported", "path": "a.onnx"}, "photo": {"kind": "cnn"}},
+}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "model", "obstacle"),
+    [
+        ([NUMBER, TEXT], FUSED, "the tokens of column 'note'"),
+        ([{"kind": "category", "columns": ["age"], "encoding": "index"}, PHOTO], FUSED, "category indices"),
+        ([NUMBER, PHOTO], IMPORTED_BRANCH, "the imported branch table"),
+    ],
+)
+def test_gradients_need_values_that_have_them(inputs, model, obstacle):
+    explain = {"explain": {"method": "integrated_gradients"}}
+    (problem,) = find_problems(*inputs, model=model, training=explain)
+    assert f"mixed rows have no gradients for {obstacle}" in problem
+    assert find_problems(NUMBER, PHOTO, model=FUSED, training=explain) == []
+
+
+def test_trained_branches_are_no_students_and_have_no_other_formats():
+    (problem,) = find_problems(NUMBER, PHOTO, model=IMPORTED_BRANCH, extra_formats=["pt2"])
+    assert "an imported branch runs in ONNX Runtime only" in problem
+    candidates = [{"name": "fp32"}, {"name": "small", "student": {"model": IMPORTED_BRANCH}}]
+    (problem,) = find_problems(NUMBER, PHOTO, model=FUSED, candidates=candidates)
+    assert "small has a student with a trained branch" in problem
