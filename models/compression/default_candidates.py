@@ -31,6 +31,7 @@ _STUDENT_LAYERS = 3
 _RECOVERY = Loop(epochs=2, batch_size=64, learning_rate=2e-4, best_by="score")
 _FIRST_TRAINING = Loop(epochs=1, batch_size=64, learning_rate=5e-4, best_by="score")
 _STUDENT_TRAINING = Loop(epochs=4, batch_size=64, learning_rate=8e-4, best_by="score")
+STATIC_KINDS = ("cnn", "lenet", "resnet", "mlp")  # of networks that are quantized with static ranges
 _TREE_RATIOS = (0.25, 0.5, 0.75, 0.9)  # of trees that the default candidates lose
 
 
@@ -56,7 +57,7 @@ def default_candidates(
     if pretrained is not None:
         return _pretrained_candidates(pretrained)
     # Recurrent cells and attention have no 8-bit kernels for static ranges.
-    mode = mode or ("static" if kind in ("cnn", "lenet", "resnet", "mlp") else "dynamic")
+    mode = mode or ("static" if kind in STATIC_KINDS else "dynamic")
     quantized = {"quantize": mode, "amx": amx and mode == "static"}
     int8_fields: dict[str, Any] = {"weight_only": "int8"} if weight_only else quantized
     unpruned = (CandidateSpec(name="fp32"), CandidateSpec(name="int8", **int8_fields))

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from bloomery.data_contracts.documents.digests import digest_of_document
 from bloomery.data_contracts.records.records import Candidates, EncodedSplit, Latency, TrainedNetwork
 from bloomery.models.compression.config import CandidateSpec, Compression, QuantizationMode
-from bloomery.models.compression.default_candidates import default_candidates
+from bloomery.models.compression.default_candidates import STATIC_KINDS, default_candidates
 from bloomery.models.compression.obstacles import find_compression_obstacle
+from bloomery.models.networks.config import Fused, Model
 from bloomery.models.profiling.cpu_features import cpu_flags, has_amx
 from bloomery.tasks.compress.built_candidate import SEED, BuiltCandidate
 from bloomery.tasks.compress.candidate_builder import CandidateBuilder, CandidateSplits, build_candidates
@@ -119,7 +120,7 @@ def _default_specs(trained: TrainedNetwork) -> tuple[CandidateSpec, ...]:
     config = read_blueprint(settings().path(trained.network_uri)).config
     return default_candidates(
         config.kind,
-        _choose_quantization(trained),
+        _choose_quantization(trained) or _choose_for_branches(config),
         weight_only=config.kind == "rnn" and config.cell != "lstm",
         amx=has_amx(cpu_flags()),
         pretrained=config if config.kind == "pretrained" else None,
@@ -136,6 +137,13 @@ def _applicable_specs(trained: TrainedNetwork, specs: tuple[CandidateSpec, ...])
     if reasons:
         emit(Progress("compress", 0, len(specs), f"without {', '.join(reasons)}: {next(iter(reasons.values()))}"))
     return tuple(spec for spec in specs if spec.name not in reasons)
+
+
+def _choose_for_branches(config: Model) -> QuantizationMode | None:
+    """Static ranges if every branch is of a kind that they suit; None of other networks."""
+    if not isinstance(config, Fused) or config.branches is None or config.join == "attention":
+        return None
+    return "static" if all(branch.kind in STATIC_KINDS for branch in config.branches.values()) else None
 
 
 def _choose_quantization(trained: TrainedNetwork) -> QuantizationMode | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from bloomery.data_contracts.records.records import Dataset, InitialWeights
 from bloomery.data_contracts.records.weight_transfer import WeightTransfer
-from bloomery.models.networks.config import Model, TabM, vector_width
+from bloomery.models.networks.config import Fused, Model, TabM, vector_width
 from bloomery.models.training.config import Training
 from bloomery.tasks.infrastructure.device import select_device
 from bloomery.tasks.infrastructure.settings import settings
@@ -86,8 +86,11 @@ def sample_validation_rows(dataset: Dataset, val: ExampleSource) -> Examples:
 
 
 def make_blueprint(dataset: Dataset, model: Model) -> Blueprint:
+    from bloomery.models.networks.architectures.fused import with_branches
     from bloomery.models.networks.blueprint import Blueprint
 
+    if isinstance(model, Fused):
+        model = with_branches(model, dataset.layout)
     num_outputs = 1 if dataset.task == "regression" else len(dataset.outputs or dataset.classes)
     if dataset.task == "embedding":
         width = vector_width(model)

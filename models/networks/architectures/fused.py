@@ -154,6 +154,11 @@ def branch_configs(config: Fused, layout: Layout) -> dict[str, Branch]:
     return {name: config.branches[name] for name in names}
 
 
+def with_branches(config: Fused, layout: Layout) -> Fused:
+    """`config` with the default branches for rows of this layout, so that other defaults do not change the network."""
+    return config.model_copy(update={"branches": branch_configs(config, layout)})
+
+
 def default_branch(layout: Layout) -> Branch:
     """A network that suits rows of this layout, for a part without a configured one."""
     match layout.kind:

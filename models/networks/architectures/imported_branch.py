@@ -51,11 +51,11 @@ class ImportedBranch(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *arguments: Any) -> None:
         file, weight = state_dict.get(f"{prefix}file"), state_dict.get(f"{prefix}head.weight")
-        if file is not None and file.shape != self.file.shape:
+        if file is not None and not (file.shape == self.file.shape and torch.equal(file.cpu(), self.file.cpu())):
             self.file = torch.empty_like(file, device=self.file.device)
+            self._session = _Session()
         if weight is not None and weight.shape != self.head.weight.shape:
             self.head = nn.Linear(weight.shape[1], weight.shape[0]).to(self.head.weight.device)
-        self._session = _Session()
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 

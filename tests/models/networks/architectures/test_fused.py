@@ -14,7 +14,7 @@ from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.tensor_layout import Layout, Part, mixed_layout
 from bloomery.models.export.onnx_exporter import TOLERANCE, export_onnx
 from bloomery.models.inference.runtime import create_session, run_session
-from bloomery.models.networks.architectures.fused import FusedNetwork
+from bloomery.models.networks.architectures.fused import FusedNetwork, with_branches
 from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import Custom, Fused, Mlp
 
@@ -94,6 +94,13 @@ def test_default_branches_suit_the_parts():
     layout = mixed_layout(parts)
     outputs = build(layout).eval()(torch.ones(3, *layout.shape))
     assert (outputs.shape, bool(torch.isfinite(outputs).all())) == ((3, 2), True)
+
+
+def test_default_branches_become_a_part_of_the_config():
+    config = with_branches(Fused(kind="fused"), LAYOUT)
+    assert {name: branch.kind for name, branch in config.branches.items()} == {"table": "mlp", "text": "transformer"}
+    named = Fused.model_validate({"kind": "fused", "branches": {"text": {"kind": "gpt"}, "table": {"kind": "mlp"}}})
+    assert with_branches(named, LAYOUT) == named
 
 
 @pytest.mark.parametrize(
