@@ -63,8 +63,6 @@ def export_onnx(network: nn.Module, examples: torch.Tensor, path: Path, *, keep_
                 model = _export_module(network, (examples[:2],), [INPUT], _max_length(network, examples))
         except (RuntimeError, ValueError, TypeError) as failure:
             raise _export_error(failure) from failure
-    if any(node.op_type == "MultiHeadAttention" for node in model.graph.node):
-        optimizer.remove_unused_nodes(remove_inverse_reshapes(model))
     if keep_names:
         _restore_weight_names(model.graph, network)
     onnx.save(strip_metadata(model), path)
@@ -111,7 +109,10 @@ def _export_module(
     # The newer exporter fixes the sequence length of recurrent layers, and unrolls Elman layers.
     is_recurrent = any(isinstance(module, nn.RNNBase) for module in network.modules())
     export = _export_by_tracing if is_recurrent else _export_program_to_onnx
-    return export(network, examples, input_names, max_length)
+    model = export(network, examples, input_names, max_length)
+    if any(node.op_type == "MultiHeadAttention" for node in model.graph.node):
+        optimizer.remove_unused_nodes(remove_inverse_reshapes(model))
+    return model
 
 
 def _export_program_to_onnx(
