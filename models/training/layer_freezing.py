@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 
 from torch import nn
 
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.models.networks.architectures import pretrained
+from bloomery.models.networks.architectures.fused import FusedNetwork
 from bloomery.models.training.transfer_config import Freeze
 
 # Children that are as wide as the outputs: they belong to the task, not to what is transferred.
@@ -20,9 +22,14 @@ def layer_groups(network: nn.Module) -> list[list[str]]:
 
     Layers are the elements of the network's list of blocks or layers; norms, which have no matrix, belong to the layer
     before them. What is before the list are the embeddings. In a network without a list, each child is a layer.
+
+    In a network of branches, layers of equal depth are one layer. If branches are pretrained, only they have layers;
+    the others and the join count as the head.
     """
     if isinstance(network, pretrained.PretrainedNetwork):
         return pretrained.layer_groups(network)
+    if isinstance(network, FusedNetwork):
+        return _groups_of_branches(network)
     parameters = dict(network.named_parameters())
     heads = [name for name in parameters if name.split(".")[0] in _HEADS]
     names = [name for name in parameters if name.split(".")[0] not in _HEADS]
@@ -40,6 +47,21 @@ def layer_groups(network: nn.Module) -> list[list[str]]:
             layers.append(element)
     layers[-1] += names[last:]
     return [names[:first], *layers, heads]
+
+
+def _groups_of_branches(network: FusedNetwork) -> list[list[str]]:
+    is_pretrained = [isinstance(branch, pretrained.PretrainedNetwork) for branch in network.branches]
+    groups_of_branches = [
+        [[f"branches.{number}.{name}" for name in group] for group in layer_groups(branch)[:-1]]
+        for number, branch in enumerate(network.branches)
+        if is_pretrained[number] or not any(is_pretrained)
+    ]
+    groups = [
+        [name for parts in depth for name in parts]
+        for depth in itertools.zip_longest(*groups_of_branches, fillvalue=[])
+    ]
+    inner_names = {name for group in groups for name in group}
+    return [*groups, [name for name, _ in network.named_parameters() if name not in inner_names]]
 
 
 def freeze_parameters(network: nn.Module, freeze: Freeze) -> None:
@@ -68,13 +90,13 @@ def rate_shares(network: nn.Module, discount: float) -> dict[str, float]:
     """Learning rates by parameter, as fractions of the recipe's: each layer's is `discount` times the next layer's.
 
     So general features change least. A layer is a child of the network, or an element of a list among its children;
-    those of a pretrained network are the groups of `layer_groups`.
+    those of pretrained networks and of branches are the groups of `layer_groups`.
 
     Source: Howard & Ruder 2018, "Universal Language Model Fine-tuning for Text Classification", section 3.2.
     """
     all_names = [name for name, _ in network.named_parameters()]
     layers: list[list[str]] = []
-    if isinstance(network, pretrained.PretrainedNetwork):
+    if isinstance(network, pretrained.PretrainedNetwork | FusedNetwork):
         layers, all_names = layer_groups(network), []
     for child, names in _names_of_children(all_names).items():
         is_list = all(name.removeprefix(f"{child}.").split(".")[0].isdigit() for name in names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from bloomery.models.onnx_import.importer import SessionModule
     from bloomery.models.training.data.batches import Examples
     from bloomery.tasks.train.training_curves import TrainingCurves
+
+
+_NAME = re.compile(r"[\w .:/-]+")  # what MLflow takes as a part of a parameter's name
 
 
 def log_inputs(run: TrainingRun, model: Model, initial_weights: InitialWeights | None, processor: str) -> None:
@@ -62,9 +66,9 @@ def log_inputs(run: TrainingRun, model: Model, initial_weights: InitialWeights |
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Each value with its path, such as `training.augment.flip`."""
+    """Each value with its path, such as `training.augment.flip`. A mapping whose keys are no names is one value."""
     for name, value in values.items():
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping) and value and all(map(_NAME.fullmatch, value)):
             yield from _flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value

@@ -21,10 +21,10 @@ def find_source(uri: str) -> WeightSource | None:
     if not uri:
         return None
     path = settings().path(uri)
-    if (path / _ENCODER).is_file():
-        path = path / _ENCODER
     if path.is_file():
-        return WeightSource(uri=uri if path.name != _ENCODER else str(path), digest=digest_of_file(path))
+        return WeightSource(uri=uri, digest=digest_of_file(path))
+    if (path / _ENCODER).is_file():
+        return WeightSource(uri=str(path / _ENCODER), digest=digest_of_file(path / _ENCODER))
     digests = {name: digest_of_file(path / name) for name in (_TOKENIZER, _CONFIG) if (path / name).is_file()}
     return WeightSource(uri=uri, digest=digest_of_document(digests)) if digests else None
 

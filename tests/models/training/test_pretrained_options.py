@@ -12,8 +12,10 @@ import torch
 from torch import nn
 
 from bloomery.data_contracts.records.checkpoint import Checkpoint
-from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.data_contracts.records.tensor_layout import Layout, Part, mixed_layout
+from bloomery.models.networks.architectures.fused import FusedNetwork
 from bloomery.models.networks.blueprint import Blueprint, build_network
+from bloomery.models.networks.config import Fused
 from bloomery.models.networks.pretrained_config import Pretrained
 from bloomery.models.training.config import Training
 from bloomery.models.training.data.batches import Examples, TrainingData
@@ -64,6 +66,44 @@ def test_embeddings_layers_and_the_body_of_a_checkpoint_are_frozen(tiny_bert: Pa
     assert names == {
         name for name, _ in network.named_parameters() if any(name.startswith(prefix) for prefix in trainable)
     }
+
+
+def fused_network() -> FusedNetwork:
+    """A network with an MLP and a transformer of two layers as its branches."""
+    parts = [
+        Part(name="table", layout=Layout(kind="flat", shape=(2,))),
+        Part(name="text", layout=Layout(kind="tokens", shape=(8,), num_tokens=20)),
+    ]
+    text = {"kind": "transformer", "width": 8, "num_heads": 2, "num_layers": 2}
+    config = Fused.model_validate({"kind": "fused", "width": 8, "branches": {"table": {"kind": "mlp"}, "text": text}})
+    network = build_network(Blueprint(config=config, layout=mixed_layout(parts), num_outputs=2))
+    assert isinstance(network, FusedNetwork)
+    return network
+
+
+def trainable_prefixes(network: nn.Module) -> set[str]:
+    names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+    return {".".join(name.split(".")[:3]) for name in names}
+
+
+def test_the_body_of_a_network_of_branches_is_that_of_its_pretrained_branch(tiny_bert: Path):
+    network = fused_network()
+    network.branches[1] = build_network(blueprint_of(tiny_bert))
+    freeze_parameters(network, ("body",))
+    assert "branches.1.body" not in trainable_prefixes(network)
+    assert {"branches.0.layers", "branches.1.head", "join.head.weight"} <= trainable_prefixes(network)
+    shares = rate_shares(network, 0.5)
+    assert shares["branches.0.layers.0.0.weight"] == shares["join.head.weight"] == 1
+    assert shares["branches.1.body.encoder.layer.0.output.dense.weight"] == 0.25
+
+
+def test_layers_of_equal_depth_in_branches_are_frozen_together():
+    network = fused_network()
+    freeze_parameters(network, 1)
+    names = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
+    assert any(name.startswith("branches.1.blocks.0.") for name in names)
+    assert any(name.startswith("branches.0.layers.0.") for name in names)
+    assert not any(name.startswith(("branches.1.blocks.1.", "branches.1.head", "join.")) for name in names)
 
 
 def test_each_layer_of_a_checkpoint_has_a_rate_of_its_own(tiny_bert: Path):

@@ -164,7 +164,7 @@ def test_privacy_and_initial_weights_of_a_training_are_recorded_downstream(datas
     dataset, model = dataset_of(), MLP.model_copy(update={"norm": "none"})
     first = train(dataset, model, QUICK.model_copy(update={"explain": None, "slices": ()}))
     folder = settings().path(first.uri).parent
-    start_from = StartFrom(network=str(folder))
+    start_from = StartFrom(network=str(folder), mapping={"^layers": "layers"})
     initial_weights = locate_initial_weights(start_from)
     privacy = Privacy(epsilon=3, delta=1e-3)
     training = QUICK.model_copy(update={"explain": None, "slices": (), "start_from": start_from, "privacy": privacy})
