@@ -37,7 +37,7 @@ def test_each_part_changes_as_it_does_alone():
 def test_a_missing_part_stays_missing():
     x = torch.rand(30, *LAYOUT.shape)
     x[:, 2:19] = 0
-    changed = augment_parts(x, LAYOUT.part_slices, Augment(flip=True, rotate=20, erase=1), batch_generator(0, 1, 2))
+    changed = augment_parts(x, LAYOUT.part_slices, Augment(flip=True, rotate=20, erase=0.9), batch_generator(0, 1, 2))
     assert not changed[:, 2:19].any()
 
 
