@@ -16,7 +16,7 @@ _TOKENS_SEEN = 8_000_000  # in all epochs together: a few minutes on two cores
 _PIXELS_SEEN = 100_000_000
 _FRAMES_PIXELS = 40 * 60  # of a recording's spectrogram
 _MIN_EPOCHS, _MAX_EPOCHS = 3, 30
-_PATIENCE = 4
+_FEW_ROWS, _SMALL_BATCH = 10_000, 32  # few rows need small batches: otherwise there are few steps
 
 
 def draft_mixed_network(
@@ -31,8 +31,9 @@ def draft_mixed_network(
         2,
     )
     epochs = min(max(_affordable_epochs([planned.options for planned in inputs], num_rows), _MIN_EPOCHS), _MAX_EPOCHS)
-    training = CommentedMap(epochs=epochs, patience=_PATIENCE, batch_size=batch_size, seed=0)
-    add_comment(training, "epochs", "At most; training stops earlier, when the validation score no longer improves.", 2)
+    if num_rows < _FEW_ROWS:
+        batch_size = min(batch_size, _SMALL_BATCH)
+    training = CommentedMap(epochs=epochs, batch_size=batch_size, seed=0)
     candidates = [spec.model_dump(exclude_defaults=True) for spec in default_candidates("fused")]
     fine_tuning = {"epochs": max(epochs // 3, 2), "batch_size": batch_size, "learning_rate": 0.001}
     compression = CommentedMap(
