@@ -14,6 +14,7 @@ from bloomery.tasks.checkpoints.input_checkpoints import find_network
 # Keys of config.json by which networks for images and for audio differ from those for text.
 _IMAGE_KEYS = ("image_size", "num_channels", "patch_size")
 _AUDIO_KEYS = ("num_mel_bins", "conv_dim")
+_ANY_SIZE = ("dinov2", "dinov2_with_registers")  # networks with positions that read images of other sizes
 # Networks that number positions from the one after the padding token's.
 _OFFSET_POSITIONS = ("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet")
 
@@ -41,6 +42,10 @@ def check_pretrained(source: Input, model: Pretrained, place: str = "model") -> 
         yield f"{where} consists of an encoder and a decoder; name one of them alone, such as a bert or a gpt2"
     elif isinstance(source, TextInput):
         yield from _check_length(source, config, where)
+    else:
+        yield from _check_pooling(model, config)
+    if form == "image" and isinstance(source, ImageInput):
+        yield from _check_size(source, config, where)
 
 
 def check_checkpoint_inputs(features: Features, model: Model) -> Iterator[str]:
@@ -69,6 +74,26 @@ def _check_length(text: TextInput, config: dict[str, Any], where: str) -> Iterat
         positions -= int(config.get("pad_token_id") or 0) + 1
     if text.length > positions:
         yield f"{where} has {positions} positions, but `length` of the text is {text.length}; lower it"
+
+
+def _check_pooling(model: Pretrained, config: dict[str, Any]) -> Iterator[str]:
+    """Yields a pooling that a network for images or audio does not have."""
+    if model.pooling == "last" or (model.pooling == "cls" and "depths" in config):
+        order = "first" if model.pooling == "cls" else "last"
+        yield f"model.pooling: {config.get('model_type')} has no {order} token that has seen the others; use auto"
+
+
+def _check_size(image: ImageInput, config: dict[str, Any], where: str) -> Iterator[str]:
+    channels, *size = image.input_shape
+    remedy = "set `preprocessing: checkpoint`"
+    expected = config.get("num_channels", channels)
+    if channels != expected:
+        yield f"{where} reads {expected} channels, but an encoded image has {channels}; {remedy}"
+    sides = config.get("image_size")
+    sides = [sides, sides] if isinstance(sides, int) else sides
+    is_fixed = "depths" not in config and config.get("model_type") not in _ANY_SIZE
+    if is_fixed and isinstance(sides, list) and sides != size:
+        yield f"{where} reads {sides[0]} x {sides[1]} pixels, but an encoded image has {size[0]} x {size[1]}; {remedy}"
 
 
 def _readable_form(config: dict[str, Any]) -> str:

@@ -16,9 +16,10 @@ IMAGE = {"kind": "image", "column": "photo", "shape": [3, 8, 8]}
 BERT = {"model_type": "bert", "vocab_size": 100, "max_position_embeddings": 64}
 
 
-def find_problems(config: dict[str, Any] | None, source: dict[str, Any]) -> list[str]:
+def find_problems(config: dict[str, Any] | None, source: dict[str, Any], pooling: str = "auto") -> list[str]:
     features = Features.model_validate({"key": "id", "label": "kind", "inputs": [source]})
-    return list(check_pretrained(features.inputs[0], Pretrained(kind="pretrained", checkpoint="mine", config=config)))
+    model = {"kind": "pretrained", "checkpoint": "mine", "config": config, "pooling": pooling}
+    return list(check_pretrained(features.inputs[0], Pretrained.model_validate(model)))
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,30 @@ def find_problems(config: dict[str, Any] | None, source: dict[str, Any]) -> list
 )
 def test_a_network_for_texts_of_that_length_has_no_problem(config):
     assert find_problems(config, TEXT) == []
+
+
+VIT = {"model_type": "vit", "image_size": 8, "num_channels": 3}
+RESNET = {"model_type": "resnet", "depths": [1], "num_channels": 3}
+
+
+@pytest.mark.parametrize(
+    ("config", "source", "pooling", "sentence"),
+    [
+        (VIT, {**IMAGE, "resize": [9, 8]}, "auto", "reads 8 x 8 pixels, but an encoded image has 9 x 8; set `prep"),
+        (VIT, {**IMAGE, "shape": [1, 8, 8]}, "auto", "reads 3 channels, but an encoded image has 1; set `prep"),
+        (VIT, IMAGE, "last", "vit has no last token"),
+        (RESNET, IMAGE, "cls", "resnet has no first token"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_images_of_other_sizes_and_other_poolings_are_reported(config, source, pooling, sentence):
+    (problem,) = find_problems(config, source, pooling)
+    assert sentence in problem
+
+
+@pytest.mark.parametrize("config", [VIT, RESNET, {**VIT, "model_type": "dinov2", "image_size": 518}], ids=str)
+def test_images_that_fit_have_no_problem(config):
+    assert find_problems(config, IMAGE) == []
 
 
 @pytest.mark.parametrize(
