@@ -81,7 +81,7 @@ def transfer_weights(
     return TransferResult(
         loaded=tuple(name for name in own_weights if name in loaded),
         initialised=tuple(name for name in own_weights if name not in loaded),
-        mapped=mapped,
+        mapped={source_name: name for source_name, name in mapped.items() if name != source_name},
         adapted=adapter.adapted,
         unused=tuple(name for name in weights if targets.get(name) not in loaded),
     )

@@ -106,7 +106,7 @@ def plan_inputs(
             ),
         )
     prose = [column for column in usable if unused.get(column.name) == _PROSE]
-    mixed = plan_mixed(profile, data, inputs, prose, unused)
+    mixed = plan_mixed(profile, data, inputs, prose, unused, shape)
     if mixed is not None:
         return mixed
     texts = [column for column in usable if unused.get(column.name) in (_PROSE, _FREE_TEXT)]

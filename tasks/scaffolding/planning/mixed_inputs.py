@@ -32,15 +32,17 @@ def plan_mixed(
     tabular: Sequence[PlannedInput],
     texts: Sequence[ColumnProfile],
     unused: dict[str, str],
+    shape: Sequence[int],
 ) -> InputPlan | None:
     """Returns the inputs where there are texts, images or recordings beside other inputs; else None.
 
     Args:
         tabular: the inputs of single values.
         texts: the columns of prose.
+        shape: the sizes of an array where the source states them.
     """
     media = [column for column in profile.columns if column.name not in unused and _is_media(column, data)]
-    planned_media = [_plan_part(column, profile, data) for column in media]
+    planned_media = [_plan_part(column, profile, data, shape) for column in media]
     parts = [part for part in planned_media if isinstance(part, PlannedInput)]
     if not (texts or parts) or bool(tabular) + len(texts) + len(parts) < 2:
         return None
@@ -80,10 +82,12 @@ def _is_media(column: ColumnProfile, data: DataSource) -> bool:
     return column.media is not None or (column.logical_type == "array" and data.has_media)
 
 
-def _plan_part(column: ColumnProfile, profile: SourceProfile, data: DataSource) -> PlannedInput | str:
+def _plan_part(
+    column: ColumnProfile, profile: SourceProfile, data: DataSource, shape: Sequence[int]
+) -> PlannedInput | str:
     if column.media is not None:
         return plan_media(column, profile, data, may_be_absent=True)
-    return plan_array(column, profile, data, ())
+    return plan_array(column, profile, data, shape)
 
 
 def _plan_prose(column: ColumnProfile, num_rows: int) -> PlannedInput:

@@ -111,7 +111,7 @@ def test_training_cannot_start_from_an_imported_network(tmp_path: Path, monkeypa
     path = tmp_path / "network.onnx"
     path.write_bytes(b"")
     monkeypatch.setattr(
-        "bloomery.tasks.train.initial_weights._find_registered_weights", lambda reference: (reference, str(path))
+        "bloomery.tasks.train.initial_weights._find_registered_weights", lambda reference: (reference, str(path), "")
     )
     with pytest.raises(RecipeInvalid, match="mine:3 is an imported network"):
         locate_initial_weights(StartFrom(network="mine:3"))

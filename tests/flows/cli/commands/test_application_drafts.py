@@ -323,8 +323,9 @@ def test_images_of_a_parquet_file_are_learnt_from(home: Path, tmp_path: Path) ->
     pq.write_table(pa.table(columns).replace_schema_metadata(metadata), tmp_path / "rows.parquet")
     recipe = draft_recipe(tmp_path, tmp_path / "rows.parquet", "label")
     assert (recipe.data.kind, recipe.data.mode) == ("huggingface", "L")
-    assert recipe.features.inputs[0].model_dump()["shape"] == (1, 9, 8)
-    assert recipe.model.kind == "cnn"
+    shapes = {source.kind: source.model_dump().get("shape") for source in recipe.features.inputs}
+    assert shapes == {"number": None, "image": (1, 9, 8)}
+    assert recipe.model.kind == "fused"
     assert validate_rows(recipe).num_rows == 60
 
 

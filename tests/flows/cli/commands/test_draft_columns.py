@@ -59,7 +59,7 @@ def test_texts_that_all_differ_are_drafted_without_a_list_of_values(home: Path, 
 
 
 def test_a_text_that_a_mixed_table_leaves_out_is_named(home: Path, tmp_path: Path) -> None:
-    notes = [f"free text {number} with {number % 13} words" for number in range(NUM)]
+    notes = [f"lot-{number} {number % 13}" for number in range(NUM)]
     lines = describe_draft(tmp_path, write_csv(tmp_path, note=notes))
     assert lines["not used"].startswith("note: it is text that differs in most rows")
 

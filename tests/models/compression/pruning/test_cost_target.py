@@ -59,7 +59,7 @@ def test_a_latency_target_is_reached_as_measured(monkeypatch):
         "bloomery.models.compression.pruning.cost_target.export_onnx",
         lambda network, x, path: path.write_bytes(weights_of(network)),
     )
-    monkeypatch.setattr("bloomery.models.profiling.latency.create_session", lambda path: path)
+    monkeypatch.setattr("bloomery.models.profiling.latency.create_session", lambda path, device: path)
     monkeypatch.setattr("bloomery.models.profiling.latency.run_batch", run_batch)
     monkeypatch.setattr("bloomery.models.profiling.latency.time.perf_counter", lambda: clock)
     blueprint = Blueprint(config=Cnn(kind="cnn", channels=(32, 128), hidden=0), layout=IMAGE, num_outputs=3)
