@@ -63,13 +63,17 @@ SPECS = {
     "student": {"student": {"model": SMALL, "training": {"epochs": 20, "batch_size": 32, "learning_rate": 5e-3}}},
 }
 
+DAILY_STEPS = ("prune",)  # each branch has one test per step of its own kind
+
 
 def accuracy(path: Path, rows: Examples) -> float:
     outputs = run_session(create_session(path), rows.x.numpy())
     return float((outputs.argmax(1) == rows.y.numpy()).mean())
 
 
-@pytest.mark.parametrize("step", SPECS)
+@pytest.mark.parametrize(
+    "step", [step if step in DAILY_STEPS else pytest.param(step, marks=pytest.mark.nightly) for step in SPECS]
+)
 def test_each_step_gives_a_file_that_predicts(tuning, step, tmp_path: Path):
     fine_tuning, blueprint = tuning
     spec = CandidateSpec.model_validate({"name": "smaller", **SPECS[step]})

@@ -50,7 +50,7 @@ _STEPS = {
     "all": {"trim_vocabulary": 0.9, "student": {"layers": [1]}, "prune": 0.5, "factorize": 0.5},
 }
 
-_DAILY = ("heads", "factorize", "all")
+_DAILY = ("heads", "all")
 
 
 @pytest.fixture(scope="module")

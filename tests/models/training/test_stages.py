@@ -86,8 +86,12 @@ CONTRASTIVE = Training(
 
 @pytest.mark.parametrize(
     ("config", "training"),
-    [(CNN, HEAD_THEN_ALL), (CNN, CONTRASTIVE), (TRANSFORMER, MASKED), (TRANSFORMER, CONTRASTIVE)],
-    ids=["head-then-all", "contrastive-images", "masked-tokens", "contrastive-text"],
+    [
+        pytest.param(CNN, HEAD_THEN_ALL, id="head-then-all"),
+        pytest.param(CNN, CONTRASTIVE, id="contrastive-images"),
+        pytest.param(TRANSFORMER, MASKED, id="masked-tokens"),
+        pytest.param(TRANSFORMER, CONTRASTIVE, id="contrastive-text", marks=pytest.mark.nightly),
+    ],
 )
 def test_a_training_killed_in_any_stage_ends_with_the_same_bits(config, training, tmp_path: Path):
     expected, expected_history, _ = run(config, training)

@@ -45,6 +45,7 @@ def test_a_broken_java_home_is_skipped(home: Path, tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.slow
+@pytest.mark.nightly  # each day Java is found in the package, and Spark runs
 def test_spark_runs_without_an_installed_java(tmp_path: Path, clean_environment: Callable[..., dict[str, str]]) -> None:
     code = (
         "from bloomery.tasks.infrastructure import engine_environment, settings, spark_session\n"

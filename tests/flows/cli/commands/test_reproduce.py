@@ -156,6 +156,7 @@ def test_networks_for_texts_are_reproduced(
 
 
 @pytest.mark.slow
+@pytest.mark.nightly  # each day a stage that differs is reported with its cause, by the same comparison
 def test_a_changed_source_is_reported(home: Path, forked_bloomery: Callable[..., Any], tmp_path: Path) -> None:
     from bloomery.tasks.bentos.bento_store import bento_folder
 
