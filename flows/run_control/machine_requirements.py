@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from typing import Any
 
-from bloomery.data_contracts.errors import EngineMissing
 from bloomery.flows.recipe.recipe import Recipe
 from bloomery.models.inference.serving_device import require_device
+from bloomery.models.networks.transformers_package import require_transformers
 
 _TRANSFORMERS_KINDS = ("pretrained", "huggingface")  # of networks that `transformers` builds
 
@@ -23,7 +21,7 @@ def check_machine_requirements(recipe: Recipe) -> None:
 
     networks = (recipe.model, recipe.compression)  # which may have students
     if any(_names_kind(part.model_dump(mode="json"), _TRANSFORMERS_KINDS) for part in networks):
-        _require_transformers()
+        require_transformers(" or ".join(_TRANSFORMERS_KINDS))
     require_device(recipe.compression.serving_device)
     if "litert" in recipe.compression.extra_formats:
         from bloomery.models.export.litert_exporter import require_litert
@@ -33,16 +31,6 @@ def check_machine_requirements(recipe: Recipe) -> None:
         from bloomery.models.profiling.rapl import open_energy_counter
 
         open_energy_counter()
-
-
-def _require_transformers() -> None:
-    if importlib.util.find_spec("transformers") is None:
-        raise EngineMissing(
-            "the package transformers is not installed",
-            required="transformers, for a network of kind pretrained or huggingface",
-            where=sys.prefix,
-            remedy="pip install 'bloomery[huggingface]'",
-        )
 
 
 def _names_kind(document: Any, kinds: tuple[str, ...]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from inspect import signature
@@ -11,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 
-from bloomery.data_contracts.errors import EngineMissing, RecipeInvalid
+from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.networks.layers.transformers_attention import register_attention
 from bloomery.models.networks.pretrained_config import Pretrained
+from bloomery.models.networks.transformers_package import missing_transformers
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -114,12 +114,7 @@ def _require_transformers() -> None:
     try:
         import transformers  # noqa: F401 - whether it can be imported
     except ImportError as failure:
-        raise EngineMissing(
-            "the package transformers is not installed",
-            required="transformers, for a network of kind pretrained",
-            where=sys.prefix,
-            remedy="pip install 'bloomery[huggingface]'",
-        ) from failure
+        raise missing_transformers("pretrained") from failure
 
 
 def _read_configuration(config: Pretrained) -> PretrainedConfig:

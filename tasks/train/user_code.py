@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bloomery.data_contracts.documents.digests import digest_of_file
-from bloomery.data_contracts.errors import DataMissing, EngineMissing, RecipeInvalid
+from bloomery.data_contracts.errors import DataMissing, RecipeInvalid
 from bloomery.data_contracts.records.checkpoint import CONFIG_FILE, POOLING_FILE, Checkpoint
 from bloomery.models.networks.config import Custom, Fused, Imported, Model
 from bloomery.models.networks.pretrained_config import Pretrained
+from bloomery.models.networks.transformers_package import require_transformers
 from bloomery.tasks.checkpoints.json_files import read_object
 from bloomery.tasks.checkpoints.resolve import resolve_checkpoint
 from bloomery.tasks.orchestration.code_version import PACKAGE, versions
@@ -129,13 +130,7 @@ def _is_importable(name: str, paths: list[Path]) -> bool:
 
 def _bundle_checkpoint(model: Pretrained, folder: Path) -> Pretrained:
     checkpoint = resolve_checkpoint(model.checkpoint, folder)
-    if importlib.util.find_spec("transformers") is None:
-        raise EngineMissing(
-            "the package transformers is not installed",
-            required="transformers, for a network of kind pretrained",
-            where=sys.prefix,
-            remedy="pip install 'bloomery[huggingface]'",
-        )
+    require_transformers("pretrained")
     config = read_object(checkpoint.path(CONFIG_FILE), "model.checkpoint")
     pooling = _read_pooling(checkpoint) if model.pooling == "auto" else None
     return model.model_copy(update={"resolved": checkpoint, "config": config, "pooling": pooling or model.pooling})

@@ -6,16 +6,16 @@ Shapes: B rows, T tokens, C channels, H height, W width, K outputs.
 from __future__ import annotations
 
 import difflib
-import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from bloomery.data_contracts.errors import EngineMissing, RecipeInvalid
+from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.networks.config import HuggingFace
 from bloomery.models.networks.transformers_body import silenced
+from bloomery.models.networks.transformers_package import missing_transformers
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -68,12 +68,7 @@ def build(config: HuggingFace, layout: Layout, num_outputs: int) -> nn.Module:
     try:
         import transformers
     except ImportError as failure:
-        raise EngineMissing(
-            "the package transformers is not installed",
-            required="transformers, for a network of kind huggingface",
-            where=sys.prefix,
-            remedy="pip install 'bloomery[huggingface]'",
-        ) from failure
+        raise missing_transformers("huggingface") from failure
     with silenced():
         options = _build_configuration(config, layout, num_outputs)
         family = (
