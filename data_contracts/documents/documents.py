@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -18,6 +18,11 @@ Location = tuple[str | int, ...]
 def is_unset(value: object) -> bool:
     """Whether an option is null; `exclude_if=is_unset` does not write it, so that stages without it keep their keys."""
     return value is None
+
+
+def is_empty(value: Sized) -> bool:
+    """Whether an option has no elements; `exclude_if=is_empty` does not write it, for the same reason."""
+    return not value
 
 
 class Document(BaseModel):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field
 
 from bloomery.data_contracts.documents.digests import digest_of_document
-from bloomery.data_contracts.documents.documents import Document
+from bloomery.data_contracts.documents.documents import Document, is_empty
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -18,10 +18,6 @@ TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_FILES = (TOKENIZER_FILE, "tokenizer_config.json", "special_tokens_map.json")
 POOLING_FILE = "1_Pooling/config.json"  # of sentence-transformers
 PREPROCESSOR_FILE = "preprocessor_config.json"
-
-
-def _is_empty(value: str) -> bool:
-    return not value
 
 
 class Checkpoint(Document):
@@ -33,7 +29,7 @@ class Checkpoint(Document):
     ] = None
     folder: Annotated[
         str,
-        Field(description="absolute path on this machine; empty in a stored encoder or network", exclude_if=_is_empty),
+        Field(description="absolute path on this machine; empty in a stored encoder or network", exclude_if=is_empty),
     ] = ""
     files: Annotated[dict[str, str], Field(description="sha256 of each file, by its name in the folder")]
     licence: Annotated[str | None, Field(description="by its model card or its package")] = None

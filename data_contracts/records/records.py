@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from bloomery.data_contracts.documents.documents import Document
+from bloomery.data_contracts.documents.documents import Document, is_empty
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.records.checkpoint import Checkpoint
 from bloomery.data_contracts.records.intervals import Interval as Interval
@@ -93,7 +93,7 @@ class Dataset(Record):
     layout: Layout
     classes: tuple[int | str, ...]  # or labels; empty for a regression
     outputs: Annotated[
-        tuple[OutputUnits, ...], Field(exclude_if=lambda outputs: not outputs, description="of several numeric labels")
+        tuple[OutputUnits, ...], Field(exclude_if=is_empty, description="of several numeric labels")
     ] = ()
     test_rows_uri: str
     num_dropped: int  # rows without a complete window, or without a label outside of training
@@ -150,7 +150,7 @@ class TrainedNetwork(Record):
     import_error: float | None = None  # of an imported network: largest difference from the original file's outputs
     trees_error: float | None = None  # of boosted trees: largest difference from the outputs of scikit-learn
     initial_weights: InitialWeights | None = None  # that training started from
-    checkpoints: Annotated[tuple[Checkpoint, ...], Field(exclude_if=lambda checkpoints: not checkpoints)] = ()
+    checkpoints: Annotated[tuple[Checkpoint, ...], Field(exclude_if=is_empty)] = ()
     transfer: OptionalTransfer = None  # what the training took over from the initial weights
     privacy: Privacy | None = None  # None without a guarantee
     resource_usage: ResourceUsage | None = None
@@ -248,7 +248,7 @@ class Candidate(Document):
     flips: Flips | None = None  # of a classification
     interval: PredictionInterval | None = None  # of a regression with enough validation rows
     recalls: tuple[ClassRecall, ...] = ()  # of a classification: each class with rows that were held out
-    outputs: Annotated[tuple[OutputScore, ...], Field(exclude_if=lambda outputs: not outputs)] = ()
+    outputs: Annotated[tuple[OutputScore, ...], Field(exclude_if=is_empty)] = ()
     latencies: tuple[Latency, ...]  # of single rows first, then of larger batches
     energy: Energy | None = None  # of the budget's batch size, if its objective weighs energy
     parity_error: float  # largest difference from PyTorch's or the imported network's outputs, before quantization

@@ -6,6 +6,8 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
 
+from bloomery.data_contracts.documents.documents import is_unset
+
 GpuDevice = Literal["cuda", "tensorrt"]
 # A field that is None for the processor. It is written only for a GPU, so that older keys and digests stay valid.
-OptionalGpuDevice: TypeAlias = Annotated[GpuDevice | None, Field(exclude_if=lambda device: device is None)]
+OptionalGpuDevice: TypeAlias = Annotated[GpuDevice | None, Field(exclude_if=is_unset)]

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
-from bloomery.data_contracts.documents.documents import Document, is_unset
+from bloomery.data_contracts.documents.documents import Document, is_empty, is_unset
 
 # classification: one of several classes. ordinal: the same, and the classes have an order. multilabel: any number of
 # them, also none. multioutput: a regression with several labels. embedding: vectors of texts, which are close to those
@@ -56,7 +56,7 @@ class Layout(Document):
     ] = ()
     parts: Annotated[
         tuple[Part, ...],
-        Field(description="mixed alone: the inputs of different kinds", exclude_if=lambda parts: not parts),
+        Field(description="mixed alone: the inputs of different kinds", exclude_if=is_empty),
     ] = ()
 
     @property

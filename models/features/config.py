@@ -49,7 +49,7 @@ class Features(Document):
     labels: Annotated[
         tuple[str, ...] | None,
         Field(
-            exclude_if=lambda labels: labels is None,
+            exclude_if=is_unset,
             description="the columns of a regression with several outputs, where `label` is a list",
         ),
     ] = None

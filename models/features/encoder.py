@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from bloomery.data_contracts.documents.documents import Document
+from bloomery.data_contracts.documents.documents import Document, is_empty
 from bloomery.data_contracts.records.key_column import key_column
 from bloomery.data_contracts.records.output_units import OutputUnits, standardise_outputs
 from bloomery.data_contracts.records.tensor_layout import Layout
@@ -117,7 +117,7 @@ class Encoder(Document):
     fitted: tuple[FittedInput, ...]
     classes: Classes
     units: StandardUnits | None = None
-    outputs: Annotated[tuple[OutputUnits, ...], Field(exclude_if=lambda outputs: not outputs)] = ()
+    outputs: Annotated[tuple[OutputUnits, ...], Field(exclude_if=is_empty)] = ()
 
     @cached_property
     def columns(self) -> tuple[str, ...]:

@@ -198,10 +198,6 @@ def _is_empty(value: Freeze | tuple[Stage, ...]) -> bool:
     return value == ()
 
 
-def _is_none(value: object) -> bool:
-    return value is None
-
-
 def _is_one(value: float) -> bool:
     return value == 1
 
@@ -243,7 +239,7 @@ class Training(Loop):
         ),
     ] = 1.0
     lora: Annotated[
-        Lora | None, Field(exclude_if=_is_none, description="adapters learn in place of the weights before the head")
+        Lora | None, Field(exclude_if=is_unset, description="adapters learn in place of the weights before the head")
     ] = None
     stages: Annotated[
         tuple[Stage, ...],

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from bloomery.data_contracts.documents.documents import Document
+from bloomery.data_contracts.documents.documents import Document, is_empty
 from bloomery.models.features.input_config import Count
 
 Adaptation = Literal["channels", "vocabulary", "outputs"]
 
 _MOVED = ("freeze", "discount")
-
-
-def _is_empty(value: Sized) -> bool:
-    return not value
 
 
 def _as_list(value: Any) -> Any:
@@ -73,20 +69,20 @@ class StartFrom(Document):
         dict[str, str],
         Field(
             default_factory=dict,
-            exclude_if=_is_empty,
+            exclude_if=is_empty,
             description="names of the source's weights to names of this network's: prefix to prefix, or ^regex",
         ),
     ]
     drop: Annotated[
         tuple[Annotated[str, Field(min_length=1)], ...],
         BeforeValidator(_as_list),
-        Field(exclude_if=_is_empty, description="prefixes of the source's weights that are not loaded"),
+        Field(exclude_if=is_empty, description="prefixes of the source's weights that are not loaded"),
     ] = ()
     adapt: Annotated[
         tuple[Adaptation, ...],
         BeforeValidator(_as_list),
         Field(
-            exclude_if=_is_empty,
+            exclude_if=is_empty,
             description="channels: the mean over the source's channels; vocabulary, outputs: the rows of equal tokens, "
             "of equal classes",
         ),
