@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from bloomery.data_contracts.documents.cron import CronExpression
-from bloomery.data_contracts.documents.documents import Document, is_empty, is_unset
+from bloomery.data_contracts.documents.documents import Document, is_unset
 from bloomery.data_contracts.documents.durations import Duration
 from bloomery.data_contracts.odcs.distributions import Histogram, ReferenceColumn
-from bloomery.data_contracts.records.output_units import OutputUnits
+from bloomery.data_contracts.records.output_units import OptionalClassOutputs, OptionalOutputs
 from bloomery.data_contracts.records.records import Interval
 from bloomery.data_contracts.records.tensor_layout import Task
 
@@ -88,7 +88,8 @@ class VersionReference(Document):
     confidence: ReferenceProfile | None = None
     task: Task
     label: str  # its column in the contract, or those of several outputs
-    outputs: Annotated[tuple[OutputUnits, ...], Field(exclude_if=is_empty)] = ()
+    outputs: OptionalOutputs = ()
+    class_outputs: OptionalClassOutputs = ()
     output_profiles: Annotated[
         dict[str, ReferenceProfile] | None,
         Field(exclude_if=is_unset, description="of several outputs: their predictions by name"),

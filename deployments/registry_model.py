@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 
 from bloomery.data_contracts.errors import DataUnfit
 from bloomery.data_contracts.requests.problems import RowsRefused, row_problem
+from bloomery.data_contracts.serving.predictions import flatten_classes
 from bloomery.data_contracts.serving.signatures import UNSIGNED_VARIABLE
 from bloomery.data_contracts.validation.casting import cast_column
 from bloomery.deployments.endpoint.asgi.media_rows import BASE64, parse_media_rows
@@ -69,6 +70,8 @@ class RegistryModel:
     def predict(self, data: Any, params: dict[str, Any] | None = None) -> pd.DataFrame | pd.Series[Any]:
         """A row for each row of `data`: its label, or labels, and a probability for each class, or its value.
 
+        Several labels with classes have a column each, such as `colour`, and one such as `colour_probabilities`.
+
         MLflow's evaluators get the label or the value only, since those of classifiers and regressors take one column.
 
         `data` is a DataFrame of pandas or Polars, an Arrow table, a list of rows by column, one such row, or lists of
@@ -90,7 +93,10 @@ class RegistryModel:
         except DataUnfit as failure:
             raise _mlflow_error(failure.found, []) from failure
         index = data.index if isinstance(data, pd.DataFrame) else None
-        predictions = pd.DataFrame(self.version.format_predictions(np.concatenate(outputs)), index=index)
+        answers = self.version.format_predictions(np.concatenate(outputs))
+        if self.version.encoder.class_outputs:
+            answers = [flatten_classes(answer) for answer in answers]
+        predictions = pd.DataFrame(answers, index=index)
         if not _is_evaluated():
             return predictions
         if self.version.is_embedding:

@@ -16,12 +16,12 @@ from pydantic import Field
 
 from bloomery.data_contracts.documents.documents import Document, is_empty
 from bloomery.data_contracts.odcs.contract import Contract
+from bloomery.data_contracts.records import output_units
 from bloomery.data_contracts.records.checkpoint import Checkpoint
 from bloomery.data_contracts.records.intervals import Interval as Interval
 from bloomery.data_contracts.records.intervals import PredictionInterval as PredictionInterval
 from bloomery.data_contracts.records.measurements import Energy as Energy
 from bloomery.data_contracts.records.measurements import Latency as Latency
-from bloomery.data_contracts.records.output_units import OutputScore, OutputUnits
 from bloomery.data_contracts.records.privacy import Privacy as Privacy
 from bloomery.data_contracts.records.scores import Score, default_score
 from bloomery.data_contracts.records.tensor_layout import Layout, Task
@@ -92,9 +92,8 @@ class Dataset(Record):
     task: Task
     layout: Layout
     classes: tuple[int | str, ...]  # or labels; empty for a regression
-    outputs: Annotated[
-        tuple[OutputUnits, ...], Field(exclude_if=is_empty, description="of several numeric labels")
-    ] = ()
+    outputs: output_units.OptionalOutputs = ()
+    class_outputs: output_units.OptionalClassOutputs = ()
     test_rows_uri: str
     num_dropped: int  # rows without a complete window, or without a label outside of training
     valid_rows: ValidRows
@@ -248,7 +247,8 @@ class Candidate(Document):
     flips: Flips | None = None  # of a classification
     interval: PredictionInterval | None = None  # of a regression with enough validation rows
     recalls: tuple[ClassRecall, ...] = ()  # of a classification: each class with rows that were held out
-    outputs: Annotated[tuple[OutputScore, ...], Field(exclude_if=is_empty)] = ()
+    outputs: output_units.OptionalOutputScores = ()
+    class_outputs: output_units.OptionalClassOutputScores = ()
     latencies: tuple[Latency, ...]  # of single rows first, then of larger batches
     energy: Energy | None = None  # of the budget's batch size, if its objective weighs energy
     parity_error: float  # largest difference from PyTorch's or the imported network's outputs, before quantization

@@ -16,6 +16,7 @@ SCORE_NAMES: dict[Task, str] = {
     "embedding": "nDCG@10",
     "ordinal": "accuracy",
     "multioutput": "mean RMSE",
+    "multitask": "mean accuracy",
 }
 DEGRADATION_NAMES: dict[Task, str] = {
     "classification": "drop",
@@ -24,6 +25,7 @@ DEGRADATION_NAMES: dict[Task, str] = {
     "embedding": "drop",
     "ordinal": "drop",
     "multioutput": "rise",
+    "multitask": "drop",
 }
 
 

@@ -36,6 +36,10 @@ ScoreName = Literal[
     "mean_rmse",
     "mean_mae",
     "mean_r2",
+    "mean_accuracy",
+    "mean_balanced_accuracy",
+    "exact_match",
+    "mean_log_loss",
 ]
 
 
@@ -80,6 +84,10 @@ SCORES: dict[ScoreName, ScoreFacts] = {
     "mean_rmse": ScoreFacts("mean RMSE in deviations", "multioutput", is_error=True, is_share=False),
     "mean_mae": ScoreFacts("mean MAE in deviations", "multioutput", is_error=True, is_share=False),
     "mean_r2": ScoreFacts("mean R²", "multioutput"),
+    "mean_accuracy": ScoreFacts("mean accuracy", "multitask"),
+    "mean_balanced_accuracy": ScoreFacts("mean balanced accuracy", "multitask"),
+    "exact_match": ScoreFacts("exact match", "multitask"),
+    "mean_log_loss": ScoreFacts("mean log loss", "multitask", is_error=True, is_share=False),
 }
 
 
@@ -145,7 +153,7 @@ ScoreSetting = Annotated[
 ]
 
 ACCURACY, RMSE, SUBSET_ACCURACY = Score(name="accuracy"), Score(name="rmse"), Score(name="subset_accuracy")
-MEAN_RMSE = Score(name="mean_rmse")
+MEAN_RMSE, MEAN_ACCURACY = Score(name="mean_rmse"), Score(name="mean_accuracy")
 _DEFAULTS: dict[Task, Score] = {
     "classification": ACCURACY,
     "regression": RMSE,
@@ -153,6 +161,7 @@ _DEFAULTS: dict[Task, Score] = {
     "embedding": Score(name="ndcg_at_10"),
     "ordinal": ACCURACY,
     "multioutput": MEAN_RMSE,
+    "multitask": MEAN_ACCURACY,
 }
 
 

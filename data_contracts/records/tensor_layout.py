@@ -11,9 +11,9 @@ from pydantic import Field
 from bloomery.data_contracts.documents.documents import Document, is_empty, is_unset
 
 # classification: one of several classes. ordinal: the same, and the classes have an order. multilabel: any number of
-# them, also none. multioutput: a regression with several labels. embedding: vectors of texts, which are close to those
-# of the texts that belong to them.
-Task = Literal["classification", "regression", "multilabel", "ordinal", "multioutput", "embedding"]
+# them, also none. multioutput: a regression with several labels. multitask: a class of each of several labels.
+# embedding: vectors of texts, which are close to those of the texts that belong to them.
+Task = Literal["classification", "regression", "multilabel", "ordinal", "multioutput", "multitask", "embedding"]
 
 
 def predicts_one_class(task: Task) -> bool:
@@ -28,7 +28,13 @@ def predicts_numbers(task: Task) -> bool:
 
 def describe_task(task: Task) -> str:
     """The task with its article, such as `a regression`, `an ordinal task` or `an embedding`."""
-    return {"ordinal": "an ordinal task", "embedding": "an embedding"}.get(task, f"a {task}")
+    names: dict[Task, str] = {
+        "ordinal": "an ordinal task",
+        "multioutput": "a regression of several labels",
+        "multitask": "a classification of several labels",
+        "embedding": "an embedding",
+    }
+    return names.get(task, f"a {task}")
 
 
 class Layout(Document):

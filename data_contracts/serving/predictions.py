@@ -5,6 +5,8 @@ That of an embedding is `{"embedding"}`, a vector.
 
 That of several outputs is `{"values": {"width": 1.2, "height": 3.4}}`.
 
+That of several labels with classes is `{"classes": {"colour": "red"}, "probabilities": {"colour": {"red": 0.9}}}`.
+
 Versions with conformal intervals add `lower` and `upper` to a value.
 """
 
@@ -40,6 +42,8 @@ def max_difference(
         return max(abs(value - other) / deviations.get(name, 1.0) for name, value, other in pairs)
     if "value" in first:
         return abs(float(first["value"]) - float(second["value"]))
+    if "classes" in first:
+        return max(max_difference(_of_label(first, name), _of_label(second, name)) for name in first["classes"])
     if "label" in first and first["label"] != second["label"]:
         return 1.0
     first_shares, second_shares = first["probabilities"], second["probabilities"]
@@ -54,12 +58,26 @@ def _cosine(first_W: np.ndarray, second_W: np.ndarray) -> float:
     return float(first_W @ second_W) / lengths if lengths > 0 else float(np.array_equal(first_W, second_W))
 
 
+def _of_label(prediction: Prediction, name: str) -> Prediction:
+    return {"label": prediction["classes"][name], "probabilities": prediction["probabilities"][name]}
+
+
+def flatten_classes(prediction: Prediction) -> Prediction:
+    """The prediction of several labels with classes, with a column for each label and one for its probabilities."""
+    shares = {f"{name}_probabilities": values for name, values in prediction["probabilities"].items()}
+    return {**prediction["classes"], **shares}
+
+
 def format_prediction(prediction: Prediction) -> str:
     if "embedding" in prediction:
         vector = prediction["embedding"]
         return f"[{', '.join(f'{value:.4g}' for value in vector[:3])}, …] with {len(vector)} values"
     if "value" in prediction:
         return f"{prediction['value']:g}"
+    if "classes" in prediction:
+        shares = prediction["probabilities"]
+        texts = [f"{name} {label} ({shares[name][str(label)]:.4f})" for name, label in prediction["classes"].items()]
+        return ", ".join(texts)
     if "values" in prediction:
         return ", ".join(f"{name} {value:g}" for name, value in prediction["values"].items())
     if "labels" in prediction:

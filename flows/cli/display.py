@@ -27,7 +27,7 @@ from bloomery.data_contracts.records.score_format import class_noun, degradation
 from bloomery.data_contracts.records.tensor_layout import predicts_numbers
 from bloomery.tasks.evaluation.baseline_text import baseline_rows, explain_loss
 from bloomery.tasks.evaluation.candidate_table import describe_other_scores, explain_baseline, format_weakest_class
-from bloomery.tasks.evaluation.output_scores import describe_output
+from bloomery.tasks.evaluation.output_scores import describe_class_output, describe_output
 from bloomery.tasks.orchestration import events
 
 _LINE_INTERVAL_S = 2.0
@@ -215,6 +215,8 @@ def print_release(console: Console, release: Release, seconds: float, reference:
         console.print(f"[dim]{escape(scores)}[/]")
     for output in choice.candidate.outputs:
         console.print(escape(describe_output(output)))
+    for class_output in choice.candidate.class_outputs:
+        console.print(escape(describe_class_output(class_output)))
     if (explanation := explain_baseline(choice)) is not None:
         console.print(escape(explanation))
     for verdict in choice.verdicts:
@@ -289,6 +291,10 @@ def _describe_prediction(example: dict[str, Any]) -> str:
         return f"[bold]a vector of {example['dimensions']} values[/]"
     if "value" in example:
         return f"[bold]{format_number(example['value'])}[/]; the true value is {format_number(example['truth'])}"
+    if "classes" in example:
+        classes = ", ".join(f"{escape(name)} {escape(str(label))}" for name, label in example["classes"].items())
+        truth = escape(", ".join("unknown" if label is None else label for label in example["truth"]))
+        return f"[bold]{classes}[/]; the true classes are {truth}"
     if "values" in example:
         values = ", ".join(f"{escape(name)} {format_number(value)}" for name, value in example["values"].items())
         truth = ", ".join("unknown" if value is None else format_number(value) for value in example["truth"])

@@ -64,7 +64,7 @@ def init(
     Args:
         data: A DataFrame of pandas or Polars, an Arrow table, or a file, folder, pattern or table as for `--data`; or
             several by split, such as `{"train": a, "test": b}`. A table is written to `NAME.parquet` in `output`.
-        label: The column to predict. A list of several, of 0 and 1, are sets of labels.
+        label: The column to predict. A list of several: classes, numbers, or sets of labels as columns of 0 and 1.
         name: Name of the model; by default that of the file.
         output: The folder to write to.
         force: Whether existing files are replaced.

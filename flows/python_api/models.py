@@ -148,6 +148,7 @@ class Model:
             kinds = {
                 "regression": f"predicts {dataset.label} as a number",
                 "multioutput": f"predicts {dataset.label} as numbers",
+                "multitask": f"predicts {dataset.label}, a class of each",
                 "multilabel": f"predicts {dataset.label} as a set of labels",
                 "embedding": "computes vectors",
             }

@@ -35,6 +35,7 @@ _LABEL_TYPES = {
     "embedding": ("string",),
     "ordinal": ("integer", "string"),
     "multioutput": ("integer", "number"),
+    "multitask": ("integer", "string", "boolean"),
 }
 _LABEL_RULES = {
     "classification": "classes are integers, strings or booleans",
@@ -43,6 +44,7 @@ _LABEL_RULES = {
     "embedding": "the label of an embedding is a text that belongs to the input's",
     "ordinal": "classes with an order are integers or strings",
     "multioutput": "targets are numbers",
+    "multitask": "classes are integers, strings or booleans",
 }
 
 _ITEM_TYPES = ("integer", "string")
@@ -99,7 +101,15 @@ def _check_features(features: Features, contract: Contract) -> Iterator[str]:
                 "a semicolon or a space at the end in its name; rename it in data and contract"
             )
     yield from _check_key(contract.column(features.key), contract.table.key)
-    for name in features.label_columns:
+    kinds = {name: column.logical_type for name in features.label_columns if (column := contract.column(name))}
+    if "number" in kinds.values() and {"string", "boolean"} & set(kinds.values()):
+        listing = ", ".join(f"{name} is {kind}" for name, kind in kinds.items())
+        yield (
+            f"features.label: several labels are all numbers or all classes, but {listing}; predict the numbers and "
+            "the classes by two recipes"
+        )
+        kinds = {}
+    for name in kinds:
         yield from _check_label(features, contract.column(name))
     for source in features.inputs:
         for name in source.columns:

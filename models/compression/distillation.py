@@ -5,6 +5,7 @@ Shapes: B rows, K outputs.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -19,7 +20,13 @@ from bloomery.models.training.config import Loop
 from bloomery.models.training.data.batches import Examples
 from bloomery.models.training.optimization.contrastive_loss import is_embedding, similarity_loss
 from bloomery.models.training.optimization.learner import Learner, RowLosses
-from bloomery.models.training.optimization.loss import is_multilabel, is_multioutput, is_regression
+from bloomery.models.training.optimization.loss import (
+    is_multilabel,
+    is_multioutput,
+    is_multitask,
+    is_regression,
+    split_logits,
+)
 from bloomery.models.training.optimization.mixed_precision import autocast
 
 # (student_BK, teacher_BK, temperature) -> the distance of the student's outputs to the teacher's, summed over the rows.
@@ -33,7 +40,8 @@ def create_distiller(
 
     The loss of a row is (1 - weight) times that of its label, plus `weight` times the distance to the teacher's output:
     for classes T^2 times the Kullback-Leibler divergence at temperature T, for sets of labels the mean of that of each
-    label, for a regression the squared difference, for vectors the divergence of similarities.
+    label, for several labels with classes their sum, for a regression the squared difference, for vectors the
+    divergence of similarities.
     `feature_weight` and `attention_weight` add the losses of feature_matching.py. The teacher sees each row with the
     student's augmentation, and does not change.
 
@@ -77,7 +85,17 @@ def target_distance(y: torch.Tensor) -> TargetDistance:
         return similarity_loss
     if is_multioutput(y):
         return squared_distance
+    if is_multitask(y):
+        return functools.partial(_class_distance, num_labels=y.shape[1])
     return set_target_loss if is_multilabel(y) else soft_target_loss
+
+
+def _class_distance(
+    student_BK: torch.Tensor, teacher_BK: torch.Tensor, temperature: float, num_labels: int
+) -> torch.Tensor:
+    """The distance of the probabilities of the classes of several labels, summed over labels and rows."""
+    student, teacher = (split_logits(outputs_BK, num_labels).flatten(0, 1) for outputs_BK in (student_BK, teacher_BK))
+    return soft_target_loss(student, teacher, temperature)
 
 
 def squared_distance(student_BK: torch.Tensor, teacher_BK: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -33,6 +33,9 @@ def fit_baselines(task: BaselineTask) -> Iterator[FittedBaseline]:
 
     Where there are many rows or features, an even sample of the rows is fitted, so that each takes seconds at most.
     """
+    if task.class_counts:
+        yield from _fit_to_class_outputs(task)
+        return
     if task.train.y.dtype == np.float64 and task.train.y.ndim == 2:
         yield from _fit_to_outputs(task)
         return
@@ -76,6 +79,35 @@ def _fit_to_sets(task: BaselineTask) -> Iterator[FittedBaseline]:
             yield FittedBaseline(name, predictions, num_fitted)
         else:
             yield FittedBaseline(name, None, reason=reason or "no label has enough rows")
+
+
+def _fit_to_class_outputs(task: BaselineTask) -> Iterator[FittedBaseline]:
+    """The most frequent classes, and one linear model and one of trees for each of several labels with classes.
+
+    Predictions are probabilities (N, M, K), 0 beyond the classes of a label.
+    """
+    features = Features(task.layout)
+    single_labels = []
+    for num_classes, labels_N in zip(task.class_counts, task.train.y.T, strict=True):
+        is_known_N = labels_N >= 0
+        rows = BaselineRows(task.train.x[is_known_N], labels_N[is_known_N])
+        single_labels.append(task._replace(num_classes=num_classes, train=rows, class_counts=()))
+    fits: tuple[tuple[str, Callable[[BaselineTask], FittedBaseline]], ...] = (
+        (CONSTANT[5], fit_constant),
+        ("logistic regression for each label", partial(fit_linear, features=features)),
+        ("boosted trees for each label", partial(fit_trees, features=features)),
+    )
+    for name, fit in fits:
+        fitted = [fit(single_label) for single_label in single_labels]
+        reason = next((baseline.reason for baseline in fitted if baseline.predictions is None), "")
+        if reason:
+            yield FittedBaseline(name, None, reason=reason)
+            continue
+        shares = np.zeros((len(task.test_x), len(fitted), max(task.class_counts)))
+        for number, baseline in enumerate(fitted):
+            assert baseline.predictions is not None
+            shares[:, number, : baseline.predictions.shape[1]] = baseline.predictions
+        yield FittedBaseline(name, shares, max(baseline.num_rows for baseline in fitted))
 
 
 def _fit_to_outputs(task: BaselineTask) -> Iterator[FittedBaseline]:

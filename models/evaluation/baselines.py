@@ -21,6 +21,7 @@ CONSTANT = (
     "quantile of the labels",
     "most frequent labels",
     "mean of each output",
+    "majority class of each label",
 )  # baselines that know the labels alone
 SEASONS = (4, 7, 12, 24, 48, 52, 96, 168, 365)  # steps: quarters, days, months, hours, weeks, …
 _MAX_LINEAR_VALUES = 20_000_000  # rows x features x classes
@@ -78,6 +79,7 @@ class BaselineTask(NamedTuple):
     train: BaselineRows
     test_x: np.ndarray
     windows: LabelWindows | None = None
+    class_counts: tuple[int, ...] = ()  # of each of several labels with classes
 
 
 def fit_constant(task: BaselineTask) -> FittedBaseline:

@@ -44,7 +44,7 @@ def score_interval(score: Score, truth_N: np.ndarray, predictions: np.ndarray) -
     if score.facts.task == "embedding":
         return gain_interval(score.name, predictions)
     value = compute_score(score, truth_N, predictions)
-    if score.facts.task == "multioutput":
+    if score.facts.task in ("multioutput", "multitask"):
         return output_score_interval(score.name, truth_N, predictions)
     losses_N = row_losses(score, truth_N, predictions)
     if losses_N is not None:
@@ -87,7 +87,7 @@ def degradation_interval(score: Score, truth_N: np.ndarray, before: np.ndarray, 
     if score.facts.task == "embedding":
         return gain_drop(score.name, before, after)
     scores = [compute_score(score, truth_N, values) for values in (before, after)]
-    if score.facts.task == "multioutput":
+    if score.facts.task in ("multioutput", "multitask"):
         return output_degradation_interval(score.name, truth_N, before, after)
     losses = [row_losses(score, truth_N, values) for values in (before, after)]
     if losses[0] is not None and losses[1] is not None:

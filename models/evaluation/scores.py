@@ -33,6 +33,7 @@ _ALWAYS_DEFINED: dict[Task, str] = {
     "embedding": "ndcg_at_10",
     "ordinal": "rank_mae or accuracy",
     "multioutput": "mean_rmse or mean_mae",
+    "multitask": "exact_match",
 }
 
 
@@ -87,7 +88,7 @@ def require_defined(score: Score, truth_N: np.ndarray, num_classes: int, split: 
             raise UndefinedScore("there are no rows")
         if score.facts.task == "multilabel":
             _require_labels(score, truth_N)
-        elif score.facts.task == "multioutput":
+        elif score.facts.task in ("multioutput", "multitask"):
             _require_outputs(score, truth_N)
         elif score.name in RANKINGS:
             rank_targets(truth_N, num_classes)
@@ -290,7 +291,7 @@ def _of_outputs(score: Score, truth_NK: np.ndarray, values_NK: np.ndarray) -> fl
 
 
 def _require_outputs(score: Score, truth_NK: np.ndarray) -> None:
-    if not has_labels(truth_NK):
+    if score.name != "exact_match" and not has_labels(truth_NK):
         raise UndefinedScore("an output has no label in any row")
     if score.name == "mean_r2" and not has_variance(truth_NK):
         raise UndefinedScore("all labels of an output are equal, so there is no variance to explain")
@@ -323,4 +324,8 @@ _FUNCTIONS: dict[ScoreName, Callable[[Score, np.ndarray, np.ndarray], float]] = 
     "mean_rmse": _of_outputs,
     "mean_mae": _of_outputs,
     "mean_r2": _of_outputs,
+    "mean_accuracy": _of_outputs,
+    "mean_balanced_accuracy": _of_outputs,
+    "exact_match": _of_outputs,
+    "mean_log_loss": _of_outputs,
 }

@@ -50,7 +50,7 @@ class Features(Document):
         tuple[str, ...] | None,
         Field(
             exclude_if=is_unset,
-            description="the columns of a regression with several outputs, where `label` is a list",
+            description="the columns of several outputs, where `label` is a list",
         ),
     ] = None
     task: Task = "classification"
@@ -97,12 +97,14 @@ class Features(Document):
         if len(names) < 2 or len(set(names)) < len(names):
             finding = "names a column twice" if len(set(names)) < len(names) else "needs at least two columns"
             raise ValueError(f"`label` as a list {finding}; for one label write its name alone")
-        if values.get("task") not in ("regression", "multioutput"):
+        tasks = {"regression": "multioutput", "classification": "multitask"}
+        task = values.get("task", "classification")
+        if task not in (*tasks, *tasks.values()):
             raise ValueError(
-                "several labels need `task: regression`; several classes are separate recipes, or, as columns of 0 "
-                "and 1, one column of `data.lists` and `task: multilabel`"
+                "several labels need `task: regression` for numbers, or `task: classification` for a class of each; "
+                "columns of 0 and 1 may be one set of labels: `data.lists` and `task: multilabel`"
             )
-        return {**values, "label": ", ".join(names), "labels": names, "task": "multioutput"}
+        return {**values, "label": ", ".join(names), "labels": names, "task": tasks.get(task, task)}
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
@@ -110,8 +112,10 @@ class Features(Document):
             raise ValueError("an input of kind series has windows over time, so it must be the only input")
         self._require_parts()
         columns = [column for source in self.inputs for column in source.columns]
-        if (self.task == "multioutput") != (self.labels is not None):
-            raise ValueError("a regression with several outputs has a list in `label`, and `task: regression`")
+        if (self.task in ("multioutput", "multitask")) != (self.labels is not None):
+            raise ValueError(
+                "a task of several outputs has a list in `label`, with `task: regression` or `classification`"
+            )
         for label in self.label_columns:
             if label in columns and not self.is_forecast:
                 raise ValueError(f"column {label!r} is the label, so the network must not read it")

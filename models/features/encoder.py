@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from bloomery.data_contracts.documents.documents import Document, is_empty
+from bloomery.data_contracts.documents.documents import Document
 from bloomery.data_contracts.records.key_column import key_column
-from bloomery.data_contracts.records.output_units import OutputUnits, standardise_outputs
+from bloomery.data_contracts.records.output_units import OptionalClassOutputs, OptionalOutputs, standardise_outputs
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.features import labels
 from bloomery.models.features.config import Classes, Features, is_optional
@@ -117,7 +117,8 @@ class Encoder(Document):
     fitted: tuple[FittedInput, ...]
     classes: Classes
     units: StandardUnits | None = None
-    outputs: Annotated[tuple[OutputUnits, ...], Field(exclude_if=is_empty)] = ()
+    outputs: OptionalOutputs = ()
+    class_outputs: OptionalClassOutputs = ()
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
@@ -195,8 +196,10 @@ def _add_statistics(
     ]
 
 
-def fit(features: Features, documents: Iterable[str]) -> Encoder:
+def fit(features: Features, documents: Iterable[str], integer_columns: Collection[str] = ()) -> Encoder:
     """Fits the encoder on the results of `partial_statistics` for the training split, in any order.
+
+    The classes of several labels are integers in `integer_columns`, and texts in others.
 
     Raises:
         DataUnfit: there are fewer than two classes or label values, or a column has no value or too many categories.
@@ -215,7 +218,12 @@ def fit(features: Features, documents: Iterable[str]) -> Encoder:
     )
     outputs = labels.fit_outputs(features, label_statistics)
     return Encoder(
-        features=features.without_checkpoints(), fitted=fitted, classes=classes, units=units, outputs=outputs
+        features=features.without_checkpoints(),
+        fitted=fitted,
+        classes=classes,
+        units=units,
+        outputs=outputs,
+        class_outputs=labels.fit_class_outputs(features, label_statistics, integer_columns),
     )
 
 
@@ -309,6 +317,8 @@ def encoded_schema(encoder: Encoder, key: pa.DataType) -> pa.Schema:
         label = pa.list_(pa.float32())
     elif encoder.features.task == "embedding":
         label = pa.list_(pa.int32())
+    elif encoder.class_outputs:
+        label = pa.list_(pa.int64())
     elif encoder.outputs:
         label = pa.list_(pa.float64())
     key_name = key_column(encoder.features.key)
@@ -331,6 +341,10 @@ def encode_labels(encoder: Encoder, values: pa.Array | pa.ChunkedArray) -> pa.Ar
         return labels.encode_sets(encoder.classes, label, values)
     if encoder.features.task == "embedding":
         return _encode_texts(encoder, values)
+    if encoder.class_outputs:
+        positions_BM = labels.encode_class_outputs(encoder.class_outputs, values)
+        offsets = pa.array(np.arange(len(positions_BM) + 1, dtype=np.int32) * np.int32(positions_BM.shape[1]))
+        return pa.ListArray.from_arrays(offsets, pa.array(positions_BM.reshape(-1)))
     if encoder.features.labels is not None:
         values_BK = labels.output_values(encoder.features.labels, values)
         offsets = pa.array(np.arange(len(values_BK) + 1, dtype=np.int32) * np.int32(len(encoder.outputs)))

@@ -7,7 +7,7 @@ Shapes: B rows, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from bloomery.data_contracts.documents.documents import Document
 from bloomery.data_contracts.errors import DataUnfit
-from bloomery.data_contracts.records.output_units import OutputUnits
+from bloomery.data_contracts.records.output_units import ClassOutput, OutputUnits
 from bloomery.data_contracts.records.tensor_layout import predicts_numbers
 from bloomery.models.features.config import Classes, Features
 from bloomery.models.features.kinds.category import class_names, count_categories
@@ -50,6 +50,9 @@ def partial_fit(features: Features, rows: Rows) -> tuple[ColumnStatistics, ...]:
         return (numeric_statistics(np.zeros(0)),)
     if features.task == "regression":
         return (numeric_statistics(regression_targets(features.label, rows[features.label_column])),)
+    if features.task == "multitask":
+        columns = split_columns(rows[features.label_column], len(features.label_columns))
+        return tuple(count_categories(column, MAX_CLASSES) for column in columns)
     if features.labels is not None:
         values_BK = output_values(features.labels, rows[features.label_column])
         return tuple(numeric_statistics(column[~np.isnan(column)]) for column in values_BK.T)
@@ -104,7 +107,7 @@ def fit_outputs(features: Features, labels: Sequence[ColumnStatistics]) -> tuple
     Raises:
         DataUnfit: an output has no label, or all its labels are equal.
     """
-    names = features.labels or ()
+    names = features.label_columns if features.task == "multioutput" else ()
     statistics = labels or [numeric_statistics(np.zeros(0)) for _ in names]
     units = (_fit_units(name, values) for name, values in zip(names, statistics if names else (), strict=True))
     return tuple(
@@ -119,8 +122,12 @@ def fit_classes(features: Features, labels: ColumnStatistics | None) -> Classes:
     Raises:
         DataUnfit: there are fewer than two, or more than `MAX_CLASSES`.
     """
-    if predicts_numbers(features.task) or features.task == "embedding":
+    if predicts_numbers(features.task) or features.task in ("multitask", "embedding"):
         return ()
+    return _fit_classes(features.label, labels, features.order)
+
+
+def _fit_classes(label: str, labels: ColumnStatistics | None, order: Classes | None = None) -> Classes:
     class_counts = labels if isinstance(labels, CategoryCounts) else CategoryCounts(MAX_CLASSES)
     classes = tuple(sorted(name for (name,) in class_counts.counts if name is not None))
     if class_counts.is_full or len(classes) < 2:
@@ -128,10 +135,10 @@ def fit_classes(features: Features, labels: ColumnStatistics | None) -> Classes:
         raise DataUnfit(
             f"the training split has {values} class(es): {', '.join(map(str, classes)) or 'none'}",
             required=f"at least two classes, and at most {MAX_CLASSES:,}",
-            where=f"column {features.label}",
+            where=f"column {label}",
             remedy="check that the recipe's `features.label` names the right column and that the data is complete",
         )
-    return classes if features.order is None else _order_classes(features.label, features.order, classes)
+    return classes if order is None else _order_classes(label, order, classes)
 
 
 def _order_classes(label: str, order: Classes, classes: Classes) -> Classes:
@@ -177,6 +184,46 @@ def _fit_units(label: str, labels: ColumnStatistics | None) -> StandardUnits:
             remedy="check that the recipe's `features.label` names the right column and that the data is complete",
         )
     return StandardUnits(mean=values.moments.mean(), deviation=values.moments.deviation())
+
+
+def split_columns(arrays: pa.Array | pa.ChunkedArray, num_columns: int) -> list[pa.Array]:
+    """The columns of arrays of `num_columns` elements each."""
+    rows = combine_chunks(arrays)
+    return [pc.list_element(rows, position) for position in range(num_columns)]
+
+
+def fit_class_outputs(
+    features: Features, labels: Sequence[ColumnStatistics], integer_columns: Collection[str] = ()
+) -> tuple[ClassOutput, ...]:
+    """The classes of each of several labels, those of `integer_columns` as integers; empty for other tasks.
+
+    Raises:
+        DataUnfit: a label has fewer than two classes, or too many.
+    """
+    if features.task != "multitask":
+        return ()
+    statistics = labels or [CategoryCounts(MAX_CLASSES) for _ in features.label_columns]
+    outputs = []
+    for name, counts in zip(features.label_columns, statistics, strict=True):
+        classes = _fit_classes(name, counts)
+        if name in integer_columns:  # the array of a row holds them as texts
+            classes = tuple(sorted(map(int, classes)))
+        outputs.append(ClassOutput(name=name, classes=classes))
+    return tuple(outputs)
+
+
+def encode_class_outputs(outputs: Sequence[ClassOutput], arrays: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """The class index of each of several labels, int64 (B, M); `IGNORED_LABEL` where a label is missing.
+
+    Raises:
+        DataUnfit: a label is not a class of the training split.
+    """
+    columns = split_columns(arrays, len(outputs))
+    positions = [
+        class_positions(tuple(map(str, output.classes)), output.name, column, may_be_null=True)
+        for output, column in zip(outputs, columns, strict=True)
+    ]
+    return np.stack([np.asarray(combine_chunks(column)) for column in positions], axis=1)
 
 
 def standardise(units: StandardUnits, values: np.ndarray) -> np.ndarray:

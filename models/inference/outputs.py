@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bloomery.data_contracts.records.output_units import class_mask
 from bloomery.data_contracts.records.tensor_layout import predicts_one_class
 from bloomery.models.features.encoder import Encoder, decode
 from bloomery.models.inference.runtime import run_session, sigmoid, softmax
@@ -37,8 +38,9 @@ def predictions_from(encoder: Encoder, outputs_BK: np.ndarray) -> np.ndarray:
     """Probabilities float64 (B, K) of the encoder's classes, or for a regression the values float64 (B,).
 
     Those of several outputs are float64 (B, K) in deviations from the means of their labels; `restore_units` has their
-    units. The probabilities of a classification add up to 1; those of a multilabel task are independent. The
-    predictions of an embedding are its vectors, float32 (B, W), as the file computes them.
+    units. Those of several labels with classes are probabilities (B, M, K), 0 beyond the classes of a label. The
+    probabilities of a classification add up to 1; those of a multilabel task are independent. The predictions of an
+    embedding are its vectors, float32 (B, W), as the file computes them.
     """
     if predicts_one_class(encoder.features.task):
         return softmax(outputs_BK)
@@ -46,6 +48,11 @@ def predictions_from(encoder: Encoder, outputs_BK: np.ndarray) -> np.ndarray:
         return sigmoid(outputs_BK)
     if encoder.features.task == "embedding":
         return outputs_BK
+    if encoder.class_outputs:
+        mask_MK = class_mask(encoder.class_outputs)
+        logits_BMK = outputs_BK.reshape(len(outputs_BK), *mask_MK.shape)
+        shares = softmax(np.where(mask_MK, logits_BMK, -np.inf).reshape(-1, mask_MK.shape[1]))
+        return shares.reshape(logits_BMK.shape)
     if encoder.outputs:
         return outputs_BK.astype(np.float64)
     return decode(encoder, outputs_BK)

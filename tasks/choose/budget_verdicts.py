@@ -132,6 +132,7 @@ def find_violations(
         *_find_subgroup_violations(subgroups.slices, by_slice, getattr(budget, by_slice), task),
         *_find_subgroup_violations(subgroups.classes, "class_drop", budget.class_drop, task),
         *(_find_recall_violations(candidate, class_noun(task)) if budget.class_drop is None else ()),
+        *(_find_output_violations(candidate) if budget.class_drop is None else ()),
     ]
     if budget.size_bytes is not None and candidate.size_bytes > budget.size_bytes:
         message = f"size {candidate.size_bytes / 1000:.1f} kB, limit {budget.size_bytes / 1000:.1f} kB"
@@ -185,6 +186,25 @@ def _find_recall_violations(candidate: Candidate, noun: str) -> Iterator[BudgetV
             )
     if worst is not None:
         yield worst
+
+
+def _find_output_violations(candidate: Candidate) -> Iterator[BudgetViolation]:
+    """At most one violation: of several labels with classes, that with the largest demonstrable drop of accuracy."""
+    drops = [
+        (drop_of_counts(output.num_lost, output.num_gained, output.num_compared), output)
+        for output in candidate.class_outputs
+        if output.num_compared
+    ]
+    drop, output = max(drops, key=lambda pair: pair[0].low, default=(None, None))
+    if drop is not None and output is not None and drop.low > 0:
+        message = f"accuracy of {output.name} drops: of {output.num_compared} rows {output.num_lost} are lost"
+        yield BudgetViolation(
+            limit="class_drop",
+            allowed=0.0,
+            measured=drop.value,
+            needed_limit=round_up(drop.high, 2),
+            message=f"{message} and {output.num_gained} gained",
+        )
 
 
 def _find_degradation_violations(
@@ -361,7 +381,8 @@ def _describe_budget(budget: Budget, score: Score) -> str:
         limit = budget.latency_ms
         limits.append(f"at most {limit.value:g} ms at p{limit.percentile}{_format_batch(limit.batch_size)}")
     if budget.class_drop is None and not predicts_numbers(task) and task != "embedding":
-        limits.append(f"no demonstrable drop of recall in any {class_noun(task)}")
+        of_labels = " and of accuracy in any label" if task == "multitask" else ""
+        limits.append(f"no demonstrable drop of recall in any {class_noun(task)}{of_labels}")
     weights = budget.objective
     for resource, weight in (("time", weights.latency), ("energy", weights.energy)):
         if weight > 0:

@@ -132,7 +132,7 @@ def _quantize(builder: CandidateBuilder, spec: CandidateSpec, parent: BuiltCandi
     from bloomery.models.compression.quantization.post_training import QuantizationOptions, find_first_layer, quantize
     from bloomery.models.compression.quantization.sensitivity import ValidationRows, find_float_layers
     from bloomery.models.training.data.batches import even_sample
-    from bloomery.models.training.optimization.loss import is_multilabel, is_multioutput
+    from bloomery.models.training.optimization.loss import is_multilabel, is_multioutput, is_multitask
 
     assert spec.quantize is not None
     num_rows = builder.compression.calibration_rows
@@ -150,7 +150,7 @@ def _quantize(builder: CandidateBuilder, spec: CandidateSpec, parent: BuiltCandi
     elif spec.float_layers is not None:
         val = builder.splits.val
         x, y = (even_sample(tensor, _NUM_SENSITIVITY_ROWS) for tensor in (val.x, val.y))
-        validation = ValidationRows(x.numpy(), _loss_on(y), is_multilabel(y), is_multioutput(y))
+        validation = ValidationRows(x.numpy(), _loss_on(y), is_multilabel(y), is_multioutput(y) or is_multitask(y))
         float_layers = find_float_layers(parent.path, calibration, validation, spec.float_layers, options)
     quantize(parent.path, path, calibration, options._replace(keep_float=float_layers))
     return hashlib.sha256(calibration.tobytes()).hexdigest() if spec.quantize == "static" else None

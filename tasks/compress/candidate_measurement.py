@@ -34,6 +34,7 @@ from bloomery.tasks.compress.baseline_comparison import (
     held_out_truths,
     measure_disagreements,
     measure_intervals,
+    measure_output_changes,
     measure_recalls,
     predict_splits,
     prediction_changes,
@@ -42,7 +43,13 @@ from bloomery.tasks.compress.baseline_comparison import (
 from bloomery.tasks.compress.built_candidate import SEED, BuiltCandidate
 from bloomery.tasks.compress.candidate_builder import CandidateSplits
 from bloomery.tasks.evaluation.candidate_table import latency_columns
-from bloomery.tasks.evaluation.output_scores import output_columns, score_each_output
+from bloomery.tasks.evaluation.output_scores import (
+    class_output_columns,
+    name_class_rows,
+    output_columns,
+    score_each_class_output,
+    score_each_output,
+)
 from bloomery.tasks.evaluation.row_predictions import RowPredictions, predict_rows
 from bloomery.tasks.evaluation.scoring import (
     GroundTruth,
@@ -127,6 +134,9 @@ def measure_candidates(
         record = _measure(out, candidate, dataset, candidate_predictions, latencies[name], is_baseline=name == baseline)
         after = before if name == baseline else compare(candidate)
         comparison: dict[str, Any] = {"recalls": measure_recalls(dataset, samples, before, after)}
+        if dataset.class_outputs:
+            changed_outputs = measure_output_changes(record.class_outputs, dataset, samples, before, after)
+            comparison["class_outputs"] = changed_outputs
         if name != baseline:
             changes = prediction_changes(dataset.task, before, after)
             comparison["disagreements"] = measure_disagreements(dataset.task, changes)
@@ -177,6 +187,7 @@ def _measure(
         degradation=_NO_DEGRADATION if is_baseline else compare_predictions(score, truth, before, after),
         flips=None if predicts_numbers(task) or task == "embedding" else _count_flips(task, truth, before, after),
         outputs=score_each_output(dataset.outputs, truth, after),
+        class_outputs=score_each_class_output(dataset.class_outputs, truth, after),
         latencies=latencies,
         parity_error=candidate.parity_error,
         predictions_uri=out.uri(table_path.name),
@@ -200,7 +211,9 @@ def _find_coded_bytes(candidate: BuiltCandidate) -> int | None:
 
 def _count_flips(task: Task, truth: GroundTruth, before: np.ndarray, after: np.ndarray) -> Flips:
     correct_before, correct_after = (point_predictions(task, values) == truth.truth for values in (before, after))
-    if task == "multilabel":
+    if task == "multitask":
+        correct_before, correct_after = (correct | (truth.truth < 0) for correct in (correct_before, correct_after))
+    if task in ("multilabel", "multitask"):
         correct_before, correct_after = correct_before.all(axis=1), correct_after.all(axis=1)
     return Flips(
         num_lost=int((correct_before & ~correct_after).sum()), num_gained=int((~correct_before & correct_after).sum())
@@ -224,6 +237,11 @@ def _write_predictions(path: Path, dataset: Dataset, measured: _Predictions) -> 
         columns["truth"] = pa.array(truth.truth)
         columns["prediction"] = pa.array(list(measured.vectors), pa.list_(pa.float32()))
         columns["rank"] = pa.array(predictions)
+    elif dataset.class_outputs:
+        classes_NM = point_predictions(dataset.task, predictions)
+        for name, positions_NM in (("truth", truth.truth), ("prediction", classes_NM)):
+            columns[name] = pa.array(name_class_rows(dataset.class_outputs, positions_NM))
+        columns["probabilities"] = pa.array(list(predictions.reshape(len(predictions), -1)), pa.list_(pa.float64()))
     elif dataset.outputs:
         for name, values_NK in (("truth", truth.truth), ("prediction", predictions)):
             labels = restore_units(dataset.outputs, values_NK).tolist()
@@ -279,6 +297,9 @@ def _log_tables(run_id: str, trained: TrainedNetwork, predictions: _Predictions)
         drops = {part.value: part.degradation for part in degradation_by_class(dataset, truth, before, after)}
         table |= _degradation_columns(dataset.task, [drops.get(name) for name in table["class"]])
         client.log_table(run_id, table, "per_class.json")
+    if dataset.class_outputs:
+        class_scores = score_each_class_output(dataset.class_outputs, truth, predictions.values)
+        client.log_table(run_id, class_output_columns(class_scores), "per_output.json")
     if dataset.outputs:
         table = output_columns(score_each_output(dataset.outputs, truth, predictions.values))
         client.log_table(run_id, table, "per_output.json")

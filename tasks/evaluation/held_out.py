@@ -11,11 +11,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bloomery.data_contracts.records.key_column import key_column
-from bloomery.data_contracts.records.output_units import standardise_outputs
+from bloomery.data_contracts.records.output_units import format_classes, standardise_outputs
 from bloomery.data_contracts.records.records import Choice, Dataset
 from bloomery.data_contracts.records.tensor_layout import predicts_numbers
 from bloomery.models.features.encoder import read_encoder
-from bloomery.models.features.labels import mark_labels
+from bloomery.models.features.labels import encode_class_outputs, mark_labels
 from bloomery.tasks.evaluation.scoring import GroundTruth
 from bloomery.tasks.evaluation.slices import bootstrap_order
 from bloomery.tasks.infrastructure.parquet import read_batches
@@ -49,7 +49,8 @@ def predicted_values(dataset: Dataset, predictions: pa.Table) -> np.ndarray:
         return np.asarray(predictions["rank"].to_numpy())
     if predicts_numbers(dataset.task):
         return decode_column(dataset, predictions["prediction"])
-    return np.asarray(pc.list_flatten(predictions["probabilities"])).reshape(predictions.num_rows, -1)
+    shares = np.asarray(pc.list_flatten(predictions["probabilities"])).reshape(predictions.num_rows, -1)
+    return shares.reshape(len(shares), len(dataset.class_outputs), -1) if dataset.class_outputs else shares
 
 
 def decode_column(dataset: Dataset, values: pa.ChunkedArray) -> np.ndarray:
@@ -62,6 +63,8 @@ def decode_column(dataset: Dataset, values: pa.ChunkedArray) -> np.ndarray:
     if dataset.outputs:
         values_NK = np.asarray(values.combine_chunks().flatten(), np.float64).reshape(-1, len(dataset.outputs))
         return standardise_outputs(dataset.outputs, values_NK)
+    if dataset.class_outputs:
+        return encode_class_outputs(dataset.class_outputs, values)
     labels = values.combine_chunks()
     if dataset.task == "multilabel":
         return mark_labels(dataset.classes, labels)
@@ -111,7 +114,12 @@ def example_predictions(choice: Choice, num_rows: int) -> list[dict[str, Any]]:
     """Returns the first test rows as a client would send them, each with its measured prediction."""
     dataset = choice.candidates.trained.dataset
     predicted_rows = read_measured_predictions(choice).slice(0, num_rows).to_pylist()
-    if dataset.outputs:
+    if dataset.class_outputs:
+        predictions = [
+            format_classes(dataset.class_outputs, np.reshape(row["probabilities"], (len(dataset.class_outputs), -1)))
+            for row in predicted_rows
+        ]
+    elif dataset.outputs:
         names = [output.name for output in dataset.outputs]
         predictions = [{"values": dict(zip(names, row["prediction"], strict=True))} for row in predicted_rows]
     elif dataset.task == "regression":

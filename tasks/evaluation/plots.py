@@ -49,8 +49,11 @@ def plot_training_curves(epochs: Sequence[EpochResult], score: Score, unit: floa
     save_figure(figure, path, 120)
 
 
-def plot_confusion_matrix(counts: np.ndarray, classes: Sequence[object], path: Path) -> None:
-    """Plots counts (K, K) of true and predicted classes as a heat map, for at most `MAX_PLOTTED_CLASSES` classes."""
+def plot_confusion_matrix(counts: np.ndarray, classes: Sequence[object], path: Path, label: str = "") -> None:
+    """Plots counts (K, K) of true and predicted classes as a heat map, for at most `MAX_PLOTTED_CLASSES` classes.
+
+    The `label` is named where there are several.
+    """
     side = max(0.32 * len(classes) + 2, 5.5)
     figure = create_figure(figsize=(side + 0.5, side), layout="constrained")
     axes = figure.subplots()
@@ -58,6 +61,7 @@ def plot_confusion_matrix(counts: np.ndarray, classes: Sequence[object], path: P
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     names = [str(name) for name in classes]
     axes.set(xlabel="prediction", ylabel="truth")
+    axes.set_title(label, parse_math=False)
     axes.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 3 else 0, parse_math=False)
     axes.set_yticks(range(len(names)), names, parse_math=False)
     for row, column in zip(*np.nonzero(counts), strict=True):

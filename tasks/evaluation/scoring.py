@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from bloomery.data_contracts.records.output_units import ClassOutput
 from bloomery.data_contracts.records.records import Dataset, Interval
-from bloomery.data_contracts.records.scores import MEAN_RMSE, Score, default_score
+from bloomery.data_contracts.records.scores import Score, default_score
 from bloomery.data_contracts.records.tensor_layout import Task, predicts_numbers, predicts_one_class
 from bloomery.data_contracts.serving.predictions import decide_labels
 from bloomery.models.evaluation import metrics
 from bloomery.models.evaluation.label_sets import are_sets_right, label_metrics
-from bloomery.models.evaluation.output_scores import output_degradation_interval, output_score_interval
+from bloomery.models.evaluation.output_scores import one_hot, output_degradation_interval, output_score_interval
 from bloomery.models.evaluation.retrieval import gain_drop, gain_interval
 from bloomery.models.evaluation.score_intervals import degradation_interval, score_interval
 from bloomery.models.evaluation.scores import compute_metrics, compute_score, require_score
@@ -61,7 +62,7 @@ def decode_labels(encoder: Encoder, split: Examples) -> np.ndarray:
 
     if encoder.features.task == "multilabel":
         return split.y.numpy().astype(np.int8)
-    if encoder.outputs:
+    if encoder.outputs or encoder.class_outputs:
         return split.y.numpy()
     if encoder.features.task == "embedding":
         return build_corpus(split.x.numpy(), split.y.numpy()).positives
@@ -105,8 +106,8 @@ def score_rows(
     if predicts_one_class(task):
         return metrics.accuracy(predictions[subset].argmax(axis=1) == truth.truth[subset])
     order_N = truth.order[subset]
-    if task == "multioutput":
-        return output_score_interval(MEAN_RMSE.name, truth.truth[order_N], predictions[order_N])
+    if task in ("multioutput", "multitask"):
+        return output_score_interval(default_score(task).name, truth.truth[order_N], predictions[order_N])
     return metrics.rmse(truth.truth[order_N], predictions[order_N])
 
 
@@ -127,8 +128,11 @@ def measure_degradation(
         truth_N = truth.truth[subset]
         return metrics.accuracy_drop(before[subset] == truth_N, after[subset] == truth_N)
     order_N = truth.order[subset]
-    if task == "multioutput":
-        return output_degradation_interval(MEAN_RMSE.name, truth.truth[order_N], before[order_N], after[order_N])
+    if task in ("multioutput", "multitask"):
+        truth_NK, before, after = truth.truth[order_N], before[order_N], after[order_N]
+        if task == "multitask":  # as probabilities of 0 and 1
+            before, after = (one_hot(classes_NM) for classes_NM in (before, after))
+        return output_degradation_interval(default_score(task).name, truth_NK, before, after)
     return metrics.rmse_rise(truth.truth[order_N], before[order_N], after[order_N])
 
 
@@ -139,7 +143,18 @@ def point_predictions(task: Task, predictions: np.ndarray) -> np.ndarray:
     """
     if task == "multilabel":
         return decide_labels(predictions)
+    if task == "multitask":
+        return predictions.argmax(axis=2)
     return predictions.argmax(axis=1) if predictions.ndim == 2 and task != "multioutput" else predictions
+
+
+def name_classes(outputs: Sequence[ClassOutput]) -> list[tuple[int, int, str]]:
+    """Each class of several labels: the positions of its label and of the class, and a name such as `colour=red`."""
+    return [
+        (number, position, f"{output.name}={name}")
+        for number, output in enumerate(outputs)
+        for position, name in enumerate(output.classes)
+    ]
 
 
 class SliceDegradation(NamedTuple):
@@ -178,6 +193,17 @@ def degradation_by_class(
             )
             for label, name in enumerate(dataset.classes)
             if len(rows := np.flatnonzero(truth.truth[:, label]))
+        ]
+    if dataset.class_outputs:
+        return [
+            SliceDegradation(
+                "class",
+                name,
+                len(rows),
+                metrics.accuracy_drop(before[rows, number] == position, after[rows, number] == position),
+            )
+            for number, position, name in name_classes(dataset.class_outputs)
+            if len(rows := np.flatnonzero(truth.truth[:, number] == position))
         ]
     subsets = [(str(name), truth.truth == position) for position, name in enumerate(dataset.classes)]
     return [

@@ -6,14 +6,13 @@ Source: Mitchell et al. 2019, "Model Cards for Model Reporting", for the section
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.odcs.html_page import describe_type
 from bloomery.data_contracts.records.lineage import describe_lineage
-from bloomery.data_contracts.records.output_units import OutputScore
 from bloomery.data_contracts.records.provenance import PROVENANCE_FILE
 from bloomery.data_contracts.records.records import Choice, Interval, ResourceUsage
 from bloomery.data_contracts.records.score_format import SCORE_NAMES, class_noun, format_score, format_score_value
@@ -25,6 +24,7 @@ from bloomery.tasks.model_card.checkpoint_section import checkpoint_sections
 from bloomery.tasks.model_card.limitations import list_limitations
 from bloomery.tasks.model_card.metric_texts import describe_metrics
 from bloomery.tasks.model_card.metrics import CardMetrics, compute_card_metrics
+from bloomery.tasks.model_card.output_tables import class_output_table, output_table
 from bloomery.tasks.model_card.rendering import Card, Section, Table, render_card, shrink_picture
 from bloomery.tasks.tracking.resource_usage import WATTS_PER_CORE
 
@@ -133,7 +133,9 @@ def _quantitative_analyses(score: Score, metrics: CardMetrics) -> Section:
     )
     tables, texts = [overall], []
     if metrics.outputs:
-        tables.append(_output_table(metrics.outputs))
+        tables.append(output_table(metrics.outputs))
+    if metrics.class_outputs:
+        tables.append(class_output_table(metrics.class_outputs))
     if metrics.classes:
         tables.append(_class_table(metrics, class_noun(task)))
     if len(metrics.classes) > _MAX_CLASSES:
@@ -147,21 +149,6 @@ def _quantitative_analyses(score: Score, metrics: CardMetrics) -> Section:
     else:
         texts.append("No metrics by slice: the recipe names no columns under training.slices.")
     return Section("Quantitative analyses", texts=texts, tables=tables)
-
-
-def _output_table(outputs: Sequence[OutputScore]) -> Table:
-    headings = ("output", "rows", "RMSE (95% interval)", "MAE", "R²")
-    rows = [
-        (
-            output.name,
-            f"{output.num_rows:,}",
-            format_score("regression", output.rmse),
-            f"{output.mae:,.4g}",
-            "–" if output.r2 is None else f"{output.r2:.2%}",
-        )
-        for output in outputs
-    ]
-    return Table(headings, rows, frozenset(headings[1:]))
 
 
 def _class_table(metrics: CardMetrics, noun: str) -> Table:
@@ -275,8 +262,8 @@ def _training_data(choice: Choice) -> Section:
     contract = valid_rows.contract
     splits = {"train": dataset.train, "validation": dataset.val, "test": dataset.test, "unlabelled": dataset.unlabelled}
     counts = ", ".join(f"{split.num_rows:,} {name}" for name, split in splits.items() if split is not None)
-    labels = [output.name for output in dataset.outputs] or [dataset.label]
-    names = list(dict.fromkeys([*dataset.inputs, *labels]))
+    labels = [output.name for output in dataset.outputs] + [output.name for output in dataset.class_outputs]
+    names = list(dict.fromkeys([*dataset.inputs, *(labels or [dataset.label])]))
     columns = [(name, column) for name in names[:_MAX_COLUMNS] if (column := contract.column(name)) is not None]
     texts = [
         f"Contract {contract.name} {contract.version} ({contract.status}, id {contract.id}) with "
@@ -286,6 +273,7 @@ def _training_data(choice: Choice) -> Section:
     ]
     if dataset.classes:
         texts.append(f"The label {dataset.label} has {len(dataset.classes)} classes.")
+    texts += [f"The label {output.name} has {len(output.classes)} classes." for output in dataset.class_outputs]
     if len(names) > _MAX_COLUMNS:
         texts.append(f"Of {len(names)} columns, the first {_MAX_COLUMNS} are listed.")
     rows = [

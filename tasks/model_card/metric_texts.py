@@ -29,6 +29,12 @@ _TEXTS: dict[Task, tuple[str, ...]] = {
         "the share of positives with a rank of at most k. Intervals are Wilson's of a recall, and from a bootstrap of "
         "rows of other scores.",
     ),
+    "multitask": (
+        "Mean accuracy, mean balanced accuracy (the mean recall of the classes) and mean log loss are means over the "
+        "labels, each among the rows that have the label. Exact match is the share of rows in which all known labels "
+        "are right. Their 95% intervals are from a bootstrap that draws all labels of a row together. Recall and "
+        "precision of each class, and the accuracy of each label, have Wilson's 95% score intervals.",
+    ),
     "multioutput": (
         "The score is the mean over the outputs of root mean squared error, mean absolute error or R², in deviations "
         "of each label among the training rows, with a 95% interval from a block bootstrap that draws neighbouring "

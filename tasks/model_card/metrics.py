@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bloomery.data_contracts.records.output_units import OutputScore
-from bloomery.data_contracts.records.records import Choice, Interval
+from bloomery.data_contracts.records.output_units import ClassOutputScore, OutputScore
+from bloomery.data_contracts.records.records import Choice, Dataset, Interval
 from bloomery.data_contracts.records.scores import Score
 from bloomery.data_contracts.records.tensor_layout import Task, predicts_one_class
 from bloomery.data_contracts.serving.predictions import decide_labels
@@ -55,6 +55,7 @@ class CardMetrics(NamedTuple):
     bins: CalibrationBins | None  # None of a regression; of sets of labels, decisions for a label
     calibration_error: float | None
     outputs: tuple[OutputScore, ...] = ()
+    class_outputs: tuple[ClassOutputScore, ...] = ()
 
 
 def compute_card_metrics(choice: Choice) -> CardMetrics:
@@ -67,6 +68,10 @@ def compute_card_metrics(choice: Choice) -> CardMetrics:
     if predicts_one_class(dataset.task):
         bins = calibration_bins(truth.truth, predictions)
         classes = _class_results(truth.truth, predictions, dataset.classes)
+    elif dataset.class_outputs:
+        is_known_NM = truth.truth >= 0
+        bins = calibration_bins(truth.truth[is_known_NM], predictions[is_known_NM])
+        classes = _class_output_results(dataset, truth.truth, predictions)
     elif dataset.task == "multilabel":
         bins = calibration_bins(*predicted_decisions(truth.truth, predictions))
         classes = _label_results(truth.truth, decide_labels(predictions), dataset.classes)
@@ -79,6 +84,7 @@ def compute_card_metrics(choice: Choice) -> CardMetrics:
         bins=bins,
         calibration_error=None if bins is None else expected_calibration_error(bins),
         outputs=choice.candidate.outputs,
+        class_outputs=choice.candidate.class_outputs,
     )
 
 
@@ -94,6 +100,16 @@ def _class_results(
     """Recall and precision of each class, with Wilson's 95% intervals."""
     counts_KK = metrics.confusion_matrix(truth_N, probabilities_NK.argmax(axis=1), len(classes))
     return _make_results(classes, np.diag(counts_KK), counts_KK.sum(axis=1), counts_KK.sum(axis=0))
+
+
+def _class_output_results(dataset: Dataset, truth_NM: np.ndarray, shares_NMK: np.ndarray) -> tuple[ClassResult, ...]:
+    """Recall and precision of each class of several labels, among the rows that have the label."""
+    results: list[ClassResult] = []
+    for number, output in enumerate(dataset.class_outputs):
+        is_known_N = truth_NM[:, number] >= 0
+        names = tuple(f"{output.name}={name}" for name in output.classes)
+        results += _class_results(truth_NM[is_known_N, number], shares_NMK[is_known_N, number], names)
+    return tuple(results)
 
 
 def _label_results(

@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 from bloomery.data_contracts.errors import BloomeryError, DataMissing
 from bloomery.data_contracts.odcs.columns.arrow_schema import arrow_schema
 from bloomery.data_contracts.odcs.contract import Contract
-from bloomery.data_contracts.records.output_units import OutputUnits, standardise_outputs
+from bloomery.data_contracts.records.output_units import ClassOutput, OutputUnits, standardise_outputs
 from bloomery.data_contracts.validation.row_checks import cast_batch, find_violations, row_rules
+from bloomery.models.features.labels import IGNORED_LABEL
 from bloomery.tasks.bentos.bento_store import artifacts_folder
 from bloomery.tasks.infrastructure.list_texts import split_text
 from bloomery.tasks.infrastructure.settings import settings
@@ -76,18 +77,40 @@ def read_output_labels(path: Path, contract: Contract, names: Sequence[str]) -> 
     Raises:
         DataMissing: there is no such file, or it lacks a column.
     """
-    rows: dict[tuple[str, int], list[float | None]] = {}
+    rows: dict[tuple[str, int], list[Any]] = {}
     num_invalid = 0
     for position, name in enumerate(names):
         labels, num_forbidden = filter_valid_labels(contract, name, read_labels(path, column=name))
         num_invalid += num_forbidden
         for row in labels.to_pylist():
             values = rows.setdefault((row["request"], row["row"]), [None] * len(names))
-            values[position] = None if row["label"] is None else float(row["label"])
+            label = row["label"]
+            values[position] = str(label).lower() if isinstance(label, bool) else label
     texts = [json.dumps(values) for values in rows.values()]
     requests, numbers = [request for request, _ in rows], [number for _, number in rows]
     columns = [pa.array(requests, pa.string()), pa.array(numbers, pa.int32()), pa.array(texts, pa.string())]
     return pa.table(columns, names=[*ROW_ID, "label"]), num_invalid
+
+
+def parse_classes(texts: Iterable[str], outputs: Sequence[ClassOutput]) -> np.ndarray:
+    """JSON arrays of classes as positions int64 (N, M), negative for a null.
+
+    A class that the version does not know has a position beyond all others: no prediction is right.
+    """
+    positions = [{str(name): number for number, name in enumerate(output.classes)} for output in outputs]
+
+    def find(of_label: dict[str, int], value: object) -> int:
+        return IGNORED_LABEL if value is None else of_label.get(_as_class_text(value), len(of_label))
+
+    rows = [
+        [find(of_label, value) for of_label, value in zip(positions, json.loads(text), strict=True)] for text in texts
+    ]
+    return np.array(rows, np.int64).reshape(-1, len(outputs))
+
+
+def _as_class_text(value: object) -> str:
+    """A class as text; whole numbers as integers, also where all became floats since some rows have no label."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def parse_outputs(texts: Iterable[str], outputs: Sequence[OutputUnits]) -> np.ndarray:
@@ -96,14 +119,14 @@ def parse_outputs(texts: Iterable[str], outputs: Sequence[OutputUnits]) -> np.nd
     return standardise_outputs(outputs, np.array(rows, np.float64).reshape(-1, len(outputs)))
 
 
-def as_plain_labels(labels: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+def as_plain_labels(labels: pa.Array | pa.ChunkedArray, *, is_ordered: bool = False) -> pa.Array | pa.ChunkedArray:
     """Returns sets of labels as texts that are equal where the sets are; other labels unchanged.
 
-    The values of several outputs are texts, too: Arrow joins no tables with lists.
+    The predictions of several outputs, which are ordered, are texts, too: Arrow joins no tables with lists.
     """
     if not pa.types.is_list(labels.type):
         return labels
-    if pa.types.is_floating(labels.type.value_type):
+    if is_ordered or pa.types.is_floating(labels.type.value_type):
         return pa.array([json.dumps(values) for values in labels.to_pylist()], pa.string())
     return pa.array([_sort_set(value) for value in labels.to_pylist()], pa.string())
 

@@ -30,7 +30,7 @@ from bloomery.data_contracts.records.scores import MEAN_RMSE
 from bloomery.data_contracts.serving.prediction_log import SHADOW, read_log, read_outcomes
 from bloomery.models.evaluation.drift_tests import holm_correction, measure_divergence, poststratified_accuracy
 from bloomery.models.evaluation.metrics import accuracy, proportion, rmse
-from bloomery.models.evaluation.output_scores import has_labels, output_score_interval
+from bloomery.models.evaluation.output_scores import accuracy_of_classes, has_labels, output_score_interval
 from bloomery.tasks.bentos.bento_store import artifacts_folder
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.monitoring.alerts import find_alerts
@@ -41,6 +41,7 @@ from bloomery.tasks.monitoring.delayed_labels import (
     filter_valid_labels,
     keep_last,
     locate_labels,
+    parse_classes,
     parse_outputs,
     read_bento_contract,
     read_labels,
@@ -147,7 +148,7 @@ def _profiles_by_name(reference: VersionReference) -> dict[str, ReferenceProfile
     profiles = {**reference.columns, _bracket(_PREDICTION, reference): reference.predictions}
     if reference.confidence is not None:
         profiles[_bracket(_CONFIDENCE, reference)] = reference.confidence
-    if reference.outputs:
+    if reference.output_profiles is not None:
         del profiles[_bracket(_PREDICTION, reference)]
     outputs = {_bracket(name, reference): profile for name, profile in (reference.output_profiles or {}).items()}
     return profiles | outputs
@@ -186,7 +187,8 @@ def _summarize_window(window: _Window, reference: VersionReference, *, keep_pred
                 counts[name] += count_into_bins(_cells_of(profile), values)
         seconds.append(rows.filter(pc.equal(rows["row"], 0))["seconds"].to_numpy())
         if keep_predictions:
-            answers = as_plain_labels(pc.struct_field(rows["prediction"], 0))
+            is_ordered = reference.output_profiles is not None
+            answers = as_plain_labels(pc.struct_field(rows["prediction"], 0), is_ordered=is_ordered)
             predictions.append(rows.select(ROW_ID).append_column("prediction", answers))
     empty_table = pa.table(
         {"request": pa.array([], pa.string()), "row": pa.array([], pa.int32()), "prediction": pa.array([])}
@@ -211,8 +213,8 @@ def _read_rows(window: _Window) -> Iterator[pa.Table]:
 
 
 def _extract_predictions(rows: pa.Table, what: str, reference: VersionReference) -> pa.Array:
-    if reference.outputs:
-        position = [output.name for output in reference.outputs].index(what)
+    if reference.output_profiles is not None:
+        position = list(reference.output_profiles).index(what)
         return pc.list_element(pc.struct_field(rows["prediction"], 0).combine_chunks(), position)
     if reference.task == "embedding":
         return summarize_vectors(pc.struct_field(rows["prediction"], 0).combine_chunks())
@@ -299,6 +301,12 @@ def _score_labelled(
             notes.append("an output has no label in any row, so the mean score over the outputs is unknown")
             return None
         score, weighted_score, coverage = output_score_interval(MEAN_RMSE.name, truth, predicted[at]), None, 1.0
+    elif reference.class_outputs:
+        truth, predicted = (parse_classes(texts.to_pylist(), reference.class_outputs) for texts in (label, answers))
+        if not has_labels(truth):
+            notes.append("one of the labels has not arrived for any row, so the mean accuracy is unknown")
+            return None
+        score, weighted_score, coverage = accuracy_of_classes(truth, predicted[at]), None, 1.0
     elif reference.task == "regression":
         truth = label.cast(pa.float64()).to_numpy()
         score, weighted_score, coverage = rmse(truth, answers.to_numpy()[at]), None, 1.0
@@ -322,8 +330,8 @@ def _score_labelled(
 
 def _read_valid_labels(tag: str, path: Path, reference: VersionReference, notes: list[str]) -> pa.Table:
     """Reads the labels in `path` as they were before training: without invalid ones, and sets without unknown ones."""
-    if reference.outputs:
-        names = [output.name for output in reference.outputs]
+    if reference.output_profiles is not None:
+        names = list(reference.output_profiles)
         labels, num_invalid = read_output_labels(path, read_bento_contract(tag), names)
         if num_invalid:
             notes.append(f"{num_invalid:,} labels violate the contract and are ignored")

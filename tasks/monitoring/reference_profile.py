@@ -76,6 +76,7 @@ def build_reference(choice: Choice) -> VersionReference:
         task=dataset.task,
         label=dataset.label,
         outputs=dataset.outputs,
+        class_outputs=dataset.class_outputs,
         output_profiles=_profile_outputs(choice, dataset),
         score=_held_out_score(choice),
     )
@@ -176,6 +177,9 @@ def _profile_predictions(choice: Choice, dataset: Dataset) -> tuple[ReferencePro
     """Profiles the predicted labels, values or vectors, and the probabilities of the labels."""
     predictions = read_measured_predictions(choice)
     answers = predictions["prediction"]
+    if dataset.class_outputs:
+        names = tuple(sorted({str(name) for output in dataset.class_outputs for name in output.classes}))
+        return _profile_classes(names, answers.combine_chunks().flatten()), None
     if dataset.outputs:  # each has a profile of its own; this one is that of all
         return _profile_numbers(answers.combine_chunks().flatten().to_numpy()), None
     if dataset.task == "regression":
@@ -187,8 +191,19 @@ def _profile_predictions(choice: Choice, dataset: Dataset) -> tuple[ReferencePro
     return labels, _profile_numbers(confidence(predictions["probabilities"]))
 
 
+def _profile_classes(names: tuple[str, ...], predicted: pa.Array) -> ReferenceProfile:
+    counts = count_into_bins(Bins(values=names), predicted)
+    return ReferenceProfile(num_rows=counts.num_rows, shares=reference_column(counts))
+
+
 def _profile_outputs(choice: Choice, dataset: Dataset) -> dict[str, ReferenceProfile] | None:
     """Profiles the predicted values of each of several outputs."""
+    if dataset.class_outputs:
+        names = read_measured_predictions(choice)["prediction"].combine_chunks()
+        return {
+            output.name: _profile_classes(tuple(map(str, output.classes)), pc.list_element(names, position))
+            for position, output in enumerate(dataset.class_outputs)
+        }
     if not dataset.outputs:
         return None
     values = read_measured_predictions(choice)["prediction"].combine_chunks()

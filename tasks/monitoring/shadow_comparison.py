@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +11,12 @@ import pyarrow.compute as pc
 
 from bloomery.data_contracts.documents.documents import Document
 from bloomery.data_contracts.errors import DataMissing, ReleaseRefused
-from bloomery.data_contracts.records.output_units import OutputUnits
 from bloomery.data_contracts.records.records import Interval
 from bloomery.data_contracts.records.score_format import DEGRADATION_NAMES, SCORE_NAMES, format_degradation
-from bloomery.data_contracts.records.scores import MEAN_RMSE
+from bloomery.data_contracts.records.scores import MEAN_ACCURACY, MEAN_RMSE
 from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.data_contracts.serving.prediction_log import SHADOW, read_log
-from bloomery.models.features.encoder import read_encoder
+from bloomery.models.features.encoder import Encoder, read_encoder
 from bloomery.tasks.bentos.bento_store import artifacts_folder
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.monitoring.delayed_labels import (
@@ -26,6 +24,7 @@ from bloomery.tasks.monitoring.delayed_labels import (
     as_plain_labels,
     drop_unknown_labels,
     keep_last,
+    parse_classes,
     parse_outputs,
     read_bento_contract,
     read_labels,
@@ -78,7 +77,8 @@ def compare_versions(name: str, champion: str, challenger: str | None, labels: P
         _to_numpy(pairs["prediction"]),
         _to_numpy(pairs["prediction_challenger"]),
     )
-    outputs = _read_outputs(champion, str(challenger)) if field == "values" else ()
+    encoder = _read_outputs(champion, str(challenger)) if field in ("values", "classes") else None
+    outputs = () if encoder is None else encoder.outputs
     if outputs:
         champion_predictions, challenger_predictions = (
             parse_outputs(values, outputs) for values in (champion_predictions, challenger_predictions)
@@ -95,19 +95,19 @@ def compare_versions(name: str, champion: str, challenger: str | None, labels: P
         else None,
         champion_seconds=seconds[0],
         challenger_seconds=seconds[1],
-        task="multioutput" if outputs else None,
+        task=None if encoder is None else encoder.features.task,
     )
     if labels is None:
         return comparison
-    if outputs:
-        names = [output.name for output in outputs]
+    if encoder is not None:
+        names = list(encoder.features.label_columns)
         arrived, _ = read_output_labels(labels, read_bento_contract(champion), names)
     elif field == "labels":
         arrived = _read_known_sets(labels, champion, comparison.challenger)
     else:
         arrived = read_labels(labels)
     predictions = (champion_predictions, challenger_predictions)
-    return _add_scores(comparison, pairs.select(ROW_ID), predictions, arrived, labels, outputs)
+    return _add_scores(comparison, pairs.select(ROW_ID), predictions, arrived, labels, encoder)
 
 
 def _read_known_sets(path: Path, champion: str, challenger: str) -> pa.Table:
@@ -177,11 +177,11 @@ def _add_scores(
     predictions: tuple[np.ndarray, np.ndarray],
     arrived: pa.Table,
     labels: Path,
-    outputs: Sequence[OutputUnits] = (),
+    encoder: Encoder | None = None,
 ) -> Comparison:
     """Adds the scores of both versions on the rows whose label has `arrived`, from the file or folder `labels`."""
     from bloomery.models.evaluation.metrics import accuracy_drop, rmse_rise
-    from bloomery.models.evaluation.output_scores import output_degradation_interval, score_outputs_of
+    from bloomery.models.evaluation.output_scores import one_hot, output_degradation_interval, score_outputs_of
 
     numbered_rows = row_ids.append_column("at", pa.array(np.arange(row_ids.num_rows)))
     labelled_rows = numbered_rows.join(arrived, ROW_ID, join_type="inner")
@@ -193,8 +193,13 @@ def _add_scores(
             remedy="store the id of each response, and write it beside the label",
         )
     at, truth = labelled_rows["at"].to_numpy(), labelled_rows["label"].to_numpy()
-    if outputs:
-        truth = parse_outputs(truth, outputs)
+    if encoder is not None and encoder.class_outputs:
+        truth, *positions = (parse_classes(texts, encoder.class_outputs) for texts in (truth, *predictions))
+        shares = [one_hot(classes_NM)[at] for classes_NM in positions]
+        degradation = output_degradation_interval(MEAN_ACCURACY.name, truth, *shares)
+        scores = [float(score_outputs_of(MEAN_ACCURACY.name, truth, values).mean()) for values in shares]
+    elif encoder is not None:
+        truth = parse_outputs(truth, encoder.outputs)
         degradation = output_degradation_interval(MEAN_RMSE.name, truth, *(values[at] for values in predictions))
         scores = [float(score_outputs_of(MEAN_RMSE.name, truth, values[at]).mean()) for values in predictions]
     elif comparison.agreement is None:
@@ -219,14 +224,14 @@ def _log_folder(name: str) -> Path:
     return settings().home / "predictions" / name
 
 
-def _read_outputs(champion: str, challenger: str) -> tuple[OutputUnits, ...]:
-    """Reads the outputs of the champion, in whose deviations both are compared.
+def _read_outputs(champion: str, challenger: str) -> Encoder:
+    """Reads the encoder of the champion, in whose deviations or classes both are compared.
 
     Raises:
         DataMissing: the bento of a version is not in the store, or the versions have other outputs.
     """
-    outputs = [read_encoder(artifacts_folder(tag) / "encoder.json").outputs for tag in (champion, challenger)]
-    names = [[output.name for output in of_version] for of_version in outputs]
+    encoders = [read_encoder(artifacts_folder(tag) / "encoder.json") for tag in (champion, challenger)]
+    names = [encoder.features.label_columns for encoder in encoders]
     if names[0] != names[1]:
         raise DataMissing(
             f"{champion} predicts {', '.join(names[0])}, and {challenger} predicts {', '.join(names[1])}",
@@ -234,7 +239,7 @@ def _read_outputs(champion: str, challenger: str) -> tuple[OutputUnits, ...]:
             where="their encoders",
             remedy="compare each with a version of its recipe",
         )
-    return outputs[0]
+    return encoders[0]
 
 
 def _read_predictions(name: str) -> tuple[pa.Table, str]:
@@ -252,10 +257,11 @@ def _read_predictions(name: str) -> tuple[pa.Table, str]:
             where=str(_log_folder(name)),
             remedy="compare their scores on the test split: bloomery show",
         )
-    flat_tables = [
-        table.drop(["prediction"]).append_column("prediction", as_plain_labels(pc.struct_field(table["prediction"], 0)))
-        for table in tables
-    ]
+    flat_tables = []
+    for table in tables:
+        field = table.schema.field("prediction").type.field(0).name
+        answers = as_plain_labels(pc.struct_field(table["prediction"], 0), is_ordered=field == "classes")
+        flat_tables.append(table.drop(["prediction"]).append_column("prediction", answers))
     return pa.concat_tables(flat_tables), str(tables[-1].schema.field("prediction").type.field(0).name)
 
 

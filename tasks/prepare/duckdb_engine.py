@@ -31,6 +31,7 @@ DUCKDB_FUNCTIONS = EngineFunctions(
     microseconds="epoch_us",
     sort_set="list_sort(list_distinct({value}))",
     make_array="[{values}]",
+    text="varchar",
 )
 _ROW_GROUP_VALUES = 8_000_000  # of windows in a row group, which DuckDB and the encoder hold in memory
 _MIN_ROW_GROUP_SIZE = 2048

@@ -46,6 +46,7 @@ SPARK_FUNCTIONS = EngineFunctions(
     microseconds="unix_micros",
     sort_set="array_sort(array_distinct(filter({value}, item -> item is not null)))",
     make_array="array({values})",
+    text="string",
 )
 
 

@@ -30,6 +30,7 @@ class EngineFunctions(NamedTuple):
     microseconds: str  # of a timestamp, since 1970
     sort_set: str  # the elements of the array {value} in order and each once, without nulls
     make_array: str  # the array of {values}
+    text: str  # the type of texts
 
 
 def columns_read(features: Features) -> tuple[str, ...]:
@@ -208,7 +209,8 @@ def _with_joined_labels(
     if features.labels is None:
         return rows
     labels = [column_alias(name) for name in features.labels]
-    values = ", ".join(f"cast({label} as double)" for label in labels)
+    type_name = "double" if features.task == "multioutput" else functions.text
+    values = ", ".join(f"cast({label} as {type_name})" for label in labels)
     array = f"{functions.make_array.format(values=values)} as {column_alias(features.label_column)}"
     names = [column_alias(name) for name in columns_read(features) if name not in features.label_columns]
     condition = "true" if keeps_unlabelled else " or ".join(f"{label} is not null" for label in labels)

@@ -64,7 +64,8 @@ def prepare(out: Output, checked: ValidRows, features: Features, engine: Engine)
     scratch = out.path(".scratch")
     scratch.mkdir()
     with _open_splits(checked, features, engine, scratch) as rows:
-        encoder = fit(read_tokenizers(features), rows.training_statistics())
+        integer_columns = {column.name for column in checked.contract.columns if column.logical_type == "integer"}
+        encoder = fit(read_tokenizers(features), rows.training_statistics(), integer_columns)
         out.path("encoder.json").write_text(encoder.model_dump_json(indent=1), encoding="utf-8")
         schema = encoded_schema(encoder, protected_schema(checked.contract).field(features.key).type)
         splits = {}
@@ -85,6 +86,7 @@ def prepare(out: Output, checked: ValidRows, features: Features, engine: Engine)
         layout=encoder.layout,
         classes=encoder.classes,
         outputs=encoder.outputs,
+        class_outputs=encoder.class_outputs,
         test_rows_uri=test_rows_uri,
         num_dropped=num_dropped,
         valid_rows=checked,

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from bloomery.data_contracts.errors import ReleaseRefused
 from bloomery.data_contracts.records.key_column import key_column
-from bloomery.data_contracts.records.output_units import restore_units, standardise_outputs
+from bloomery.data_contracts.records.output_units import ClassOutput, max_classes, restore_units, standardise_outputs
 from bloomery.data_contracts.records.records import Bento, Interval
 from bloomery.data_contracts.records.score_format import (
     degradation_name,
@@ -122,9 +122,8 @@ def compare_with_champion(bento: Bento, champion: ModelVersion | None) -> Interv
     encoder = read_bento_encoder(tag)
     if encoder is None or encoder.features.task != bento.choice.candidates.trained.dataset.task:
         return None
-    if [output.name for output in encoder.outputs] != [
-        output.name for output in bento.choice.candidates.trained.dataset.outputs
-    ]:
+    dataset = bento.choice.candidates.trained.dataset
+    if encoder.features.labels is not None and encoder.features.label != dataset.label:
         return None
     if encoder.features.task == "embedding":
         return _compare_ranks(bento, tag, encoder)
@@ -179,6 +178,9 @@ def _measure_degradation(bento: Bento, champion: Encoder, champion_predictions: 
         names = [str(name) for name in dataset.classes]
         before = align_classes(champion, champion_predictions, names)
         return compare_aligned(trained.score, labels.truth, before, np.pad(after, ((0, 0), (0, 1))))
+    if dataset.class_outputs:
+        before = align_class_outputs(champion, champion_predictions, dataset.class_outputs)
+        return compare_predictions(trained.score, labels, before, np.pad(after, ((0, 0), (0, 0), (0, 1))))
     if dataset.outputs:
         champion_predictions = standardise_outputs(
             dataset.outputs, restore_units(champion.outputs, champion_predictions)
@@ -194,6 +196,19 @@ def align_classes(encoder: Encoder, probabilities_NK: np.ndarray, names: Sequenc
     positions = {name: number for number, name in enumerate(names)}
     for column_N, name in zip(probabilities_NK.T, encoder.classes, strict=True):
         aligned[:, positions.get(str(name), len(names))] += column_N
+    return aligned
+
+
+def align_class_outputs(encoder: Encoder, shares_NMK: np.ndarray, outputs: Sequence[ClassOutput]) -> np.ndarray:
+    """Probabilities of the classes of `outputs` in their order (N, M, K + 1), the last column for all other classes.
+
+    The encoder predicts the same labels, whose classes may be others.
+    """
+    aligned = np.zeros((len(shares_NMK), len(outputs), max_classes(outputs) + 1))
+    for number, (known, output) in enumerate(zip(encoder.class_outputs, outputs, strict=True)):
+        positions = {str(name): position for position, name in enumerate(output.classes)}
+        for column_N, name in zip(shares_NMK[:, number].T, known.classes, strict=False):
+            aligned[:, number, positions.get(str(name), -1)] += column_N
     return aligned
 
 

@@ -29,6 +29,7 @@ from bloomery.tasks.monitoring.delayed_labels import (
     filter_valid_labels,
     keep_last,
     locate_labels,
+    parse_classes,
     parse_outputs,
     parse_set,
     read_bento_contract,
@@ -37,6 +38,7 @@ from bloomery.tasks.monitoring.delayed_labels import (
     read_set_separator,
 )
 from bloomery.tasks.promote.gates import (
+    align_class_outputs,
     align_classes,
     align_labels,
     compare_aligned,
@@ -78,9 +80,9 @@ def require_not_worse_on_recent_data(
     features = candidate_encoder.features
     if features.task == "embedding":
         return "not compared on recent data: no label arrives for a vector"
-    if candidate_encoder.outputs:
-        names = [output.name for output in candidate_encoder.outputs]
-        if champion_encoder is not None and [output.name for output in champion_encoder.outputs] != names:
+    if features.labels is not None:
+        names = features.labels
+        if champion_encoder is not None and champion_encoder.features.labels != names:
             return "not compared on recent data: the champion has other outputs"
         labels, _ = read_output_labels(label_path, read_bento_contract(tag), names)
     else:
@@ -154,6 +156,11 @@ def _measure_degradation(score: Score, truth: pa.ChunkedArray, champion: _Versio
     Raises:
         UndefinedScore: the score does not exist for these rows.
     """
+    if candidate.encoder.class_outputs:
+        outputs = candidate.encoder.class_outputs
+        truth_NM = parse_classes(truth.to_pylist(), outputs)
+        before, after = (align_class_outputs(*version, outputs) for version in (champion, candidate))
+        return degradation_interval(score, truth_NM, before, after)
     if candidate.encoder.outputs:
         truth_NK = parse_outputs(truth.to_pylist(), candidate.encoder.outputs)
         # Both in the deviations of the candidate's labels.

@@ -153,6 +153,8 @@ def _run_smoke_test(bento: Bento, num_rows: int) -> tuple[int, dict[str, Any]]:
     first = single[0]
     if "embedding" in first:
         return len(rows), {"key": truths[0][key], "dimensions": len(first["embedding"])}
+    if "classes" in first:
+        first = {"classes": first["classes"]}
     if "labels" in first:
         first = {"labels": first["labels"]}
     if "label" in first:

@@ -15,6 +15,7 @@ from bloomery.data_contracts.odcs.columns.column import Column
 from bloomery.data_contracts.odcs.columns.typed_elements import TypedElement
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.records.records import Bento
+from bloomery.data_contracts.serving.predictions import flatten_classes
 from bloomery.data_contracts.serving.signatures import MANIFEST_FILE
 from bloomery.models.features.encoder import Encoder, read_encoder
 from bloomery.models.onnx_storage.decoder import decompress, is_compressed
@@ -197,7 +198,12 @@ def _plain_network(version: Path) -> Path:
 
 
 def _example_prediction(prediction: Mapping[str, Any], encoder: Encoder) -> Mapping[str, Any]:
-    """The prediction, with a label where it has none, so that the type of labels can be seen."""
+    """The prediction, with a label where it has none, so that the type of labels can be seen.
+
+    Several labels with classes have a column each.
+    """
+    if encoder.class_outputs:
+        return flatten_classes(dict(prediction))
     return {**prediction, "labels": [encoder.classes[0]]} if "labels" in prediction else prediction
 
 

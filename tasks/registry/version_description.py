@@ -128,6 +128,8 @@ def _model_description(name: str, bento: Bento, contract: Contract) -> str:
         more = f" and {len(classes) - _MAX_NAMES:,} more" if len(classes) > _MAX_NAMES else ""
         choice = "any of" if dataset.task == "multilabel" else "one of"
         output = f"{escape_markdown(dataset.label)}, {choice} {', '.join(classes[:_MAX_NAMES])}{more}"
+    if dataset.class_outputs:
+        output = f"a class of each of {escape_markdown(dataset.label)}"
     if dataset.outputs:
         output = f"the numbers {escape_markdown(dataset.label)}"
     if dataset.task == "embedding":

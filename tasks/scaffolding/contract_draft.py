@@ -10,6 +10,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from bloomery.tasks.scaffolding.planning.draft_planning import DraftPlan
 from bloomery.tasks.scaffolding.planning.input_planning import is_code, sounds_personal
+from bloomery.tasks.scaffolding.planning.label_planning import LabelPlan
 from bloomery.tasks.scaffolding.planning.label_sets import LabelSets
 from bloomery.tasks.scaffolding.profiling.profiler import ColumnProfile
 from bloomery.tasks.scaffolding.yaml_writer import add_comment, add_end_comment, as_sentence, dump_yaml, inline
@@ -68,11 +69,11 @@ def _describe_quarantine(plan: DraftPlan) -> str:
     counts = {
         "malformed lines": profile.num_malformed,
         "values of the wrong type": sum(column.num_invalid for column in profile.columns),
-        "rows without a label": label.num_missing if plan.series is None else 0,
+        "rows without a label": label.num_missing if plan.series is None and not label.may_be_missing else 0,
         f"rows without {' or '.join(plan.required_columns)}": sum(
             column.num_missing for column in profile.columns if column.name in plan.required_columns
         ),
-        "rows of classes that are too rare": label.num_rare_rows,
+        "rows of classes that are too rare": label.num_all_rare_rows,
     }
     reasons = ", ".join(f"{num:,} {what}" for what, num in counts.items() if num) or "none"
     first = f" {as_sentence(profile.first_malformed)}" if profile.first_malformed else ""
@@ -95,8 +96,9 @@ def _append_added_key(columns: CommentedSeq, name: str) -> None:
 def _append_column(columns: CommentedSeq, column: ColumnProfile, plan: DraftPlan, name: str) -> None:
     if column.name == plan.split.column and plan.split.replaced:
         column = _rename_splits(column, dict(plan.split.replaced))
-    is_label, is_key = column.name == plan.label.name, column.name == plan.key.name
-    logical_type = plan.label.logical_type if is_label else column.logical_type
+    label = next((label for label in (plan.label, *plan.label.others) if label.name == column.name), None)
+    is_key = column.name == plan.key.name
+    logical_type = column.logical_type if label is None else label.logical_type
     entry = CommentedMap(name=name, logicalType=logical_type)
     if is_key:
         entry["primaryKey"] = True
@@ -104,12 +106,12 @@ def _append_column(columns: CommentedSeq, column: ColumnProfile, plan: DraftPlan
         entry["required"] = True
     if column.source_type is not None and column.source_type.startswith(("duration", "time")):
         entry["customProperties"] = CommentedSeq([inline({"property": "unit", "value": "s"})])
-    if is_label and plan.label.sets is not None:
-        _add_sets(entry, plan.label.sets)
-    elif is_label and logical_type == "boolean":
+    if label is not None and label.sets is not None:
+        _add_sets(entry, label.sets)
+    elif label is not None and logical_type == "boolean":
         add_comment(entry, "logicalType", "The classes are false and true.", _ENTRY_INDENT)
-    elif is_label and plan.label.task in ("classification", "ordinal"):
-        _add_classes(entry, plan)
+    elif label is not None and label.task in ("classification", "ordinal"):
+        _add_classes(entry, label)
     elif logical_type == "array":
         _add_array(entry, column)
     elif column.logical_type != "integer" or not (is_key or is_code(column)):  # the size of a code has no meaning
@@ -172,9 +174,9 @@ def _add_sets(entry: CommentedMap, sets: LabelSets) -> None:
     entry["items"] = inline({"logicalType": "string", "required": True})
 
 
-def _add_classes(entry: CommentedMap, plan: DraftPlan) -> None:
-    _add_valid_values(entry, [value for value, _ in plan.label.classes])
-    rare = plan.label.rare_classes
+def _add_classes(entry: CommentedMap, label: LabelPlan) -> None:
+    _add_valid_values(entry, [value for value, _ in label.classes])
+    rare = label.rare_classes
     if rare:
         listing = ", ".join(map(repr, rare[:5])) + (", …" if len(rare) > 5 else "")
         add_comment(entry, "quality", f"Rows of these rare classes are quarantined: {listing}.", _ENTRY_INDENT)

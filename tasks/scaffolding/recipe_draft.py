@@ -114,7 +114,7 @@ def _features(plan: DraftPlan, names: dict[str, str]) -> CommentedMap:
     section = CommentedMap(key=names.get(plan.key.name, plan.key.name), label=names[plan.label.name])
     if plan.label.others:
         section["label"] = inline([names[name] for name in plan.label_names])
-    if plan.label.task != "classification":
+    if plan.label.task != "classification" or plan.label.others:
         section["task"] = plan.label.task
     if plan.label.order is not None:
         section["order"] = inline(list(plan.label.order))
@@ -238,6 +238,8 @@ def _part_names(plan: DraftPlan, names: dict[str, str]) -> list[str]:
 
 def _score(label: LabelPlan) -> tuple[str, str]:
     """Returns the score that suits the label, and why."""
+    if label.others and label.standard_deviation is None:
+        return _score_of_classes(label)
     if label.others:
         return (
             "mean_rmse",
@@ -263,6 +265,26 @@ def _score(label: LabelPlan) -> tuple[str, str]:
         f"The rarest class has {min(counts):,} rows and the largest {max(counts):,}: accuracy would hide how well the "
         "rare ones are found. Macro F1 counts all classes alike, and judges the decisions that the endpoint returns; "
         "`average_precision` would judge the order of rows by their probability."
+    )
+
+
+def _score_of_classes(label: LabelPlan) -> tuple[str, str]:
+    """Returns the score that suits several labels with classes, and why."""
+    skewed = [
+        part
+        for part in (label, *label.others)
+        if max(num for _, num in part.classes) >= _SKEWED * min(num for _, num in part.classes)
+    ]
+    if not skewed:
+        return "mean_accuracy", (
+            "The score that selects epochs, candidates and versions: the mean over the labels of the accuracy of each. "
+            "`exact_match` is the share of rows with all labels right."
+        )
+    counts = [num for _, num in skewed[0].classes]
+    return "mean_balanced_accuracy", (
+        f"The rarest class of {skewed[0].name} has {min(counts):,} rows and the largest {max(counts):,}: accuracy "
+        "would hide how well the rare ones are found. The mean over the labels of the mean recall of their classes "
+        "counts all classes alike. `exact_match` is the share of rows with all labels right."
     )
 
 
@@ -299,7 +321,19 @@ def _budget_and_gates(plan: DraftPlan, score: str) -> tuple[CommentedMap, Commen
         # Of several outputs in deviations: always predicting the means is wrong by one.
         return _for_regression(1.0 if plan.label.others else plan.label.standard_deviation, num_test)
     share = plan.label.majority_share
-    if score == "macro_f1":
+    if plan.label.others:
+        parts = (plan.label, *plan.label.others)
+        shares = [part.majority_share for part in parts]
+        if score == "mean_balanced_accuracy":
+            margin = max(_macro_f1_margin([num * test_share for _, num in part.classes]) for part in parts)
+            shares = [1 / len(part.classes) for part in parts]
+        else:
+            margin = 8 / num_test
+        majority = (
+            f"Always predicting the most frequent class of each label has a {score.replace('_', ' ')} of "
+            f"{sum(shares) / len(shares):.1%}."
+        )
+    elif score == "macro_f1":
         margin = _macro_f1_margin([num_rows * test_share for _, num_rows in plan.label.classes])
         share = 2 * share / (1 + share) / len(plan.label.classes)
         majority = f"Always predicting the most frequent class has a macro F1 of {share:.1%}."
@@ -320,7 +354,7 @@ def _budget_and_gates(plan: DraftPlan, score: str) -> tuple[CommentedMap, Commen
         "champion_drop.",
         2,
     )
-    if score == "macro_f1":
+    if score in ("macro_f1", "mean_balanced_accuracy"):
         add_comment(gates, "champion_drop", "As much as equally good versions may differ on so few rows of a class.", 2)
     return budget, gates
 

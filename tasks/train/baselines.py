@@ -90,7 +90,9 @@ def _build_task(run: TrainingRun, test: Examples) -> BaselineTask:
         x, y = x[y >= 0], y[y >= 0]
     elif units is not None:  # several outputs are scored in standard units
         y = units.mean + units.deviation * y.astype(np.float64)
+    sizes = tuple(len(output.classes) for output in dataset.class_outputs)
     return BaselineTask(
+        class_counts=sizes,
         score=run.score,
         layout=dataset.layout,
         num_classes=len(dataset.classes),

@@ -79,7 +79,7 @@ def log_run_explanations(run: TrainingRun, folder: Path, network: nn.Module | Ou
     several outputs are explained by the endpoint alone.
     """
     dataset, encoder, options = run.dataset, run.encoder, run.training.explain
-    if options is None or dataset.task in ("embedding", "multioutput"):
+    if options is None or dataset.task in ("embedding", "multioutput", "multitask"):
         return
     job = ExplanationJob(
         network=network,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from bloomery.data_contracts.records.output_units import max_classes
 from bloomery.data_contracts.records.records import Dataset, InitialWeights
 from bloomery.data_contracts.records.weight_transfer import WeightTransfer
 from bloomery.models.networks.config import Fused, Model, TabM, vector_width
@@ -92,6 +93,8 @@ def make_blueprint(dataset: Dataset, model: Model) -> Blueprint:
     if isinstance(model, Fused):
         model = with_branches(model, dataset.layout)
     num_outputs = 1 if dataset.task == "regression" else len(dataset.outputs or dataset.classes)
+    if dataset.class_outputs:
+        num_outputs = len(dataset.class_outputs) * max_classes(dataset.class_outputs)
     if dataset.task == "embedding":
         width = vector_width(model)
         assert width is not None  # networks without vectors are refused when the recipe is read

@@ -207,7 +207,7 @@ def _candidate_networks(job: SearchJob) -> tuple[Model, ...]:
     if job.model.kind != "auto":
         return (job.model,)
     networks = spaces.default_networks(job.dataset.layout, job.score)
-    has_several = job.dataset.task in ("multilabel", "multioutput")
+    has_several = job.dataset.task in ("multilabel", "multioutput", "multitask")
     return tuple(network for network in networks if not (has_several and network.kind in NOT_MULTILABEL))
 
 

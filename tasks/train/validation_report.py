@@ -24,7 +24,13 @@ from bloomery.models.evaluation.label_sets import are_sets_right
 from bloomery.models.evaluation.scores import compute_metrics, compute_score
 from bloomery.models.features.labels import name_labels
 from bloomery.tasks.evaluation import plots
-from bloomery.tasks.evaluation.output_scores import output_columns, score_each_output
+from bloomery.tasks.evaluation.output_scores import (
+    class_output_columns,
+    name_class_rows,
+    output_columns,
+    score_each_class_output,
+    score_each_output,
+)
 from bloomery.tasks.evaluation.row_predictions import predict_rows
 from bloomery.tasks.evaluation.scoring import GroundTruth, build_ground_truth, class_table, slice_table
 from bloomery.tasks.tracking import mlflow_runs
@@ -59,6 +65,8 @@ def log_validation_report(run: TrainingRun, folder: Path, network: nn.Module, sp
         values = _report_classification(run.run_id, folder, truth, predictions, dataset)
     elif dataset.task == "multilabel":
         values = _report_sets(run.run_id, folder, truth, predictions, dataset)
+    elif dataset.class_outputs:
+        values = _report_class_outputs(run.run_id, folder, truth, predictions, dataset)
     elif dataset.outputs:
         _report_outputs(run.run_id, folder, truth, predictions, dataset)
     elif dataset.task == "regression":
@@ -140,6 +148,25 @@ def _report_outputs(
             plots.plot_predictions(labels_N[is_known_N], values_N[is_known_N], path)
 
 
+def _report_class_outputs(
+    run_id: str, folder: Path, truth: GroundTruth, shares_NMK: np.ndarray, dataset: Dataset
+) -> dict[str, float]:
+    """Logs accuracy and log loss of each of several labels with classes, and how well all are calibrated together."""
+    scores = score_each_class_output(dataset.class_outputs, truth, shares_NMK)
+    mlflow_runs.client().log_table(run_id, class_output_columns(scores), "val_per_output.json")
+    for number, output in enumerate(dataset.class_outputs[:_NUM_PLOTTED_OUTPUTS]):
+        is_known_N = truth.truth[:, number] >= 0
+        if is_known_N.any() and len(output.classes) <= plots.MAX_PLOTTED_CLASSES:
+            predicted_N = shares_NMK[is_known_N, number].argmax(axis=1)
+            counts = metrics.confusion_matrix(truth.truth[is_known_N, number], predicted_N, len(output.classes))
+            plots.plot_confusion_matrix(counts, output.classes, folder / f"val_confusion_{number}.png", output.name)
+    is_known_NM = truth.truth >= 0
+    bins = calibration_bins(truth.truth[is_known_NM], shares_NMK[is_known_NM])
+    error = expected_calibration_error(bins)
+    plots.plot_calibration(bins, error, folder / "val_calibration.png")
+    return {"val_calibration_error": error}
+
+
 def _write_confusions(counts_KK: np.ndarray, classes: tuple[int | str, ...], path: Path) -> None:
     """Writes the pairs of true and predicted classes that differ, most frequent first, as CSV."""
     errors_KK = counts_KK - np.diag(np.diag(counts_KK))
@@ -164,6 +191,10 @@ def _find_worst_rows(task: Task, truth: GroundTruth, predictions: np.ndarray) ->
     if task == "embedding":
         wrong = np.flatnonzero(predictions > 1)
         return wrong[np.argsort(-predictions[wrong], kind="stable")][:_NUM_WORST_ROWS]
+    if task == "multitask":
+        is_wrong_NM = (predictions.argmax(axis=2) != truth.truth) & (truth.truth >= 0)
+        wrong = np.flatnonzero(is_wrong_NM.any(axis=1))
+        return wrong[np.argsort(-is_wrong_NM[wrong].sum(axis=1), kind="stable")][:_NUM_WORST_ROWS]
     if task == "multioutput":
         errors_N = np.nanmax(np.abs(predictions - truth.truth), axis=1)
         return np.argsort(-errors_N, kind="stable")[:_NUM_WORST_ROWS]
@@ -184,6 +215,10 @@ def _make_worst_table(
     table = {key_column(dataset.key): [str(key) for key in truth.key[positions].tolist()]}
     if dataset.task == "embedding":
         return table | {"rank of the positive": predictions[positions].tolist()}
+    if dataset.class_outputs:
+        classes = (truth.truth[positions], predictions[positions].argmax(axis=2))
+        names = (map(_join_names, name_class_rows(dataset.class_outputs, values)) for values in classes)
+        return table | dict(zip(("truth", "prediction"), map(list, names), strict=True))
     if dataset.outputs:
         sides = (restore_units(dataset.outputs, values[positions]) for values in (truth.truth, predictions))
         texts = ([_join(f"{value:.6g}" for value in row) for row in values] for values in sides)
@@ -204,6 +239,10 @@ def _make_worst_table(
 
 
 def _make_captions(positions: np.ndarray, truth: GroundTruth, predictions: np.ndarray, dataset: Dataset) -> list[str]:
+    if dataset.class_outputs:
+        class_rows = (predictions[positions].argmax(axis=2), truth.truth[positions])
+        names = (map(_join_names, name_class_rows(dataset.class_outputs, values)) for values in class_rows)
+        return [f"{predicted}, is {true}" for predicted, true in zip(*names, strict=True)]
     if dataset.outputs:
         sides = (restore_units(dataset.outputs, values[positions]) for values in (predictions, truth.truth))
         texts = ([_join(f"{value:.3g}" for value in row) for row in values] for values in sides)
@@ -216,6 +255,10 @@ def _make_captions(positions: np.ndarray, truth: GroundTruth, predictions: np.nd
         return [f"{_join(predicted)}, is {_join(true)}" for predicted, true in pairs]
     classes = [str(name) for name in dataset.classes]
     return [f"{classes[predictions[position].argmax()]}, is {classes[truth.truth[position]]}" for position in positions]
+
+
+def _join_names(names: Iterable[str | None]) -> str:
+    return ", ".join("unknown" if name is None else name for name in names)
 
 
 def _join(labels: Iterable[Any]) -> str:

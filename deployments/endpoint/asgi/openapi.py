@@ -161,7 +161,7 @@ def _explain_operation(version: LoadedVersion, error_responses: dict[str, Any]) 
         "schema": {"enum": [str(name) for name in version.encoder.classes]},
     }
     if version.output_names:
-        label["description"] = "the output whose value is explained; default: the first one"
+        label["description"] = "the label whose value or predicted class is explained; default: the first one"
         label["schema"] = {"enum": version.output_names}
     return {
         "operationId": "explain",
@@ -213,6 +213,15 @@ def _prediction_schema(version: LoadedVersion) -> dict[str, Any]:
             "description": f"the interval contains {level:.0%} of the true values",
         }
         return _object({"value": _NUMBER, "lower": limit, "upper": limit})
+    if version.encoder.class_outputs:
+        outputs = version.encoder.class_outputs
+        shares = {"type": "object", "additionalProperties": {**_NUMBER, "minimum": 0, "maximum": 1}}
+        return _object(
+            {
+                "classes": _object({output.name: {"enum": list(output.classes)} for output in outputs}),
+                "probabilities": _object({output.name: shares for output in outputs}),
+            }
+        )
     if version.output_names:
         return _object({"values": _object(dict.fromkeys(version.output_names, _NUMBER))})
     if version.is_embedding:

@@ -86,6 +86,8 @@ class Explainer:
         def predict_target(rows: np.ndarray) -> np.ndarray:
             deadline.check()
             outputs = version.predict_encoded(rows)
+            if version.encoder.class_outputs:  # the class that is predicted for this row
+                return outputs[:, target, output[target].argmax()]
             return outputs if target is None else outputs[:, target]
 
         encoder, max_rows = version.encoder, self._limits.explain_evaluations

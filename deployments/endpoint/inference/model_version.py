@@ -19,7 +19,7 @@ import pyarrow as pa
 from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.errors import BloomeryError, EngineMissing, OutputCorrupt
 from bloomery.data_contracts.odcs.contract import Contract
-from bloomery.data_contracts.records.output_units import restore_units
+from bloomery.data_contracts.records.output_units import format_classes, restore_units
 from bloomery.data_contracts.requests.arrow_rows import ArrowRowParser
 from bloomery.data_contracts.requests.json_rows import JsonRowParser
 from bloomery.data_contracts.serving.predictions import decide_labels, format_prediction, max_difference
@@ -92,7 +92,9 @@ class LoadedVersion:
         self.arrow_check = ArrowRowParser(self.contract, self.encoder.columns)
         self.media = _read_media_columns(artifacts, self.manifest)
         self.is_regression = self.encoder.features.task == "regression"
-        self.output_names = [output.name for output in self.encoder.outputs]  # of a regression with several labels
+        # Of several labels.
+        self.output_names = [output.name for output in self.encoder.outputs]
+        self.output_names += [output.name for output in self.encoder.class_outputs]
         self.is_multilabel = self.encoder.features.task == "multilabel"
         self.is_embedding = self.encoder.features.task == "embedding"
         interval = self.manifest.get("interval")
@@ -135,7 +137,7 @@ class LoadedVersion:
         predictions = predictions_from(
             self.encoder, compute_outputs(self._session, x, is_row_by_row=self.manifest["is_row_by_row"])
         )
-        return restore_units(self.encoder.outputs, predictions) if self.output_names else predictions
+        return restore_units(self.encoder.outputs, predictions) if self.encoder.outputs else predictions
 
     @cached_property
     def background(self) -> np.ndarray:
@@ -146,6 +148,8 @@ class LoadedVersion:
 
     def format_predictions(self, outputs: np.ndarray) -> list[dict[str, Any]]:
         """JSON predictions: a label, or labels, with the probability of each class; a value or several; or a vector."""
+        if self.encoder.class_outputs:
+            return [format_classes(self.encoder.class_outputs, shares_MK) for shares_MK in outputs]
         if self.output_names:
             return [{"values": dict(zip(self.output_names, values, strict=True))} for values in outputs.tolist()]
         if self.is_embedding:
@@ -170,12 +174,18 @@ class LoadedVersion:
     def predictions_table(self, outputs: np.ndarray) -> pa.Table:
         """Predictions as columns; the schema's metadata lists the classes in the order of the probabilities.
 
-        The values of several outputs are lists in the order of the metadata's `outputs`.
+        The values or classes of several labels are lists in the order of the metadata's `outputs`; the probabilities of
+        their classes are one list, with 0 beyond the classes of a label.
         """
         if self.is_embedding:
             return pa.table({"embedding": _list_array(self._vectors(outputs))}).replace_schema_metadata(
                 {"model": self.tag}
             )
+        if self.encoder.class_outputs:
+            table = pa.table({"classes": self._name_classes(outputs), "probabilities": _list_array(outputs)})
+            classes = {output.name: output.classes for output in self.encoder.class_outputs}
+            meanings = {"outputs": json.dumps(self.output_names), "classes": json.dumps(classes)}
+            return table.replace_schema_metadata({"model": self.tag, **meanings})
         if self.output_names:
             values = {"values": _list_array(outputs)}
             names = json.dumps(self.output_names)
@@ -197,6 +207,13 @@ class LoadedVersion:
     def vector_width(self) -> int:
         """The number of values of an embedding's vectors."""
         return int(self._session.get_outputs()[0].shape[1])
+
+    def _name_classes(self, shares_BMK: np.ndarray) -> pa.ListArray:
+        """The most probable classes of several labels, as texts in the order of the labels."""
+        best = [shares_BK.argmax(axis=1) for shares_BK in shares_BMK.swapaxes(0, 1)]
+        names = [np.array(list(map(str, output.classes)), dtype=object) for output in self.encoder.class_outputs]
+        texts = [of_label[positions_B] for of_label, positions_B in zip(names, best, strict=True)]
+        return pa.array(np.stack(texts, axis=1).tolist(), pa.list_(pa.string()))
 
     @cached_property
     def has_int8_vectors(self) -> bool:
@@ -248,6 +265,6 @@ def _read_media_columns(artifacts: Path, manifest: dict[str, Any]) -> tuple[Medi
 
 
 def _list_array(values: np.ndarray) -> pa.Array:
-    """Each row of an array (B, K) as a list."""
-    offsets = np.arange(0, values.size + 1, max(values.shape[1], 1), dtype=np.int32)
+    """Each row of an array (B, ...) as a list."""
+    offsets = np.arange(len(values) + 1, dtype=np.int32) * np.int32(values.size // max(len(values), 1))
     return pa.ListArray.from_arrays(offsets, np.ascontiguousarray(values).reshape(-1))

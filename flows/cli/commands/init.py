@@ -18,6 +18,7 @@ from bloomery.flows.cli.exit_codes import reporting_errors
 if TYPE_CHECKING:
     from bloomery.data_contracts.recipe_sections.data_source import DataSource
     from bloomery.tasks.scaffolding.planning.draft_planning import ColumnRoles, DraftPlan
+    from bloomery.tasks.scaffolding.planning.label_planning import LabelPlan
     from bloomery.tasks.scaffolding.profiling.number_inference import InferredNumbers
     from bloomery.tasks.scaffolding.source_options.reader_options import ReaderOptions, UserOptions
 
@@ -221,7 +222,6 @@ def _add_inferred_options(
 
 def list_inferences(draft: ProjectDraft) -> list[tuple[str, str]]:
     """Returns each inferred option and its value, with the reason if there is one."""
-    from bloomery.data_contracts.records.score_format import format_number
     from bloomery.tasks.scaffolding.profiling.column_names import format_names
 
     plan, notes = draft.plan, draft.reader_options.notes
@@ -245,17 +245,12 @@ def list_inferences(draft: ProjectDraft) -> list[tuple[str, str]]:
     added = ", added" if plan.key.is_added else ""
     inferences.append(("key", f"{draft.names.get(plan.key.name, plan.key.name)}{added}: {plan.key.reason}"))
     inferences.append(("task", f"{plan.task.name}: {plan.task.reason}"))
-    if plan.label.sets is not None:
-        label = plan.label.sets.describe()
-    elif plan.label.standard_deviation is None:
-        label = f"{len(plan.label.classes)} classes, the largest with {plan.label.majority_share:.1%} of the rows"
-    else:
-        label = f"numbers with a standard deviation of {format_number(plan.label.standard_deviation, digits=3)}"
-    label += plan.label.describe_unused_rows()
+    label = _describe_label(plan.label) + plan.label.describe_unused_rows()
     inferences.append(("label", f"{draft.names[plan.label.name]}: {label}"))
     for other in plan.label.others:
-        deviation = format_number(other.standard_deviation or 0.0, digits=3)
-        inferences.append(("label", f"{draft.names[other.name]}: numbers with a standard deviation of {deviation}"))
+        inferences.append(
+            ("label", f"{draft.names[other.name]}: {_describe_label(other)}{other.describe_unused_rows()}")
+        )
     inferences += plan.describe_order()
     inferences += [
         ("leakage", f"{leak.describe(draft.names)}: --drop {shlex.quote(format_names(leak.columns))}")
@@ -282,6 +277,16 @@ def _describe_checkpoint(plan: DraftPlan) -> list[tuple[str, str]]:
         return [("checkpoint", f"{plan.checkpoint.reference}: it reads the texts, as requested")]
     advice = suggest_checkpoint(plan.inputs, plan.num_usable_rows, len(plan.label.classes))
     return [("checkpoint", advice)] if advice else []
+
+
+def _describe_label(label: LabelPlan) -> str:
+    from bloomery.data_contracts.records.score_format import format_number
+
+    if label.sets is not None:
+        return label.sets.describe()
+    if label.standard_deviation is None:
+        return f"{len(label.classes)} classes, the largest with {label.majority_share:.1%} of the rows"
+    return f"numbers with a standard deviation of {format_number(label.standard_deviation, digits=3)}"
 
 
 def _missing(draft: ProjectDraft) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ import typer
 
 from bloomery.flows.cli.commands.reading_options import parse_names
 
-Label = Annotated[list[str], typer.Option(help="The column to predict; a,b,c of 0 and 1 for multilabel.")]
+Label = Annotated[list[str], typer.Option(help="The column to predict; a,b,c for several labels, or 0 and 1.")]
 LabelSeparator = Annotated[str | None, typer.Option(help="Sign between the labels in a text; inferred by default.")]
 Task = Annotated[
     str | None,

@@ -32,7 +32,7 @@ class ValidationRows(NamedTuple):
         x: float32 (B, ...).
         loss: of outputs_BK for all of `x`, such as the error rate; less is better.
         is_multilabel: whether outputs are logits of independent labels.
-        are_numbers: whether outputs are standardised values.
+        are_numbers: whether outputs are compared as numbers: standardised values, or logits of several labels.
     """
 
     x: np.ndarray

@@ -29,8 +29,8 @@ _MIN_EDGES = 3  # with fewer edges, a number has at most two values or one bin, 
 class TabularEnsemble(nn.Module):
     """x float32 (B, F) -> float32 (B, K): the mean of the members' predictions.
 
-    Of a classification, the output is the logarithm of the members' mean probabilities. Of sets of labels it is the
-    logarithm of the odds of each label, by the members' mean probability.
+    Of several labels the outputs are averaged. Of a classification, the output is the logarithm of the members' mean
+    probabilities. Of sets of labels it is the logarithm of the odds of each label, by the members' mean probability.
     """
 
     def __init__(self, config: TabM, layout: Layout, num_outputs: int, task: Task = "classification") -> None:
@@ -58,7 +58,7 @@ class TabularEnsemble(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         outputs_BEK = self.member_outputs(x)
-        if outputs_BEK.shape[2] == 1 or self.task == "multioutput":
+        if outputs_BEK.shape[2] == 1 or self.task in ("multioutput", "multitask"):
             return outputs_BEK.mean(dim=1)
         if self.task == "multilabel":
             # As two classes, since the logarithm of a sigmoid is exported as such and underflows.

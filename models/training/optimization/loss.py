@@ -26,7 +26,12 @@ def is_regression(y: torch.Tensor) -> bool:
 
 def is_multilabel(y: torch.Tensor) -> bool:
     """Whether labels are sets: 0 and 1 for each label (B, K)."""
-    return y.dim() == 2 and not is_embedding(y) and not is_multioutput(y)
+    return y.dim() == 2 and y.is_floating_point() and not is_multioutput(y)
+
+
+def is_multitask(y: torch.Tensor) -> bool:
+    """Whether labels are class indices of several outputs (B, M), negative where one is missing."""
+    return y.dim() == 2 and y.dtype == torch.int64
 
 
 def is_multioutput(y: torch.Tensor) -> bool:
@@ -38,8 +43,8 @@ def build_loss(loop: Loop, train_y: torch.Tensor, quantile: float | None = None)
     """Builds (outputs_BK, y_B) -> sum of the rows' losses: cross entropy in nats, or squared or Huber error.
 
     The loss of a set of labels is the mean of the binary cross entropies of its labels. That of several outputs is the
-    mean over all outputs, in which missing labels have no error. Of an embedding it is the contrastive loss, whose
-    outputs are those of queries and positives.
+    mean over all outputs, in which missing labels have no error; of classes it is the sum of the cross entropies. Of an
+    embedding it is the contrastive loss, whose outputs are those of queries and positives.
 
     With a `quantile`, a regression learns it by the quantile (pinball) loss, whatever `loop.loss` is.
 
@@ -55,6 +60,8 @@ def build_loss(loop: Loop, train_y: torch.Tensor, quantile: float | None = None)
 
     if is_multilabel(train_y):
         return sum_binary_entropies
+    if is_multitask(train_y):
+        return _build_class_loss(loop, train_y)
     if is_multioutput(train_y):
         return lambda outputs_BK, y_BK: _sum_output_errors(outputs_BK, y_BK, loop.loss)
 
@@ -91,6 +98,37 @@ def _sum_output_errors(outputs_BK: torch.Tensor, y_BK: torch.Tensor, loss: str =
     return (errors_BK * is_known_BK).sum() / outputs_BK.shape[1]
 
 
+def split_logits(outputs_BK: torch.Tensor, num_labels: int) -> torch.Tensor:
+    """The logits of each of several labels with classes, float32 (B, M, K), from outputs (B, M * K)."""
+    return outputs_BK.float().unflatten(1, (num_labels, -1))
+
+
+def _build_class_loss(loop: Loop, train_y: torch.Tensor) -> BatchLoss:
+    """Builds the loss of several labels with classes, in which the classes of each label are balanced by themselves."""
+
+    @functools.cache
+    def weights(num_classes: int, device: torch.device) -> torch.Tensor | None:
+        if loop.class_weights != "balanced":
+            return None
+        return torch.stack([class_weights(y_N, num_classes) for y_N in train_y.T]).to(device)
+
+    def sum_entropies(outputs_BK: torch.Tensor, y_BM: torch.Tensor) -> torch.Tensor:
+        return _sum_class_entropies(outputs_BK, y_BM, weights(outputs_BK.shape[1] // y_BM.shape[1], outputs_BK.device))
+
+    return sum_entropies
+
+
+def _sum_class_entropies(
+    outputs_BK: torch.Tensor, y_BM: torch.Tensor, weights_MK: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The sum over rows and labels of the cross entropies; that of a missing label is 0."""
+    logits_BMK = split_logits(outputs_BK, y_BM.shape[1])
+    entropies_BM = F.cross_entropy(logits_BMK.flatten(0, 1), y_BM.flatten(), reduction="none").view_as(y_BM)
+    if weights_MK is not None:  # 0 beyond the classes of a label
+        entropies_BM = entropies_BM * weights_MK.gather(1, y_BM.clamp(min=0).T).T
+    return entropies_BM.sum()
+
+
 def class_weights(y: torch.Tensor, num_classes: int) -> torch.Tensor:
     """Weights that balance the classes, with mean 1 over the rows; 0 for a class without rows.
 
@@ -112,6 +150,11 @@ def loss_and_metric_sums(outputs_BK: torch.Tensor, y_B: torch.Tensor) -> torch.T
     if is_multioutput(y_B):
         squared = _sum_output_errors(outputs_BK, y_B).double()
         return torch.stack([squared, squared, torch.tensor(float(len(y_B)), dtype=torch.float64)])
+    if is_multitask(y_B):
+        loss = _sum_class_entropies(outputs_BK, y_B).double()
+        is_right_BM = split_logits(outputs_BK, y_B.shape[1]).argmax(2) == y_B
+        num_right = (is_right_BM | (y_B < 0)).all(dim=1).sum().double()
+        return torch.stack([loss, num_right, torch.tensor(float(len(y_B)), dtype=torch.float64)])
     if is_multilabel(y_B):
         num_right = ((outputs_BK >= 0) == (y_B > 0)).all(dim=1).sum().double()
         loss = sum_binary_entropies(outputs_BK, y_B).double()

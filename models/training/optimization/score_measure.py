@@ -13,6 +13,7 @@ from bloomery.data_contracts.records.scores import Score, default_score
 from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.models.evaluation.scores import require_score
 from bloomery.models.features.labels import StandardUnits
+from bloomery.models.training.optimization.loss import split_logits
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ class ScoreMeasure:
         """
         if self.score.facts.task == "multioutput":
             return require_score(self.score, y_N.double().numpy(), outputs_NK.double().numpy(), "validation")
+        if self.score.facts.task == "multitask":
+            shares_NMK = split_logits(outputs_NK, y_N.shape[1]).double().softmax(dim=2)
+            return require_score(self.score, y_N.numpy(), shares_NMK.numpy(), "validation")
         if self.units is None:
             is_multilabel = self.score.facts.task == "multilabel"
             shares_NK = outputs_NK.double().sigmoid() if is_multilabel else torch.softmax(outputs_NK.double(), dim=1)
@@ -48,7 +52,7 @@ def build_measure(score: Score | None, task: Task, units: StandardUnits | None) 
 
     The mean over several outputs is no sum over rows, so the loop does not compute it.
     """
-    if task == "multioutput":
+    if task in ("multioutput", "multitask"):
         return ScoreMeasure(score or default_score(task))
     if score is None or score == default_score(task):
         return None

@@ -20,7 +20,13 @@ from bloomery.tasks.scaffolding.planning.given_splits import (
 )
 from bloomery.tasks.scaffolding.planning.input_planning import InputPlan, plan_inputs
 from bloomery.tasks.scaffolding.planning.key_planning import KeyPlan, plan_key
-from bloomery.tasks.scaffolding.planning.label_planning import LabelPlan, order_classes, plan_label, plan_sets
+from bloomery.tasks.scaffolding.planning.label_planning import (
+    LabelPlan,
+    add_labels,
+    order_classes,
+    plan_label,
+    plan_sets,
+)
 from bloomery.tasks.scaffolding.planning.label_sets import LabelSets, collect_label_sets
 from bloomery.tasks.scaffolding.planning.pretrained_texts import read_by_checkpoint
 from bloomery.tasks.scaffolding.planning.required_columns import count_quarantined, required_columns
@@ -37,6 +43,7 @@ from bloomery.tasks.scaffolding.planning.task_inference import (
     TaskChoice,
     TaskRequest,
     infer_label_task,
+    infer_task_of_labels,
     may_be_forecast,
     require_task_of_sets,
 )
@@ -257,6 +264,8 @@ def _plan_task(
         return TaskChoice("multilabel", is_forecast=False, reason=roles.sets.reason), None
     kind = IMAGES if data.kind in ("numpy", "huggingface") and has_images(profile, data) else data.kind
     task = infer_label_task(label, kind, request.task)
+    if request.is_inferred:
+        task = task._replace(reason="several labels are all classes or all numbers; --task states which")
     columns = SeriesRequest(label, roles.time, roles.groups, request, reserved)
     if task.is_forecast:
         return task, plan_series(profile, scratch, columns)
@@ -277,8 +286,7 @@ def _plan_label(
         return plan_sets(roles.sets, column)
     label = plan_label(column, scratch, split_column, task.label_task)
     if roles.others:
-        others = (profile.existing_column(name) for name in roles.others)
-        return label._replace(others=tuple(plan_label(other, scratch, split_column, "regression") for other in others))
+        return add_labels(label, map(profile.existing_column, roles.others), scratch, split_column, task.label_task)
     return order_classes(label, roles.task.order) if task.label_task == "ordinal" else label
 
 
@@ -297,8 +305,11 @@ def find_label_sets(
     roles = replace(roles, labels=split_names(roles.labels, names))
     if roles.labels:
         roles = replace(roles, label=roles.labels[0])
-    if roles.task.task == "regression" and len(roles.labels) > 1 and roles.separator is None:
-        return profile, replace(roles, labels=(), others=roles.labels[1:]), InferredNumbers({}, {})
+    if len(roles.labels) > 1 and roles.separator is None:
+        columns = [profile.existing_column(find_column(label, names, "--label")) for label in roles.labels]
+        roles = replace(roles, task=infer_task_of_labels(roles.task, columns))
+        if roles.task.task in ("regression", "classification"):
+            return profile, replace(roles, labels=(), others=roles.labels[1:]), InferredNumbers({}, {})
     for where, is_given in (("--label", len(roles.labels) > 1), ("--label-separator", roles.separator is not None)):
         if is_given:
             require_task_of_sets(roles.task, where)

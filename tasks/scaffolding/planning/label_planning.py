@@ -21,8 +21,8 @@ class LabelPlan(NamedTuple):
     """The label: its classes with their numbers of rows, in order, and how many rows have no class or a rare one.
 
     A quantity has no classes, but a standard deviation. The classes of `sets` are the labels in them. Those of an
-    ordinal task have an `order`, unless they are integers from the lowest to the highest. `others` are the quantities
-    that the same network predicts.
+    ordinal task have an `order`, unless they are integers from the lowest to the highest. `others` are the labels
+    that the same network predicts: any of them may be missing.
     """
 
     column: ColumnProfile
@@ -34,11 +34,17 @@ class LabelPlan(NamedTuple):
     sets: LabelSets | None = None
     is_ordinal: bool = False
     order: tuple[Any, ...] | None = None
+    may_be_missing: bool = False
     others: tuple[LabelPlan, ...] = ()
 
     @property
     def name(self) -> str:
         return self.column.name
+
+    @property
+    def num_all_rare_rows(self) -> int:
+        """The rows with a rare class of any label; a row with several counts as often."""
+        return self.num_rare_rows + sum(other.num_rare_rows for other in self.others)
 
     @property
     def num_missing(self) -> int:
@@ -69,7 +75,7 @@ class LabelPlan(NamedTuple):
             names = ", ".join(map(str, self.rare_classes[:5])) + (", …" if len(self.rare_classes) > 5 else "")
             noun = "row" if self.num_rare_rows == 1 else "rows"
             clauses.append(f"{self.num_rare_rows:,} {noun} of rare classes ({names})")
-        if self.num_missing and self.sets is None and self.task != "regression":
+        if self.num_missing and self.sets is None and self.task != "regression" and not self.may_be_missing:
             clauses.append(f"{self.num_missing:,} {'row' if self.num_missing == 1 else 'rows'} without a label")
         return f"; quarantined: {' and '.join(clauses)}" if clauses else ""
 
@@ -106,6 +112,14 @@ def plan_label(column: ColumnProfile, scratch: Path, split_column: str | None, t
         rare_classes=rare_classes,
         num_rare_rows=sum(all_classes[value] for value in rare_classes),
     )
+
+
+def add_labels(
+    label: LabelPlan, others: Iterable[ColumnProfile], scratch: Path, split_column: str | None, task: Task
+) -> LabelPlan:
+    """Returns the plan with `others`, which the same network predicts. Each of the labels may be missing in a row."""
+    plans = (plan_label(column, scratch, split_column, task) for column in others)
+    return label._replace(may_be_missing=True, others=tuple(plan._replace(may_be_missing=True) for plan in plans))
 
 
 def plan_sets(sets: LabelSets, column: ColumnProfile) -> LabelPlan:

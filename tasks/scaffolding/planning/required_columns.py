@@ -32,5 +32,7 @@ def count_quarantined(
     num_invalid = sum(column.num_invalid for column in profile.columns)
     required = required_columns(split, series, inputs)
     num_unplaced = sum(profile.existing_column(name).num_missing for name in required)
-    num_unlabelled = label.num_missing if series is None and not label.others else 0
-    return profile.num_malformed + num_invalid + num_unlabelled + label.num_rare_rows + num_other_rates + num_unplaced
+    num_unlabelled = label.num_missing if series is None and not label.may_be_missing else 0
+    return (
+        profile.num_malformed + num_invalid + num_unlabelled + label.num_all_rare_rows + num_other_rates + num_unplaced
+    )

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, cast, get_args
 
-from bloomery.data_contracts.errors import RecipeInvalid
+from bloomery.data_contracts.errors import DataUnfit, RecipeInvalid
 from bloomery.tasks.scaffolding.planning.class_order import describe_order
 from bloomery.tasks.scaffolding.planning.entity_columns import counts_things, names_code
 from bloomery.tasks.scaffolding.planning.input_planning import split_words
@@ -23,6 +23,8 @@ SplitKind = Literal["key", "group", "time", "given"]
 _MAX_CODES = 20  # distinct whole numbers that are classes unless the name says otherwise
 _MAX_CODES_OF_COUNT = 10  # the same where the name says that something is counted
 _MIN_ROWS_PER_BALANCED = 20
+_MIN_SHARE_OF_MARKS = 0.9  # of the values in a column that says whether a row has a label
+_MARKS = ("0", "1", "0.0", "1.0", "true", "false", "yes", "no")
 _LABEL_NAMES = ("label", "labels", "target", "y", "output", "answer", "truth")  # that say nothing about the values
 IMAGES = "arrays of images"  # the kind of a source with a label beside images
 _NAMED_BY_FILES = ("images", "audio", "idx", "text")  # kinds of sources whose labels are names of folders and files
@@ -33,7 +35,8 @@ _TYPE_NOUNS = {"string": "a text", "boolean": "a boolean", "integer": "an intege
 class TaskRequest:
     """What the user requests of a task; None to infer it. `lags` are the rows in a window of a forecast.
 
-    `split_column` names the split of each row. `order` has the classes of an ordinal task.
+    `split_column` names the split of each row. `order` has the classes of an ordinal task. `is_inferred`: the task is
+    that of several labels, by their values.
     """
 
     task: DraftTask | None = None
@@ -42,6 +45,7 @@ class TaskRequest:
     split: SplitKind | None = None
     split_column: str | None = None
     order: tuple[str, ...] | None = None
+    is_inferred: bool = False
 
 
 class TaskChoice(NamedTuple):
@@ -142,6 +146,48 @@ def infer_label_task(column: ColumnProfile, kind: str = "", requested: DraftTask
         return TaskChoice("classification", is_forecast=False, reason=reason)
     remedy = "; --task classification for classes" if values else ""
     return TaskChoice("regression", is_forecast=False, reason=f"{reason}{remedy}")
+
+
+def infer_task_of_labels(request: TaskRequest, columns: Sequence[ColumnProfile]) -> TaskRequest:
+    """Returns the request, with the task of several labels where it has none: classes or numbers.
+
+    Columns of 0 and 1 name a set of labels, whose task is inferred elsewhere.
+
+    Raises:
+        DataUnfit: some are classes and some are numbers.
+    """
+    if request.task is not None or all(map(_is_mark, columns)):
+        return request
+    return replace(request, task=_find_common_task(columns), is_inferred=True)
+
+
+def _find_common_task(columns: Sequence[ColumnProfile]) -> Literal["classification", "regression"]:
+    are_numbers = [column.logical_type in ("integer", "number") for column in columns]
+    if all(are_numbers):
+        tasks = {infer_label_task(column).label_task for column in columns}
+        return "classification" if tasks == {"classification"} else "regression"
+    numbers = [column.name for column in columns if column.logical_type == "number" or _is_quantity(column)]
+    if numbers:
+        classes = ", ".join(column.name for column in columns if column.name not in numbers)
+        raise DataUnfit(
+            f"{', '.join(numbers)} is a number, and {classes} has classes",
+            required="labels that are all numbers, or all classes",
+            where="--label",
+            remedy="draft a recipe for the numbers and one for the classes, or state --task classification for whole "
+            "numbers that name classes",
+        )
+    return "classification"
+
+
+def _is_mark(column: ColumnProfile) -> bool:
+    """Whether nearly all values are 0 and 1, or yes and no."""
+    counts = column.value_counts or ()
+    num_marks = sum(num for value, num in counts if str(value).lower() in _MARKS)
+    return num_marks > 0 and num_marks >= _MIN_SHARE_OF_MARKS * sum(num for _, num in counts)
+
+
+def _is_quantity(column: ColumnProfile) -> bool:
+    return column.logical_type == "integer" and infer_label_task(column).label_task == "regression"
 
 
 def may_be_forecast(column: ColumnProfile) -> bool:

@@ -61,9 +61,12 @@ STUDENT = [{"name": "fp32"}, {"name": "small", "student": {"model": {"kind": "bo
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"model": "boosted_trees"}, "does not predict several numbers, since its trees are fitted to one number"),
+        ({"model": "boosted_trees"}, "does not predict several labels, since its trees are fitted to one label"),
         ({"model": "tabular_ensemble"}, "use tabm, mlp or ft_transformer"),
-        ({"labels": ("width", "town")}, "targets are numbers, but column 'town' is string"),
+        (
+            {"labels": ("width", "town")},
+            "all numbers or all classes, but width is number, town is string",
+        ),
         ({"labels": ("width", "depth")}, "has no column 'depth'"),
         (
             {"inputs": [{"kind": "category", "columns": ["town"], "encoding": "target"}]},
@@ -72,7 +75,7 @@ STUDENT = [{"name": "fp32"}, {"name": "small", "student": {"model": {"kind": "bo
         ({"training": {"explain": {}}}, "/explain?label=NAME"),
         ({"training": {"class_weights": "balanced"}}, "a regression has no classes"),
         ({"training": {"strategy": "pipeline", "devices": 2}}, "use ddp, fsdp or tensor"),
-        ({"candidates": STUDENT}, "the student of small: boosted_trees does not predict several numbers"),
+        ({"candidates": STUDENT}, "the student of small: boosted_trees does not predict several labels"),
     ],
 )
 def test_what_does_not_work_is_named_with_what_does(values: dict[str, Any], message: str) -> None:
@@ -90,3 +93,16 @@ def test_limits_are_those_of_errors() -> None:
     assert "budget.error_rise" in find(None, {"accuracy_drop": 0.01}, {})[0]
     (problem,) = find("rmse", {}, {})
     assert "use one of mean_rmse, mean_mae, mean_r2" in problem
+
+
+def test_several_labels_with_classes_have_options_and_limits_of_their_own() -> None:
+    features = {"key": "id", "label": ["town", "width"], "task": "classification", "inputs": [NUMBER]}
+    model = TypeAdapter(Model).validate_python({"kind": "mlp"})
+    training = Training.model_validate({"epochs": 1, "class_weights": "balanced", "label_smoothing": 0.1})
+    messages = list(find_inconsistencies(Features.model_validate(features), model, CONTRACT, training))
+    assert any("all numbers or all classes, but town is string, width is number" in problem for problem in messages)
+    assert any("training.label_smoothing: it is for the classes of one label" in problem for problem in messages)
+    assert not any("class_weights" in problem for problem in messages)
+    gates = Gates.model_validate({"min_accuracy": 0.5})
+    (problem,) = find_misplaced_limits("multitask", Budget(), gates)
+    assert "use gates.min_score" in problem

@@ -65,7 +65,7 @@ def test_labels_without_a_finite_spread_are_errors(labels: list[list[float | Non
     [
         ({"label": ["width"]}, "at least two columns"),
         ({"label": ["width", "width"]}, "names a column twice"),
-        ({"task": "classification"}, "several labels need `task: regression`"),
+        ({"task": "ordinal"}, "several labels need `task: regression`"),
         ({"label": "width", "task": "multioutput"}, "has a list in `label`"),
         ({"label": ["width", "x"]}, "column 'x' is the label"),
         ({"label": ["width", "id"]}, "neither the key nor"),
