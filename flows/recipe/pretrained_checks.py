@@ -8,13 +8,12 @@ from typing import Any
 from bloomery.models.features.config import Features
 from bloomery.models.features.input_config import AudioInput, ImageInput, Input, TextInput
 from bloomery.models.networks.config import Model
-from bloomery.models.networks.pretrained_config import Pretrained
+from bloomery.models.networks.pretrained_config import ANY_SIZE, PADDING_SENSITIVE, RANDOM_STATES, Pretrained
 from bloomery.tasks.checkpoints.input_checkpoints import find_network
 
 # Keys of config.json by which networks for images and for audio differ from those for text.
 _IMAGE_KEYS = ("image_size", "num_channels", "patch_size")
 _AUDIO_KEYS = ("num_mel_bins", "conv_dim")
-_ANY_SIZE = ("dinov2", "dinov2_with_registers")  # networks with positions that read images of other sizes
 # Networks that number positions from the one after the padding token's.
 _OFFSET_POSITIONS = ("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet")
 
@@ -40,6 +39,10 @@ def check_pretrained(source: Input, model: Pretrained, place: str = "model") -> 
         yield f"{where} reads {form}, but an input of kind {source.kind} is not; name a checkpoint for {source.kind}"
     elif form == "text" and config.get("is_encoder_decoder"):
         yield f"{where} consists of an encoder and a decoder; name one of them alone, such as a bert or a gpt2"
+    elif model_type in RANDOM_STATES:
+        yield f"{where} leaves out random parts of each row; name a checkpoint of another network"
+    elif form == "text" and model_type in PADDING_SENSITIVE:
+        yield f"{where} computes other states for a row with padding; name a checkpoint of a network such as bert"
     elif isinstance(source, TextInput):
         yield from _check_length(source, config, where)
     else:
@@ -91,7 +94,7 @@ def _check_size(image: ImageInput, config: dict[str, Any], where: str) -> Iterat
         yield f"{where} reads {expected} channels, but an encoded image has {channels}; {remedy}"
     sides = config.get("image_size")
     sides = [sides, sides] if isinstance(sides, int) else sides
-    is_fixed = "depths" not in config and config.get("model_type") not in _ANY_SIZE
+    is_fixed = "depths" not in config and config.get("model_type") not in ANY_SIZE
     if is_fixed and isinstance(sides, list) and sides != size:
         yield f"{where} reads {sides[0]} x {sides[1]} pixels, but an encoded image has {size[0]} x {size[1]}; {remedy}"
 

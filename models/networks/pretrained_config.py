@@ -10,6 +10,13 @@ from bloomery.data_contracts.documents.documents import Document, is_unset
 from bloomery.data_contracts.records.checkpoint import Checkpoint
 from bloomery.models.networks.pruned_shape import PrunedShape
 
+# Networks of `transformers` for text that compute other states for a row when padding is added to it: they ignore the
+# mask of real tokens, or mix neighbouring or all steps besides attention.
+PADDING_SENSITIVE = ("fnet", "convbert", "nystromformer", "yoso")
+
+RANDOM_STATES = ("vit_mae",)  # networks that leave out random parts of each row, after the training as well
+ANY_SIZE = ("dinov2", "dinov2_with_registers")  # networks with positions that read images of other sizes
+
 
 class Pretrained(Document):
     """The body of a pretrained checkpoint, pooled to one vector per row, and a new linear head.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from inspect import signature
@@ -13,7 +14,7 @@ from safetensors import SafetensorError
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.networks.layers.transformers_attention import register_attention
-from bloomery.models.networks.pretrained_config import Pretrained
+from bloomery.models.networks.pretrained_config import PADDING_SENSITIVE, RANDOM_STATES, Pretrained
 from bloomery.models.networks.transformers_package import missing_transformers
 
 if TYPE_CHECKING:
@@ -26,8 +27,10 @@ _INPUTS = {"tokens": ("input_ids",), "image": ("pixel_values", "input_values", "
 # Random changes of the input and of the layers in training, some of them by NumPy's generator: a resumed training would
 # not end with the same bits.
 _RANDOM_OPTIONS = {"apply_spec_augment": False, "layerdrop": 0.0, "encoder_layerdrop": 0.0}
-# Vectors of masked steps, which are used in pretraining alone.
+# Weights that no output depends on: vectors of masked steps, which are used in pretraining alone, and layers that a
+# family has but does not call.
 _MASK_VECTORS = ("masked_spec_embed", "mask_token")
+_UNUSED_LAYERS = {"wav2vec2-conformer": "encoder.pos_conv_embed."}
 _NUM_SHOWN = 3  # names of weights in an error
 
 
@@ -46,12 +49,16 @@ def load_body(config: Pretrained, layout: Layout) -> PreTrainedModel:
         has_option = "add_pooling_layer" in signature(family.__init__).parameters
         if has_option and not hasattr(configuration, "depths"):  # of Swin it is a mean, which has no weights
             options["add_pooling_layer"] = False  # BERT's second dense layer, which was trained for another task
-        options |= {"attn_implementation": register_attention() if _has_own_attention(family) else "eager"}
+        folder = None if config.resolved is None else config.resolved.folder or None
+        attention = register_attention() if _has_own_attention(family) else "eager"
         try:
-            if config.resolved is not None and config.resolved.folder:
-                body = _load_weights(family, configuration, config.resolved.folder, options)
-            else:
-                body = _build_untrained(family, configuration, options)
+            try:
+                body = _build_body(family, configuration, folder, options | {"attn_implementation": attention})
+            except KeyError as failure:
+                if failure.args != (attention,):
+                    raise
+                # Some layers choose among classes, by the names of the library's own attention.
+                body = _build_body(family, configuration, folder, options | {"attn_implementation": "eager"})
             if configuration.is_encoder_decoder:
                 body = body.get_encoder()
         except (ValueError, TypeError, ImportError, KeyError, OSError, RuntimeError, SafetensorError) as failure:
@@ -60,8 +67,9 @@ def load_body(config: Pretrained, layout: Layout) -> PreTrainedModel:
                 f"{configuration.model_type} cannot be built: {reason}",
                 "a complete checkpoint of transformers",
             ) from failure
+    unused = _UNUSED_LAYERS.get(configuration.model_type)
     for name, parameter in body.named_parameters():
-        if name.rpartition(".")[2] in _MASK_VECTORS:
+        if name.rpartition(".")[2] in _MASK_VECTORS or (unused is not None and name.startswith(unused)):
             parameter.requires_grad_(False)
     if config.gradient_checkpointing:
         _enable_checkpointing(body)
@@ -159,17 +167,32 @@ def _find_family(configuration: PretrainedConfig, layout: Layout) -> Any:
     if isinstance(family, tuple) or family.main_input_name not in _INPUTS[layout.kind]:
         inputs = "several networks" if isinstance(family, tuple) else family.main_input_name
         raise unsuitable(f"{model_type} reads {inputs}, but the rows are {rows}", f"a network that encodes {rows}")
+    if model_type in RANDOM_STATES:
+        raise unsuitable(f"{model_type} leaves out random parts of each row", "a network without random changes")
+    has_mask = "attention_mask" in signature(family.forward).parameters
+    if layout.kind == "tokens" and (model_type in PADDING_SENSITIVE or not has_mask):
+        raise unsuitable(
+            f"the states of {model_type} depend on the padding of a row",
+            "a network whose attention_mask leaves padding out, such as bert",
+        )
     return family
 
 
 def _has_own_attention(family: Any) -> bool:
-    """Whether the attention can be replaced by a function."""
-    return bool(getattr(family, "_supports_attention_backend", False) or getattr(family, "_supports_sdpa", False))
+    """Whether the attention can be replaced by a function: its module looks it up, and PyTorch's gives equal values.
+
+    Attention with a soft cap or with sinks is the library's own ("eager").
+    """
+    return bool(family._supports_sdpa) and hasattr(sys.modules[family.__module__], "ALL_ATTENTION_FUNCTIONS")
 
 
-def _build_untrained(family: Any, configuration: PretrainedConfig, options: dict[str, Any]) -> PreTrainedModel:
-    attention = options.pop("attn_implementation")
-    return family._from_config(configuration, attn_implementation=attention, dtype=torch.float32, **options)
+def _build_body(
+    family: Any, configuration: PretrainedConfig, folder: str | None, options: dict[str, Any]
+) -> PreTrainedModel:
+    """The body with the weights in `folder`, or with random ones."""
+    if folder is not None:
+        return _load_weights(family, configuration, folder, options)
+    return family._from_config(configuration, dtype=torch.float32, **options)
 
 
 def _load_weights(

@@ -10,6 +10,7 @@ from bloomery.data_contracts.errors import DataMissing, RecipeInvalid
 from bloomery.data_contracts.records.checkpoint import PREPROCESSOR_FILE, Checkpoint
 from bloomery.models.features.checkpoint_images import ImageSteps
 from bloomery.models.features.image_input import ImageInput
+from bloomery.models.networks.pretrained_config import ANY_SIZE
 from bloomery.tasks.checkpoints.json_files import read_object
 
 _HALF, _IMAGENET = ([0.5] * 3, [0.5] * 3), ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -34,7 +35,7 @@ _DEFAULTS: dict[str, tuple[dict[str, int], int, dict[str, int] | None, tuple[lis
 _BY_MODEL = {"deit": "DeiT", "beit": "Beit", "clip_vision_model": "CLIP", "siglip_vision_model": "Siglip"}
 _BY_MODEL |= dict.fromkeys(("convnext", "convnextv2", "resnet", "regnet", "cvt"), "ConvNext")
 _BY_MODEL |= dict.fromkeys(("vit", "swin", "swinv2", "vit_msn", "vit_mae", "ijepa"), "ViT")
-_BY_MODEL |= dict.fromkeys(("dinov2", "bit", "hiera", "focalnet"), "Bit")
+_BY_MODEL |= dict.fromkeys((*ANY_SIZE, "bit", "hiera", "focalnet"), "Bit")
 _SUFFIXES = ("FeatureExtractor", "ImageProcessorFast", "ImageProcessorPil", "ImageProcessor")
 _UNSUPPORTED = ("do_pad", "do_flip_channel_order", "rescale_offset", "auto_map")
 
@@ -153,7 +154,7 @@ def _require_readable(checkpoint: Checkpoint, steps: ImageSteps, config: dict[st
         )
     height, width = steps.output_shape(source.shape)[1:]
     side = config.get("image_size")
-    is_fixed = "patch_size" in config and isinstance(side, int) and config.get("model_type") != "dinov2"
+    is_fixed = "patch_size" in config and isinstance(side, int) and config.get("model_type") not in ANY_SIZE
     if is_fixed and (height, width) != (side, side):
         raise _unsuitable(
             checkpoint,

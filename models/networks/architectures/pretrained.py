@@ -5,6 +5,7 @@ Shapes: B rows, T steps, W width, K outputs.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 _POOLINGS = {"mean": "mean", "cls": "first", "last": "last"}  # as `pool` calls them
 
 
-class PretrainedNetwork(nn.Module):
+class PretrainedNetwork(nn.Module, ABC):
     """x float32 as in the layout -> float32 (B, K)."""
 
     def __init__(self, body: PreTrainedModel, config: Pretrained, width: int, num_outputs: int) -> None:
@@ -34,13 +35,13 @@ class PretrainedNetwork(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.dropout(self.embed(x)))
 
+    @abstractmethod
     def embed(self, x: torch.Tensor) -> torch.Tensor:
         """One vector per row (B, W), before dropout and head."""
-        raise NotImplementedError
 
+    @abstractmethod
     def states(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The state of each step h_BTW, and mask_BT bool, which is True for real ones."""
-        raise NotImplementedError
 
     def token_embedding(self) -> nn.Module:
         """The layer that looks up the vectors of tokens, or embeds patches."""
@@ -61,7 +62,7 @@ class PretrainedText(PretrainedNetwork):
         self.max_length = count_positions(body) or layout.shape[0]
         self._pooling = _POOLINGS[choose_pooling(config)]
         self._last_token: int = body.config.vocab_size - 1  # of the tokenizer, also of a trimmed vocabulary
-        self._pad_token: int = body.config.pad_token_id or 0
+        self._pad_token: int = getattr(body.config, "pad_token_id", None) or 0
         has_token_types = getattr(body.config, "type_vocab_size", 0) > 1
         self._separator = layout.separator if has_token_types else None
 
@@ -87,8 +88,7 @@ class PretrainedSignal(PretrainedNetwork):
     """Images x float32 (B, C, H, W), spectrograms (B, 1, mels, frames) or waveforms (B, 1, 1, samples) -> (B, K)."""
 
     def __init__(self, body: PreTrainedModel, config: Pretrained, num_outputs: int) -> None:
-        sizes = getattr(body.config, "hidden_sizes", None)
-        super().__init__(body, config, sizes[-1] if sizes else body.config.hidden_size, num_outputs)
+        super().__init__(body, config, _signal_width(body), num_outputs)
         self._input = body.main_input_name
         self._is_waveform = self._input == "input_values" and hasattr(body.config, "conv_dim")
         self._pooling = config.pooling
@@ -117,6 +117,13 @@ class PretrainedSignal(PretrainedNetwork):
         return self.body(**{self._input: x}, return_dict=True)
 
 
+def _signal_width(body: PreTrainedModel) -> int:
+    sizes = getattr(body.config, "hidden_sizes", None) or (getattr(body.config, "hidden_size", None),)
+    if not isinstance(sizes[-1], int):
+        raise unsuitable(f"the configuration of {body.config.model_type} has no hidden_size", "a network such as vit")
+    return sizes[-1]
+
+
 def _as_steps(states: torch.Tensor) -> torch.Tensor:
     """h_BTW, also of a convolutional network with states (B, W, height, width)."""
     return states.flatten(2).transpose(1, 2) if states.dim() == 4 else states
@@ -139,12 +146,22 @@ def build(config: Pretrained, layout: Layout, num_outputs: int) -> PretrainedNet
     if config.shape is not None:
         reshape_body(body, config.shape)
     if layout.kind == "tokens":
+        _require_sizes(body)
         text = PretrainedText(body, config, layout, num_outputs)
         _require_tokens(text, layout)
         return text.train()
     network = PretrainedSignal(body, config, num_outputs)
     _require_signal(network, config, layout)
     return network.train()
+
+
+def _require_sizes(body: PreTrainedModel) -> None:
+    missing = [name for name in ("vocab_size", "hidden_size") if not isinstance(getattr(body.config, name, None), int)]
+    if missing:
+        raise unsuitable(
+            f"the configuration of {body.config.model_type} has no {' and no '.join(missing)}",
+            "a network with a vector for each token of a vocabulary, such as bert",
+        )
 
 
 def _require_tokens(network: PretrainedText, layout: Layout) -> None:
@@ -162,6 +179,12 @@ def _require_tokens(network: PretrainedText, layout: Layout) -> None:
             f"a `length` of at most {positions}",
             "lower the `length` of the text in `features.inputs`",
         )
+    obstacle = _find_obstacle(network, torch.ones(1, min(layout.shape[0], 2)))
+    if obstacle is not None:
+        raise unsuitable(
+            f"{config.model_type} cannot read a row of tokens alone: {obstacle}",
+            "a network that computes a state of each token (last_hidden_state) from tokens and their mask",
+        )
 
 
 def _require_signal(network: PretrainedNetwork, config: Pretrained, layout: Layout) -> None:
@@ -170,16 +193,34 @@ def _require_signal(network: PretrainedNetwork, config: Pretrained, layout: Layo
     if config.pooling == "last" or (config.pooling == "cls" and hasattr(network.body.config, "depths")):
         problem = f"{model_type} has no {'first' if config.pooling == 'cls' else 'last'} token that has seen all others"
         raise unsuitable(problem, "`pooling: auto` or mean", "change `pooling`")
-    try:
-        with torch.no_grad():
-            network.eval()(torch.zeros(1, *layout.shape))
-    except (ValueError, RuntimeError, IndexError) as failure:
-        problem = (str(failure).splitlines() or ["no reason given"])[0][:300]
+    obstacle = _find_obstacle(network, torch.zeros(1, *layout.shape))
+    if obstacle is not None:
         raise unsuitable(
-            f"{model_type} cannot read rows of shape {shape}: {problem}",
+            f"{model_type} cannot read rows of shape {shape}: {obstacle}",
             "images or audio as the checkpoint's preprocessing makes them",
             "set `preprocessing: checkpoint` of the input",
-        ) from failure
+        )
+
+
+def _find_obstacle(network: PretrainedNetwork, x: torch.Tensor) -> str | None:
+    """Why the network cannot read the rows x; None if it can.
+
+    Its attention becomes the library's own ("eager") if the rest of its code does not work with ours.
+    """
+    obstacle = _try_rows(network, x)
+    if obstacle is not None and network.body.config._attn_implementation != "eager":
+        network.body.set_attn_implementation("eager")
+        obstacle = _try_rows(network, x)
+    return obstacle
+
+
+def _try_rows(network: PretrainedNetwork, x: torch.Tensor) -> str | None:
+    try:
+        with torch.no_grad():
+            network.eval()(x)
+    except (ValueError, RuntimeError, LookupError, TypeError, AttributeError) as failure:
+        return (str(failure).splitlines() or ["no reason given"])[0][:300]
+    return None
 
 
 def choose_pooling(config: Pretrained) -> str:

@@ -30,6 +30,7 @@ def test_a_network_for_texts_of_that_length_has_no_problem(config):
 
 
 VIT = {"model_type": "vit", "image_size": 8, "num_channels": 3}
+LARGER = [{**VIT, "model_type": name, "image_size": 518} for name in ("dinov2", "dinov2_with_registers")]
 RESNET = {"model_type": "resnet", "depths": [1], "num_channels": 3}
 
 
@@ -48,7 +49,7 @@ def test_images_of_other_sizes_and_other_poolings_are_reported(config, source, p
     assert sentence in problem
 
 
-@pytest.mark.parametrize("config", [VIT, RESNET, {**VIT, "model_type": "dinov2", "image_size": 518}], ids=str)
+@pytest.mark.parametrize("config", [VIT, RESNET, *LARGER], ids=str)
 def test_images_that_fit_have_no_problem(config):
     assert find_problems(config, IMAGE) == []
 
@@ -64,6 +65,9 @@ def test_images_that_fit_have_no_problem(config):
         ({"model_type": "wav2vec2", "conv_dim": [8], "vocab_size": 9}, TEXT, "reads audio"),
         (BERT, IMAGE, "reads text, but an input of kind image is not"),
         ({"model_type": "clip", "text_config": {}, "vision_config": {}}, TEXT, "consists of several networks"),
+        ({"model_type": "fnet", "vocab_size": 9}, TEXT, "computes other states for a row with padding"),
+        ({"model_type": "convbert", "vocab_size": 9}, TEXT, "computes other states for a row with padding"),
+        ({"model_type": "vit_mae", "image_size": 8}, IMAGE, "leaves out random parts of each row"),
     ],
     ids=str,
 )  # fmt: skip

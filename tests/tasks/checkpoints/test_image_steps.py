@@ -121,6 +121,13 @@ def compare(folder: Path, name: str, options: dict[str, Any], shape: tuple[int, 
     assert encoder.layout.shape == encoded.shape[1:]
 
 
+@pytest.mark.parametrize("model_type", ["dinov2", "dinov2_with_registers"])
+def test_a_network_for_any_size_reads_what_the_steps_give(folder: Path, model_type: str) -> None:
+    config = {**RGB, "model_type": model_type, "image_size": 518, "patch_size": 14}
+    steps = read_steps(folder, {"size": {"shortest_edge": 32}}, make_source((3, 40, 40)), config)
+    assert steps.output_shape((3, 40, 40)) == (3, 224, 224)
+
+
 def test_a_recipe_gets_the_steps_of_its_network(folder: Path, tiny_vit: Path) -> None:
     shutil.copy(tiny_vit / "preprocessor_config.json", folder / "preprocessor_config.json")
     model = bundle_user_code(Pretrained(kind="pretrained", checkpoint=str(folder)), folder)

@@ -53,6 +53,8 @@ FAMILIES: dict[str, tuple[Layout, dict[str, Any]]] = {
     "vit": (IMAGE, _PATCHES),
     "deit": (IMAGE, _PATCHES),
     "dinov2": (IMAGE, {**_LAYERS, "image_size": 32, "patch_size": 4}),
+    "dinov2_with_registers": (IMAGE, {**_LAYERS, "image_size": 32, "patch_size": 4}),
+    "data2vec-vision": (IMAGE, _PATCHES),  # has attention of its own
     "resnet": (LARGE, {**_DEPTHS, "embedding_size": 8, "layer_type": "basic"}),
     "convnext": (LARGE, _DEPTHS),
     "swin": (
@@ -61,12 +63,14 @@ FAMILIES: dict[str, tuple[Layout, dict[str, Any]]] = {
     ),
     "wav2vec2": (WAVEFORM, _WAVES),
     "hubert": (WAVEFORM, _WAVES),
+    "wav2vec2-conformer": (WAVEFORM, {**_WAVES, "conv_depthwise_kernel_size": 3}),  # adds biases of positions
     "audio-spectrogram-transformer": (
         SPECTROGRAM,
         {**_LAYERS, "num_mel_bins": 16, "max_length": 24, "patch_size": 8, "time_stride": 8, "frequency_stride": 8},
     ),
     "whisper": (SPECTROGRAM, _WHISPER),
 }
+OTHERS: dict[str, dict[str, Any]] = {"vit_mae": _PATCHES, "mobilenet_v2": {"depth_multiplier": 0.1}}
 _INPUTS = {
     WAVEFORM: lambda x: {"input_values": x[:, 0, 0]},
     SPECTROGRAM: lambda x: {"input_values": x[:, 0].transpose(1, 2)},
@@ -101,7 +105,7 @@ def test_the_vector_is_that_of_transformers(family: str, tmp_path: Path):
     steps = steps.flatten(2).transpose(1, 2) if steps.dim() == 4 else steps
     torch.testing.assert_close(states, steps, atol=1e-5, rtol=1e-4)
     assert mask.all()
-    if family in ("vit", "deit"):  # their second dense layer is left out
+    if family in ("vit", "deit", "data2vec-vision"):  # their second dense layer is left out
         expected = steps[:, 0]
     else:
         pooled = getattr(outputs, "pooler_output", None)
@@ -154,9 +158,12 @@ def test_training_depends_on_the_generator_of_torch_alone(family: str, tmp_path:
         ("vit", IMAGE, "last", "vit has no last token"),
         ("convnext", LARGE, "cls", "convnext has no first token"),
         ("vit", TOKENS, "auto", "vit reads pixel_values, but the rows are text"),
+        ("vit_mae", IMAGE, "auto", "vit_mae leaves out random parts of each row"),
+        ("mobilenet_v2", IMAGE, "auto", "the configuration of mobilenet_v2 has no hidden_size"),
     ],
 )  # fmt: skip
 def test_rows_of_other_shapes_are_refused(family, layout, pooling, problem, tmp_path: Path):
-    config = save_checkpoint(tmp_path, family, FAMILIES[family][1]).model_copy(update={"pooling": pooling})
+    options = FAMILIES[family][1] if family in FAMILIES else OTHERS[family]
+    config = save_checkpoint(tmp_path, family, options).model_copy(update={"pooling": pooling})
     with pytest.raises(RecipeInvalid, match=problem):
         build(config, layout, 3)
