@@ -345,7 +345,8 @@ def evaluate(
     results: list[tuple[torch.Tensor, torch.Tensor]] = []
     for x, y in examples.iterate():
         # The same number of batches in every process, since a distributed network runs in all of them at once.
-        outputs_BK = predict(network, x[own_rows], num_batches=-(-len(y) // (_EVALUATION_ROWS * num_parts)))
+        batches = -(-len(y) // (_EVALUATION_ROWS * num_parts))
+        outputs_BK = predict(network, x[own_rows], num_batches=batches, max_batches=len(y) // num_parts)
         sums += loss_and_metric_sums(outputs_BK, y[own_rows])
         if measure is not None:
             results.append((outputs_BK, y))
@@ -366,8 +367,13 @@ def _mean_row_loss(network: nn.Module, examples: ExampleSource) -> float:
 
 
 @torch.no_grad()
-def predict(network: nn.Module, x: torch.Tensor, *, num_batches: int | None = None) -> torch.Tensor:
-    """outputs_BK of all rows on the CPU; sets the network to evaluation mode."""
+def predict(
+    network: nn.Module, x: torch.Tensor, *, num_batches: int | None = None, max_batches: int | None = None
+) -> torch.Tensor:
+    """outputs_BK of all rows on the CPU; sets the network to evaluation mode.
+
+    Long texts are computed in more than `num_batches`, but at most `max_batches`; by default, a row may be a batch.
+    """
     network.eval()
     device = next((weight.device for weight in network.parameters()), torch.device("cpu"))
     num_batches = num_batches or max(-(-len(x) // _EVALUATION_ROWS), 1)
@@ -376,5 +382,5 @@ def predict(network: nn.Module, x: torch.Tensor, *, num_batches: int | None = No
         return network(rows.to(device)).float().cpu()
 
     if getattr(network, "trims_padding", False):
-        return predict_by_length(compute, x, num_batches)
+        return predict_by_length(compute, x, num_batches, len(x) if max_batches is None else max_batches)
     return torch.cat([compute(rows) for rows in x.tensor_split(num_batches)])

@@ -182,7 +182,7 @@ def _open_study(job: SearchJob, worker: int = 0) -> Study:
     )
     # The seed depends on the number of trials, since a resumed search would repeat its first trials otherwise.
     study.sampler = optuna.samplers.TPESampler(
-        seed=job.training.seed + len(study.trials) + 7919 * worker, constant_liar=True
+        seed=(job.training.seed + len(study.trials) + 7919 * worker) % 2**32, constant_liar=True
     )
     study.pruner = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=2)
     return study

@@ -17,7 +17,7 @@ from torch import nn
 from bloomery.models.networks.layers.padding import trim_common_padding
 from bloomery.models.training.config import Loop
 from bloomery.models.training.data.batches import RowSource
-from bloomery.models.training.data.streaming import Window
+from bloomery.models.training.data.streaming import Window, window_seed
 
 _CHUNK_BATCHES = 50  # batches among which rows are sorted
 _EVALUATION_STEPS = 64  # of a row; longer rows are evaluated in smaller batches
@@ -42,7 +42,7 @@ class LengthBuckets:
     def windows(self, seed: int, epoch: int, first: int = 0) -> Iterator[Window]:
         """Yields the windows of the epoch, each with its rows in the new order."""
         for window in self.rows.windows(seed, epoch, first):
-            random = torch.Generator().manual_seed((seed * 100_003 + epoch) * 1_000_003 + window.position)
+            random = torch.Generator().manual_seed(window_seed(seed, epoch, window.position))
             # The first rows complete the last batch of the previous window; the last ones are a part of a batch.
             num_first = min(-window.position % self.batch_size, len(window.order))
             num_full = (len(window.order) - num_first) // self.batch_size * self.batch_size
@@ -67,13 +67,14 @@ def _sort_chunks(order: torch.Tensor, lengths: torch.Tensor, batch_size: int, ra
 
 
 def predict_by_length(
-    network: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, num_batches: int
+    network: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, num_batches: int, max_batches: int
 ) -> torch.Tensor:
     """The outputs of all rows in their order, where batches of similar length are computed without common padding.
 
-    Rows of more than 64 steps are computed in more batches than `num_batches`, which bounds the memory.
+    Rows of more than 64 steps are computed in more batches than `num_batches`, which bounds the memory, but in at most
+    `max_batches`, which is at most the number of rows.
     """
-    num_batches = min(num_batches * -(-x.shape[1] // _EVALUATION_STEPS), max(len(x), 1))
+    num_batches = min(num_batches * -(-x.shape[1] // _EVALUATION_STEPS), max(max_batches, 1))
     order = row_lengths(x).argsort(stable=True)
     outputs = torch.cat([network(trim_common_padding(rows)) for rows in x[order].tensor_split(num_batches)])
     return torch.empty_like(outputs).index_copy_(0, order, outputs)

@@ -129,8 +129,13 @@ class ExampleStream:
                     reader.take(self.groups[group] * window.number // window.num_slices)
             sizes = [_slice_num_rows(self.groups[group], window.number, window.num_slices) for group in window.groups]
             rows = [batch for reader, size in zip(readers, sizes, strict=True) for batch in reader.take(size)]
-            random = torch.Generator().manual_seed((seed * 100_003 + epoch) * 1_000_003 + number)
+            random = torch.Generator().manual_seed(window_seed(seed, epoch, number))
             yield Window(position, *_tensors(rows, self.layout), torch.randperm(window.num_rows, generator=random))
+
+
+def window_seed(seed: int, epoch: int, number: int) -> int:
+    """The seed of a window's order, in the range that PyTorch's generators accept."""
+    return ((seed * 100_003 + epoch) * 1_000_003 + number) % 2**64
 
 
 def label_values(labels: pa.Array) -> np.ndarray:

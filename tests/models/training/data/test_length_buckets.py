@@ -12,9 +12,10 @@ import torch
 
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.features.encoder import ENCODED_INPUT, ENCODED_LABEL
+from bloomery.models.training import loop
 from bloomery.models.training.data.batches import Examples, RowSource, iterate_batches
 from bloomery.models.training.data.length_buckets import LengthBuckets, predict_by_length, row_lengths
-from bloomery.models.training.data.streaming import ExampleStream, open_stream
+from bloomery.models.training.data.streaming import ExampleStream, open_stream, window_seed
 from bloomery.models.training.process_group import ProcessGroup
 
 LENGTH, BATCH_SIZE = 40, 16
@@ -79,6 +80,16 @@ def test_a_resumed_epoch_continues_with_the_same_batches(rows: RowSource, start:
     assert batches_of(rows, start=start) == batches_of(rows)[start:]
 
 
+@pytest.mark.parametrize("seed", [184_500_000, 2**32 - 1])
+def test_every_seed_of_a_recipe_gives_an_order(rows: RowSource, seed: int):
+    batches = [y.tolist() for _, y in iterate_batches(LengthBuckets(rows, BATCH_SIZE), BATCH_SIZE, seed=seed, epoch=3)]
+    assert sorted(row for batch in batches for row in batch) == list(range(700))
+
+
+def test_the_order_of_a_large_seed_is_unchanged():
+    assert window_seed(184_000_000, 1, 2) == (184_000_000 * 100_003 + 1) * 1_000_003 + 2
+
+
 def test_several_processes_share_each_batch(rows: RowSource):
     buckets = LengthBuckets(rows, BATCH_SIZE)
     parts = [
@@ -102,6 +113,29 @@ def test_predictions_have_the_order_of_the_rows(num_rows: int):
         seen.append(rows.shape[1])
         return rows.amax(1, keepdim=True)
 
-    outputs = predict_by_length(network, x, 4)
+    outputs = predict_by_length(network, x, 4, num_rows)
     assert torch.equal(outputs[:, 0], torch.arange(1, num_rows + 1).float())
     assert num_rows < 50 or min(seen) < LENGTH / 2
+
+
+def test_all_processes_compute_the_same_number_of_batches(monkeypatch: pytest.MonkeyPatch):
+    """Of 7 rows with 200 steps, of which one process has 4 and the other 3."""
+    monkeypatch.setattr(loop, "all_reduce_sum", lambda sums, group: sums)
+    x = torch.ones(7, 200)
+    counts = []
+    for rank in range(2):
+        network = Outputs()
+        loop.evaluate(network, Examples(x, torch.zeros(7, dtype=torch.int64), np.arange(7)), ProcessGroup(rank, 2))
+        counts.append(network.num_batches)
+    assert counts == [3, 3]
+
+
+class Outputs(torch.nn.Module):
+    """Two outputs of each row; counts the batches."""
+
+    trims_padding = True
+    num_batches = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.num_batches += 1
+        return x[:, :1].repeat(1, 2)
