@@ -17,6 +17,7 @@ WEIGHTS_INDEX = "model.safetensors.index.json"  # of weights in several files
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_FILES = (TOKENIZER_FILE, "tokenizer_config.json", "special_tokens_map.json")
 POOLING_FILE = "1_Pooling/config.json"  # of sentence-transformers
+MODULES_FILE = "modules.json"  # of sentence-transformers: the steps from a text to its vector
 PREPROCESSOR_FILE = "preprocessor_config.json"
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
+from bloomery.data_contracts.records.checkpoint import MODULES_FILE
 from bloomery.models.compression.config import CandidateSpec, Compression
 from bloomery.models.features.config import Features
 from bloomery.models.networks.config import EMBEDDING_KINDS, Model, vector_width
 from bloomery.models.networks.pretrained_config import Pretrained
 from bloomery.models.training.config import Training
+from bloomery.tasks.checkpoints.sentence_vectors import find_other_modules
 
 _TASK = "`task: embedding` of the features"
 
@@ -44,6 +47,14 @@ def _check_kind(place: str, model: Model) -> Iterator[str]:
         yield f"{place}: a network of kind {model.kind} computes no vectors of texts; use {', '.join(EMBEDDING_KINDS)}"
     elif isinstance(model, Pretrained) and model.config is not None and vector_width(model) is None:
         yield f"{place}: config.json of {model.checkpoint} states no hidden_size; name another checkpoint"
+    elif isinstance(model, Pretrained) and model.resolved is not None:
+        modules = find_other_modules(Path(model.resolved.folder))
+        if modules:
+            yield (
+                f"{place}: sentence-transformers computes the vectors of {model.checkpoint} with {', '.join(modules)} "
+                f"after the pooling, which the network does not have; name another checkpoint, or one without "
+                f"{MODULES_FILE} to learn vectors without it"
+            )
 
 
 def _check_training(training: Training, model: Model) -> Iterator[str]:

@@ -12,8 +12,9 @@ from bloomery.data_contracts.documents.files import write_text
 from bloomery.data_contracts.errors import DataMissing, RecipeInvalid
 from bloomery.data_contracts.records.checkpoint import (
     CONFIG_FILE,
+    MODULES_FILE,
     PREPROCESSOR_FILE,
-    TOKENIZER_FILE,
+    TOKENIZER_FILES,
     WEIGHTS_FILE,
     WEIGHTS_INDEX,
 )
@@ -25,6 +26,8 @@ _NAME = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?")
 # Neither code nor pickles; folders with weights in other formats are left out.
 _PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors", "README.md"]
 _LEFT_OUT = ["onnx/*", "openvino/*", "coreml/*", "*/*.safetensors"]
+_NEEDED = (CONFIG_FILE, WEIGHTS_INDEX, *TOKENIZER_FILES, PREPROCESSOR_FILE, MODULES_FILE)
+_SNAPSHOTS = "snapshots"  # the folder in the cache with a folder for each commit of a repository
 
 
 class Snapshot(NamedTuple):
@@ -64,12 +67,15 @@ def find_snapshot(reference: str, key: str) -> Snapshot | None:
     pins = _read_pins()
     pinned = pins.get(name, revision)
     cached = _find_cached(repository, pinned)
-    if cached is None and reference == name:
-        return None
-    folder = cached
-    if reference != name and (cached is None or not _is_complete(cached)):
-        folder = _download(repository, pinned, reference, key, cached)
-    assert folder is not None
+    if reference == name:
+        if cached is None and name in pins:
+            raise _lost_commit(name, repository, pinned, key)
+        if cached is None:
+            return None
+        folder = cached
+    else:
+        is_complete = cached is not None and find_missing_files(cached) == []
+        folder = cached if cached is not None and is_complete else _download(repository, pinned, reference, key, cached)
     commit = folder.name
     if commit != pins.get(name):
         _write_pins({**pins, name: commit})
@@ -88,14 +94,34 @@ def _find_cached(repository: str, revision: str) -> Path | None:
         return None
 
 
-def _is_complete(folder: Path) -> bool:
-    """Whether weights, and a tokenizer or a preprocessing, are there: other programs download single files."""
-    has_preparation = any((folder / name).is_file() for name in (TOKENIZER_FILE, PREPROCESSOR_FILE))
-    return (folder / CONFIG_FILE).is_file() and _has_weights(folder) and has_preparation
+def find_missing_files(folder: Path) -> list[str] | None:
+    """The files of the repository that its snapshot `folder` lacks.
+
+    None is unknown: without a list of all files in the cache, other programs have downloaded single ones.
+    """
+    from huggingface_hub.utils import filter_repo_objects
+
+    try:
+        listing = json.loads((folder.parent.parent / "trees" / f"{folder.name}.json").read_text(encoding="utf-8"))
+        names = list(listing["files"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    names = list(filter_repo_objects(names, allow_patterns=_PATTERNS, ignore_patterns=_LEFT_OUT))
+    return [name for name in names if not (folder / name).is_file()]
+
+
+def is_partly_known(folder: Path) -> bool:
+    """Whether `folder` is a snapshot in the cache that may lack files of the repository."""
+    return folder.parent.name == _SNAPSHOTS and find_missing_files(folder) is None
+
+
+def repository_of(folder: Path) -> str:
+    """The name of the repository of a snapshot in the cache."""
+    return folder.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
 
 
 def _download(repository: str, revision: str, reference: str, key: str, cached: Path | None) -> Path:
-    """Downloads what is missing. Without a network, what the cache has is returned, if it has weights."""
+    """Downloads what is missing. Without a network, what the cache has is returned, if it may be complete."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
@@ -105,15 +131,33 @@ def _download(repository: str, revision: str, reference: str, key: str, cached: 
         )
     except (OSError, ValueError) as failure:  # errors of the hub are those of reading, too
         is_refused = isinstance(failure, RepositoryNotFoundError | RevisionNotFoundError)
-        if not is_refused and cached is not None and _has_weights(cached):
+        missing = [] if cached is None else [name for name in find_missing_files(cached) or () if _is_needed(name)]
+        if not is_refused and cached is not None and not missing and _has_weights(cached):
             return cached
         problem, remedy = _explain_failure(failure, repository, revision)
+        if missing:
+            problem = f"lacks {', '.join(missing[:3])} in the local cache, and cannot be downloaded"
         raise DataMissing(
             f"the checkpoint {reference} {problem}",
             required="a checkpoint of the hub, or one in the local cache of Hugging Face",
             where=f"{key} in the recipe",
             remedy=remedy,
         ) from failure
+
+
+def _is_needed(name: str) -> bool:
+    """Whether a checkpoint is not what its author has published without this file."""
+    return name in _NEEDED or name.endswith((".safetensors", f"/{CONFIG_FILE}"))
+
+
+def _lost_commit(name: str, repository: str, commit: str, key: str) -> DataMissing:
+    return DataMissing(
+        f"the local cache of Hugging Face no longer has the commit {commit} of {name}, which earlier runs have used",
+        required="the files of the same commit",
+        where=f"{key} in the recipe",
+        remedy=f"run `hf download {repository} --revision {commit}` where there is a network; or remove {name!r} from "
+        f"{settings().home / _PINS}, to take the commit that the cache has now",
+    )
 
 
 def _has_weights(folder: Path) -> bool:
@@ -128,7 +172,7 @@ def _explain_failure(failure: Exception, repository: str, revision: str) -> tupl
         case GatedRepoError():
             return "needs the agreement to its terms", "agree to them on its page, and log in with `hf auth login`"
         case RevisionNotFoundError():
-            return f"has no revision {revision}", "correct the revision"
+            return f"has no revision {revision}", f"correct the revision{_explain_pin(revision)}"
         case RepositoryNotFoundError():
             return "is not on the hub, or private", "correct the name, or log in with `hf auth login`"
     reason = (str(failure).strip().splitlines() or [type(failure).__name__])[0][:200]
@@ -137,6 +181,12 @@ def _explain_failure(failure: Exception, repository: str, revision: str) -> tupl
         f"download it where there is a network: `hf download {repository} --revision {revision}`, and copy the folder "
         "of the cache or name its path",
     )
+
+
+def _explain_pin(revision: str) -> str:
+    """What else to do if earlier runs have resolved a branch or a tag to a commit that the hub has no longer."""
+    names = [name for name, commit in _read_pins().items() if commit == revision]
+    return f", or remove {names[0]!r} from {settings().home / _PINS} to take another commit" if names else ""
 
 
 def _read_pins() -> dict[str, str]:

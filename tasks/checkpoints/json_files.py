@@ -18,6 +18,26 @@ def read_object(path: Path, key: str) -> dict[str, Any]:
         DataMissing: the file does not exist or cannot be read.
         RecipeInvalid: it is not a JSON object.
     """
+    document = _read_json(path, key)
+    if not isinstance(document, dict):
+        raise _invalid(path, "is no JSON object", "a JSON object as `transformers` writes it with save_pretrained")
+    return document
+
+
+def read_objects(path: Path, key: str) -> list[dict[str, Any]]:
+    """Returns the JSON objects of the array in the file `path`.
+
+    Raises:
+        DataMissing, RecipeInvalid: as `read_object`, for an array of objects.
+    """
+    document = _read_json(path, key)
+    if not isinstance(document, list) or not all(isinstance(entry, dict) for entry in document):
+        raise _invalid(path, "is no array of JSON objects", "a JSON array as `sentence-transformers` writes it")
+    return document
+
+
+def _read_json(path: Path, key: str) -> Any:
+    """The document in a file; None if it is too large to be a configuration."""
     try:
         content = path.read_bytes()
     except OSError as failure:
@@ -30,18 +50,19 @@ def read_object(path: Path, key: str) -> dict[str, Any]:
             remedy="correct its permissions",
         ) from failure
     try:
-        document: Any = json.loads(content.decode("utf-8")) if len(content) <= _MAX_BYTES else None
-        problem = "is no JSON object"
+        return json.loads(content.decode("utf-8")) if len(content) <= _MAX_BYTES else None
     except (ValueError, RecursionError) as failure:
-        document, problem = None, f"is not JSON: {failure}"
-    if not isinstance(document, dict):
-        raise RecipeInvalid(
-            f"{path.name} of the checkpoint {problem}",
-            required="a JSON object as `transformers` writes it with save_pretrained",
-            where=str(path),
-            remedy="copy, download or save the checkpoint again",
-        )
-    return document
+        required = "a JSON object as `transformers` writes it with save_pretrained"
+        raise _invalid(path, f"is not JSON: {failure}", required) from failure
+
+
+def _invalid(path: Path, problem: str, required: str) -> RecipeInvalid:
+    return RecipeInvalid(
+        f"{path.name} of the checkpoint {problem}",
+        required=required,
+        where=str(path),
+        remedy="copy, download or save the checkpoint again",
+    )
 
 
 def missing_file(path: Path, key: str) -> DataMissing:

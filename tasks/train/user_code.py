@@ -14,21 +14,16 @@ from pathlib import Path
 
 from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.errors import DataMissing, RecipeInvalid
-from bloomery.data_contracts.records.checkpoint import CONFIG_FILE, POOLING_FILE, Checkpoint
+from bloomery.data_contracts.records.checkpoint import CONFIG_FILE
 from bloomery.models.networks.config import Custom, Fused, Imported, Model
 from bloomery.models.networks.pretrained_config import Pretrained
 from bloomery.models.networks.transformers_package import require_transformers
 from bloomery.tasks.checkpoints.json_files import read_object
 from bloomery.tasks.checkpoints.resolve import resolve_checkpoint
+from bloomery.tasks.checkpoints.sentence_vectors import read_pooling
 from bloomery.tasks.orchestration.code_version import PACKAGE, versions
 
 _RESERVED = frozenset({PACKAGE, *sys.stdlib_module_names})
-# The pooling by the key of `POOLING_FILE` that is true.
-_POOLING_KEYS = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_lasttoken": "last",
-}
 
 
 def bundle_user_code(model: Model, folder: Path) -> Model:
@@ -132,16 +127,8 @@ def _bundle_checkpoint(model: Pretrained, folder: Path) -> Pretrained:
     checkpoint = resolve_checkpoint(model.checkpoint, folder)
     require_transformers("pretrained")
     config = read_object(checkpoint.path(CONFIG_FILE), "model.checkpoint")
-    pooling = _read_pooling(checkpoint) if model.pooling == "auto" else None
+    pooling = read_pooling(checkpoint) if model.pooling == "auto" else None
     return model.model_copy(update={"resolved": checkpoint, "config": config, "pooling": pooling or model.pooling})
-
-
-def _read_pooling(checkpoint: Checkpoint) -> str | None:
-    """The pooling that a checkpoint of sentence-transformers was trained with; None if it states none."""
-    if POOLING_FILE not in checkpoint.files:
-        return None
-    options = read_object(checkpoint.path(POOLING_FILE), "model.checkpoint")
-    return next((pooling for key, pooling in _POOLING_KEYS.items() if options.get(key) is True), None)
 
 
 def _bundle_file(model: Imported, path: Path) -> Imported:

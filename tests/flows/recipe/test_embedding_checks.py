@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,6 +65,18 @@ def test_a_checkpoint_may_be_taken_as_it_is_and_other_networks_are_trained():
     assert any("training.epochs: found 0" in problem for problem in problems(**no_epochs))
     (problem,) = (item for item in problems(model={**pretrained, "config": {}}) if "hidden_size" in item)
     assert "config.json of tiny states no hidden_size" in problem
+
+
+def test_modules_after_the_pooling_are_refused(tmp_path: Path):
+    names = ["Transformer", "Pooling", "Dense"]
+    modules = [{"path": "", "type": f"sentence_transformers.models.{name}"} for name in names]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    resolved = {"reference": "labse", "folder": str(tmp_path), "files": {}}
+    model = {"kind": "pretrained", "checkpoint": "labse", "config": {"hidden_size": 16}, "resolved": resolved}
+    (problem,) = (item for item in problems(model=model) if "sentence-transformers" in item)
+    assert "computes the vectors of labse with Dense after the pooling" in problem
+    (tmp_path / "modules.json").write_text(json.dumps(modules[:2]))
+    assert not [item for item in problems(model=model) if "sentence-transformers" in item]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,14 @@ def write_snapshot(cache: Path, commit: str, branch: str = "main", *, is_complet
         (snapshot / "tokenizer.json").write_text("{}")
         save_file({"a": np.zeros(2, np.float32)}, snapshot / "model.safetensors")
     return snapshot
+
+
+def write_listing(snapshot: Path, *names: str) -> None:
+    """The list of a commit's files, as a download writes it before it begins."""
+    folder = snapshot.parent.parent / "trees"
+    folder.mkdir(exist_ok=True)
+    files = {name: {"size": 1, "blob_id": "0" * 40} for name in names}
+    (folder / f"{snapshot.name}.json").write_text(json.dumps({"format_version": 1, "files": files}))
 
 
 @pytest.fixture
@@ -103,6 +112,8 @@ def test_a_cache_with_a_part_of_the_files_is_completed(
             return original(*names, **options)
         requests.append(options)
         (snapshot / "tokenizer.json").write_text("{}")
+        write_listing(snapshot, "config.json", "tokenizer.json", "model.safetensors", "code.py", "README.md")
+        (snapshot / "README.md").write_text("# Name")
         save_file({"a": np.zeros(2, np.float32)}, snapshot / "model.safetensors")
         return str(snapshot)
 
@@ -112,6 +123,55 @@ def test_a_cache_with_a_part_of_the_files_is_completed(
     assert not [pattern for pattern in request["allow_patterns"] if pattern.endswith((".py", ".bin", ".pt", "*"))]
     assert resolve_checkpoint("hf://org/name", tmp_path).revision == FIRST
     assert len(requests) == 1
+
+
+@pytest.mark.parametrize("name", ["1_Pooling/config.json", "modules.json", "model-00002-of-00002.safetensors"])
+def test_a_download_that_was_interrupted_is_continued_or_refused(cache: Path, tmp_path: Path, name: str) -> None:
+    snapshot = write_snapshot(cache, FIRST)
+    write_listing(snapshot, "config.json", "tokenizer.json", "model.safetensors", name, "README.md")
+    with pytest.raises(DataMissing, match=f"lacks {name} in the local cache, and cannot be downloaded"):
+        resolve_checkpoint("hf://org/name", tmp_path)
+    (snapshot / name).parent.mkdir(exist_ok=True)
+    (snapshot / name).write_text("{}")
+    assert resolve_checkpoint("hf://org/name", tmp_path).revision == FIRST  # the README is not needed
+
+
+def test_files_of_other_programs_are_completed_where_there_is_a_network(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = write_snapshot(cache, FIRST)
+    original = huggingface_hub.snapshot_download
+
+    def download(*names: str, **options: Any) -> str:
+        if not options.get("local_files_only"):
+            (snapshot / "1_Pooling").mkdir()
+            (snapshot / "1_Pooling" / "config.json").write_text("{}")
+        return original(*names, **options | {"local_files_only": True})
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert "1_Pooling/config.json" in resolve_checkpoint("hf://org/name", tmp_path).files
+
+
+def test_a_commit_that_has_left_the_cache_is_named(cache: Path, home: Path, tmp_path: Path) -> None:
+    snapshot = write_snapshot(cache, FIRST)
+    assert resolve_checkpoint("org/name", tmp_path).revision == FIRST
+    shutil.rmtree(snapshot)
+    write_snapshot(cache, SECOND)
+    with pytest.raises(DataMissing, match=f"no longer has the commit {FIRST} of org/name") as caught:
+        resolve_checkpoint("org/name", tmp_path)
+    assert f"hf download org/name --revision {FIRST}" in caught.value.remedy
+    (home / "checkpoint-revisions.json").unlink()
+    assert resolve_checkpoint("org/name", tmp_path).revision == SECOND
+
+
+def test_a_commit_that_the_hub_no_longer_has_is_named_with_its_place(
+    cache: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "checkpoint-revisions.json").write_text(json.dumps({"org/name@v1": FIRST}))
+    raise_on_download(monkeypatch, RevisionNotFoundError.__new__(RevisionNotFoundError))
+    with pytest.raises(DataMissing, match=f"has no revision {FIRST}") as caught:
+        resolve_checkpoint("hf://org/name@v1", tmp_path)
+    assert "remove 'org/name@v1' from" in caught.value.remedy
 
 
 def test_without_a_network_weights_in_the_cache_suffice(cache: Path, tmp_path: Path) -> None:
