@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from bloomery.data_contracts.documents.documents import Document, is_empty
+from bloomery.data_contracts.documents.documents import Document, is_empty, is_unset
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.records import output_units
 from bloomery.data_contracts.records.checkpoint import Checkpoint
@@ -23,6 +23,7 @@ from bloomery.data_contracts.records.intervals import PredictionInterval as Pred
 from bloomery.data_contracts.records.measurements import Energy as Energy
 from bloomery.data_contracts.records.measurements import Latency as Latency
 from bloomery.data_contracts.records.privacy import Privacy as Privacy
+from bloomery.data_contracts.records.scope_shift import ScopeShift
 from bloomery.data_contracts.records.scores import Score, default_score
 from bloomery.data_contracts.records.tensor_layout import Layout, Task
 from bloomery.data_contracts.records.weight_transfer import OptionalSource, OptionalTransfer
@@ -152,6 +153,7 @@ class TrainedNetwork(Record):
     checkpoints: Annotated[tuple[Checkpoint, ...], Field(exclude_if=is_empty)] = ()
     transfer: OptionalTransfer = None  # what the training took over from the initial weights
     privacy: Privacy | None = None  # None without a guarantee
+    scope_shift: Annotated[ScopeShift | None, Field(exclude_if=is_unset)] = None  # which the weights contain
     resource_usage: ResourceUsage | None = None
     dataset: Dataset
 
@@ -176,7 +178,8 @@ class TrainedNetwork(Record):
         """
         score = {} if self.stated_score is None else {"score": self.stated_score.model_dump_json()}
         baselines = {} if self.baselines else {"baselines": "none"}
-        return {"digest": self.digest, "dataset": self.dataset.digest, **score, **baselines}
+        shift = {} if self.scope_shift is None else {"scope_shift": self.scope_shift.model_dump_json()}
+        return {"digest": self.digest, "dataset": self.dataset.digest, **score, **baselines, **shift}
 
     @property
     def score(self) -> Score:

@@ -15,6 +15,7 @@ from bloomery.flows.recipe.multioutput_checks import check_multioutput
 from bloomery.flows.recipe.ordinal_checks import check_ordinal
 from bloomery.flows.recipe.pretrained_checks import check_checkpoint_inputs
 from bloomery.flows.recipe.privacy_checks import check_privacy
+from bloomery.flows.recipe.scope_checks import check_scope_students
 from bloomery.flows.recipe.training_checks import (
     check_boosted_trees,
     check_compression,
@@ -75,6 +76,7 @@ def find_inconsistencies(
             yield from check_training(features, model, training)
             yield from check_privacy(model, training, compression or Compression())
             yield from check_layers(features, model, training)
+            yield from check_scope_students(training, compression or Compression())
     uses_unlabelled = training is not None and training.pretrains
     if (
         compression is not None

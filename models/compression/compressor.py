@@ -36,10 +36,12 @@ from bloomery.models.training.loop import (
     Placement,
     TrainingHooks,
     move_to_cpu,
+    predict,
     train,
     use_channels_last,
 )
 from bloomery.models.training.optimization.score_measure import ScoreMeasure
+from bloomery.models.training.out_of_scope import ScopeClass, choose_scope_shift, shift_class
 
 
 class FineTuning(NamedTuple):
@@ -58,6 +60,7 @@ class FineTuning(NamedTuple):
     on_epoch: Callable[[EpochResult], None] = lambda epoch: None
     measure: ScoreMeasure | None = None  # of the score of an epoch, as in `TrainingData`
     tokenizer: str | None = None  # of a pretrained text network, in the JSON format of the library `tokenizers`
+    scope: ScopeClass | None = None  # for which a shift of the candidate is chosen; the teacher has none
 
 
 def compress_network(
@@ -67,7 +70,8 @@ def compress_network(
 
     The steps of `spec` run in this order, and training follows each but the first: vocabulary trimming, replacement by
     a student, structured pruning, low-rank factorization, unstructured pruning, weight clustering, fake quantization
-    (see `learned_ranges`). With a new student, `network` may be any module that has outputs.
+    (see `learned_ranges`). The shift for a class out of scope comes last. With a new student, `network` may be any
+    module that has outputs.
 
     Raises:
         RecipeInvalid: a network of this kind does not support a step, or cannot teach the student.
@@ -109,7 +113,15 @@ def compress_network(
         keep_float = find_first_called_layer(network, fine_tuning.train.x[:1]) if spec.float_layers == "first" else ()
         network = add_fake_quantization(network, reduce_range=bool(spec.reduce_range), keep_float=keep_float)
         _train(network, fine_tuning, loop)
+    if fine_tuning.scope is not None:
+        _shift_decisions(network, fine_tuning.val, fine_tuning.scope)
     return network
+
+
+def _shift_decisions(network: nn.Module, val: Examples, scope: ScopeClass) -> None:
+    """Training has moved the head's bias, so the shift for the class out of scope is chosen for the candidate."""
+    outputs_NK, y = predict(network, val.x).numpy(), val.y.numpy()
+    shift_class(network, scope.label, choose_scope_shift(outputs_NK, y, scope.label, scope.max_drop))
 
 
 def _trim_vocabulary(

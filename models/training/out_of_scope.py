@@ -19,6 +19,13 @@ import torch
 from torch import nn
 
 
+class ScopeClass(NamedTuple):
+    """The index of the class out of scope, and the loss of accuracy of the other classes that its shift may cost."""
+
+    label: int
+    max_drop: float  # fraction of the validation rows of other classes
+
+
 class ScopeScores(NamedTuple):
     """The accuracy of rows of all other classes, and the recall of the class out of scope; NaN without such rows."""
 
@@ -48,11 +55,14 @@ def choose_scope_shift(outputs_NK: np.ndarray, y: np.ndarray, label: int, max_dr
 
 
 def shift_class(network: nn.Module, label: int, shift: float) -> None:
-    """Adds `shift` to the logit of the class `label`, in the bias of the network's head."""
-    head = network.head
-    assert isinstance(head, nn.Linear)
+    """Adds `shift` to the logit of the class `label`, in the bias of the network's head.
+
+    A head of a compressed network may consist of two thin layers, or wrap a layer.
+    """
+    assert isinstance(network.head, nn.Module)
+    layers = [layer for layer in network.head.modules() if isinstance(layer, nn.Linear) and layer.bias is not None]
     with torch.no_grad():
-        head.bias[label] += shift
+        layers[-1].bias[label] += shift
 
 
 def measure_scope(outputs_NK: np.ndarray, y: np.ndarray, label: int) -> ScopeScores:

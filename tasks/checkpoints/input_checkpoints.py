@@ -6,13 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from bloomery.data_contracts.errors import DataMissing, RecipeInvalid
-from bloomery.data_contracts.records.checkpoint import TOKENIZER_FILE, TOKENIZER_FILES, Checkpoint
+from bloomery.data_contracts.records.checkpoint import (
+    CONFIG_FILE,
+    TOKENIZER_FILE,
+    TOKENIZER_FILES,
+    WEIGHTS_INDEX,
+    Checkpoint,
+)
 from bloomery.models.features.checkpoint_tokenizer import find_separator
 from bloomery.models.features.config import Features
 from bloomery.models.features.input_config import AudioInput, ImageInput, Input, TextInput
 from bloomery.models.networks.config import Fused, Model
 from bloomery.models.networks.pretrained_config import Pretrained
 from bloomery.tasks.checkpoints.audio_steps import read_audio_steps
+from bloomery.tasks.checkpoints.file_digests import require_unchanged
 from bloomery.tasks.checkpoints.image_steps import read_image_steps
 from bloomery.tasks.checkpoints.json_files import read_object
 
@@ -48,9 +55,18 @@ def find_network(features: Features, model: Model, number: int) -> Model | None:
 
 def find_checkpoints(model: Model) -> tuple[Checkpoint, ...]:
     """The checkpoints that a network and its branches start from, without their paths, each once."""
+    return tuple({entry.digest: entry.without_folder() for entry in _resolved_checkpoints(model)}.values())
+
+
+def require_unchanged_weights(model: Model) -> None:
+    """Raises OutputCorrupt if weights, or config.json, of a checkpoint have changed since the recipe was read."""
+    for checkpoint in _resolved_checkpoints(model):
+        require_unchanged(checkpoint.select((CONFIG_FILE, WEIGHTS_INDEX, *checkpoint.weights)))
+
+
+def _resolved_checkpoints(model: Model) -> list[Checkpoint]:
     networks = (model.branches or {}).values() if isinstance(model, Fused) else (model,)
-    checkpoints = [network.resolved for network in networks if isinstance(network, Pretrained) and network.resolved]
-    return tuple({checkpoint.digest: checkpoint.without_folder() for checkpoint in checkpoints}.values())
+    return [network.resolved for network in networks if isinstance(network, Pretrained) and network.resolved]
 
 
 def _add_checkpoint(source: Input, network: Model | None) -> Input:

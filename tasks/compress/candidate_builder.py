@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from bloomery.models.training.data.batches import Examples
     from bloomery.models.training.loop import EpochResult
     from bloomery.models.training.optimization.score_measure import ScoreMeasure
+    from bloomery.models.training.out_of_scope import ScopeClass
 
 
 _SUFFIXES = {"entropy_coded": "coded", "zstd": "zst"}
@@ -214,6 +215,7 @@ def _build_float(
             on_epoch,
             builder.measure,
             builder.tokenizer if spec.trim_vocabulary is not None else None,
+            _remove_scope_shift(trained, network),
         )
         network = compress_network(network, blueprint, spec, fine_tuning)
     ranges = None
@@ -237,6 +239,21 @@ def _build_float(
         network=network if builder.compression.extra_formats else None,
         fused=fused if is_fused else None,
     )
+
+
+def _remove_scope_shift(trained: TrainedNetwork, network: nn.Module) -> ScopeClass | None:
+    """Removes the shift for the class out of scope from the trained network, and returns that class.
+
+    The candidate learns from unshifted logits, and its own shift is chosen after its last training.
+    """
+    from bloomery.models.training.out_of_scope import ScopeClass, shift_class
+
+    shift = trained.scope_shift
+    if shift is None:
+        return None
+    label = trained.dataset.classes.index(shift.label)
+    shift_class(network, label, -shift.value)
+    return ScopeClass(label, shift.max_drop)
 
 
 def _prune_trees(builder: CandidateBuilder, spec: CandidateSpec, path: Path) -> BuiltCandidate:

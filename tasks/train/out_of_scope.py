@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.records import Dataset
+from bloomery.data_contracts.records.scope_shift import ScopeShift
 from bloomery.models.training.config import Training
 from bloomery.tasks.tracking import mlflow_runs
 from bloomery.tasks.train import fit
@@ -29,14 +30,14 @@ def require_class(dataset: Dataset, training: Training) -> None:
     )
 
 
-def shift_decisions(run: TrainingRun, network: nn.Module) -> None:
+def shift_decisions(run: TrainingRun, network: nn.Module) -> ScopeShift | None:
     """Changes the head of `network` in place, by the validation split, and logs the shift and its effect."""
     from bloomery.models.training.loop import predict
     from bloomery.models.training.out_of_scope import choose_scope_shift, measure_scope, shift_class
 
     options = run.training.out_of_scope
     if options is None:
-        return
+        return None
     label = run.dataset.classes.index(options.label)
     rows = fit.sample_validation_rows(run.dataset, run.splits.val)
     outputs_NK, y = predict(network, rows.x).numpy(), rows.y.numpy()
@@ -54,3 +55,4 @@ def shift_decisions(run: TrainingRun, network: nn.Module) -> None:
     mlflow_runs.log_params(run.run_id, {"out_of_scope_shift": f"{shift:.4f}"})
     defined = {name: value for name, value in metrics.items() if not math.isnan(value)}
     mlflow_runs.log_metrics(run.run_id, defined, step=0)
+    return ScopeShift(label=options.label, max_drop=options.max_drop, value=shift)

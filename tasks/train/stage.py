@@ -10,7 +10,7 @@ from bloomery.data_contracts.recipe_sections.engine import Engine
 from bloomery.data_contracts.records.records import Dataset, InitialWeights, Privacy, ResourceUsage, TrainedNetwork
 from bloomery.models.networks.config import BoostedTrees, Custom, Fused, Imported, Model, TabularEnsemble
 from bloomery.models.training.config import Training
-from bloomery.tasks.checkpoints.input_checkpoints import find_checkpoints
+from bloomery.tasks.checkpoints.input_checkpoints import find_checkpoints, require_unchanged_weights
 from bloomery.tasks.infrastructure.device import configure_processor, select_device
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.orchestration import prefect_artifacts
@@ -61,6 +61,7 @@ def train(
     encoder = read_encoder(settings().path(dataset.encoder_uri))
     require_defined_score(dataset, training, splits)
     out_of_scope.require_class(dataset, training)
+    require_unchanged_weights(model)
     if isinstance(model, Imported):
         return _import(out, dataset, model, training, splits, encoder)
     if _has_code(model):
@@ -116,7 +117,7 @@ def _train_network(
     from bloomery.models.networks.blueprint import num_parameters, write_network
 
     result, curves = _fit(out.key, run, model, initial_weights, engine)
-    out_of_scope.shift_decisions(run, result.network)
+    scope_shift = out_of_scope.shift_decisions(run, result.network)
     digest = write_network(result.network, result.blueprint, out.path("weights.safetensors"), out.path("network.json"))
     usage = read_usage()
     sample = run_logging.log_result(run, out, result, curves)
@@ -134,6 +135,7 @@ def _train_network(
         checkpoints=find_checkpoints(model),
         transfer=fit.describe_transfer(result.transfer),
         privacy=None if privacy_spent is None else Privacy(epsilon=privacy_spent.epsilon, delta=privacy_spent.delta),
+        scope_shift=scope_shift,
         resource_usage=usage,
         dataset=run.dataset,
         digest=digest,

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from bloomery.flows.recipe.scope_checks import check_scope_students
+from bloomery.models.compression.config import Compression
+from bloomery.models.training.config import Training
 from tests.flows.recipe.recipe_problems import CNN, GPT, MLP, NUMBER, PHOTO, POINTS, RNN, TEXT, find_problems
 
 SCOPE = {"out_of_scope": {"label": "other"}}
@@ -30,6 +33,18 @@ def test_they_suit_texts_and_padded_sequences(source, model, options):
 def test_elsewhere_they_are_refused(source, model, options, sentence):
     (problem,) = find_problems(source, model=model, training=options)
     assert sentence in problem
+
+
+def test_the_network_of_a_candidate_needs_a_head():
+    training = Training.model_validate({"epochs": 1, **SCOPE})
+    students = [{"kind": "tabm"}, {"kind": "mlp"}]
+    candidates = [{"name": kind["kind"], "student": {"model": kind}} for kind in students]
+    compression = Compression.model_validate(
+        {"candidates": [{"name": "fp32"}, *candidates], "fine_tune": {"epochs": 1}, "distill": {}}
+    )
+    (problem,) = check_scope_students(training, compression)
+    assert "the student of tabm is a tabm without a linear head" in problem
+    assert list(check_scope_students(training.model_copy(update={"out_of_scope": None}), compression)) == []
 
 
 def test_a_regression_has_no_class_out_of_scope():

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from bloomery.data_contracts.errors import BloomeryError, EngineMissing
+from bloomery.data_contracts.errors import BloomeryError, EngineMissing, OutputCorrupt
 from bloomery.models.features.config import Features
-from bloomery.models.networks.config import Mlp
+from bloomery.models.networks.config import Fused, Mlp
 from bloomery.models.networks.pretrained_config import Pretrained
-from bloomery.tasks.checkpoints.input_checkpoints import add_input_checkpoints
+from bloomery.tasks.checkpoints.input_checkpoints import add_input_checkpoints, require_unchanged_weights
 from bloomery.tasks.train.user_code import bundle_user_code
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -118,3 +118,18 @@ def test_a_text_needs_room_besides_the_special_tokens(folder: Path, length: int,
     else:
         with pytest.raises(BloomeryError, match=f"is {length}, but 2 special tokens are added"):
             add(folder, features)
+
+
+@pytest.mark.parametrize("is_branch", [False, True])
+def test_weights_that_have_changed_since_the_recipe_was_read_are_refused(folder: Path, is_branch: bool) -> None:
+    network = bundle_user_code(Pretrained(kind="pretrained", checkpoint=str(folder)), folder)
+    model = Fused(kind="fused", branches={"text": network}) if is_branch else network
+    require_unchanged_weights(model)
+    (folder / "tokenizer.json").write_text("{}")  # prepared rows do not depend on it any more
+    require_unchanged_weights(model)
+    with (folder / "model.safetensors").open("r+b") as stream:
+        stream.seek(-1, 2)
+        stream.write(b"\x01")
+    with pytest.raises(OutputCorrupt, match=r"model\.safetensors of the checkpoint .*tiny has changed"):
+        require_unchanged_weights(model)
+    require_unchanged_weights(Mlp(kind="mlp"))
