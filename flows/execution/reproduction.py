@@ -72,13 +72,16 @@ def reproduce_bento(provenance: Provenance) -> Reproduction:
     The candidate that was chosen originally is chosen again, since the choice depends on measured latencies.
 
     Raises:
-        DataMissing: a source no longer exists, or the training started from weights of another version.
+        DataMissing: a source or a checkpoint no longer exists, or the training started from weights of another version.
     """
     from bloomery.flows.stages import PLAIN_STAGES
     from bloomery.tasks.bentos.environment import code_versions, describe_environment
+    from bloomery.tasks.checkpoints.relocation import relocate_checkpoints
     from bloomery.tasks.ingest.stage import locate_source
 
     recipe = pin_weight_bits(provenance.environment, Recipe.model_validate(provenance.recipe))
+    features, model = relocate_checkpoints(recipe.features, recipe.model)
+    recipe = recipe.model_copy(update={"features": features, "model": model})
     if provenance.choice.candidates.trained.initial_weights is not None:
         raise DataMissing(
             f"its training started from the weights of {provenance.choice.candidates.trained.initial_weights.name}",
