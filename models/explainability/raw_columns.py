@@ -68,8 +68,9 @@ def _split_groups(encoder: Encoder, groups: FeatureGroups, values_G: np.ndarray)
 def sum_by_column(encoder: Encoder, groups: FeatureGroups, values_G: np.ndarray, x: np.ndarray) -> dict[str, float]:
     """The SHAP value of each raw column of the encoded row `x`.
 
-    Columns within one group share its value by their numbers of positions, without the padding of a pair of texts. The
-    value of a part's flag belongs to the part's columns.
+    Columns within one group share its value by their numbers of positions, without the padding of a pair of texts; a
+    group that is padding alone, such as that of an absent pair, equally. The value of a part's flag belongs to the
+    part's columns.
     """
     columns = encoder.columns
     if groups.parts:
@@ -85,6 +86,7 @@ def sum_by_column(encoder: Encoder, groups: FeatureGroups, values_G: np.ndarray,
     if encoder.layout.separator is not None:
         positions = positions[x != 0]
     shares_GN = np.bincount(positions.ravel(), minlength=num_groups * len(columns)).reshape(num_groups, len(columns))
+    shares_GN[~shares_GN.any(axis=1)] = 1
     shares_GN = shares_GN / shares_GN.sum(axis=1, keepdims=True)
     return dict(zip(columns, (values_G @ shares_GN).tolist(), strict=True))
 

@@ -18,6 +18,7 @@ from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.checkpoint import Checkpoint
 from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.explainability.feature_groups import group_encoded_row
 from bloomery.models.explainability.raw_columns import group_row, sum_by_column
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import Encoder, encode, fit, partial_statistics
@@ -47,10 +48,11 @@ def make_features(folder: Path, **options: Any) -> Features:
     return Features.model_validate({"key": "id", "label": "score", "task": "regression", "inputs": [text]})
 
 
-def make_rows(pairs: list[tuple[str, str]]) -> pa.RecordBatch:
+def make_rows(pairs: list[tuple[str, str | None]]) -> pa.RecordBatch:
     queries, documents = (list(texts) for texts in zip(*pairs, strict=True))
-    columns = {"id": range(len(pairs)), "query": queries, "document": documents, "score": range(len(pairs))}
-    return pa.RecordBatch.from_pydict({name: list(values) for name, values in columns.items()})
+    numbers = list(range(len(pairs)))
+    columns = {"id": numbers, "query": queries, "document": documents, "score": numbers, "size": numbers}
+    return pa.RecordBatch.from_pydict(columns)
 
 
 def fit_encoder(features: Features) -> Encoder:
@@ -143,3 +145,25 @@ def test_contributions_belong_to_the_text_that_has_the_token(tiny_bert):
     values = np.zeros(groups.grid[0])
     values[1], values[-2] = 2.0, 3.0  # a token of the query, and the last one of the document
     assert sum_by_column(encoder, groups, values, x) == {"query": 2.0, "document": 3.0}
+
+
+def test_padding_has_no_contribution_of_its_own(tiny_bert):
+    encoder = fit_encoder(make_features(tiny_bert))
+    x = encode(encoder, make_rows([("my card", "the balance")]))[0]
+    groups = group_encoded_row(encoder)  # a group for each position, as over many rows
+    values = np.where(x != 0, 1.0, 0.0)
+    contributions = sum_by_column(encoder, groups, values, x)
+    assert sum(contributions.values()) == np.count_nonzero(x)
+    assert contributions["query"] > 0
+
+
+def test_an_absent_pair_shares_the_value_of_its_flag(tiny_bert):
+    document = make_features(tiny_bert).model_dump()
+    (pair,) = document["inputs"]
+    inputs = [{**pair, "missing": "absent"}, {"kind": "number", "columns": ["size"]}]
+    encoder = fit_encoder(Features.model_validate({**document, "inputs": inputs}))
+    x = encode(encoder, make_rows([("my card", None)]))[0]
+    groups = group_row(encoder, x)
+    assert groups.num_groups == 3
+    values = np.array([0.0, 4.0, 1.0])  # the pair, its flag, the number
+    assert sum_by_column(encoder, groups, values, x) == {"query": 2.0, "document": 2.0, "size": 1.0}
