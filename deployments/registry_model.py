@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 LOADER = "bloomery_model_loader"  # the name of `mlflow_loader.py` in a registered model
 _LISTS = (list, tuple, np.ndarray)
-_BATCH_ROWS = 8_192  # encoded at a time
+_BATCH_ROWS, _BATCH_VALUES = 8_192, 1 << 24  # encoded at a time; fewer rows where these are wide
 _PARSE = "_parse_json_data"  # of MLflow's scoring server
 _MISSING = ("NoneType", "NaTType", "NAType")  # the last two are of pandas
 
@@ -58,6 +58,7 @@ class RegistryModel:
 
     def __init__(self, version: LoadedVersion) -> None:
         self.version = version
+        self._batch_rows = max(min(_BATCH_ROWS, _BATCH_VALUES // version.encoder.layout.num_values), 1)
         self._inputs = frozenset(version.encoder.columns)
         columns = version.contract.columns
         self._columns = frozenset(name for column in columns for name in (column.name, column.physical_name) if name)
@@ -85,7 +86,9 @@ class RegistryModel:
 
         try:
             rows = self._parse(data)
-            outputs = [self.version.predict(batch) for batch in pa.Table.from_batches([rows]).to_batches(_BATCH_ROWS)]
+            outputs = [
+                self.version.predict(batch) for batch in pa.Table.from_batches([rows]).to_batches(self._batch_rows)
+            ]
         except RowsRefused as refusal:
             raise _mlflow_error(str(refusal), refusal.problems) from refusal
         except HTTPError as refusal:  # a file has too many pixels or samples

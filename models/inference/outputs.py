@@ -5,6 +5,7 @@ Shapes: B rows, K outputs.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 # Of a probability or a standardised value: 8-bit arithmetic may round differently in batches of another size.
 TOLERANCE = 1e-3
 _BATCH_SIZE = 1_024
+_BATCH_VALUES = 1 << 24  # fewer rows where these are wide
 
 
 def compute_outputs(runtime: onnxruntime.InferenceSession, x: np.ndarray, *, is_row_by_row: bool) -> np.ndarray:
@@ -28,7 +30,8 @@ def compute_outputs(runtime: onnxruntime.InferenceSession, x: np.ndarray, *, is_
     `is_row_by_row` runs each row separately: with dynamically quantized activations, a row's outputs would otherwise
     depend on the other rows of its batch.
     """
-    step = 1 if is_row_by_row else _BATCH_SIZE
+    num_values = math.prod(x.shape[1:])
+    step = 1 if is_row_by_row else max(min(_BATCH_SIZE, _BATCH_VALUES // max(num_values, 1)), 1)
     if len(x) <= step:
         return run_session(runtime, x)
     return np.concatenate([run_session(runtime, x[start : start + step]) for start in range(0, max(len(x), 1), step)])

@@ -47,7 +47,7 @@ from bloomery.models.training.optimization.optimizer import EMA, build_optimizer
 from bloomery.models.training.optimization.score_measure import ScoreMeasure
 from bloomery.models.training.process_group import SINGLE_PROCESS, ProcessGroup, all_reduce_sum
 
-_EVALUATION_ROWS = 1024  # rows per batch in evaluation
+_EVALUATION_ROWS, _EVALUATION_VALUES = 1024, 1 << 24  # per batch in evaluation; fewer rows where these are wide
 _REPORT_STEPS = 50  # interval in steps at which the loss is checked; each check waits for the device
 
 
@@ -345,8 +345,9 @@ def evaluate(
     results: list[tuple[torch.Tensor, torch.Tensor]] = []
     for x, y in examples.iterate():
         # The same number of batches in every process, since a distributed network runs in all of them at once.
-        batches = -(-len(y) // (_EVALUATION_ROWS * num_parts))
-        outputs_BK = predict(network, x[own_rows], num_batches=batches, max_batches=len(y) // num_parts)
+        max_batches = len(y) // num_parts
+        batches = min(_count_batches(len(y) / num_parts, x), max(max_batches, 1))
+        outputs_BK = predict(network, x[own_rows], num_batches=batches, max_batches=max_batches)
         sums += loss_and_metric_sums(outputs_BK, y[own_rows])
         if measure is not None:
             results.append((outputs_BK, y))
@@ -366,6 +367,12 @@ def _mean_row_loss(network: nn.Module, examples: ExampleSource) -> float:
     return float(losses.double().mean())
 
 
+def _count_batches(num_rows: float, x: torch.Tensor) -> int:
+    """The number of batches in evaluation, at least one, for so many rows as those of `x`."""
+    batch_rows = max(min(_EVALUATION_ROWS, _EVALUATION_VALUES // max(math.prod(x.shape[1:]), 1)), 1)
+    return max(math.ceil(num_rows / batch_rows), 1)
+
+
 @torch.no_grad()
 def predict(
     network: nn.Module, x: torch.Tensor, *, num_batches: int | None = None, max_batches: int | None = None
@@ -376,7 +383,7 @@ def predict(
     """
     network.eval()
     device = next((weight.device for weight in network.parameters()), torch.device("cpu"))
-    num_batches = num_batches or max(-(-len(x) // _EVALUATION_ROWS), 1)
+    num_batches = num_batches or _count_batches(len(x), x)
 
     def compute(rows: torch.Tensor) -> torch.Tensor:
         return network(rows.to(device)).float().cpu()

@@ -68,6 +68,17 @@ def ask(artifacts: Path, metrics: Metrics) -> Callable[[Any], Any]:
     return lambda rows: asyncio.run(call(json.dumps({"rows": rows}).encode())).json()
 
 
+def test_wide_rows_are_encoded_in_smaller_batches(artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = LoadedVersion(artifacts)
+    expected = registry_model.RegistryModel(version).predict(ROWS)
+    monkeypatch.setattr(registry_model, "_BATCH_VALUES", 2 * version.encoder.layout.num_values)
+    model, sizes = registry_model.RegistryModel(version), []
+    predict = version.predict
+    monkeypatch.setattr(version, "predict", lambda rows: sizes.append(rows.num_rows) or predict(rows))
+    pd.testing.assert_frame_equal(model.predict(ROWS), expected)
+    assert sizes == [2, 1]
+
+
 def test_each_row_is_predicted_as_by_the_endpoint(model: Any, ask: Callable[[Any], Any]) -> None:
     random = np.random.default_rng(0)
     towns = ["york", "bath", "nowhere"]

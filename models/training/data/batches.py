@@ -29,7 +29,7 @@ Batch = tuple[torch.Tensor, torch.Tensor]  # x (B, ...), y (B,) or (B, K)
 Array = TypeVar("Array", torch.Tensor, np.ndarray)
 
 _MAX_BYTES = 1 << 30  # of values kept in memory
-_GROUP_ROWS = 65_536
+_GROUP_ROWS, _GROUP_VALUES = 65_536, 65_536 * 1_024  # read at once; fewer rows where these are wide
 _BLOCK_VALUES = 500_000  # 2 MB, which fits into a CPU cache
 
 
@@ -121,15 +121,15 @@ def sample_examples(path: Path, key: str, layout: Layout, num_rows: int) -> Exam
 
 
 def read_examples(path: Path, key: str, layout: Layout, step: int = 1) -> Examples:
-    """Reads all rows of an encoded Parquet file, or every `step`-th, in order. One row group is in memory twice."""
-    key = key_column(key)
+    """Reads all rows of an encoded Parquet file, or every `step`-th, in order. One batch is in memory twice."""
+    key, batch_rows = key_column(key), max(min(_GROUP_ROWS, _GROUP_VALUES // layout.num_values), 1)
     with pq.ParquetFile(path, pre_buffer=False) as file:
         num_rows = -(-file.metadata.num_rows // step)
         x = np.empty((num_rows, layout.num_values), np.float32)
         labels = [label_values(pa.array([], file.schema_arrow.field(ENCODED_LABEL).type))]
         keys = [np.empty(0, file.schema_arrow.field(key).type.to_pandas_dtype())]
         start, num_read = 0, 0
-        for batch in file.iter_batches(_GROUP_ROWS, columns=[key, ENCODED_LABEL, ENCODED_INPUT]):
+        for batch in file.iter_batches(batch_rows, columns=[key, ENCODED_LABEL, ENCODED_INPUT]):
             positions = slice(-num_read % step, None, step)
             num_read += batch.num_rows
             values = pc.list_flatten(batch.column(ENCODED_INPUT)).to_numpy().reshape(batch.num_rows, -1)[positions]

@@ -9,6 +9,7 @@ import pytest
 
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import Encoder, encode_labels, fit, partial_statistics
+from bloomery.models.inference import outputs
 from bloomery.models.inference.outputs import compute_outputs, label_deviation, predictions_from
 from bloomery.models.inference.runtime import create_session
 
@@ -67,3 +68,15 @@ def test_outputs_of_many_rows_and_of_none_are_in_order(dynamically_quantized: Pa
     answers = compute_outputs(runtime, x, is_row_by_row=True)
     assert answers == pytest.approx(x, rel=0.01)
     assert compute_outputs(runtime, x[:0], is_row_by_row=True).shape == (0, 3)
+
+
+def test_wide_rows_run_in_smaller_batches(dynamically_quantized: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    run = outputs.run_session
+    monkeypatch.setattr(outputs, "run_session", lambda runtime, x: sizes.append(len(x)) or run(runtime, x))
+    x = np.ones((10, 3), np.float32)
+    runtime = create_session(dynamically_quantized)
+    expected = compute_outputs(runtime, x, is_row_by_row=False)
+    monkeypatch.setattr(outputs, "_BATCH_VALUES", 12)
+    assert np.array_equal(compute_outputs(runtime, x, is_row_by_row=False), expected)
+    assert sizes == [10, 4, 4, 2]

@@ -162,3 +162,13 @@ def test_evaluation_is_mean_cross_entropy_and_accuracy():
     loss, share = evaluate(torch.nn.Identity(), examples)
     expected = -logits_BK.log_softmax(1)[torch.arange(3), examples.y].mean().item()
     assert (loss, share) == pytest.approx((expected, 2 / 3))
+
+
+def test_wide_rows_are_evaluated_in_smaller_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, sizes = torch.nn.Linear(3, 2), []
+    network.register_forward_hook(lambda _, arguments, __: sizes.append(len(arguments[0])))
+    x = torch.randn(10, 3)
+    expected = predict(network, x)
+    monkeypatch.setattr("bloomery.models.training.loop._EVALUATION_VALUES", 12)
+    torch.testing.assert_close(predict(network, x), expected)
+    assert sizes == [10, 4, 3, 3]
