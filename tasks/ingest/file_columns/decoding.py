@@ -9,13 +9,14 @@ import pyarrow as pa
 
 from bloomery.data_contracts.errors import DataMissing
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
+from bloomery.models.features.statistics.arrow_arrays import list_offsets
 from bloomery.models.media.config import ImageDecoding, MediaUnreadable
 from bloomery.tasks.infrastructure.parquet import ROW_GROUP_SIZE
 from bloomery.tasks.ingest.file_columns.column_files import ColumnFiles, map_files, open_columns
 from bloomery.tasks.ingest.option_names import place_of_options
 from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream
 
-_FIRST_ROWS, _MAX_ROWS = 16, 256  # rows of a batch, whose files are decoded at the same time
+_MAX_ROWS = 256  # of a batch, whose files are decoded at the same time
 _BATCH_BYTES = 64 << 20
 _AUDIO_ROW_GROUP_SIZE = 256
 _CHANNELS = {"L": 1, "RGB": 3}
@@ -61,15 +62,15 @@ class _Decoder:
         self._first_reason = ""
 
     def decode(self, rows: RowStream, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-        """Yields the rows whose files can be decoded."""
-        length = _FIRST_ROWS
+        """Yields the rows whose files can be decoded. The first batch is one row, since its files may be large."""
+        length = 1
         for batch in rows.batches:
             start = 0
             while start < batch.num_rows:
                 part = self._decode_batch(batch.slice(start, length), schema)
                 start += length
                 if part.num_rows:
-                    length = max(1, min(_MAX_ROWS, _BATCH_BYTES * part.num_rows // max(1, part.nbytes)))
+                    length = max(1, min(_MAX_ROWS, 2 * length, _BATCH_BYTES * part.num_rows // max(1, part.nbytes)))
                     yield part
         if self._num_rows and not self._num_kept:
             raise DataMissing(
@@ -128,8 +129,8 @@ class _Decoder:
 
 def _to_lists(values: Sequence[np.ndarray | None], arrow_type: pa.ListType) -> pa.ListArray:
     """Returns each array as a list; null for None."""
-    offsets = np.concatenate([[0], np.cumsum([0 if value is None else value.size for value in values])])
+    offsets = list_offsets([0 if value is None else value.size for value in values])
     flat = [value.reshape(-1) for value in values if value is not None]
     content = pa.array(np.concatenate(flat) if flat else [], arrow_type.value_type)
     mask = pa.array([value is None for value in values], pa.bool_())
-    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), content, mask=mask)
+    return pa.ListArray.from_arrays(offsets, content, mask=mask)

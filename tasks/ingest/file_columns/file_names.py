@@ -6,7 +6,7 @@ import posixpath
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.data_contracts.recipe_sections.file_column import FileColumn
@@ -34,7 +34,8 @@ def relative_name(name: str, folder: str, options: FileColumn) -> str:
     """
     cut = cut_name(name, options)
     path = _inside_url(cut, folder) if folder.startswith(URLS) else _inside_folder(cut, folder)
-    decoded = unquote(urlsplit(path).path) if folder.startswith(WEB) else path
+    # Of a URL up to its query: `join_url` encodes all that follows, also a `#`. Some servers take a `\\` for a `/`.
+    decoded = unquote(path.partition("?")[0]).replace("\\", "/") if folder.startswith(WEB) else path
     normal = posixpath.normpath(decoded)
     if decoded.startswith("/") or normal[1:2] == ":" or normal.split("/")[0] == ".." or "\0" in decoded:
         raise MediaUnreadable("a path outside the folder")

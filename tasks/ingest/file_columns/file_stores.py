@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import threading
 import time
 import zipfile
@@ -29,6 +30,7 @@ _ATTEMPTS = 3  # at a web server that does not answer, or answers with an error 
 _PAUSE_S = 0.5
 _TIMEOUT_S = 30.0
 _BLOCK_BYTES = 1 << 20
+_UNKNOWN_NAME = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
 
 
 class FileStore(Protocol):
@@ -170,10 +172,12 @@ class WebFolder:
         return bytes(content)
 
     def _request(self, method: str, path: str, content: bytearray | None = None) -> httpx.Headers | None:
-        """Returns the headers, and appends the body to `content`; None if the server does not know the method.
+        """Returns the headers, and appends the body to `content`; None if a HEAD is refused, so that a GET decides.
+
+        A HEAD may be refused for files that exist: presigned URLs are valid for one method.
 
         Raises:
-            MediaUnreadable: there is no such file, or it is too large.
+            MediaUnreadable: there is no such file, it is too large, or no server has the name in its own URL.
             DataMissing: the server does not answer, or with an error of its own.
         """
         import httpx
@@ -186,7 +190,7 @@ class WebFolder:
             try:
                 with self._client.stream(method, url) as response:
                     status = response.status_code
-                    if method == "HEAD" and status in (405, 501):
+                    if method == "HEAD" and status >= 400:
                         return None
                     if status == 429 or status >= 500:
                         problem = f"it answers with status {status}"
@@ -198,6 +202,8 @@ class WebFolder:
             except (httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeError) as failure:
                 raise MediaUnreadable(f"not a valid URL: {failure}") from failure
             except httpx.HTTPError as failure:
+                if not self._folder and _is_unknown_name(failure):
+                    raise MediaUnreadable("no server has the name in its URL") from failure
                 problem = str(failure) or type(failure).__name__
         raise DataMissing(
             f"{url} cannot be read: {problem}",
@@ -255,6 +261,14 @@ def open_folder(folder: str) -> FileStore:
         )
     inner = "" if archive == path else f"{path.relative_to(archive).as_posix()}/"
     return ZipFolder(str(archive), inner)
+
+
+def _is_unknown_name(failure: BaseException) -> bool:
+    """Whether a name server has answered that there is no such name; without its answer, the name may exist."""
+    cause: BaseException | None = failure
+    while cause is not None and not isinstance(cause, socket.gaierror):
+        cause = cause.__cause__ or cause.__context__
+    return cause is not None and cause.errno in _UNKNOWN_NAME
 
 
 def _require_size(num_bytes: int) -> None:

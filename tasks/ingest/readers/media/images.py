@@ -66,7 +66,7 @@ def _to_batches(schema: pa.Schema, first: _Image, later_images: Iterator[_Image]
         ).cast(schema.field("image").type)
         texts = [pa.array([image.values[name] for image in images], pa.string()) for name in schema.names[:-1]]
         yield pa.RecordBatch.from_arrays([*texts, pixels], schema=schema)
-        images = list(islice(later_images, _BATCH_FILES))
+        images = list(islice(later_images, _batch_length(first.pixels)))
 
 
 def _require_equal_sizes(first: _Image, image: _Image) -> None:
@@ -82,8 +82,9 @@ def _require_equal_sizes(first: _Image, image: _Image) -> None:
 
 def _decode_all(data: DataSource, origin: SourceFile, malformed: MalformedWriter) -> Iterator[_Image]:
     files, decoding = read_media(data, origin), image_decoding(data)
+    length = 1  # since images may be large
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        while batch := list(islice(files, _BATCH_FILES)):
+        while batch := list(islice(files, length)):
             results = pool.map(lambda file: _decode(file, decoding), batch)
             for file, pixels in zip(batch, results, strict=True):
                 values = path_values(data, file.path)
@@ -92,7 +93,13 @@ def _decode_all(data: DataSource, origin: SourceFile, malformed: MalformedWriter
                 elif values is None:
                     malformed.add(file.path, None, "", f"a path that does not match {data.path_pattern!r}")
                 else:
+                    length = _batch_length(pixels)
                     yield _Image(values, pixels)
+
+
+def _batch_length(pixels: np.ndarray) -> int:
+    """Returns how many images like this one are in memory at the same time."""
+    return max(1, min(_BATCH_FILES, _ROW_GROUP_BYTES // pixels.size))
 
 
 def _decode(file: MediaFile, decoding: ImageDecoding) -> np.ndarray | str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import http.server
 import io
 import os
+import socket
 import threading
 import zipfile
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,8 +23,10 @@ from scipy.io import wavfile
 
 from bloomery.data_contracts.errors import DataMissing, RecipeInvalid
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
+from bloomery.models.media.config import MediaUnreadable
 from bloomery.tasks.ingest.change_detection import change_digest
-from bloomery.tasks.ingest.file_columns.file_stores import ArrowFolder
+from bloomery.tasks.ingest.file_columns import decoding
+from bloomery.tasks.ingest.file_columns.file_stores import ArrowFolder, UrlFiles, WebFolder
 from bloomery.tasks.ingest.stage import locate_source
 
 PIXELS = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
@@ -182,6 +186,7 @@ def web_folder(tmp_path: Path) -> Iterator[str]:
 def test_files_of_a_web_server_are_read(ingest_rows, tmp_path: Path, web_folder: str) -> None:
     write_image(tmp_path / "web" / "my photos" / "a#1.png", 7)
     names = ["my photos/a#1.png", f"{web_folder}/my%20photos/a%231.png", "b.png", "../a.png", "%2e%2e/a.png"]
+    names += ["a#/../../a.png", "a%23/%2e%2e/../a.png", "..\\a.png", "..%5Ca.png"]
     source = write_table(tmp_path, *names, "http://127.0.0.1:1/a.png")
     below = {"photo": {**GREY, "folder": web_folder}}
     result = ingest_rows(source=source, media=below)
@@ -189,7 +194,7 @@ def test_files_of_a_web_server_are_read(ingest_rows, tmp_path: Path, web_folder:
     reasons = [reason.removeprefix("column photo: ") for *_, reason in result.malformed]
     assert reasons == [
         "the server answers with status 404",
-        *["a path outside the folder"] * 2,
+        *["a path outside the folder"] * 6,
         "a URL outside the folder",
     ]
     digest = locate_source(DataSource(source=source, media=below)).digest
@@ -198,6 +203,49 @@ def test_files_of_a_web_server_are_read(ingest_rows, tmp_path: Path, web_folder:
     assert locate_source(DataSource(source=source, media=below)).digest != digest
     urls = write_table(tmp_path, names[1], "")
     assert [row["photo"] for row in ingest_rows(source=urls, media={"photo": GREY}).rows] == [[255] * 6, None]
+
+
+@pytest.mark.parametrize("status", [403, 404, 501])
+def test_files_of_a_server_that_refuses_their_headers_are_read(
+    tmp_path: Path, web_folder: str, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        http.server.SimpleHTTPRequestHandler, "do_HEAD", lambda handler: handler.send_error(status), raising=True
+    )
+    write_image(tmp_path / "web" / "a.png", 7)
+    folder = WebFolder(web_folder)
+    assert folder.identify("a.png") == [sha256((tmp_path / "web" / "a.png").read_bytes()).hexdigest()]
+    with pytest.raises(MediaUnreadable, match="status 404"):
+        folder.identify("b.png")
+
+
+def test_a_url_with_the_name_of_no_server_is_an_error_of_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bloomery.tasks.ingest.file_columns.file_stores._PAUSE_S", 0)
+    reasons = {"unknown.example": socket.EAI_NONAME, "unreachable.example": socket.EAI_AGAIN}
+
+    def refuse(host: str, *_: object, **__: object) -> None:
+        raise socket.gaierror(reasons[host], "no address")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    with pytest.raises(MediaUnreadable, match="no server has the name in its URL"):
+        UrlFiles().identify("https://unknown.example/a.png")
+    for store, path in ((UrlFiles(), "https://unreachable.example/a.png"), (WebFolder("https://unknown.example"), "a")):
+        with pytest.raises(DataMissing, match=r"cannot be read: .*no address"):
+            store.read(path)
+
+
+def test_large_files_are_decoded_few_at_a_time(ingest_rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    to_lists = decoding._to_lists
+    monkeypatch.setattr(decoding, "_to_lists", lambda values, kind: sizes.append(len(values)) or to_lists(values, kind))
+    write_image(tmp_path / "a.png")
+    source = write_table(tmp_path, *["a.png"] * 12)
+    assert len(ingest_rows(source=source, media={"photo": COLOUR}).rows) == 12
+    assert sizes == [1, 2, 4, 5]
+    sizes.clear()
+    monkeypatch.setattr(decoding, "_BATCH_BYTES", 20)
+    assert len(ingest_rows(source=source, media={"photo": {**COLOUR, "size": [3, 2]}}).rows) == 12
+    assert sizes == [1] * 12
 
 
 def test_a_server_that_does_not_answer_is_an_error(
