@@ -20,7 +20,7 @@ from bloomery.data_contracts.recipe_sections.source_paths import SUFFIXES, sourc
 from bloomery.models.media.config import MediaUnreadable
 from bloomery.tasks.infrastructure.parquet import read_batches
 from bloomery.tasks.ingest.file_columns.column_files import ColumnFiles, map_files
-from bloomery.tasks.ingest.file_columns.file_names import URLS, folder_of, leading_folders
+from bloomery.tasks.ingest.file_columns.file_names import URLS, WEB, folder_of, leading_folders
 from bloomery.tasks.ingest.readers.media.media_files import MediaFile
 from bloomery.tasks.scaffolding.profiling.column_names import matching_names
 from bloomery.tasks.scaffolding.profiling.column_profiles import MARKERS
@@ -67,16 +67,14 @@ def find_file_columns(
         texts = _distinct_texts(scratch, column)
         try:
             named_files = _find_files(column, texts, data)
-            files, note = _infer_decoding(named_files, texts, data)
+            files, note = _infer_decoding(_with_folder(named_files, texts, data), texts, data)
             decoded = _decode(files, texts)
         except (MediaUnreadable, DataMissing, EngineMissing) as failure:
             problem = str(failure) if isinstance(failure, MediaUnreadable) else failure.found
             columns.append(column.model_copy(update={"file_problem": problem}))
             continue
         media[names[column.name]] = files.options
-        base = folder_of(data, files.options.model_copy(update={"folder": None}))
-        where = os.path.relpath(files.options.folder, base) if files.options.folder and base else "the table's folder"
-        notes.append(f"{names[column.name]}: its files are in {where}; {note}")
+        notes.append(f"{names[column.name]}: its files are in {_describe_folder(files.options, data)}; {note}")
         columns.append(_to_array(column, files.options, decoded, scratch))
     if not media:
         return profile.model_copy(update={"columns": tuple(columns)}), InferredNumbers({}, {})
@@ -133,6 +131,37 @@ def _find_files(column: ColumnProfile, texts: Sequence[str], data: DataSource) -
             f"{1 - share:.0%} of them are not found in {where} or below it, such as {reason or sample[0]}"
         )
     return nearest
+
+
+def _with_folder(files: ColumnFiles, texts: Sequence[str], data: DataSource) -> ColumnFiles:
+    """Returns the files in the one folder or at the one server that all names are in: a recipe without opens any URL.
+
+    Names of files in several places keep their files.
+    """
+    if files.options.folder is not None:
+        return files
+    urls = [text.strip() for text in texts if text.strip().startswith(URLS)]
+    if not urls:
+        folder = files.folder
+    elif len(urls) < len(texts):
+        return files
+    elif urls[0].startswith(WEB):
+        servers = {"/".join(url.split("/")[:3]) for url in urls}
+        folder = servers.pop() if len(servers) == 1 else None
+    else:
+        folder = leading_folders(urls).rstrip("/")
+    if not folder or folder.endswith(":"):
+        return files
+    return ColumnFiles(files.column, files.options.model_copy(update={"folder": folder}), data)
+
+
+def _describe_folder(options: FileColumn, data: DataSource) -> str:
+    base = folder_of(data, options.model_copy(update={"folder": None}))
+    if options.folder is None:
+        return "several places, and each URL is opened"
+    if base is None or options.folder.startswith(URLS):
+        return options.folder
+    return "the table's folder" if options.folder == base else os.path.relpath(options.folder, base)
 
 
 def _candidates(minimal: FileColumn, sample: Sequence[str], data: DataSource) -> Iterator[FileColumn]:

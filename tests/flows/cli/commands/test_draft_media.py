@@ -12,9 +12,13 @@ from PIL import Image
 from scipy.io import wavfile
 
 from bloomery.data_contracts.errors import DataUnfit
+from bloomery.data_contracts.recipe_sections.data_source import DataSource
+from bloomery.data_contracts.recipe_sections.file_column import FileColumn
 from bloomery.flows.cli.commands.init import list_inferences, write_drafts
 from bloomery.flows.recipe.recipe import read_recipe
+from bloomery.tasks.ingest.file_columns.column_files import ColumnFiles
 from bloomery.tasks.scaffolding.planning.draft_planning import ColumnRoles
+from bloomery.tasks.scaffolding.source_options import file_column_options
 from bloomery.tasks.scaffolding.source_options.reader_options import UserOptions
 from tests.flows.cli.commands.drafts import draft_recipe, validate_rows
 
@@ -164,9 +168,33 @@ def test_recordings_that_a_table_names_are_drafted_with_their_rate(home: Path, t
         "sample_rate": 8000,
         "resample": True,
         "mono": True,
+        "folder": str(tmp_path),
     }
+    assert "folder: .," in (tmp_path / "mine.yaml").read_text()  # so that URLs in later rows are refused
     assert {getattr(source, "sample_rate", None) for source in recipe.features.inputs} == {8000}
     assert validate_rows(recipe).num_rows == 40
+
+
+@pytest.mark.parametrize(
+    ("names", "folder"),
+    [
+        (("a.png", "b.png"), "HERE"),
+        (("https://one.example/x/a.png", " https://one.example/y/b.png"), "https://one.example"),
+        (("https://one.example/a.png", "https://two.example/b.png"), None),
+        (("https://one.example/a.png", "b.png"), None),
+        (("hdfs://name:9000/x/y/a.png", "hdfs://name:9000/x/z/b.png"), "hdfs://name:9000/x"),
+        (("hdfs://one/a.png", "hdfs://two/b.png"), None),
+    ],
+)
+def test_drafts_name_the_folder_or_the_server_of_all_files(
+    names: tuple[str, ...], folder: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bloomery.tasks.ingest.file_columns.column_files.open_folder", lambda folder: folder)
+    (tmp_path / "rows.csv").write_text("")
+    data = DataSource(source=str(tmp_path / "rows.csv"))
+    options = FileColumn(kind="image", mode="L")
+    closed = file_column_options._with_folder(ColumnFiles("photo", options, data), names, data)
+    assert closed.options.folder == (str(tmp_path) if folder == "HERE" else folder)
 
 
 def test_files_without_a_folder_of_a_class_are_no_class(home: Path, tmp_path: Path) -> None:
