@@ -98,15 +98,18 @@ def _scalar_type(item: TypedElement, rules: Sequence[Rule]) -> Any:
             return Annotated[StrictFloat | StrictInt, AfterValidator(check)]
         case "boolean":
             return StrictBool
-        case "date" | "timestamp" if (pattern := item.date_format) is not None:
-            return Annotated[StrictStr, AfterValidator(_require_format(pattern, item.logical_type))]
-        case "date":
-            return Annotated[StrictStr, AfterValidator(_parse_date)]
-        case "timestamp":
-            return Annotated[StrictStr, AfterValidator(_parse_timestamp)]
+        case "date" | "timestamp":
+            return Annotated[StrictStr, AfterValidator(moment_parser(item))]
     if any(rule.kind == "in_set" for rule in rules):  # the allowed texts are valid Unicode
         return StrictStr
     return Annotated[StrictStr, AfterValidator(_require_unicode)]
+
+
+def moment_parser(item: TypedElement) -> Callable[[str], date]:
+    """Returns what parses a text of a column of dates or times; it raises ValueError."""
+    if item.date_format is not None:
+        return _require_format(item.date_format, item.logical_type)
+    return _parse_date if item.logical_type == "date" else _parse_timestamp
 
 
 def _require_whole_float(lower: int, upper: int) -> Callable[[Any], int]:

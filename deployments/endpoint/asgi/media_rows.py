@@ -15,6 +15,8 @@ import numpy as np
 import pyarrow as pa
 from pydantic_core import from_json
 
+from bloomery.data_contracts.odcs.columns.arrow_schema import arrow_type
+from bloomery.data_contracts.requests.column_types import moment_parser
 from bloomery.data_contracts.requests.columnar_rows import Row
 from bloomery.data_contracts.requests.problems import BodyUnreadable, RowsRefused, row_problem, shorten
 from bloomery.deployments.endpoint.asgi.multipart import MULTIPART, FormPart, parse_form
@@ -63,7 +65,7 @@ def parse_media_rows(
         rows, files = _read_json(media, body)
     if len(rows) > limits.rows:
         raise too_many_rows(len(rows), limits.rows)
-    if not files:
+    if not files and not content_type:
         return version.row_check.parse_json(body)  # or it raises what is wrong
     _decode_files(media, rows, files, limits)
     return _check_rows(version, [column.column for column in media], rows)
@@ -89,7 +91,7 @@ def _read_form(media: Sequence[MediaColumn], parts: list[FormPart]) -> tuple[lis
         raise RowsRefused([row_problem("", media[0].column, "no file", "there must be at least one")])
     by_cell: _Files = {}
     for name, column_files in files.items():
-        if column_files or len(media) == 1:
+        if column_files:  # else the check of rows says whether one is required
             by_cell |= {(row, name): file for row, file in _assign_files(name, column_files, rows).items()}
     return rows, by_cell
 
@@ -213,10 +215,21 @@ def _check_by_arrow(version: LoadedVersion, rows: list[Any]) -> pa.RecordBatch |
         return None
     names = dict.fromkeys(name for row in rows for name in row)
     try:
-        columns = {name: pa.array([row.get(name) for row in rows]) for name in names}
+        columns = {name: _to_column(version, name, [row.get(name) for row in rows]) for name in names}
         return version.arrow_check.parse_batch(pa.RecordBatch.from_pydict(columns))
     except (pa.ArrowException, TypeError, ValueError, OverflowError, RowsRefused):
         return None
+
+
+def _to_column(version: LoadedVersion, name: str, cells: list[Any]) -> pa.Array:
+    """The cells of a column, with dates and times parsed as in JSON. Raises ValueError if one is none."""
+    column = version.contract.column(name)
+    if column is None or column.logical_type not in ("date", "timestamp"):
+        return pa.array(cells)
+    parse = moment_parser(column)
+    if not all(cell is None or isinstance(cell, str) for cell in cells):
+        raise ValueError(f"column {name} has values that are no texts")
+    return pa.array([None if cell is None else parse(cell) for cell in cells], arrow_type(column))
 
 
 def _decode(media: MediaColumn, content: bytes, budget: MediaBudget) -> np.ndarray:

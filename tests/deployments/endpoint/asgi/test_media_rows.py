@@ -19,6 +19,8 @@ from PIL import Image
 from scipy.io import wavfile
 
 from bloomery.data_contracts.odcs.contract import Contract
+from bloomery.data_contracts.requests.arrow_rows import ArrowRowParser
+from bloomery.data_contracts.requests.json_rows import JsonRowParser
 from bloomery.data_contracts.requests.problems import RowsRefused
 from bloomery.deployments.endpoint.asgi import media_rows
 from bloomery.deployments.endpoint.asgi.application import Application
@@ -279,6 +281,43 @@ def test_files_of_two_columns_go_to_the_rows_that_have_none() -> None:
     strict = LIMITS._replace(audio_samples=99)
     with pytest.raises(HTTPError, match="99 samples together"):
         parse_two_columns(None, ("picture", red), ("wave", wav(sound)), limits=strict)
+
+
+def test_a_form_without_files_has_the_rows_of_its_field(images: Application) -> None:
+    row = {"picture": values_of(PIXELS)}
+    expected = predictions(ask(images, json={"rows": [row]}))
+    assert predictions(ask(images, files={"rows": (None, json.dumps([row]).encode())})) == expected
+    assert parse_two_columns([{"picture": None, "age": 1}]) == [{"picture": None, "age": 1}]
+    invalid = problem(ask(images, files={"rows": (None, b"[{}]")}))
+    assert (invalid["row"], invalid["column"]) == (0, "picture")
+
+
+def test_dates_beside_many_pixels_are_checked_as_in_json(
+    contract_of: Callable[..., Contract], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contract = contract_of(
+        {"name": "id", "logicalType": "integer", "required": True, "primaryKey": True, "primaryKeyPosition": 1},
+        {"name": "picture", "logicalType": "array", "items": {"logicalType": "integer", "physicalType": "uint8"}},
+        {"name": "day", "logicalType": "date"},
+        {"name": "seen", "logicalType": "timestamp"},
+    )
+    names = ["picture", "day", "seen"]
+    checks = {"row_check": JsonRowParser(contract, names), "arrow_check": ArrowRowParser(contract, names)}
+    version: Any = SimpleNamespace(media=(IMAGE,), contract=contract, **checks)
+    row = {"picture": in_base64(encode()), "day": "2024-02-29", "seen": "2024-02-29T12:00:00+02:00"}
+
+    def parse(*rows: dict[str, Any]) -> Any:
+        return media_rows.parse_media_rows(version, b"", json.dumps({"rows": rows}).encode(), LIMITS)
+
+    expected = version.row_check.to_columns(parse(row, {**row, "day": None})).batch
+    monkeypatch.setattr(media_rows, "MAX_PYTHON_VALUES", 0)
+    batch = parse(row, {**row, "day": None})
+    assert isinstance(batch, pa.RecordBatch)
+    assert batch.select(names).to_pylist() == expected.select(names).to_pylist()
+    for wrong in ({"day": "2024-02-30"}, {"seen": "2024-02-29T12:00:00"}, {"day": 5}):
+        with pytest.raises(RowsRefused) as refusal:
+            parse(row, {**row, **wrong})
+        assert [(item["row"], item["column"]) for item in refusal.value.problems] == [(1, *wrong)]
 
 
 def test_media_of_one_column_are_stored_as_before() -> None:
