@@ -27,7 +27,7 @@ def draft_mixed_network(
     add_comment(
         model,
         "kind",
-        "Columns, texts, images and recordings each have a network, and gates weight what they find in a row.",
+        "Columns, texts, images, recordings and arrays each have a network, and gates weight what they find in a row.",
         2,
     )
     epochs = min(max(_affordable_epochs([planned.options for planned in inputs], num_rows), _MIN_EPOCHS), _MAX_EPOCHS)
@@ -47,7 +47,7 @@ def _affordable_epochs(inputs: Sequence[dict[str, Any]], num_rows: int) -> int:
     """Returns how many epochs take a few minutes: each kind of input has its own cost."""
     cost = 0.0
     for options in inputs:
-        if options["kind"] == "text":
+        if options["kind"] in ("text", "sequence"):
             cost += options["length"] / _TOKENS_SEEN
         elif options["kind"] == "image":
             cost += math.prod(options.get("resize", options["shape"][1:])) / _PIXELS_SEEN

@@ -16,11 +16,6 @@ _MAX_DURATION_S = 4.0
 _CHANNELS = {"L": 1, "RGB": 3}
 
 
-def is_image(column: ColumnProfile, data: DataSource) -> bool:
-    is_media = column.media is not None or data.has_media or data.kind in ("images", "audio", "idx")
-    return is_media or _square_side(column.min_length or 0) is not None
-
-
 def has_images(profile: SourceProfile, data: DataSource) -> bool:
     """Whether a column has arrays of one length, which are no recordings."""
     arrays = [

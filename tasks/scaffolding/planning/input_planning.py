@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
-from bloomery.tasks.scaffolding.planning.array_inputs import is_image, plan_array
+from bloomery.tasks.scaffolding.planning.array_inputs import plan_array
 from bloomery.tasks.scaffolding.planning.input_plans import InputPlan, PlannedInput
 from bloomery.tasks.scaffolding.planning.mixed_inputs import is_prose, plan_mixed, plan_text
 from bloomery.tasks.scaffolding.profiling.profiler import ColumnProfile, SourceProfile
@@ -49,12 +49,9 @@ _PERSONAL_WORDS = frozenset(
 
 
 _FREE_TEXT = (
-    "it is text that differs in most rows and has few words: a code or a name, which a model can read only as its "
-    "single input"
+    "it is text that differs in most rows and has few words: a code or a name, which tells nothing about other rows"
 )
 _PROSE = "it is read as text"
-_SINGLE_ARRAY = "a model can read an array only as its single input"
-_MAX_COLUMNS_BESIDE_ARRAY = 3  # an array of numbers tells more than so few columns
 
 
 def split_words(name: str) -> list[str]:
@@ -113,14 +110,13 @@ def plan_inputs(
     arrays = [column for column in usable if column.logical_type == "array"]
     for column in arrays:
         array = plan_array(column, profile, data, shape)
-        has_few_beside = len(columns_read) <= _MAX_COLUMNS_BESIDE_ARRAY
-        if isinstance(array, PlannedInput) and (has_few_beside or is_image(column, data)):
+        if isinstance(array, PlannedInput):  # beside few columns
             reason = f"the model reads only the array {column.name}; with --drop {column.name} it reads the others"
             skipped = dict.fromkeys(columns_read, reason)
             array_names = [array_column.name for array_column in arrays if array_column.name != column.name]
             skipped |= dict.fromkeys(array_names, "the model reads another array")
             return InputPlan((array,), {**unused, **skipped})
-        unused[column.name] = _SINGLE_ARRAY if isinstance(array, PlannedInput) else array
+        unused[column.name] = array
     return InputPlan(inputs, unused) if inputs else plan_text(profile, texts, unused)
 
 

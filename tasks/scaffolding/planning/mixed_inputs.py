@@ -1,4 +1,4 @@
-"""Plans texts, images and recordings: as inputs beside columns of single values, or a text as the only input."""
+"""Plans texts, images, recordings and arrays: beside columns of single values, or a text as the only input."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ _MAX_TEXTS = 3  # beside other inputs; each has a network of its own
 _MIN_WORDS = 2.25  # on average; shorter texts are rather codes or names of people and places
 _MIN_TEXT_LENGTH = 8  # characters of the longest one: shorter texts are rather codes
 _MIN_DISTINCT, _MIN_DISTINCT_SHARE = 50, 0.1  # of texts that are no categories
-_SINGLE_ARRAY = "a model can read an array of numbers only as its single input"
+_MAX_ARRAYS = 3  # of numbers, beside other inputs
+_MAX_COLUMNS_BESIDE_ARRAY = 3  # an array of numbers tells more than so few columns
 
 
 def is_prose(column: ColumnProfile) -> bool:
@@ -34,26 +35,37 @@ def plan_mixed(
     unused: dict[str, str],
     shape: Sequence[int],
 ) -> InputPlan | None:
-    """Returns the inputs where there are texts, images or recordings beside other inputs; else None.
+    """Returns the inputs where there are texts, images or recordings beside others, or arrays beside many columns.
+
+    Else None: one input is read, or columns of single values alone.
 
     Args:
         tabular: the inputs of single values.
         texts: the columns of prose.
         shape: the sizes of an array where the source states them.
     """
-    media = [column for column in profile.columns if column.name not in unused and _is_media(column, data)]
-    planned_media = [_plan_part(column, profile, data, shape) for column in media]
-    parts = [part for part in planned_media if isinstance(part, PlannedInput)]
-    if not (texts or parts) or bool(tabular) + len(texts) + len(parts) < 2:
+    arrays = [column for column in profile.columns if column.logical_type == "array" and column.name not in unused]
+    arrays.sort(key=lambda column: not _is_media(column, data))
+    reasons: dict[str, str] = {}
+    parts: list[PlannedInput] = []
+    num_media = 0
+    for column in arrays:
+        part = _plan_part(column, profile, data, shape)
+        if isinstance(part, str):
+            reasons[column.name] = part
+        elif _is_media(column, data) or len(parts) < num_media + _MAX_ARRAYS:
+            parts.append(part)
+            num_media += _is_media(column, data)
+        else:
+            reasons[column.name] = "the model reads other arrays"
+    num_columns = len({name for planned in tabular for name in planned.options["columns"]})
+    if not (texts or num_media or num_columns > _MAX_COLUMNS_BESIDE_ARRAY):
+        return None
+    if bool(tabular) + len(texts) + len(parts) < 2:
         return None
     longest = sorted(texts, key=lambda column: -(column.usual_length or 0))[:_MAX_TEXTS]
     inputs = (*tabular, *(_plan_prose(column, profile.num_rows) for column in longest), *parts)
-    reasons = {column.name: "the model reads longer texts" for column in texts if column not in longest}
-    for column, part in zip(media, planned_media, strict=True):
-        if isinstance(part, str):
-            reasons[column.name] = part
-    others = [column.name for column in profile.columns if column.logical_type == "array" and column not in media]
-    reasons |= {name: _SINGLE_ARRAY for name in others if name not in unused}
+    reasons |= {column.name: "the model reads longer texts" for column in texts if column not in longest}
     names = {column.name for column in longest}
     return InputPlan(inputs, {name: why for name, why in {**unused, **reasons}.items() if name not in names})
 

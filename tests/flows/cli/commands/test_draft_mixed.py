@@ -97,6 +97,39 @@ def test_only_texts_of_several_words_are_read_beside_columns(
         assert inferred["not used"].startswith("code: it is text that differs in most rows and has few words")
 
 
+def path(number: int) -> list[int]:
+    return [(number * step) % 11 for step in range(1, 4 + number % 3)]
+
+
+@pytest.mark.parametrize(
+    ("columns", "kinds", "reason"),
+    [
+        ({"path": path, "title": title}, ["text", "sequence"], ""),
+        ({"path": path, **dict.fromkeys("abcd", lambda n: n % 9 / 7)}, ["number", "sequence"], ""),
+        (
+            {"a": path, "b": path, "c": path, "d": path, "title": title},
+            ["text", *["sequence"] * 3],
+            "d: the model reads other arrays",
+        ),
+        (
+            {"path": path, "a": lambda n: n % 9},
+            ["sequence"],
+            "a: the model reads only the array path; with --drop path it reads the others",
+        ),
+    ],
+    ids=["text", "many columns", "many arrays", "few columns"],
+)
+def test_arrays_of_numbers_are_read_beside_texts_and_many_columns(
+    columns: dict[str, Any], kinds: list[str], reason: str, home: Path, tmp_path: Path
+) -> None:
+    rows = [{**{name: make(n) for name, make in columns.items()}, "kind": "yn"[n % 2]} for n in range(120)]
+    recipe, inferred = draft(tmp_path, rows)
+    assert [source.kind for source in recipe.features.inputs] == kinds
+    assert recipe.model is not None
+    assert recipe.model.kind == ("fused" if len(kinds) > 1 else "rnn")
+    assert inferred.get("not used", "") == reason
+
+
 def test_a_checkpoint_reads_the_text_of_a_draft(home: Path, tmp_path: Path, tiny_bert: Path) -> None:
     rows = [{"title": title(n), "kind": "yn"[n % 2]} for n in range(120)]
     recipe, inferred = draft(tmp_path, rows, checkpoint=str(tiny_bert))

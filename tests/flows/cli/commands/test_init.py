@@ -114,7 +114,7 @@ BROKEN = {
         "all its values are 'x'",
     ),
     "mostly no label": ("a,label\n" + "1,x\n2,y\n3,\n4,\n5,\n6,\n" * 30, "label", DataUnfit, "60 of 180 rows"),
-    "codes alone": ("t,label\n" + "".join(f"x{n},{n % 2}\n" for n in range(99)), "label", DataUnfit, "single input"),
+    "codes alone": ("t,label\n" + "".join(f"x{n},{n % 2}\n" for n in range(99)), "label", DataUnfit, "has few words"),
     "no text": ("a,\0\n", "label", DataMissing, "it is no text"),
 }
 
