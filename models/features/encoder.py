@@ -52,7 +52,7 @@ from bloomery.models.features.kinds.text import FittedText
 from bloomery.models.features.kinds.time_series import FittedSeries
 from bloomery.models.features.labels import StandardUnits
 from bloomery.models.features.row_layout import row_layout
-from bloomery.models.features.statistics.arrow_arrays import Rows, combine_chunks, valid_rows
+from bloomery.models.features.statistics.arrow_arrays import Rows, combine_chunks, list_array, valid_rows
 from bloomery.models.features.statistics.column_counts import (
     CategoryCounts,
     ColumnStatistics,
@@ -66,6 +66,7 @@ ENCODED_INPUT = "x"  # a flat list of float32
 ENCODED_LABEL = "y"
 STATISTICS = "statistics"  # the column that `partial_statistics` yields
 _BLOCK_ROWS = 16_384  # rows per block, so that a block stays in the CPU cache
+_BATCH_VALUES = 16_000_000  # of the rows that are encoded at once
 _STATISTICS_ROWS = 262_144  # rows per table of statistics; fewer if rows are wide
 _STATISTICS_BYTES = 64_000_000
 
@@ -282,14 +283,16 @@ def _rows_with(source: Input, rows: Rows) -> tuple[Rows, np.ndarray | None]:
 
 
 def encode_rows(encoder: Encoder, rows: Rows, *, is_training: bool = False) -> pa.RecordBatch:
-    """Key, label and encoded input of labelled raw rows, as the columns that training reads."""
+    """Key, label and encoded input of labelled raw rows, as the columns that training reads.
+
+    Raises:
+        ValueError: the rows have more encoded values than one Arrow array can; `encode_batches` divides them.
+    """
     width = math.prod(encoder.input_shape)
     x_BF = encode(encoder, rows, is_training=is_training).reshape(rows.num_rows, width)
     key, label = encoder.features.key, encoder.features.label_column
-    offsets = pa.array(np.arange(rows.num_rows + 1, dtype=np.int32) * np.int32(width))
-    lists = pa.ListArray.from_arrays(offsets, pa.array(x_BF.reshape(-1), pa.float32()))
     return pa.RecordBatch.from_arrays(
-        [combine_chunks(rows[key]), encode_labels(encoder, rows[label]), lists],
+        [combine_chunks(rows[key]), encode_labels(encoder, rows[label]), list_array(x_BF)],
         names=[key_column(key), ENCODED_LABEL, ENCODED_INPUT],
     )
 
@@ -297,8 +300,11 @@ def encode_rows(encoder: Encoder, rows: Rows, *, is_training: bool = False) -> p
 def encode_batches(
     encoder: Encoder, batches: Iterable[pa.RecordBatch], *, is_training: bool = False
 ) -> Iterator[pa.RecordBatch]:
-    """`encode_rows` over many batches."""
-    return (encode_rows(encoder, batch, is_training=is_training) for batch in batches)
+    """`encode_rows` over many batches. Those of wide rows are divided, so that memory stays bounded."""
+    num_rows = max(_BATCH_VALUES // math.prod(encoder.input_shape), 1)
+    for batch in batches:
+        for start in range(0, batch.num_rows, num_rows):
+            yield encode_rows(encoder, batch.slice(start, num_rows), is_training=is_training)
 
 
 def cut_at_splits(rows: pa.RecordBatch, splits: pa.Array) -> Iterator[tuple[str, pa.RecordBatch]]:
@@ -343,12 +349,10 @@ def encode_labels(encoder: Encoder, values: pa.Array | pa.ChunkedArray) -> pa.Ar
         return _encode_texts(encoder, values)
     if encoder.class_outputs:
         positions_BM = labels.encode_class_outputs(encoder.class_outputs, values)
-        offsets = pa.array(np.arange(len(positions_BM) + 1, dtype=np.int32) * np.int32(positions_BM.shape[1]))
-        return pa.ListArray.from_arrays(offsets, pa.array(positions_BM.reshape(-1)))
+        return list_array(positions_BM)
     if encoder.features.labels is not None:
         values_BK = labels.output_values(encoder.features.labels, values)
-        offsets = pa.array(np.arange(len(values_BK) + 1, dtype=np.int32) * np.int32(len(encoder.outputs)))
-        return pa.ListArray.from_arrays(offsets, pa.array(standardise_outputs(encoder.outputs, values_BK).reshape(-1)))
+        return list_array(standardise_outputs(encoder.outputs, values_BK))
     if encoder.units is None:
         return labels.class_positions(
             encoder.classes, label, values, may_be_null=encoder.features.unlabelled == "teach"
@@ -359,9 +363,7 @@ def encode_labels(encoder: Encoder, values: pa.Array | pa.ChunkedArray) -> pa.Ar
 def _encode_texts(encoder: Encoder, values: pa.Array | pa.ChunkedArray) -> pa.Array:
     (source,) = encoder.features.inputs
     (column,) = source.columns
-    y_BT = encode(encoder, pa.table({column: combine_chunks(values)})).astype(np.int32)
-    offsets = pa.array(np.arange(len(y_BT) + 1, dtype=np.int32) * np.int32(y_BT.shape[1]))
-    return pa.ListArray.from_arrays(offsets, pa.array(y_BT.reshape(-1)))
+    return list_array(encode(encoder, pa.table({column: combine_chunks(values)})).astype(np.int32))
 
 
 def decode(encoder: Encoder, outputs: np.ndarray) -> np.ndarray:

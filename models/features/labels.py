@@ -19,7 +19,14 @@ from bloomery.data_contracts.records.output_units import ClassOutput, OutputUnit
 from bloomery.data_contracts.records.tensor_layout import predicts_numbers
 from bloomery.models.features.config import Classes, Features
 from bloomery.models.features.kinds.category import class_names, count_categories
-from bloomery.models.features.statistics.arrow_arrays import FLOAT32_MAX, Rows, combine_chunks, to_floats
+from bloomery.models.features.statistics.arrow_arrays import (
+    FLOAT32_MAX,
+    Rows,
+    combine_chunks,
+    list_array,
+    list_offsets,
+    to_floats,
+)
 from bloomery.models.features.statistics.column_counts import (
     CategoryCounts,
     ColumnStatistics,
@@ -265,9 +272,7 @@ def encode_sets(classes: Classes, label: str, values: pa.Array | pa.ChunkedArray
             where=f"column {label}, the label of a multilabel task",
             remedy="make the column required in the contract, so that such rows are quarantined",
         )
-    matrix_BK = mark_labels(classes, sets, label=label).astype(np.float32)
-    offsets = pa.array(np.arange(len(sets) + 1, dtype=np.int32) * np.int32(len(classes)))
-    return pa.ListArray.from_arrays(offsets, pa.array(matrix_BK.reshape(-1)))
+    return list_array(mark_labels(classes, sets, label=label).astype(np.float32))
 
 
 def mark_labels(classes: Classes, sets: pa.ListArray, *, label: str = "label") -> np.ndarray:
@@ -290,9 +295,8 @@ def mark_labels(classes: Classes, sets: pa.ListArray, *, label: str = "label") -
 
 def name_labels(classes: Classes, labels_BK: np.ndarray) -> pa.ListArray:
     """The lists of labels whose entry in `labels_BK` is 1; the reverse of `mark_labels`."""
-    offsets = np.concatenate([[0], np.cumsum((labels_BK > 0).sum(axis=1))]).astype(np.int32)
     names = pa.array(list(classes)).take(pa.array(np.nonzero(labels_BK > 0)[1]))
-    return pa.ListArray.from_arrays(pa.array(offsets), names)
+    return pa.ListArray.from_arrays(list_offsets((labels_BK > 0).sum(axis=1)), names)
 
 
 def _unknown_labels_error(label: str, unknown: list[int | str], alternative: str) -> DataUnfit:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bloomery.models.features.config import Features
-from bloomery.models.features.encoder import Encoder, cut_at_splits, encode_rows, partial_statistics
+from bloomery.models.features.encoder import Encoder, cut_at_splits, encode_batches, partial_statistics
 
 NUM_ROWS = "num_rows"
 
@@ -53,15 +53,17 @@ def write_partition(
     num_rows = 0
     for batch in batches:
         for name, raw_rows in cut_at_splits(columns.select_data(batch), batch[columns.split]):
-            rows = raw_rows if encoder is None else encode_rows(encoder, raw_rows, is_training=name == "train")
-            if name not in writers:
-                final = folder / name / f"{batch[columns.partition][0].as_py():06d}.parquet"
-                final.parent.mkdir(parents=True, exist_ok=True)
-                temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex}")
-                targets[name] = (temporary, final)
-                writers[name] = pq.ParquetWriter(temporary, rows.schema, compression="lz4", use_dictionary=False)
-            writers[name].write_batch(rows)
-            num_rows += rows.num_rows
+            is_training = name == "train"
+            parts = [raw_rows] if encoder is None else encode_batches(encoder, [raw_rows], is_training=is_training)
+            for rows in parts:
+                if name not in writers:
+                    final = folder / name / f"{batch[columns.partition][0].as_py():06d}.parquet"
+                    final.parent.mkdir(parents=True, exist_ok=True)
+                    temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex}")
+                    targets[name] = (temporary, final)
+                    writers[name] = pq.ParquetWriter(temporary, rows.schema, compression="lz4", use_dictionary=False)
+                writers[name].write_batch(rows)
+                num_rows += rows.num_rows
     for name, writer in writers.items():
         writer.close()
         os.replace(*targets[name])

@@ -13,6 +13,7 @@ from bloomery.data_contracts.documents.digests import digest_of_document, digest
 from bloomery.tasks.infrastructure import personal_data
 
 ROW_GROUP_SIZE = 65_536
+_ROW_GROUP_VALUES = ROW_GROUP_SIZE * 1_024  # 256 MiB of float32
 
 
 class RowWriter:
@@ -75,9 +76,16 @@ class RowWriter:
         self._buffer, self._num_buffered = remainder.to_batches(), remainder.num_rows
 
 
-def write_rows(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
+def row_group_size_for(num_values: int) -> int:
+    """Returns the row group size for rows of this many values: smaller for wide rows, which bounds memory."""
+    return max(1, min(ROW_GROUP_SIZE, _ROW_GROUP_VALUES // max(num_values, 1)))
+
+
+def write_rows(
+    path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], row_group_size: int = ROW_GROUP_SIZE
+) -> int:
     """Writes all `batches` to `path` and returns the number of rows."""
-    with RowWriter(path, schema) as writer:
+    with RowWriter(path, schema, row_group_size) as writer:
         for batch in batches:
             writer.write(batch)
     return writer.num_rows

@@ -148,6 +148,7 @@ def _settings(master: str, scratch: Path) -> dict[str, str]:
         "spark.sql.session.timeZone": "UTC",
         "spark.sql.warehouse.dir": str(scratch / "warehouse"),
         "spark.sql.execution.arrow.maxRecordsPerBatch": "65536",
+        "spark.sql.execution.arrow.maxBytesPerBatch": str(64 << 20),  # fewer rows where these are wide
         "spark.local.dir": str(scratch),
         "spark.log.level": "ERROR",
         "spark.driver.extraJavaOptions": f"-Djava.io.tmpdir={scratch}",

@@ -14,7 +14,7 @@ from bloomery.data_contracts.records.records import ValidRows
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import Encoder, encode_batches, partial_statistics
 from bloomery.tasks.infrastructure import duckdb_session
-from bloomery.tasks.infrastructure.parquet import ROW_GROUP_SIZE
+from bloomery.tasks.infrastructure.parquet import ROW_GROUP_SIZE, row_group_size_of
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.infrastructure.sql_text import column_alias, quote_text
 from bloomery.tasks.prepare.split_sql import (
@@ -34,7 +34,7 @@ DUCKDB_FUNCTIONS = EngineFunctions(
     text="varchar",
 )
 _ROW_GROUP_VALUES = 8_000_000  # of windows in a row group, which DuckDB and the encoder hold in memory
-_MIN_ROW_GROUP_SIZE = 2048
+_MIN_ROW_GROUP_SIZE = 2048  # of DuckDB
 
 
 class DuckdbSplits:
@@ -90,9 +90,10 @@ def split_with_duckdb(valid_rows: ValidRows, features: Features, scratch: Path) 
         def run_query(query: str) -> Sequence[Sequence[Any]]:
             return engine.sql(query).fetchall()
 
-        duckdb_session.create_row_view(engine, "checked", settings().path(valid_rows.uri))
+        valid_rows_path = settings().path(valid_rows.uri)
+        duckdb_session.create_row_view(engine, "checked", valid_rows_path)
         split = split_query(features, valid_rows.contract, "checked", run_query, DUCKDB_FUNCTIONS)
-        options = f"format parquet, compression snappy, row_group_size {_row_group_size(features)}"
+        options = f"format parquet, compression snappy, row_group_size {_row_group_size(features, valid_rows_path)}"
         engine.execute(
             f"copy (select * from ({split}) order by {SPLIT_COLUMN}, {column_alias(features.key)}) "
             f"to {quote_text(str(path))} ({options})"
@@ -114,9 +115,8 @@ def split_with_duckdb(valid_rows: ValidRows, features: Features, scratch: Path) 
         path.unlink()
 
 
-def _row_group_size(features: Features) -> int:
-    """Returns the number of rows in a row group, which is smaller if each row holds windows."""
-    if features.series is None:
-        return ROW_GROUP_SIZE
-    num_values = features.series.length * len(features.series.columns)
-    return min(max(_ROW_GROUP_VALUES // num_values, _MIN_ROW_GROUP_SIZE), ROW_GROUP_SIZE)
+def _row_group_size(features: Features, valid_rows_path: Path) -> int:
+    """Returns the number of rows in a row group: that of the valid rows, or less if each row holds windows."""
+    num_values = sum(features.window_lengths.values())
+    window_rows = _ROW_GROUP_VALUES // num_values if num_values else ROW_GROUP_SIZE
+    return max(min(window_rows, row_group_size_of(valid_rows_path)), _MIN_ROW_GROUP_SIZE)

@@ -17,7 +17,7 @@ from bloomery.data_contracts.records.records import Dataset, EncodedSplit, Valid
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import Encoder, encoded_schema, fit
 from bloomery.models.features.splits import SPLITS, UNLABELLED
-from bloomery.tasks.infrastructure.parquet import write_rows
+from bloomery.tasks.infrastructure.parquet import row_group_size_for, write_rows
 from bloomery.tasks.infrastructure.personal_data import protected_schema
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.orchestration.stage import stage
@@ -68,10 +68,11 @@ def prepare(out: Output, checked: ValidRows, features: Features, engine: Engine)
         encoder = fit(read_tokenizers(features), rows.training_statistics(), integer_columns)
         out.path("encoder.json").write_text(encoder.model_dump_json(indent=1), encoding="utf-8")
         schema = encoded_schema(encoder, protected_schema(checked.contract).field(features.key).type)
+        row_group_size = row_group_size_for(encoder.layout.num_values)
         splits = {}
         for name in (*SPLITS, *([UNLABELLED] if features.unlabelled == "teach" else [])):
             path = out.path(f"{name}.parquet")
-            num_rows = write_rows(path, schema, rows.encode_split(name, encoder))
+            num_rows = write_rows(path, schema, rows.encode_split(name, encoder), row_group_size)
             splits[name] = EncodedSplit(uri=out.uri(path.name), sha256=digest_of_file(path), num_rows=num_rows)
         test_rows_uri = checked.uri if features.series is None else _write_test_windows(out, checked, features, rows)
         num_dropped = rows.num_dropped
@@ -108,7 +109,7 @@ def _write_test_windows(out: Output, checked: ValidRows, features: Features, row
         for batch in rows.read_split("test", schema.names)
         for cast_batch in pa.Table.from_batches([batch]).cast(schema).to_batches()
     )
-    write_rows(path, schema, batches)
+    write_rows(path, schema, batches, row_group_size_for(sum(features.window_lengths.values())))
     return out.uri(path.name)
 
 

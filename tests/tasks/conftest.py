@@ -24,6 +24,7 @@ _KINDS = {
     pa.float64(): {"logicalType": "number"},
     pa.string(): {"logicalType": "string"},
     pa.timestamp("us", "UTC"): {"logicalType": "timestamp"},
+    pa.list_(pa.int64()): {"logicalType": "array", "items": {"logicalType": "integer"}},
     pa.list_(pa.string()): {"logicalType": "array", "items": {"logicalType": "string"}},
 }
 

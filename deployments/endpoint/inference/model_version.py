@@ -26,7 +26,7 @@ from bloomery.data_contracts.serving.predictions import decide_labels, format_pr
 from bloomery.data_contracts.serving.signatures import MANIFEST_FILE, require_signed
 from bloomery.models.features.encoder import encode, read_encoder
 from bloomery.models.features.labels import name_labels
-from bloomery.models.features.statistics.arrow_arrays import Rows
+from bloomery.models.features.statistics.arrow_arrays import Rows, list_array
 from bloomery.models.inference.outputs import (
     TOLERANCE,
     compute_outputs,
@@ -178,16 +178,16 @@ class LoadedVersion:
         their classes are one list, with 0 beyond the classes of a label.
         """
         if self.is_embedding:
-            return pa.table({"embedding": _list_array(self._vectors(outputs))}).replace_schema_metadata(
+            return pa.table({"embedding": list_array(self._vectors(outputs))}).replace_schema_metadata(
                 {"model": self.tag}
             )
         if self.encoder.class_outputs:
-            table = pa.table({"classes": self._name_classes(outputs), "probabilities": _list_array(outputs)})
+            table = pa.table({"classes": self._name_classes(outputs), "probabilities": list_array(outputs)})
             classes = {output.name: output.classes for output in self.encoder.class_outputs}
             meanings = {"outputs": json.dumps(self.output_names), "classes": json.dumps(classes)}
             return table.replace_schema_metadata({"model": self.tag, **meanings})
         if self.output_names:
-            values = {"values": _list_array(outputs)}
+            values = {"values": list_array(outputs)}
             names = json.dumps(self.output_names)
             return pa.table(values).replace_schema_metadata({"model": self.tag, "outputs": names})
         if self.is_regression:
@@ -197,10 +197,10 @@ class LoadedVersion:
             table = pa.table({"value": outputs, **limits})
         elif self.is_multilabel:
             labels = name_labels(self.encoder.classes, decide_labels(outputs))
-            table = pa.table({"labels": labels, "probabilities": _list_array(outputs)})
+            table = pa.table({"labels": labels, "probabilities": list_array(outputs)})
         else:
             labels = pa.array(list(self.encoder.classes)).take(pa.array(outputs.argmax(axis=1)))
-            table = pa.table({"label": labels, "probabilities": _list_array(outputs)})
+            table = pa.table({"label": labels, "probabilities": list_array(outputs)})
         return table.replace_schema_metadata({"model": self.tag, "classes": json.dumps(self._class_names)})
 
     @cached_property
@@ -262,9 +262,3 @@ def _read_media_columns(artifacts: Path, manifest: dict[str, Any]) -> tuple[Medi
     if MEDIA_FILE not in manifest["files"]:
         return ()
     return read_media_columns((artifacts / MEDIA_FILE).read_text(encoding="utf-8"))
-
-
-def _list_array(values: np.ndarray) -> pa.Array:
-    """Each row of an array (B, ...) as a list."""
-    offsets = np.arange(len(values) + 1, dtype=np.int32) * np.int32(values.size // max(len(values), 1))
-    return pa.ListArray.from_arrays(offsets, np.ascontiguousarray(values).reshape(-1))

@@ -14,6 +14,7 @@ from bloomery.data_contracts.requests.columnar_rows import ColumnarRows
 
 Rows: TypeAlias = pa.Table | pa.RecordBatch | ColumnarRows
 FLOAT32_MAX = float(np.finfo(np.float32).max)
+_MAX_OFFSET = 2**31 - 1  # values in all lists of an array
 
 
 def combine_chunks(values: pa.Array | pa.ChunkedArray) -> pa.Array:
@@ -73,6 +74,28 @@ def list_elements(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
     if flat.null_count or column.null_count:
         raise ValueError("a list, or one of its elements, is null")
     return flat.to_numpy(zero_copy_only=False)
+
+
+def list_array(values: np.ndarray) -> pa.ListArray:
+    """Each row of an array (B, ...) as a list. Raises ValueError as `list_offsets`."""
+    lengths = np.full(len(values), values.size // max(len(values), 1))
+    return pa.ListArray.from_arrays(list_offsets(lengths), pa.array(values.reshape(-1)))
+
+
+def list_offsets(lengths: Sequence[int] | np.ndarray) -> pa.Array:
+    """The offsets, int32 (B + 1,), of lists with these lengths.
+
+    Raises:
+        ValueError: there are more values than 32 bits can count. The offsets would wrap, and lists have values of
+            others.
+    """
+    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    if offsets[-1] > _MAX_OFFSET:
+        raise ValueError(
+            f"{len(lengths):,} lists have {offsets[-1]:,} values together, and those of one Arrow array may have "
+            f"{_MAX_OFFSET:,}; pass fewer rows at once"
+        )
+    return pa.array(offsets.astype(np.int32))
 
 
 def refuse_missing(column: str, is_missing: bool, kind: str) -> None:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bloomery.data_contracts.errors import DataMissing
+from bloomery.models.features.statistics.arrow_arrays import list_offsets
 from bloomery.tasks.infrastructure.parquet import ROW_GROUP_SIZE, RowWriter
 from bloomery.tasks.ingest.option_names import option_names
 
@@ -138,8 +139,7 @@ def _convert(values: pa.Array, arrow_type: pa.DataType) -> pa.Array:
 
 def equal_lists(values: pa.Array, size: int, num_lists: int, mask: pa.BooleanArray | None = None) -> pa.ListArray:
     """Returns lists of `size` consecutive values each; null where `mask` is true."""
-    offsets = pa.array(np.arange(num_lists + 1, dtype=np.int32) * np.int32(size))
-    return pa.ListArray.from_arrays(offsets, values, mask=mask)
+    return pa.ListArray.from_arrays(list_offsets(np.full(num_lists, size)), values, mask=mask)
 
 
 def printable_text(text: bytes) -> str:

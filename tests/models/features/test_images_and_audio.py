@@ -19,7 +19,16 @@ from sklearn.linear_model import LogisticRegression
 
 from bloomery.data_contracts.errors import DataUnfit
 from bloomery.models.features.config import Features
-from bloomery.models.features.encoder import STATISTICS, Encoder, encode, fit, partial_statistics, read_encoder
+from bloomery.models.features.encoder import (
+    STATISTICS,
+    Encoder,
+    encode,
+    encode_batches,
+    encode_rows,
+    fit,
+    partial_statistics,
+    read_encoder,
+)
 from bloomery.models.features.input_config import AudioInput
 from bloomery.models.features.kinds.audio import log_mel_spectrogram, power_spectrogram
 from bloomery.models.features.kinds.image import resize
@@ -51,6 +60,17 @@ def test_pixels_are_scaled_equally_for_every_type_and_batch(rows, kind, normalis
     assert np.array_equal(x, (pixels - mean) / scale)
     assert encode(encoder, table.slice(1, 1)).tobytes() == x[1:2].tobytes()
     assert fit_encoder(image(normalise=normalise), pa.array(rows, KINDS[0]), size=1)[0] == encoder
+
+
+def test_batches_of_wide_rows_are_divided(monkeypatch):
+    encoder, table = fit_encoder(image(), pa.array([[number] * 12 for number in range(9)], KINDS[0]))
+    (batch,) = table.to_batches()
+    expected = encode_rows(encoder, batch)
+    assert [part.num_rows for part in encode_batches(encoder, [batch])] == [9]
+    monkeypatch.setattr("bloomery.models.features.encoder._BATCH_VALUES", 4 * 12)
+    parts = list(encode_batches(encoder, [batch]))
+    assert [part.num_rows for part in parts] == [4, 4, 1]
+    assert pa.Table.from_batches(parts).combine_chunks().to_batches() == [expected]
 
 
 def test_the_training_split_has_mean_zero_and_deviation_one(digits, encoder):

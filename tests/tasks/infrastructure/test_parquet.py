@@ -7,10 +7,18 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bloomery.tasks.infrastructure.parquet import ROW_GROUP_SIZE, RowWriter, read_batches, row_group_size_of, write_rows
+from bloomery.tasks.infrastructure.parquet import (
+    ROW_GROUP_SIZE,
+    RowWriter,
+    read_batches,
+    row_group_size_for,
+    row_group_size_of,
+    write_rows,
+)
 from tests.examples import examples
 
 SCHEMA = pa.schema([("n", pa.int64()), ("s", pa.string()), ("l", pa.list_(pa.float32()))])
@@ -70,3 +78,10 @@ def test_columns_can_be_read_alone(tmp_path):
     write_rows(tmp_path / "some", SCHEMA, rows(5).to_batches())
     (batch,) = read_batches(tmp_path / "some", ["s"])
     assert batch.schema.names == ["s"]
+
+
+@pytest.mark.parametrize(
+    ("num_values", "num_rows"), [(1, 65_536), (1_024, 65_536), (3 * 224 * 224, 445), (10**9, 1), (0, 65_536)]
+)
+def test_row_groups_of_wide_rows_are_smaller(num_values, num_rows):
+    assert row_group_size_for(num_values) == num_rows

@@ -22,7 +22,9 @@ from bloomery.flows.recipe.recipe import CONTRACTS, read_contract, read_recipe
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import ENCODED_INPUT, ENCODED_LABEL, decode, encode, read_encoder
 from bloomery.models.training.data.batches import read_examples
+from bloomery.tasks.infrastructure.parquet import RowWriter
 from bloomery.tasks.ingest.stage import ingest, locate_source
+from bloomery.tasks.prepare.duckdb_engine import split_with_duckdb
 from bloomery.tasks.prepare.stage import needs_spark, prepare
 from bloomery.tasks.validate.stage import validate
 from tests.tasks.prepare.features import INPUTS, LOCAL, SPARK, SPLIT_NAMES, make_features
@@ -305,6 +307,25 @@ def test_a_single_row_is_encoded_as_in_the_data_set(home: Path) -> None:
     for key, x in zip(test["id"].to_pylist(), test[ENCODED_INPUT].to_pylist(), strict=True):
         encoded = encode(encoder, rows.filter(pc.equal(rows["id"], key)))
         assert encoded.reshape(-1).tolist() == x
+
+
+def test_wide_rows_are_split_and_written_in_small_row_groups(
+    home: Path, checked_rows_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bloomery.tasks.infrastructure.parquet._ROW_GROUP_VALUES", 100 * 16)
+    pixels = [[row % 251, row % 7] * 8 for row in range(5_000)]
+    columns = {"key": [f"r{row:04}" for row in range(5_000)], "photo": pa.array(pixels, pa.list_(pa.int64()))}
+    table = pa.table({**columns, "label": [f"c{row % 2}" for row in range(5_000)]})
+    image = {"kind": "image", "column": "photo", "shape": [1, 4, 4]}
+    features = make_features({"duplicates": "allow"}, deduplicate=False, inputs=[image])
+    checked = checked_rows_of(table)
+    with RowWriter(home / checked.uri, table.schema, row_group_size=300) as writer:
+        writer.write(table.to_batches()[0])
+    with split_with_duckdb(checked, features, tmp_path):
+        groups = pq.read_metadata(tmp_path / "split.parquet")
+        assert [groups.row_group(number).num_rows for number in range(groups.num_row_groups)] == [2048, 2048, 904]
+    groups = pq.read_metadata(home / prepare.task.fn(checked, features, LOCAL).train.uri)
+    assert {groups.row_group(number).num_rows for number in range(groups.num_row_groups - 1)} == {100}
 
 
 def file_digests(home: Path, dataset: Dataset) -> list[str]:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from bloomery.models.features.statistics.arrow_arrays import list_offsets
 from bloomery.tasks.ingest.readers.base import equal_lists
 
 
@@ -96,8 +97,7 @@ def _flatten_once(values: pa.Array, inner: pa.Array) -> pa.Array:
     has_null = np.zeros(len(values), bool)
     has_null[parents[inner.is_null().to_numpy(zero_copy_only=False)]] = True
     is_null = values.is_null().to_numpy(zero_copy_only=False) | has_null
-    offsets = np.concatenate([[0], np.cumsum(sums)]).astype(np.int32)
     elements = inner.flatten()
     if inner.type.value_type != elements.type:
         elements = elements.cast(inner.type.value_type)
-    return pa.ListArray.from_arrays(pa.array(offsets), elements, mask=pa.array(is_null))
+    return pa.ListArray.from_arrays(list_offsets(sums), elements, mask=pa.array(is_null))
