@@ -10,12 +10,7 @@ from bloomery.models.features.input_config import AudioInput, ImageInput, Input,
 from bloomery.models.networks.config import Model
 from bloomery.models.networks.pretrained_config import ANY_SIZE, PADDING_SENSITIVE, RANDOM_STATES, Pretrained
 from bloomery.tasks.checkpoints.input_checkpoints import find_network
-
-# Keys of config.json by which networks for images and for audio differ from those for text.
-_IMAGE_KEYS = ("image_size", "num_channels", "patch_size")
-_AUDIO_KEYS = ("num_mel_bins", "conv_dim")
-# Networks that number positions from the one after the padding token's.
-_OFFSET_POSITIONS = ("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet")
+from bloomery.tasks.checkpoints.modality import num_positions, readable_form, several_networks
 
 
 def check_pretrained(source: Input, model: Pretrained, place: str = "model") -> Iterator[str]:
@@ -30,11 +25,11 @@ def check_pretrained(source: Input, model: Pretrained, place: str = "model") -> 
         return
     model_type = config.get("model_type")
     where = f"{place}.checkpoint: {model.checkpoint} is a {model_type}, which"
-    parts = [key for key, value in config.items() if key.endswith("_config") and isinstance(value, dict)]
-    if {"text_config", "vision_config"} <= set(parts):
+    parts = several_networks(config)
+    if parts:
         yield f"{where} consists of several networks ({', '.join(parts)}); name a checkpoint of one network"
         return
-    form = _readable_form(config)
+    form = readable_form(config)
     if form != source.kind:
         yield f"{where} reads {form}, but an input of kind {source.kind} is not; name a checkpoint for {source.kind}"
     elif form == "text" and config.get("is_encoder_decoder"):
@@ -70,12 +65,8 @@ def check_checkpoint_inputs(features: Features, model: Model) -> Iterator[str]:
 
 
 def _check_length(text: TextInput, config: dict[str, Any], where: str) -> Iterator[str]:
-    positions = config.get("max_position_embeddings", config.get("n_positions"))
-    if not isinstance(positions, int) or positions < 1:
-        return
-    if config.get("model_type") in _OFFSET_POSITIONS:
-        positions -= int(config.get("pad_token_id") or 0) + 1
-    if text.length > positions:
+    positions = num_positions(config)
+    if positions is not None and text.length > positions:
         yield f"{where} has {positions} positions, but `length` of the text is {text.length}; lower it"
 
 
@@ -97,10 +88,3 @@ def _check_size(image: ImageInput, config: dict[str, Any], where: str) -> Iterat
     is_fixed = "depths" not in config and config.get("model_type") not in ANY_SIZE
     if is_fixed and isinstance(sides, list) and sides != size:
         yield f"{where} reads {sides[0]} x {sides[1]} pixels, but an encoded image has {size[0]} x {size[1]}; {remedy}"
-
-
-def _readable_form(config: dict[str, Any]) -> str:
-    """The kind of input that a network with this config.json reads."""
-    if any(key in config for key in _AUDIO_KEYS):
-        return "audio"
-    return "image" if any(key in config for key in _IMAGE_KEYS) else "text"

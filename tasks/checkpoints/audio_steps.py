@@ -23,6 +23,13 @@ def read_audio_steps(checkpoint: Checkpoint, config: dict[str, Any], source: Aud
         DataMissing: there is no preprocessor_config.json.
         RecipeInvalid: it has other steps, or another sample rate or length than the input or the network.
     """
+    steps = parse_audio_steps(checkpoint)
+    _require_suitable(checkpoint, steps, config, source)
+    return steps
+
+
+def parse_audio_steps(checkpoint: Checkpoint) -> AudioSteps:
+    """Returns the steps for any input. Raises as `read_audio_steps`."""
     if PREPROCESSOR_FILE not in checkpoint.files:
         raise DataMissing(
             f"the checkpoint {checkpoint.reference} has no {PREPROCESSOR_FILE}",
@@ -40,7 +47,7 @@ def read_audio_steps(checkpoint: Checkpoint, config: dict[str, Any], source: Aud
             "leave `preprocessing` out, and set `num_mels` and `normalise`",
         )
     try:
-        steps = _parse_waveform(options) if name == _EXTRACTORS[0] else _parse_spectrogram(options)
+        return _parse_waveform(options) if name == _EXTRACTORS[0] else _parse_spectrogram(options)
     except (ValidationError, TypeError, ValueError) as failure:
         raise _unsuitable(
             checkpoint,
@@ -48,8 +55,6 @@ def read_audio_steps(checkpoint: Checkpoint, config: dict[str, Any], source: Aud
             "numbers and flags as `transformers` writes them",
             "copy, download or save it again",
         ) from failure
-    _require_suitable(checkpoint, steps, config, source)
-    return steps
 
 
 def _parse_waveform(options: dict[str, Any]) -> AudioSteps:

@@ -47,6 +47,13 @@ def read_image_steps(checkpoint: Checkpoint, config: dict[str, Any], source: Ima
         DataMissing: there is no preprocessor_config.json.
         RecipeInvalid: it has other steps, or the network does not read what they give.
     """
+    steps = parse_image_steps(checkpoint, config)
+    _require_readable(checkpoint, steps, config, source)
+    return steps
+
+
+def parse_image_steps(checkpoint: Checkpoint, config: dict[str, Any]) -> ImageSteps:
+    """Returns the steps for any input. Raises as `read_image_steps`."""
     if PREPROCESSOR_FILE not in checkpoint.files:
         raise DataMissing(
             f"the checkpoint {checkpoint.reference} has no {PREPROCESSOR_FILE}",
@@ -67,7 +74,7 @@ def read_image_steps(checkpoint: Checkpoint, config: dict[str, Any], source: Ima
         )
     channels = config.get("num_channels", 3)
     try:
-        steps = _parse(name, options, channels)
+        return _parse(name, options, channels)
     except (ValidationError, TypeError, ValueError, KeyError, ZeroDivisionError) as failure:
         raise _unsuitable(
             checkpoint,
@@ -75,8 +82,6 @@ def read_image_steps(checkpoint: Checkpoint, config: dict[str, Any], source: Ima
             "sizes in pixels, numbers, and a mean and a deviation per channel",
             "copy, download or save it again",
         ) from failure
-    _require_readable(checkpoint, steps, config, source)
-    return steps
 
 
 def _find_processor(options: dict[str, Any], config: dict[str, Any]) -> str:

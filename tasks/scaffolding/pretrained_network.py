@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,22 +11,28 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from bloomery.tasks.scaffolding.planning.input_plans import PlannedInput
 from bloomery.tasks.scaffolding.yaml_writer import add_comment, inline
 
-_TOKENS_SEEN = 1_500_000  # of texts in all epochs together: ten minutes or so of MiniLM on two cores
+_TOKENS_SEEN = 1_500_000  # in all epochs together: ten minutes or so of MiniLM on two cores
+_IMAGE_TOKENS, _TOKENS_PER_S = 200, 50  # patches of an image, and frames of a recording
 _MIN_EPOCHS, _MAX_EPOCHS = 2, 10
 _HEAD_EPOCHS = 4  # of the new parts, while the checkpoint's weights stay
 _RATE, _NEW_RATE = 0.00015, 0.001  # for the checkpoint's weights, and for new ones
 _MAX_BATCH_SIZE = 32
-_BRANCHES = {"image": "cnn", "audio": "cnn", "sequence": "rnn"}
+_BRANCHES: dict[str, dict[str, Any]] = {  # by the kind of the input
+    "text": {"kind": "transformer", "convolution": 3},
+    "image": {"kind": "cnn"},
+    "audio": {"kind": "cnn"},
+    "sequence": {"kind": "rnn"},
+}
 
 Sections = tuple[CommentedMap, CommentedMap, CommentedMap]
 
 
-def draft_pretrained_network(text: PlannedInput, reference: str, num_rows: int, batch_size: int) -> Sections:
-    """Returns the sections model, training and compression for one text."""
+def draft_pretrained_network(planned: PlannedInput, reference: str, num_rows: int, batch_size: int) -> Sections:
+    """Returns the sections model, training and compression for one input that the checkpoint reads."""
     batch_size = min(batch_size, _MAX_BATCH_SIZE)
     model = CommentedMap(kind="pretrained", checkpoint=reference)
     training = CommentedMap(
-        epochs=_affordable_epochs([text], num_rows),
+        epochs=_affordable_epochs([planned], num_rows),
         batch_size=batch_size,
         learning_rate=_RATE,
         schedule="linear",
@@ -38,25 +45,31 @@ def draft_pretrained_network(text: PlannedInput, reference: str, num_rows: int, 
 def draft_fused_network(
     inputs: Sequence[PlannedInput], parts: Sequence[str], reference: str, num_rows: int, batch_size: int
 ) -> Sections:
-    """Returns the sections for several inputs, of which the texts are read by the checkpoint.
+    """Returns the sections for several inputs, of which the checkpoint reads those with its own preprocessing.
 
     Args:
         parts: the names of the network's parts, in order; flat inputs together are one.
     """
-    shaped = [planned.options["kind"] for planned in inputs if "column" in planned.options]
-    kinds = [*([""] if len(parts) > len(shaped) else []), *shaped]  # flat inputs come first
+    shaped = [planned for planned in inputs if "column" in planned.options]
+    columns = [*([None] if len(parts) > len(shaped) else []), *shaped]  # flat inputs come first
     branches, frozen = CommentedMap(), []
-    for number, (part, kind) in enumerate(zip(parts, kinds, strict=True)):
-        is_text = kind == "text"
-        branch = {"kind": "pretrained", "checkpoint": reference} if is_text else {"kind": _BRANCHES.get(kind, "mlp")}
-        branches[part] = inline(branch)
-        frozen += [f"branches.{number}.body"] if is_text else []
+    for number, (part, column) in enumerate(zip(parts, columns, strict=True)):
+        if column is not None and _is_read(column):
+            branches[part] = inline({"kind": "pretrained", "checkpoint": reference})
+            frozen.append(f"branches.{number}.body")
+        else:
+            branches[part] = inline({"kind": "mlp"} if column is None else dict(_BRANCHES[column.options["kind"]]))
     model = CommentedMap(kind="fused", branches=branches)
     batch_size = min(batch_size, _MAX_BATCH_SIZE)
-    texts = [planned for planned in inputs if planned.options["kind"] == "text"]
+    read_inputs = [planned for planned in inputs if _is_read(planned)]
     stages = [
         {"epochs": _HEAD_EPOCHS, "freeze": frozen, "learning_rate": _NEW_RATE},
-        {"epochs": _affordable_epochs(texts, num_rows), "learning_rate": _RATE, "schedule": "linear", "warmup": 0.1},
+        {
+            "epochs": _affordable_epochs(read_inputs, num_rows),
+            "learning_rate": _RATE,
+            "schedule": "linear",
+            "warmup": 0.1,
+        },
     ]
     training = CommentedMap(batch_size=batch_size, seed=0, stages=CommentedSeq(map(inline, stages)))
     add_comment(
@@ -65,9 +78,20 @@ def draft_fused_network(
     return model, training, _draft_compression(batch_size, {"name": "int8", "quantize": "dynamic"})
 
 
-def _affordable_epochs(texts: Sequence[PlannedInput], num_rows: int) -> int:
-    num_tokens = num_rows * sum(planned.options["length"] for planned in texts)
+def _is_read(planned: PlannedInput) -> bool:
+    """Whether the checkpoint reads the input."""
+    return "checkpoint" in (planned.options.get("tokenizer"), planned.options.get("preprocessing"))
+
+
+def _affordable_epochs(inputs: Sequence[PlannedInput], num_rows: int) -> int:
+    num_tokens = num_rows * sum(_count_tokens(planned.options) for planned in inputs)
     return min(max(_TOKENS_SEEN // num_tokens, _MIN_EPOCHS), _MAX_EPOCHS)
+
+
+def _count_tokens(options: dict[str, Any]) -> int:
+    if options["kind"] == "audio":
+        return math.ceil(options["duration_s"] * _TOKENS_PER_S)
+    return int(options.get("length", _IMAGE_TOKENS))
 
 
 def _draft_compression(batch_size: int, *candidates: dict[str, Any]) -> CommentedMap:

@@ -171,26 +171,27 @@ def write_drafts(
     from bloomery.tasks.scaffolding.contract_draft import draft_contract
     from bloomery.tasks.scaffolding.planning.draft_planning import find_label_sets, plan_draft
     from bloomery.tasks.scaffolding.planning.file_labels import require_file_labels
-    from bloomery.tasks.scaffolding.planning.pretrained_texts import find_checkpoint
+    from bloomery.tasks.scaffolding.planning.pretrained_inputs import find_checkpoint, media_target
     from bloomery.tasks.scaffolding.profiling.column_names import contract_names
     from bloomery.tasks.scaffolding.profiling.profiler import profile_source
     from bloomery.tasks.scaffolding.profiling.text_shapes import measure_texts
     from bloomery.tasks.scaffolding.recipe_draft import draft_recipe
     from bloomery.tasks.scaffolding.source_options.file_column_options import find_file_columns
+    from bloomery.tasks.scaffolding.source_options.media_options import ANY_TARGET
     from bloomery.tasks.scaffolding.source_options.reader_options import infer_reader_options, recipe_options
 
     require_name(name)
     contract, recipe = output / f"{name}.odcs.yaml", output / f"{name}.yaml"
     require_absent([contract, recipe], force)
-    if roles.checkpoint is not None:
-        find_checkpoint(roles.checkpoint)
+    target = ANY_TARGET if roles.checkpoint is None else media_target(find_checkpoint(roles.checkpoint))
     with drafting(), tempfile.TemporaryDirectory(dir=settings().home) as scratch:
-        reader_options = infer_reader_options(sources, roles.label, options)
+        reader_options = infer_reader_options(sources, roles.label, options, target)
         data = reader_options.data.with_absolute_paths(Path.cwd())
         data_profile = profile_source(data, Path(scratch), roles.label, roles.key)
         data, reader_options = _add_inferred_options(data, reader_options, data_profile.reading_options)
         names = contract_names([column.name for column in data_profile.columns])
-        data_profile, media = find_file_columns(data_profile, data, Path(scratch), names, (roles.label, roles.key))
+        roles_of_columns = (roles.label, roles.key)
+        data_profile, media = find_file_columns(data_profile, data, Path(scratch), names, roles_of_columns, target)
         data, reader_options = _add_inferred_options(data, reader_options, media)
         require_file_labels(data_profile, data, roles.label)
         data_profile = measure_texts(data_profile, Path(scratch))
@@ -270,11 +271,13 @@ def list_inferences(draft: ProjectDraft) -> list[tuple[str, str]]:
 
 
 def _describe_checkpoint(plan: DraftPlan) -> list[tuple[str, str]]:
-    """Returns the checkpoint that reads the texts; without one, whether it would help."""
-    from bloomery.tasks.scaffolding.planning.pretrained_texts import suggest_checkpoint
+    """Returns the checkpoint and what it reads; without one, whether it would help."""
+    from bloomery.tasks.scaffolding.planning.pretrained_inputs import name_inputs, suggest_checkpoint
 
     if plan.checkpoint is not None:
-        return [("checkpoint", f"{plan.checkpoint.reference}: it reads the texts, as requested")]
+        return [
+            ("checkpoint", f"{plan.checkpoint.reference}: it reads the {name_inputs(plan.checkpoint)}, as requested")
+        ]
     advice = suggest_checkpoint(plan.inputs, plan.num_usable_rows, len(plan.label.classes))
     return [("checkpoint", advice)] if advice else []
 

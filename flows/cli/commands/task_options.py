@@ -25,7 +25,8 @@ Lags = Annotated[int | None, typer.Option(min=2, help="The known rows that a for
 Split = Annotated[str | None, typer.Option(help="How rows are split: key, group, time, or a column of names.")]
 
 PretrainedCheckpoint = Annotated[
-    str | None, typer.Option("--checkpoint", help="Pretrained network for texts: a folder, or package:NAME.")
+    str | None,
+    typer.Option("--checkpoint", help="Pretrained network for text, images or audio: a folder, or package:NAME."),
 ]
 
 

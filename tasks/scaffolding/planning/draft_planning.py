@@ -28,7 +28,7 @@ from bloomery.tasks.scaffolding.planning.label_planning import (
     plan_sets,
 )
 from bloomery.tasks.scaffolding.planning.label_sets import LabelSets, collect_label_sets
-from bloomery.tasks.scaffolding.planning.pretrained_texts import read_by_checkpoint
+from bloomery.tasks.scaffolding.planning.pretrained_inputs import read_by_checkpoint
 from bloomery.tasks.scaffolding.planning.required_columns import count_quarantined, required_columns
 from bloomery.tasks.scaffolding.planning.series_planning import (
     SeriesPlan,

@@ -27,7 +27,12 @@ from bloomery.tasks.scaffolding.profiling.column_profiles import MARKERS
 from bloomery.tasks.scaffolding.profiling.number_inference import InferredNumbers
 from bloomery.tasks.scaffolding.profiling.profiler import ColumnProfile, SourceProfile
 from bloomery.tasks.scaffolding.profiling.source_rows import ROWS_FILE
-from bloomery.tasks.scaffolding.source_options.media_options import infer_audio_options, infer_image_options
+from bloomery.tasks.scaffolding.source_options.media_options import (
+    ANY_TARGET,
+    MediaTarget,
+    infer_audio_options,
+    infer_image_options,
+)
 
 _NUM_LOOKED_UP = 20  # names by which a folder is nearest
 _MIN_SHARE_FOUND = 0.5
@@ -46,7 +51,12 @@ class _Decoded(NamedTuple):
 
 
 def find_file_columns(
-    profile: SourceProfile, data: DataSource, scratch: Path, names: dict[str, str], roles: Collection[str | None]
+    profile: SourceProfile,
+    data: DataSource,
+    scratch: Path,
+    names: dict[str, str],
+    roles: Collection[str | None],
+    target: MediaTarget = ANY_TARGET,
 ) -> tuple[SourceProfile, InferredNumbers]:
     """Returns the profile with pixels and samples in place of names of files, and the option `media` that reads them.
 
@@ -55,6 +65,7 @@ def find_file_columns(
     Args:
         names: the contract's names of the source's columns.
         roles: names of label and key, which are no files.
+        target: what the network reads of files.
     """
     skipped = {name for role in roles if role is not None for name in matching_names(role, list(names))}
     is_of_files = data.kind in ("images", "audio", "text") or data.unit == "file"  # whose column `path` is no input
@@ -67,7 +78,7 @@ def find_file_columns(
         texts = _distinct_texts(scratch, column)
         try:
             named_files = _find_files(column, texts, data)
-            files, note = _infer_decoding(_with_folder(named_files, texts, data), texts, data)
+            files, note = _infer_decoding(_with_folder(named_files, texts, data), texts, data, target)
             decoded = _decode(files, texts)
         except (MediaUnreadable, DataMissing, EngineMissing) as failure:
             problem = str(failure) if isinstance(failure, MediaUnreadable) else failure.found
@@ -205,7 +216,9 @@ def _folders_below(base: str) -> list[str]:
     return folders[:_MAX_FOLDERS]
 
 
-def _infer_decoding(files: ColumnFiles, texts: Sequence[str], data: DataSource) -> tuple[ColumnFiles, str]:
+def _infer_decoding(
+    files: ColumnFiles, texts: Sequence[str], data: DataSource, target: MediaTarget
+) -> tuple[ColumnFiles, str]:
     """Returns the files with the options that decode them, and the reasons for these."""
     sample = _spread(texts, min(_MAX_HEADS, _max_files(files, texts)))
 
@@ -216,7 +229,10 @@ def _infer_decoding(files: ColumnFiles, texts: Sequence[str], data: DataSource) 
                     yield MediaFile(name, content)
 
     is_image = files.options.kind == "image"
-    inferred = infer_image_options(contents(), files.column) if is_image else infer_audio_options(contents())
+    if is_image:
+        inferred = infer_image_options(contents(), files.column, target)
+    else:
+        inferred = infer_audio_options(contents(), target)
     options = dict(inferred.options)
     if is_image:
         options["size"] = tuple(options.get("size", inferred.array_shape[1:]))

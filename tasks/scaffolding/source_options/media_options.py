@@ -14,7 +14,7 @@ from bloomery.models.media.images import read_orientation, upright_size
 from bloomery.models.media.recordings import read_wav
 from bloomery.tasks.ingest.readers.media.media_files import MediaFile, read_media
 
-MAX_SIDE = 64  # pixels; larger images are resized when they are read
+_MAX_SIDE = 64  # pixels; larger images are resized when they are read
 _UPRIGHT = 1  # the EXIF orientation
 _GREY_MODES = ("1", "L", "LA")
 
@@ -27,7 +27,17 @@ class MediaOptions(NamedTuple):
     array_shape: tuple[int, ...] = ()
 
 
-def infer_image_options(files: Iterable[MediaFile], source: str) -> MediaOptions:
+class MediaTarget(NamedTuple):
+    """What a network reads: the longer side of images, at most, and the rate of recordings, if it has one."""
+
+    max_side: int = _MAX_SIDE
+    sample_rate: int | None = None
+
+
+ANY_TARGET = MediaTarget()
+
+
+def infer_image_options(files: Iterable[MediaFile], source: str, target: MediaTarget = ANY_TARGET) -> MediaOptions:
     """Returns the mode and, where images are large or differ in size, the size that most of them have.
 
     Raises:
@@ -55,9 +65,9 @@ def infer_image_options(files: Iterable[MediaFile], source: str) -> MediaOptions
     options, notes = {"mode": mode}, {"mode": mode_note}
     (height, width), num_equal = min(sizes.items(), key=lambda pair: (-pair[1], pair[0]))
     num_channels, longer_side = (1 if mode == "L" else 3), max(height, width)
-    if len(sizes) == 1 and longer_side <= MAX_SIDE:
+    if len(sizes) == 1 and longer_side <= target.max_side:
         return MediaOptions(options, notes, (num_channels, height, width))
-    ratio = min(MAX_SIDE / longer_side, 1.0)
+    ratio = min(target.max_side / longer_side, 1.0)
     notes["size"] = f"{num_equal:,} of {sizes.total():,} images have {height} x {width} pixels; all are resized"
     height, width = max(round(height * ratio), 1), max(round(width * ratio), 1)
     return MediaOptions({**options, "size": [height, width]}, notes, (num_channels, height, width))
@@ -75,8 +85,11 @@ def _image_heads(files: Iterable[MediaFile]) -> Iterator[tuple[str, tuple[int, i
             continue
 
 
-def infer_audio_options(files: Iterable[MediaFile]) -> MediaOptions:
-    """Returns the sample rate that most recordings have, to which others are converted; and channels are averaged."""
+def infer_audio_options(files: Iterable[MediaFile], target: MediaTarget = ANY_TARGET) -> MediaOptions:
+    """Returns the sample rate that most recordings have, to which others are converted; and channels are averaged.
+
+    A network that reads one rate decides on it.
+    """
     rates: Counter[int] = Counter()
     num_multichannel = 0
     for file in files:
@@ -95,6 +108,8 @@ def infer_audio_options(files: Iterable[MediaFile]) -> MediaOptions:
     if not rates:
         return MediaOptions(options, {})
     rate, num_equal = min(rates.items(), key=lambda pair: (-pair[1], pair[0]))
+    if target.sample_rate is not None:
+        rate, num_equal = target.sample_rate, rates[target.sample_rate]
     others = ", ".join(f"{num:,} with {other} Hz" for other, num in sorted(rates.items()) if other != rate)
     notes["sample_rate"] = f"{num_equal:,} of {rates.total():,} recordings have it" + (f"; {others}" if others else "")
     notes["resample"] = "recordings of other rates are converted, also at the endpoint"

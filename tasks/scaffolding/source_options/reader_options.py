@@ -25,6 +25,8 @@ from bloomery.tasks.scaffolding.source_options.csv_dialect import infer_dialect
 from bloomery.tasks.scaffolding.source_options.format_detection import detect_format, find_label_file, read_image_shape
 from bloomery.tasks.scaffolding.source_options.json_options import infer_json_options
 from bloomery.tasks.scaffolding.source_options.media_options import (
+    ANY_TARGET,
+    MediaTarget,
     infer_audio_options,
     infer_image_options,
     media_files,
@@ -97,8 +99,12 @@ class ReaderOptions(NamedTuple):
     array_shape: tuple[int, ...]
 
 
-def infer_reader_options(sources: Sequence[str], label: str, user_options: UserOptions) -> ReaderOptions:
+def infer_reader_options(
+    sources: Sequence[str], label: str, user_options: UserOptions, target: MediaTarget = ANY_TARGET
+) -> ReaderOptions:
     """Returns how to read `sources`: one path, or several as `train=PATH`, `test=PATH`.
+
+    Images and recordings are read as a network reads them that has this `target`.
 
     Raises:
         DataMissing: there is no such source, or its format cannot be detected.
@@ -143,10 +149,10 @@ def infer_reader_options(sources: Sequence[str], label: str, user_options: UserO
         if application.origins:
             options = {"sources": list(application.origins), **_without_source(options)}
     elif kind == "images":
-        media = infer_image_options(media_files(paths, "images"), ", ".join(paths))
+        media = infer_image_options(media_files(paths, "images"), ", ".join(paths), target)
         options, notes, array_shape = options | media.options, media.notes | notes, media.array_shape
     elif kind == "audio":
-        media = infer_audio_options(media_files(paths, "audio"))
+        media = infer_audio_options(media_files(paths, "audio"), target)
         options, notes = options | media.options, media.notes | notes
     elif kind == "text":
         options["unit"] = "file"

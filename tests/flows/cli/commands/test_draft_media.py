@@ -15,11 +15,15 @@ from bloomery.data_contracts.errors import DataUnfit
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.data_contracts.recipe_sections.file_column import FileColumn
 from bloomery.flows.cli.commands.init import list_inferences, write_drafts
-from bloomery.flows.recipe.recipe import read_recipe
+from bloomery.flows.recipe.recipe import Recipe, read_recipe
+from bloomery.models.features.input_config import AudioInput, ImageInput
+from bloomery.models.networks.config import Fused
+from bloomery.models.networks.pretrained_config import Pretrained
 from bloomery.tasks.ingest.file_columns.column_files import ColumnFiles
 from bloomery.tasks.scaffolding.planning.draft_planning import ColumnRoles
 from bloomery.tasks.scaffolding.source_options import file_column_options
 from bloomery.tasks.scaffolding.source_options.reader_options import UserOptions
+from tests.checkpoints import CheckpointFolder
 from tests.flows.cli.commands.drafts import draft_recipe, validate_rows
 
 RANDOM = np.random.default_rng(0)
@@ -209,3 +213,63 @@ def test_files_without_a_folder_of_a_class_are_no_class(home: Path, tmp_path: Pa
     write_pictures(tmp_path / "vehicles" / "train", 30)  # a class
     write_pictures(tmp_path / "vehicles" / "car", 30)
     assert draft_recipe(tmp_path, tmp_path / "vehicles", "label").data.files is None
+
+
+def draft_with(folder: Path, source: Path, label: str, checkpoint: Path) -> tuple[Recipe, dict[str, str]]:
+    roles = ColumnRoles(label, checkpoint=str(checkpoint))
+    draft = write_drafts("mine", [str(source)], roles, UserOptions(), output=folder, force=True)
+    return read_recipe(str(draft.recipe)), dict(list_inferences(draft))
+
+
+def test_a_checkpoint_for_images_reads_a_folder_of_them(home: Path, tmp_path: Path, tiny_vit: Path) -> None:
+    for name in ("cat", "dog"):
+        write_pictures(tmp_path / "pictures" / name, 30)
+    for number in range(20):
+        pixels = RANDOM.integers(0, 256, (20, 30, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "pictures" / "dog" / f"wide-{number}.png")
+    recipe, inferred = draft_with(tmp_path, tmp_path / "pictures", "label", tiny_vit)
+    assert (recipe.data.mode, recipe.data.size) == ("RGB", (8, 8))
+    (image,) = recipe.features.inputs
+    assert isinstance(image, ImageInput)
+    assert (image.preprocessing, image.shape, image.input_shape) == ("checkpoint", (3, 8, 8), (3, 16, 16))
+    assert isinstance(recipe.model, Pretrained)
+    assert recipe.model.checkpoint == str(tiny_vit)
+    assert inferred["checkpoint"] == f"{tiny_vit}: it reads the images, as requested"
+    assert validate_rows(recipe).num_rows == 80
+    for path in (tmp_path / "pictures").rglob("[0-9]*.png"):
+        path.unlink()
+    write_pictures(tmp_path / "pictures" / "cow", 10)
+    recipe, _ = draft_with(tmp_path, tmp_path / "pictures", "label", tiny_vit)
+    assert recipe.data.size == (11, 16)  # as large as the network reads images
+
+
+@pytest.mark.parametrize(("name", "rate"), [("wav2vec2", 1000), ("ast", 16000)])
+def test_recordings_are_converted_to_the_rate_of_a_checkpoint(
+    name: str, rate: int, home: Path, tmp_path: Path, checkpoint_folder: CheckpointFolder
+) -> None:
+    for number in range(40):
+        path = tmp_path / "sounds" / ("yes" if number % 2 else "no") / f"{number}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        wavfile.write(path, 8000, RANDOM.integers(-9999, 9999, 3_000 + number, np.int16))
+    recipe, _ = draft_with(tmp_path, tmp_path / "sounds", "label", checkpoint_folder(name))
+    assert (recipe.data.sample_rate, recipe.data.resample) == (rate, True)
+    (sound,) = recipe.features.inputs
+    assert isinstance(sound, AudioInput)
+    assert (sound.preprocessing, sound.sample_rate, sound.duration_s) == ("checkpoint", rate, 0.38)
+    assert isinstance(recipe.model, Pretrained)
+    assert validate_rows(recipe).num_rows == 40
+    with pytest.raises(DataUnfit, match="is a bert, which reads texts, but the inputs are audio"):
+        draft_with(tmp_path, tmp_path / "sounds", "label", checkpoint_folder("bert"))
+
+
+def test_a_checkpoint_reads_the_images_beside_columns(home: Path, tmp_path: Path, tiny_vit: Path) -> None:
+    write_pictures(tmp_path / "img", 60)
+    words = ["red", "green", "blue", "quick", "slow", "old", "house", "garden"]
+    titles = [" ".join([*RANDOM.choice(words, 5), str(n)]) for n in range(60)]
+    lines = [f"img/{n}.png,{titles[n]},{n % 7},{'cat' if n % 2 else 'dog'}\n" for n in range(60)]
+    (tmp_path / "rows.csv").write_text("photo,title,age,kind\n" + "".join(lines))
+    recipe, _ = draft_with(tmp_path, tmp_path / "rows.csv", "kind", tiny_vit)
+    assert isinstance(recipe.model, Fused)
+    branches = {part: branch.kind for part, branch in (recipe.model.branches or {}).items()}
+    assert branches == {"table": "mlp", "title": "transformer", "photo": "pretrained"}
+    assert validate_rows(recipe).num_rows == 60

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bloomery.data_contracts.errors import DataMissing, DataUnfit, RecipeInvalid
+from bloomery.data_contracts.errors import DataMissing, DataUnfit
 from bloomery.flows.cli.commands.init import list_inferences, write_drafts
 from bloomery.flows.recipe.recipe import Recipe, read_recipe
 from bloomery.models.features.input_config import TextInput
 from bloomery.models.networks.pretrained_config import Pretrained
 from bloomery.tasks.scaffolding.planning.draft_planning import ColumnRoles
 from bloomery.tasks.scaffolding.planning.input_plans import InputPlan, PlannedInput
-from bloomery.tasks.scaffolding.planning.pretrained_texts import suggest_checkpoint
+from bloomery.tasks.scaffolding.planning.pretrained_inputs import suggest_checkpoint
 from bloomery.tasks.scaffolding.pretrained_network import draft_fused_network
 from bloomery.tasks.scaffolding.source_options.reader_options import UserOptions
 from tests.flows.cli.commands.drafts import validate_rows
@@ -165,8 +165,14 @@ def test_texts_beside_columns_learn_after_the_new_parts() -> None:
 @pytest.mark.parametrize(
     ("rows", "reference", "error", "message"),
     [
-        ({"size": lambda n: n % 9}, "tiny_bert", DataUnfit, "reads text, but the inputs are number"),
-        ({"title": title}, "tiny_vit", RecipeInvalid, "which reads no text"),
+        ({"size": lambda n: n % 9}, "tiny_bert", DataUnfit, "is a bert, which reads texts, but the inputs are number"),
+        ({"title": title}, "tiny_vit", DataUnfit, "is a vit, which reads images, but the inputs are text"),
+        (
+            {"title": title},
+            "tiny_wav2vec2",
+            DataUnfit,
+            "which reads recordings, but the inputs are text",
+        ),
         ({"title": title}, "nowhere", DataMissing, "nowhere"),
     ],
 )
