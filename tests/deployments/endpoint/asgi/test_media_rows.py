@@ -256,7 +256,8 @@ def parse_two_columns(rows: Any, *files: tuple[str, bytes], limits: Limits = LIM
     """The rows of a form for a version that takes files in two columns; its check of rows accepts all."""
     version: Any = SimpleNamespace(media=(IMAGE, RECORDING), row_check=SimpleNamespace(parse_rows=lambda rows: rows))
     parts: list[Any] = [(name, (f"{number}.bin", content)) for number, (name, content) in enumerate(files)]
-    request = httpx.Request("POST", "http://x", files=parts, data={} if rows is None else {"rows": json.dumps(rows)})
+    parts += [] if rows is None else [("rows", (None, json.dumps(rows).encode()))]
+    request = httpx.Request("POST", "http://x", files=parts)
     parsed = media_rows.parse_media_rows(version, request.headers["content-type"].encode(), request.read(), limits)
     assert isinstance(parsed, list)
     return parsed
