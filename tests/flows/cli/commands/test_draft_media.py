@@ -174,7 +174,7 @@ def test_recordings_that_a_table_names_are_drafted_with_their_rate(home: Path, t
         "mono": True,
         "folder": str(tmp_path),
     }
-    assert "folder: .," in (tmp_path / "mine.yaml").read_text()  # so that URLs in later rows are refused
+    assert "folder: ." in (tmp_path / "mine.yaml").read_text()  # so that URLs in later rows are refused
     assert {getattr(source, "sample_rate", None) for source in recipe.features.inputs} == {8000}
     assert validate_rows(recipe).num_rows == 40
 
