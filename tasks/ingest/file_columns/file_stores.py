@@ -190,9 +190,10 @@ class WebFolder:
             try:
                 with self._client.stream(method, url) as response:
                     status = response.status_code
-                    if method == "HEAD" and status >= 400:
+                    is_busy = status == 429 or status >= 500
+                    if method == "HEAD" and status >= 400 and (not is_busy or status == 501):
                         return None
-                    if status == 429 or status >= 500:
+                    if is_busy:
                         problem = f"it answers with status {status}"
                         continue
                     if status >= 400:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from scipy.io import wavfile
 
@@ -174,7 +175,8 @@ def test_recordings_that_a_table_names_are_drafted_with_their_rate(home: Path, t
         "mono": True,
         "folder": str(tmp_path),
     }
-    assert "folder: ." in (tmp_path / "mine.yaml").read_text()  # so that URLs in later rows are refused
+    document = yaml.safe_load((tmp_path / "mine.yaml").read_text())
+    assert document["data"]["media"]["call"]["folder"] == "."  # so that URLs in later rows are refused
     assert {getattr(source, "sample_rate", None) for source in recipe.features.inputs} == {8000}
     assert validate_rows(recipe).num_rows == 40
 

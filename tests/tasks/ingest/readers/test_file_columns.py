@@ -219,6 +219,25 @@ def test_files_of_a_server_that_refuses_their_headers_are_read(
         folder.identify("b.png")
 
 
+def test_headers_of_a_busy_server_are_read_again(
+    tmp_path: Path, web_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bloomery.tasks.ingest.file_columns.file_stores._PAUSE_S", 0)
+    answers = iter([503, 429])
+    answer = http.server.SimpleHTTPRequestHandler.do_HEAD
+
+    def refuse_twice(handler: http.server.SimpleHTTPRequestHandler) -> None:
+        status = next(answers, None)
+        answer(handler) if status is None else handler.send_error(status)
+
+    write_image(tmp_path / "web" / "a.png", 7)
+    folder = WebFolder(web_folder)
+    identity = folder.identify("a.png")
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "do_HEAD", refuse_twice)
+    assert folder.identify("a.png") == identity
+    assert len(identity) == 3
+
+
 def test_a_url_with_the_name_of_no_server_is_an_error_of_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bloomery.tasks.ingest.file_columns.file_stores._PAUSE_S", 0)
     reasons = {"unknown.example": socket.EAI_NONAME, "unreachable.example": socket.EAI_AGAIN}
