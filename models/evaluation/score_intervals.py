@@ -12,6 +12,7 @@ from bloomery.data_contracts.records.scores import Score
 from bloomery.data_contracts.serving.predictions import decide_labels
 from bloomery.models.evaluation import metrics
 from bloomery.models.evaluation.block_bootstrap import bootstrap_interval
+from bloomery.models.evaluation.class_output_scores import label_degradation_interval, label_score_interval
 from bloomery.models.evaluation.label_sets import are_sets_right, draw_set_scores
 from bloomery.models.evaluation.ordinal_scores import draw_kappas
 from bloomery.models.evaluation.output_scores import output_degradation_interval, output_score_interval
@@ -44,8 +45,10 @@ def score_interval(score: Score, truth_N: np.ndarray, predictions: np.ndarray) -
     if score.facts.task == "embedding":
         return gain_interval(score.name, predictions)
     value = compute_score(score, truth_N, predictions)
-    if score.facts.task in ("multioutput", "multitask"):
+    if score.facts.task == "multioutput":
         return output_score_interval(score.name, truth_N, predictions)
+    if score.facts.task == "multitask":
+        return label_score_interval(score.name, truth_N, predictions, score_interval)
     losses_N = row_losses(score, truth_N, predictions)
     if losses_N is not None:
         low, high = bootstrap_interval(losses_N[:, None], lambda means: means[..., 0], losses_N)
@@ -87,8 +90,10 @@ def degradation_interval(score: Score, truth_N: np.ndarray, before: np.ndarray, 
     if score.facts.task == "embedding":
         return gain_drop(score.name, before, after)
     scores = [compute_score(score, truth_N, values) for values in (before, after)]
-    if score.facts.task in ("multioutput", "multitask"):
+    if score.facts.task == "multioutput":
         return output_degradation_interval(score.name, truth_N, before, after)
+    if score.facts.task == "multitask":
+        return label_degradation_interval(score.name, truth_N, before, after, degradation_interval)
     losses = [row_losses(score, truth_N, values) for values in (before, after)]
     if losses[0] is not None and losses[1] is not None:
         return metrics.loss_rise(losses[0], losses[1])

@@ -14,6 +14,7 @@ from bloomery.data_contracts.errors import DataUnfit
 from bloomery.data_contracts.records.scores import Score, ScoreName, scores_of
 from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.data_contracts.serving.predictions import decide_labels
+from bloomery.models.evaluation.class_output_scores import score_labels
 from bloomery.models.evaluation.label_sets import compute_set_score
 from bloomery.models.evaluation.metrics import cross_entropies, log_loss, mean_absolute_error
 from bloomery.models.evaluation.ordinal_scores import quadratic_kappa
@@ -290,6 +291,12 @@ def _of_outputs(score: Score, truth_NK: np.ndarray, values_NK: np.ndarray) -> fl
     return float(score_outputs_of(score.name, truth_NK, values_NK).mean())
 
 
+def _of_labels(score: Score, truth_NM: np.ndarray, shares_NMK: np.ndarray) -> float:
+    """A score of several labels with classes."""
+    _require_outputs(score, truth_NM)
+    return score_labels(score.name, truth_NM, shares_NMK, compute_score)
+
+
 def _require_outputs(score: Score, truth_NK: np.ndarray) -> None:
     if score.name != "exact_match" and not has_labels(truth_NK):
         raise UndefinedScore("an output has no label in any row")
@@ -324,8 +331,8 @@ _FUNCTIONS: dict[ScoreName, Callable[[Score, np.ndarray, np.ndarray], float]] = 
     "mean_rmse": _of_outputs,
     "mean_mae": _of_outputs,
     "mean_r2": _of_outputs,
-    "mean_accuracy": _of_outputs,
-    "mean_balanced_accuracy": _of_outputs,
-    "exact_match": _of_outputs,
-    "mean_log_loss": _of_outputs,
+    "mean_accuracy": _of_labels,
+    "mean_balanced_accuracy": _of_labels,
+    "exact_match": _of_labels,
+    "mean_log_loss": _of_labels,
 }

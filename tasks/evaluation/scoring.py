@@ -12,12 +12,13 @@ import numpy as np
 
 from bloomery.data_contracts.records.output_units import ClassOutput
 from bloomery.data_contracts.records.records import Dataset, Interval
-from bloomery.data_contracts.records.scores import Score, default_score
+from bloomery.data_contracts.records.scores import MEAN_ACCURACY, MEAN_RMSE, Score, default_score
 from bloomery.data_contracts.records.tensor_layout import Task, predicts_numbers, predicts_one_class
 from bloomery.data_contracts.serving.predictions import decide_labels
 from bloomery.models.evaluation import metrics
+from bloomery.models.evaluation.class_output_scores import label_degradation_interval, label_score_interval, one_hot
 from bloomery.models.evaluation.label_sets import are_sets_right, label_metrics
-from bloomery.models.evaluation.output_scores import one_hot, output_degradation_interval, output_score_interval
+from bloomery.models.evaluation.output_scores import output_degradation_interval, output_score_interval
 from bloomery.models.evaluation.retrieval import gain_drop, gain_interval
 from bloomery.models.evaluation.score_intervals import degradation_interval, score_interval
 from bloomery.models.evaluation.scores import compute_metrics, compute_score, require_score
@@ -106,8 +107,11 @@ def score_rows(
     if predicts_one_class(task):
         return metrics.accuracy(predictions[subset].argmax(axis=1) == truth.truth[subset])
     order_N = truth.order[subset]
-    if task in ("multioutput", "multitask"):
-        return output_score_interval(default_score(task).name, truth.truth[order_N], predictions[order_N])
+    if task == "multioutput":
+        return output_score_interval(MEAN_RMSE.name, truth.truth[order_N], predictions[order_N])
+    if task == "multitask":
+        name = MEAN_ACCURACY.name
+        return label_score_interval(name, truth.truth[order_N], predictions[order_N], score_interval)
     return metrics.rmse(truth.truth[order_N], predictions[order_N])
 
 
@@ -128,11 +132,13 @@ def measure_degradation(
         truth_N = truth.truth[subset]
         return metrics.accuracy_drop(before[subset] == truth_N, after[subset] == truth_N)
     order_N = truth.order[subset]
-    if task in ("multioutput", "multitask"):
-        truth_NK, before, after = truth.truth[order_N], before[order_N], after[order_N]
-        if task == "multitask":  # as probabilities of 0 and 1
-            before, after = (one_hot(classes_NM) for classes_NM in (before, after))
-        return output_degradation_interval(default_score(task).name, truth_NK, before, after)
+    if task == "multioutput":
+        return output_degradation_interval(MEAN_RMSE.name, truth.truth[order_N], before[order_N], after[order_N])
+    if task == "multitask":
+        shares_before, shares_after = (one_hot(classes_NM[order_N]) for classes_NM in (before, after))
+        return label_degradation_interval(
+            MEAN_ACCURACY.name, truth.truth[order_N], shares_before, shares_after, degradation_interval
+        )
     return metrics.rmse_rise(truth.truth[order_N], before[order_N], after[order_N])
 
 

@@ -29,6 +29,7 @@ from bloomery.tasks.model_card.rendering import Card, Section, Table, render_car
 from bloomery.tasks.tracking.resource_usage import WATTS_PER_CORE
 
 CARD_FOLDER = "card"  # in a bento's artifacts, and among the artifacts of the candidate's MLflow run
+_TASK_NAMES: dict[Task, str] = {"multioutput": "regression", "multitask": "classification"}  # of several labels
 _MAX_CLASSES = 30  # of more, the card lists those with the lowest recall
 _MAX_COLUMNS = 40
 _MAX_WEIGHTS = 15
@@ -47,7 +48,7 @@ def write_card(folder: Path, tag: str, choice: Choice, recipe: Mapping[str, Any]
         facts=" · ".join(
             [
                 f"version {version}",
-                f"{dataset.task} of {dataset.label}",
+                f"{_TASK_NAMES.get(dataset.task, dataset.task)} of {dataset.label}",
                 f"{score.title} {format_score(score, metrics.score)}",
                 f"{choice.candidate.size_bytes:,} bytes",
                 f"p50 {choice.candidate.latency.p50_ms * 1000:.0f} µs{choice.candidate.latency.where}",

@@ -32,8 +32,8 @@ _TEXTS: dict[Task, tuple[str, ...]] = {
     "multitask": (
         "Mean accuracy, mean balanced accuracy (the mean recall of the classes) and mean log loss are means over the "
         "labels, each among the rows that have the label. Exact match is the share of rows in which all known labels "
-        "are right. Their 95% intervals are from a bootstrap that draws all labels of a row together. Recall and "
-        "precision of each class, and the accuracy of each label, have Wilson's 95% score intervals.",
+        "are right. The 95% interval of a mean combines those of the labels by their correlations. Recall and "
+        "precision of each class, exact match, and the accuracy of each label, have Wilson's 95% score intervals.",
     ),
     "multioutput": (
         "The score is the mean over the outputs of root mean squared error, mean absolute error or R², in deviations "

@@ -26,11 +26,13 @@ from bloomery.data_contracts.monitoring import (
     VersionReference,
 )
 from bloomery.data_contracts.odcs.distributions import Bins, Histogram, count_into_bins
-from bloomery.data_contracts.records.scores import MEAN_RMSE
+from bloomery.data_contracts.records.scores import MEAN_ACCURACY, MEAN_RMSE
 from bloomery.data_contracts.serving.prediction_log import SHADOW, read_log, read_outcomes
+from bloomery.models.evaluation.class_output_scores import one_hot
 from bloomery.models.evaluation.drift_tests import holm_correction, measure_divergence, poststratified_accuracy
 from bloomery.models.evaluation.metrics import accuracy, proportion, rmse
-from bloomery.models.evaluation.output_scores import accuracy_of_classes, has_labels, output_score_interval
+from bloomery.models.evaluation.output_scores import has_labels, output_score_interval
+from bloomery.models.evaluation.score_intervals import score_interval
 from bloomery.tasks.bentos.bento_store import artifacts_folder
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.monitoring.alerts import find_alerts
@@ -306,7 +308,7 @@ def _score_labelled(
         if not has_labels(truth):
             notes.append("one of the labels has not arrived for any row, so the mean accuracy is unknown")
             return None
-        score, weighted_score, coverage = accuracy_of_classes(truth, predicted[at]), None, 1.0
+        score, weighted_score, coverage = score_interval(MEAN_ACCURACY, truth, one_hot(predicted[at])), None, 1.0
     elif reference.task == "regression":
         truth = label.cast(pa.float64()).to_numpy()
         score, weighted_score, coverage = rmse(truth, answers.to_numpy()[at]), None, 1.0

@@ -180,8 +180,11 @@ def _add_scores(
     encoder: Encoder | None = None,
 ) -> Comparison:
     """Adds the scores of both versions on the rows whose label has `arrived`, from the file or folder `labels`."""
+    from bloomery.models.evaluation.class_output_scores import label_degradation_interval, one_hot, score_labels
     from bloomery.models.evaluation.metrics import accuracy_drop, rmse_rise
-    from bloomery.models.evaluation.output_scores import one_hot, output_degradation_interval, score_outputs_of
+    from bloomery.models.evaluation.output_scores import output_degradation_interval, score_outputs_of
+    from bloomery.models.evaluation.score_intervals import degradation_interval
+    from bloomery.models.evaluation.scores import compute_score
 
     numbered_rows = row_ids.append_column("at", pa.array(np.arange(row_ids.num_rows)))
     labelled_rows = numbered_rows.join(arrived, ROW_ID, join_type="inner")
@@ -195,9 +198,9 @@ def _add_scores(
     at, truth = labelled_rows["at"].to_numpy(), labelled_rows["label"].to_numpy()
     if encoder is not None and encoder.class_outputs:
         truth, *positions = (parse_classes(texts, encoder.class_outputs) for texts in (truth, *predictions))
-        shares = [one_hot(classes_NM)[at] for classes_NM in positions]
-        degradation = output_degradation_interval(MEAN_ACCURACY.name, truth, *shares)
-        scores = [float(score_outputs_of(MEAN_ACCURACY.name, truth, values).mean()) for values in shares]
+        before, after = (one_hot(classes_NM)[at] for classes_NM in positions)
+        degradation = label_degradation_interval(MEAN_ACCURACY.name, truth, before, after, degradation_interval)
+        scores = [score_labels(MEAN_ACCURACY.name, truth, shares, compute_score) for shares in (before, after)]
     elif encoder is not None:
         truth = parse_outputs(truth, encoder.outputs)
         degradation = output_degradation_interval(MEAN_RMSE.name, truth, *(values[at] for values in predictions))

@@ -13,7 +13,8 @@ from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.compression.distillation import soft_target_loss, target_distance
 from bloomery.models.evaluation.baseline_fits import fit_baselines
 from bloomery.models.evaluation.baselines import BaselineRows, BaselineTask
-from bloomery.models.evaluation.output_scores import one_hot, output_score_interval
+from bloomery.models.evaluation.class_output_scores import label_score_interval, one_hot
+from bloomery.models.evaluation.output_scores import output_score_interval
 from bloomery.models.evaluation.score_intervals import degradation_interval, score_interval
 from bloomery.models.evaluation.scores import compute_metrics
 from bloomery.models.training.config import Loop
@@ -102,7 +103,7 @@ def test_a_label_without_rows_in_a_slice_neither_raises_nor_lowers_its_score():
     truth, shares = draw_classes(60, 1.0)
     truth[:, 1] = -100
     expected = (shares[:, 0].argmax(axis=1) == truth[:, 0]).mean()
-    assert output_score_interval("mean_accuracy", truth, shares).value == pytest.approx(expected)
+    assert label_score_interval("mean_accuracy", truth, shares, score_interval).value == pytest.approx(expected)
     numbers = np.stack([np.arange(5.0), np.full(5, np.nan)], axis=1)
     assert output_score_interval("mean_rmse", numbers, numbers + 2).value == pytest.approx(2)
 
@@ -117,9 +118,18 @@ def test_intervals_show_a_worse_model_and_few_rows_prove_no_equality(score: Scor
     assert 0 < rise.low < rise.value < rise.high
     assert gain.high < 0
     if score is not LOG_LOSS:
-        equal = degradation_interval(score, truth[:40], before[:40], before[:40])
-        assert equal.value == 0
-        assert equal.low < 0 < equal.high
+        for num_rows in (40, 500):
+            equal = degradation_interval(score, truth[:num_rows], before[:num_rows], before[:num_rows])
+            assert equal.value == 0
+            assert equal.low < -1 / num_rows
+            assert equal.high > 1 / num_rows
+
+
+def test_a_perfect_model_is_not_proved_perfect_by_few_rows():
+    truth, _ = draw_classes(100, 1.0)
+    interval = score_interval(MEAN_ACCURACY, truth, one_hot(truth))
+    assert interval.value == interval.high == 1
+    assert 0.95 < interval.low < 0.98
 
 
 def test_baselines_are_fitted_to_each_label():
