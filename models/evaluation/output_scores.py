@@ -5,7 +5,7 @@ A missing label is nan, and counts for nothing. Shapes: N rows, K outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -19,10 +19,10 @@ Statistic = Callable[[np.ndarray], np.ndarray]
 
 def has_labels(truth_NK: np.ndarray) -> bool:
     """Whether each output has a row with a label."""
-    return bool(_is_known(truth_NK).any(axis=0).all())
+    return bool(is_known(truth_NK).any(axis=0).all())
 
 
-def _is_known(truth_NK: np.ndarray) -> np.ndarray:
+def is_known(truth_NK: np.ndarray) -> np.ndarray:
     """Which labels are there: numbers that are not nan, and classes that are not negative."""
     return np.asarray(truth_NK >= 0 if np.issubdtype(truth_NK.dtype, np.integer) else ~np.isnan(truth_NK))
 
@@ -33,37 +33,41 @@ def has_variance(truth_NK: np.ndarray) -> bool:
     return all(len(labels) > 0 and np.ptp(labels) > 0 for labels in known)
 
 
-def score_outputs_of(name: str, truth_NK: np.ndarray, predictions_NK: np.ndarray) -> np.ndarray:
-    """The scores of each output with labels by itself, by the name of their mean.
+def mean_output_score(name: str, truth_NK: np.ndarray, predictions_NK: np.ndarray) -> float:
+    """The mean score over the outputs with a label in any row; nan if there is none.
 
     Args:
         name: mean_rmse, mean_mae or mean_r2.
     """
     columns_KNC, statistic = _columns(name, truth_NK, predictions_NK)
-    return np.array([float(statistic(columns_NC.mean(axis=0))) for columns_NC in columns_KNC])
+    return float(_mean_of_known([statistic(columns_NC.mean(axis=0)) for columns_NC in columns_KNC]))
 
 
 def output_score_interval(name: str, truth_NK: np.ndarray, predictions_NK: np.ndarray) -> Interval:
     """The mean score over the outputs with its 95% interval, from a bootstrap that draws all outputs of rows together.
 
-    Rows must be ordered so that dependent rows are close to each other.
+    Outputs without a label in any row do not count. Rows must be ordered so that dependent rows are close to each
+    other, and one of them must have a label.
     """
     columns_KNC, statistic = _columns(name, truth_NK, predictions_NK)
-    return _bootstrap(columns_KNC, lambda parts: np.mean([statistic(part) for part in parts], axis=0))
+    return _bootstrap(columns_KNC, lambda parts: _mean_of_known([statistic(part) for part in parts]))
 
 
 def output_degradation_interval(
     name: str, truth_NK: np.ndarray, before_NK: np.ndarray, after_NK: np.ndarray
 ) -> Interval:
-    """How much worse `after` is than `before`, with a 95% interval: a drop of R², or the relative rise of an error."""
+    """How much worse `after` is than `before`, with a 95% interval: a drop of R², or the relative rise of an error.
+
+    The arguments are those of `output_score_interval`.
+    """
     sides = [_columns(name, truth_NK, values_NK) for values_NK in (before_NK, after_NK)]
     statistic = sides[0][1]
     columns_KNC = [np.concatenate(pair, axis=1) for pair in zip(sides[0][0], sides[1][0], strict=True)]
     width = columns_KNC[0].shape[1] // 2
 
     def change(parts: list[np.ndarray]) -> np.ndarray:
-        before = np.mean([statistic(part[..., :width]) for part in parts], axis=0)
-        after = np.mean([statistic(part[..., width:]) for part in parts], axis=0)
+        before = _mean_of_known([statistic(part[..., :width]) for part in parts])
+        after = _mean_of_known([statistic(part[..., width:]) for part in parts])
         return np.asarray(before - after if name == "mean_r2" else after / np.maximum(before, _TINY) - 1)
 
     return _bootstrap(columns_KNC, change)
@@ -73,11 +77,13 @@ def _bootstrap(columns_KNC: list[np.ndarray], statistic: Callable[[list[np.ndarr
     rows_NC = np.concatenate(columns_KNC, axis=1)
     edges = np.cumsum([columns_NC.shape[1] for columns_NC in columns_KNC])[:-1]
 
-    def of_means(means: np.ndarray) -> np.ndarray:
-        return statistic(np.split(means, edges, axis=-1))
-
     means_C = rows_NC.mean(axis=0)
-    value = float(of_means(means_C))
+    value = float(statistic(np.split(means_C, edges)))
+
+    def of_means(means: np.ndarray) -> np.ndarray:
+        scores = statistic(np.split(means, edges, axis=-1))
+        return np.where(np.isnan(scores), value, scores)  # rows without any label say nothing
+
     # The influence of a row, by a small step from the means towards the row.
     step = 1e-4
     influence_N = np.asarray(of_means(means_C + step * (rows_NC - means_C)))
@@ -90,7 +96,7 @@ def _columns(name: str, truth_NK: np.ndarray, predictions_NK: np.ndarray) -> tup
 
     An output without a label in any of these rows, such as those of a slice, has no score.
     """
-    has_labels_K = _is_known(truth_NK).any(axis=0)
+    has_labels_K = is_known(truth_NK).any(axis=0)
     truth_NK, predictions_NK = truth_NK[:, has_labels_K], predictions_NK[:, has_labels_K]
     columns = []
     for truth_N, predicted_N in zip(truth_NK.T, predictions_NK.T, strict=True):
@@ -102,8 +108,16 @@ def _columns(name: str, truth_NK: np.ndarray, predictions_NK: np.ndarray) -> tup
     return columns, {"mean_rmse": _root_of_mean, "mean_mae": _mean, "mean_r2": _explained}[name]
 
 
+def _mean_of_known(scores: Sequence[np.ndarray]) -> np.ndarray:
+    """The mean over the first axis of scores that are not nan; nan if there is none."""
+    values = np.asarray(scores)
+    is_known = ~np.isnan(values)
+    sums, counts = np.where(is_known, values, 0.0).sum(axis=0), is_known.sum(axis=0)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+
+
 def _mean(means: np.ndarray) -> np.ndarray:
-    return np.asarray(means[..., 0] / np.maximum(means[..., 1], _TINY))
+    return np.where(means[..., 1] > 0, means[..., 0] / np.maximum(means[..., 1], _TINY), np.nan)
 
 
 def _root_of_mean(means: np.ndarray) -> np.ndarray:
@@ -113,4 +127,4 @@ def _root_of_mean(means: np.ndarray) -> np.ndarray:
 def _explained(means: np.ndarray) -> np.ndarray:
     known = np.maximum(means[..., 1], _TINY)
     variance = means[..., 3] / known - (means[..., 2] / known) ** 2
-    return np.asarray(1 - means[..., 0] / known / np.maximum(variance, _TINY))
+    return np.where(means[..., 1] > 0, 1 - means[..., 0] / known / np.maximum(variance, _TINY), np.nan)

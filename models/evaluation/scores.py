@@ -18,7 +18,7 @@ from bloomery.models.evaluation.class_output_scores import score_labels
 from bloomery.models.evaluation.label_sets import compute_set_score
 from bloomery.models.evaluation.metrics import cross_entropies, log_loss, mean_absolute_error
 from bloomery.models.evaluation.ordinal_scores import quadratic_kappa
-from bloomery.models.evaluation.output_scores import has_labels, has_variance, score_outputs_of
+from bloomery.models.evaluation.output_scores import has_labels, has_variance, mean_output_score
 from bloomery.models.evaluation.retrieval import rank_gains
 
 # Scores of the order of rows by their probability of a class.
@@ -288,7 +288,7 @@ def _rank_mae(score: Score, truth_N: np.ndarray, shares_NK: np.ndarray) -> float
 def _of_outputs(score: Score, truth_NK: np.ndarray, values_NK: np.ndarray) -> float:
     """The mean of a score over the outputs."""
     _require_outputs(score, truth_NK)
-    return float(score_outputs_of(score.name, truth_NK, values_NK).mean())
+    return mean_output_score(score.name, truth_NK, values_NK)
 
 
 def _of_labels(score: Score, truth_NM: np.ndarray, shares_NMK: np.ndarray) -> float:

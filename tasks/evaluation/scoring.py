@@ -18,7 +18,7 @@ from bloomery.data_contracts.serving.predictions import decide_labels
 from bloomery.models.evaluation import metrics
 from bloomery.models.evaluation.class_output_scores import label_degradation_interval, label_score_interval, one_hot
 from bloomery.models.evaluation.label_sets import are_sets_right, label_metrics
-from bloomery.models.evaluation.output_scores import output_degradation_interval, output_score_interval
+from bloomery.models.evaluation.output_scores import is_known, output_degradation_interval, output_score_interval
 from bloomery.models.evaluation.retrieval import gain_drop, gain_interval
 from bloomery.models.evaluation.score_intervals import degradation_interval, score_interval
 from bloomery.models.evaluation.scores import compute_metrics, compute_score, require_score
@@ -257,10 +257,15 @@ def slice_table(
 def _iterate_slices(
     dataset: Dataset, columns: Sequence[str], truth: GroundTruth
 ) -> Iterator[tuple[str, str, int, np.ndarray]]:
-    """Yields column, value, number of rows, and a mask of the rows (N,); of a regression in bootstrap order."""
+    """Yields column, value, number of rows, and a mask of the rows (N,); of a regression in bootstrap order.
+
+    Slices without any label of several outputs have no score, and are left out.
+    """
     values = read_slice_values(dataset, truth.key, columns)
+    is_labelled_NK = is_known(truth.truth.reshape(len(truth.key), -1))
+    has_label_N = np.any(is_labelled_NK, axis=1) | (dataset.task not in ("multioutput", "multitask"))
     for column in columns:
         for value, subset in find_slices(values[column]):
-            if subset.any():
+            if (subset & has_label_N).any():
                 mask = subset[truth.order] if predicts_numbers(dataset.task) else subset
                 yield column, value, int(subset.sum()), mask

@@ -83,9 +83,10 @@ def read_output_labels(path: Path, contract: Contract, names: Sequence[str]) -> 
         labels, num_forbidden = filter_valid_labels(contract, name, read_labels(path, column=name))
         num_invalid += num_forbidden
         for row in labels.to_pylist():
-            values = rows.setdefault((row["request"], row["row"]), [None] * len(names))
             label = row["label"]
-            values[position] = str(label).lower() if isinstance(label, bool) else label
+            if label is not None:
+                values = rows.setdefault((row["request"], row["row"]), [None] * len(names))
+                values[position] = str(label).lower() if isinstance(label, bool) else label
     texts = [json.dumps(values) for values in rows.values()]
     requests, numbers = [request for request, _ in rows], [number for _, number in rows]
     columns = [pa.array(requests, pa.string()), pa.array(numbers, pa.int32()), pa.array(texts, pa.string())]

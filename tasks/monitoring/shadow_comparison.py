@@ -182,7 +182,7 @@ def _add_scores(
     """Adds the scores of both versions on the rows whose label has `arrived`, from the file or folder `labels`."""
     from bloomery.models.evaluation.class_output_scores import label_degradation_interval, one_hot, score_labels
     from bloomery.models.evaluation.metrics import accuracy_drop, rmse_rise
-    from bloomery.models.evaluation.output_scores import output_degradation_interval, score_outputs_of
+    from bloomery.models.evaluation.output_scores import mean_output_score, output_degradation_interval
     from bloomery.models.evaluation.score_intervals import degradation_interval
     from bloomery.models.evaluation.scores import compute_score
 
@@ -204,7 +204,7 @@ def _add_scores(
     elif encoder is not None:
         truth = parse_outputs(truth, encoder.outputs)
         degradation = output_degradation_interval(MEAN_RMSE.name, truth, *(values[at] for values in predictions))
-        scores = [float(score_outputs_of(MEAN_RMSE.name, truth, values[at]).mean()) for values in predictions]
+        scores = [mean_output_score(MEAN_RMSE.name, truth, values[at]) for values in predictions]
     elif comparison.agreement is None:
         truth = truth.astype(np.float64)
         degradation = rmse_rise(truth, *(values[at] for values in predictions))

@@ -7,6 +7,11 @@ import pytest
 
 from bloomery.data_contracts.errors import DataUnfit
 from bloomery.data_contracts.records.scores import MEAN_RMSE, RMSE, Score
+from bloomery.models.evaluation.output_scores import (
+    mean_output_score,
+    output_degradation_interval,
+    output_score_interval,
+)
 from bloomery.models.evaluation.score_intervals import degradation_interval, score_interval
 from bloomery.models.evaluation.scores import compute_metrics, compute_score, require_defined
 
@@ -70,3 +75,25 @@ def test_a_score_does_not_exist_where_an_output_has_no_label():
     with pytest.raises(DataUnfit, match="no variance") as failure:
         require_defined(Score(name="mean_r2"), constant, 0, "test")
     assert "mean_rmse" in failure.value.remedy
+
+
+@pytest.mark.parametrize("name", [score.name for score in SCORES])
+def test_an_output_without_a_label_does_not_count(name: str):
+    truth, before, after = draw_outputs()
+    truth[:, 1] = np.nan
+    kept = [0, 2]
+    expected = mean_output_score(name, truth[:, kept], before[:, kept])
+    assert mean_output_score(name, truth, before) == pytest.approx(expected)
+    interval = output_score_interval(name, truth, before)
+    assert interval == output_score_interval(name, truth[:, kept], before[:, kept])
+    rise = output_degradation_interval(name, truth, before, after)
+    assert rise == output_degradation_interval(name, truth[:, kept], before[:, kept], after[:, kept])
+
+
+def test_draws_without_a_rare_label_do_not_lower_the_error():
+    truth = np.full((40, 2), np.nan)
+    truth[:, 0], truth[3, 1] = 0.0, 0.0
+    interval = output_score_interval("mean_rmse", truth, np.ones((40, 2)))
+    assert (interval.low, interval.high) == pytest.approx((1.0, 1.0))
+    single = output_score_interval("mean_rmse", np.where(np.arange(40)[:, None] == 3, truth, np.nan), np.ones((40, 2)))
+    assert (single.low, single.value, single.high) == pytest.approx((1.0, 1.0, 1.0))

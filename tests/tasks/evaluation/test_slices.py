@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from bloomery.data_contracts.records.records import Dataset, Release
 from bloomery.models.features.config import Features
+from bloomery.tasks.evaluation.scoring import GroundTruth, slice_table
 from bloomery.tasks.evaluation.slices import bootstrap_order, find_slices, read_slice_values
 from bloomery.tasks.infrastructure.settings import settings
 from tests.examples import examples
@@ -80,3 +81,13 @@ def test_many_numbers_are_split_into_disjoint_ranges(values: list[float | None])
     if len(set(values)) > 50:
         assert len(ranges) <= 5
         assert np.sum([is_in for _, is_in in ranges], axis=0).tolist() == [1] * len(values)
+
+
+def test_slices_without_labels_of_several_outputs_have_no_score(dataset: Dataset) -> None:
+    keys = np.arange(6)
+    values = np.stack([keys, keys], axis=1).astype(np.float64)
+    truth = np.where(np.isin(keys, [0, 4])[:, None], np.nan, values)  # the town B
+    truth[2, 1] = np.nan
+    dataset = dataset.model_copy(update={"task": "multioutput"})
+    table = slice_table(dataset, ["town"], GroundTruth(keys, truth, keys), values + 1)
+    assert (table["value"], table["score"]) == (["A", "None"], pytest.approx([1.0, 1.0]))

@@ -153,3 +153,20 @@ def test_a_shadow_is_compared_in_deviations(artifacts: Path, home: Path, tmp_pat
     assert comparison.degradation is not None
     assert comparison.degradation.value == pytest.approx(3.0)
     assert any("mean RMSE" in line for line in shadow_comparison.describe_comparison(comparison))
+
+
+def test_an_output_whose_labels_never_arrive_does_not_count(artifacts: Path, home: Path, tmp_path: Path) -> None:
+    values = draw_values(200)
+    write_log(home, values)
+    write_log(home, values + np.array([1.0, 50.0]), role="shadow", tag="people:two")
+    path = tmp_path / "labels.parquet"
+    requests = [f"r{number}" for number in range(200)]
+    absent = pa.nulls(200, pa.float64())
+    pq.write_table(pa.table({"request": requests, "width": values[:, 0] + 0.2, "height": absent}), path)
+    comparison = shadow_comparison.compare_versions("people", TAG, None, path)
+    assert (comparison.champion_score, comparison.challenger_score) == (pytest.approx(0.1), pytest.approx(0.4))
+    assert comparison.degradation is not None
+    assert comparison.degradation.value == pytest.approx(3.0)
+    pq.write_table(pa.table({"request": requests, "width": absent, "height": absent}), path)
+    with pytest.raises(DataMissing, match="has no label for any of the 200 rows"):
+        shadow_comparison.compare_versions("people", TAG, None, path)
