@@ -14,7 +14,7 @@ from bloomery.data_contracts.records.scores import default_score
 from bloomery.models.evaluation.retrieval import build_corpus, rank_gains, rank_positives
 from bloomery.models.training.config import Loop
 from bloomery.models.training.data.batches import ExampleSource
-from bloomery.models.training.optimization.contrastive_loss import contrastive_loss
+from bloomery.models.training.optimization.contrastive_loss import contrastive_loss, pair_tokens
 from bloomery.models.training.optimization.score_measure import ScoreMeasure
 
 
@@ -36,8 +36,11 @@ def evaluate_embedding(
     loss = math.nan
     if loop is not None:
         positives_NW = texts_MW[torch.from_numpy(corpus.positives)]
-        batches = zip(*(rows.split(loop.batch_size) for rows in (queries_NW, positives_NW, y_NT)), strict=True)
-        losses = [contrastive_loss(torch.cat([query, text]), y, loop) for query, text, y in batches]
+        parts = (rows.split(loop.batch_size) for rows in (queries_NW, positives_NW, x_NT, y_NT))
+        losses = [
+            contrastive_loss(torch.cat([queries, positives]), pair_tokens(x, y), loop)
+            for queries, positives, x, y in zip(*parts, strict=True)
+        ]
         loss = float(torch.stack(losses).double().sum()) / len(y_NT)
     score = default_score("embedding") if measure is None else measure.score
     ranks_N = rank_positives(corpus, queries_NW.numpy(), texts_MW.numpy())

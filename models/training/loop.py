@@ -249,7 +249,7 @@ def _train_epoch(run: _Run, state: TrainingState) -> None:
         divisor = batch_num_rows(run.split, loop.batch_size, state.batch) * loop.accumulate / group.size
         state.loss_sum += run.learn(*move_batch(batch, run.batch_loss, device), divisor)
         state.batch += 1
-        state.num_rows += len(batch.y)
+        state.num_rows += len(batch.x)
         num_accumulated += 1
         if num_accumulated < loop.accumulate and state.batch < last:
             continue

@@ -10,7 +10,7 @@ from torch import nn
 from bloomery.models.compression.config import Importance
 from bloomery.models.training.config import Loop
 from bloomery.models.training.data.batches import Examples, even_sample
-from bloomery.models.training.optimization.contrastive_loss import is_embedding, join_pairs
+from bloomery.models.training.optimization.contrastive_loss import is_embedding, join_pairs, pair_tokens
 from bloomery.models.training.optimization.loss import build_loss
 
 # A parameter -> the importance of each of its weights: float32 of its shape, at least 0. A structure's is their sum.
@@ -55,6 +55,8 @@ def compute_gradients(network: nn.Module, examples: Examples) -> None:
         if not isinstance(module, nn.RNNBase):
             module.training = False
     for rows, labels in zip(x.split(_BATCH_SIZE), y.split(_BATCH_SIZE), strict=True):
-        inputs = join_pairs(rows, labels) if is_embedding(labels) else rows
+        inputs = rows
+        if is_embedding(labels):
+            inputs, labels = join_pairs(rows, labels), pair_tokens(rows, labels)
         (losses(network(inputs), labels) / len(y)).backward()
     network.eval()

@@ -10,13 +10,16 @@ import torch
 from bloomery.data_contracts.records.tensor_layout import PartSlice
 from bloomery.models.training.config import Loop
 from bloomery.models.training.data.augmentation import augment_batch, augment_parts, mixup
-from bloomery.models.training.optimization.contrastive_loss import is_embedding, join_pairs
+from bloomery.models.training.optimization.contrastive_loss import is_embedding, join_pairs, pair_tokens
 from bloomery.models.training.optimization.learner import RowLosses
 from bloomery.models.training.optimization.loss import BatchLoss
 
 
 class AugmentedBatch(NamedTuple):
-    """An augmented batch. With mixup, `other_y` are the labels of the rows mixed in; `y` has the weight `share`."""
+    """An augmented batch. With mixup, `other_y` are the labels of the rows mixed in; `y` has the weight `share`.
+
+    The labels of pairs of texts are their `pair_tokens`, before augmentation.
+    """
 
     x: torch.Tensor
     y: torch.Tensor
@@ -32,6 +35,8 @@ def augment_rows(
 ) -> AugmentedBatch:
     """The batch, changed as `loop.augment` says; unchanged without a generator. `slices` are those of mixed rows."""
     x, y = batch
+    if is_embedding(y):
+        y = pair_tokens(x, y)
     if random is None:
         return AugmentedBatch(x, y)
     if slices:
@@ -51,12 +56,11 @@ def pin_batch(batch: AugmentedBatch) -> AugmentedBatch:
 
 def move_batch(batch: AugmentedBatch, batch_loss: BatchLoss, device: torch.device) -> tuple[torch.Tensor, RowLosses]:
     """Moves a batch to the device, and returns its input and its loss function."""
-    x = batch.x.to(device, non_blocking=True)
-    if is_embedding(batch.y):
-        x = join_pairs(x, batch.y.to(device, non_blocking=True))
+    x, y = batch.x.to(device, non_blocking=True), batch.y.to(device, non_blocking=True)
+    if is_embedding(y):
+        x = join_pairs(x, y[len(x) :])
     if x.dim() == 4:
         x = x.contiguous(memory_format=torch.channels_last)
-    y = batch.y.to(device, non_blocking=True)
     if batch.other_y is None:
         return x, lambda outputs_BK, rows: batch_loss(outputs_BK, y[rows])
     share, other_y = batch.share, batch.other_y.to(device, non_blocking=True)

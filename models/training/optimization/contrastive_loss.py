@@ -19,36 +19,49 @@ def is_embedding(y: torch.Tensor) -> bool:
 
 
 def join_pairs(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """The rows of queries x (B, T), followed by those of their positives y: float32 (2B, T)."""
+    """The rows of queries x (B, T), followed by those of their positives y: float32 (2B, T), as networks read them."""
     return torch.cat([x, y.to(x.dtype)])
 
 
-def contrastive_loss(outputs_2BW: torch.Tensor, y_BT: torch.Tensor, loop: Loop) -> torch.Tensor:
+def pair_tokens(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """The tokens of queries x (B, T) and their positives y as labels of a batch: int32 (2B, T)."""
+    return torch.cat([x.to(y.dtype), y])
+
+
+def contrastive_loss(outputs_2BW: torch.Tensor, tokens_2BT: torch.Tensor, loop: Loop) -> torch.Tensor:
     """The sum over queries of the cross entropy of their positives among all positives of the batch (InfoNCE).
 
-    The logits are cosines, divided by the temperature. A positive that equals the query's own is no negative. With
-    `matryoshka`, it is the mean over the complete vectors and their first values.
+    The logits are cosines, divided by the temperature. Texts that are right for a query are no negatives: its other
+    positives, those equal to its own, and the query itself. With `matryoshka`, it is the mean over the complete vectors
+    and their first values.
 
     Args:
         outputs_2BW: the vectors of the rows of `join_pairs`.
+        tokens_2BT: their `pair_tokens`, before augmentation.
 
     Source: van den Oord et al. 2018, "Representation Learning with Contrastive Predictive Coding"; Kusupati et al.
     2022, "Matryoshka Representation Learning".
     """
     queries_BW, positives_BW = outputs_2BW.float().chunk(2)
-    same_BB = (y_BT[:, None, :] == y_BT[None, :, :]).all(dim=2)
-    same_BB.fill_diagonal_(False)
+    x_BT, y_BT = tokens_2BT.chunk(2)
+    is_right_BB = _equal_rows(y_BT, y_BT) | _equal_rows(x_BT, x_BT) | _equal_rows(x_BT, y_BT)
+    is_right_BB.fill_diagonal_(False)
     width = outputs_2BW.shape[1]
     lengths = sorted({width, *(length for length in loop.matryoshka or () if length < width)})
     temperature = DEFAULT_TEMPERATURE if loop.temperature is None else loop.temperature
-    targets_B = torch.arange(len(y_BT), device=outputs_2BW.device)
+    targets_B = torch.arange(len(queries_BW), device=outputs_2BW.device)
     losses = []
     for length in lengths:
         vectors = (F.normalize(vectors_BW[:, :length], dim=1) for vectors_BW in (queries_BW, positives_BW))
         queries_BL, positives_BL = vectors
-        logits_BB = (queries_BL @ positives_BL.T / temperature).masked_fill(same_BB, float("-inf"))
+        logits_BB = (queries_BL @ positives_BL.T / temperature).masked_fill(is_right_BB, float("-inf"))
         losses.append(F.cross_entropy(logits_BB, targets_B, reduction="sum"))
     return torch.stack(losses).mean()
+
+
+def _equal_rows(first_BT: torch.Tensor, second_BT: torch.Tensor) -> torch.Tensor:
+    """Whether each row of the first equals each of the second: bool (B, B)."""
+    return (first_BT[:, None, :] == second_BT[None, :, :]).all(dim=2)
 
 
 def similarity_loss(student_BW: torch.Tensor, teacher_BW: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -44,7 +44,8 @@ def build_loss(loop: Loop, train_y: torch.Tensor, quantile: float | None = None)
 
     The loss of a set of labels is the mean of the binary cross entropies of its labels. That of several outputs is the
     mean over all outputs, in which missing labels have no error; of classes it is the sum of the cross entropies. Of an
-    embedding it is the contrastive loss, whose outputs are those of queries and positives.
+    embedding it is the contrastive loss, whose outputs are those of queries and positives, and whose labels are their
+    `pair_tokens`.
 
     With a `quantile`, a regression learns it by the quantile (pinball) loss, whatever `loop.loss` is.
 

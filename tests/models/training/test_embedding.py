@@ -12,10 +12,17 @@ from bloomery.models.compression.distillation import target_distance
 from bloomery.models.compression.pruning.importance import compute_gradients
 from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import Transformer
-from bloomery.models.training.config import Loop
+from bloomery.models.training.config import Augment, Loop
+from bloomery.models.training.data.augmentation import batch_generator
+from bloomery.models.training.data.augmented_batches import augment_rows, move_batch
 from bloomery.models.training.data.batches import Examples, TrainingData
 from bloomery.models.training.loop import evaluate, train
-from bloomery.models.training.optimization.contrastive_loss import contrastive_loss, join_pairs, similarity_loss
+from bloomery.models.training.optimization.contrastive_loss import (
+    contrastive_loss,
+    join_pairs,
+    pair_tokens,
+    similarity_loss,
+)
 from bloomery.models.training.optimization.loss import is_multilabel, is_regression
 
 NETWORK = Blueprint(
@@ -35,6 +42,11 @@ def make_pairs(num_rows: int, seed: int = 0) -> Examples:
     return Examples(torch.from_numpy(x).float(), torch.from_numpy(y).int(), np.arange(num_rows))
 
 
+def tokens_of(queries: list[int], positives: list[int]) -> torch.Tensor:
+    """The `pair_tokens` of texts with one token."""
+    return torch.tensor([*queries, *positives], dtype=torch.int32)[:, None]
+
+
 def test_labels_that_are_texts_are_neither_sets_nor_numbers():
     y = make_pairs(3).y
     assert not is_multilabel(y)
@@ -43,24 +55,44 @@ def test_labels_that_are_texts_are_neither_sets_nor_numbers():
 
 def test_the_loss_is_the_cross_entropy_of_the_own_positive():
     torch.manual_seed(0)
-    vectors, y = torch.randn(6, 5), torch.tensor([[1], [2], [3]], dtype=torch.int32)
+    vectors, tokens = torch.randn(6, 5), tokens_of([4, 5, 6], [1, 2, 3])
     queries, positives = F.normalize(vectors[:3], dim=1), F.normalize(vectors[3:], dim=1)
     expected = F.cross_entropy(queries @ positives.T / 0.1, torch.arange(3), reduction="sum")
-    torch.testing.assert_close(contrastive_loss(vectors, y, Loop(epochs=1, temperature=0.1)), expected)
+    torch.testing.assert_close(contrastive_loss(vectors, tokens, Loop(epochs=1, temperature=0.1)), expected)
 
 
-def test_an_equal_positive_of_another_row_is_no_negative():
+@pytest.mark.parametrize(
+    ("queries", "positives"),
+    [
+        pytest.param([2, 3], [1, 1], id="equal-positives"),
+        pytest.param([2, 2], [3, 4], id="two-positives-of-a-query"),
+        pytest.param([2, 3], [3, 2], id="the-query-itself"),
+    ],
+)
+def test_a_text_that_is_right_for_a_query_is_no_negative(queries: list[int], positives: list[int]):
     torch.manual_seed(0)
-    vectors, y = torch.randn(4, 5), torch.tensor([[1], [1]], dtype=torch.int32)
-    assert contrastive_loss(vectors, y, Loop(epochs=1)) == 0  # nothing is left to distinguish
-    assert contrastive_loss(vectors, torch.tensor([[1], [2]], dtype=torch.int32), Loop(epochs=1)) > 0
+    vectors = torch.randn(4, 5)
+    assert contrastive_loss(vectors, tokens_of(queries, positives), Loop(epochs=1)) == 0  # nothing to distinguish
+    assert contrastive_loss(vectors, tokens_of([1, 2], [3, 4]), Loop(epochs=1)) > 0
+
+
+def test_batches_know_queries_and_positives_as_they_are_before_augmentation():
+    pairs = make_pairs(8)
+    loop = Loop(epochs=1, augment=Augment(drop_tokens=0.9))
+    batch = augment_rows((pairs.x, pairs.y), loop, batch_generator(0, 1, 0))
+    assert not torch.equal(batch.x, pairs.x)
+    labels = []
+    x, losses = move_batch(batch, lambda outputs, y: labels.append(y) or outputs.sum(), torch.device("cpu"))
+    losses(torch.zeros(16, 1), slice(None))
+    assert torch.equal(labels[0], pair_tokens(pairs.x, pairs.y))
+    assert torch.equal(x, torch.cat([batch.x, pairs.y.float()]))
 
 
 def test_matryoshka_averages_the_losses_of_the_first_values():
     torch.manual_seed(0)
-    vectors, y = torch.randn(8, 6), torch.arange(4, dtype=torch.int32)[:, None]
-    losses = [contrastive_loss(vectors[:, :length], y, Loop(epochs=1)) for length in (2, 6)]
-    nested = contrastive_loss(vectors, y, Loop(epochs=1, matryoshka=(2,)))
+    vectors, tokens = torch.randn(8, 6), tokens_of([5, 6, 7, 8], [1, 2, 3, 4])
+    losses = [contrastive_loss(vectors[:, :length], tokens, Loop(epochs=1)) for length in (2, 6)]
+    nested = contrastive_loss(vectors, tokens, Loop(epochs=1, matryoshka=(2,)))
     torch.testing.assert_close(nested, (losses[0] + losses[1]) / 2)
 
 
@@ -126,7 +158,8 @@ def test_gradients_for_pruning_are_those_of_the_contrastive_loss():
     compute_gradients(network, pairs)
     gradients = [parameter.grad.clone() for parameter in network.parameters() if parameter.grad is not None]
     network.zero_grad()
-    (contrastive_loss(network(join_pairs(pairs.x, pairs.y)), pairs.y, Loop(epochs=1)) / 8).backward()
+    tokens = pair_tokens(pairs.x, pairs.y)
+    (contrastive_loss(network(join_pairs(pairs.x, pairs.y)), tokens, Loop(epochs=1)) / 8).backward()
     assert gradients
     for parameter, gradient in zip(
         (parameter for parameter in network.parameters() if parameter.grad is not None), gradients, strict=True
