@@ -97,7 +97,7 @@ def rate_shares(network: nn.Module, discount: float) -> dict[str, float]:
     all_names = [name for name, _ in network.named_parameters()]
     layers: list[list[str]] = []
     if isinstance(network, pretrained.PretrainedNetwork | FusedNetwork):
-        layers, all_names = layer_groups(network), []
+        layers, all_names = [group for group in layer_groups(network) if group], []  # an embedding may have no head
     for child, names in _names_of_children(all_names).items():
         is_list = all(name.removeprefix(f"{child}.").split(".")[0].isdigit() for name in names)
         layers += _group(names, lambda name: name.split(".")[1]) if is_list else [names]
@@ -124,6 +124,12 @@ def _names_of_prefix(network: nn.Module, prefix: str, names: tuple[str, ...]) ->
     if not matching_names and prefix in ("embeddings", "body"):
         groups = layer_groups(network)
         matching_names = [name for group in groups[: 1 if prefix == "embeddings" else -1] for name in group]
+    if prefix == "body" and len(matching_names) == len(names):
+        raise _invalid_freeze(
+            "the network has no head, so `body` is all of it, and nothing would be trained",
+            "a number of layers, or prefixes of names",
+            "freeze fewer layers; to take a checkpoint as it is, write `epochs: 0` and leave `freeze` out",
+        )
     if not matching_names:
         children = ", ".join(_names_of_children(names))
         raise _invalid_freeze(

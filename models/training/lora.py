@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,6 +100,22 @@ def find_targets(network: nn.Module, lora: Lora) -> list[str]:
     return sorted({name for names in matches.values() for name in names}, key=layers.index) if targets else layers
 
 
+def has_trainable_adapter(network: nn.Module, targets: Sequence[str]) -> bool:
+    """Whether a layer of `targets`, or its adapter, is trainable."""
+    prefixes = tuple(f"{name}." for name in targets)
+    return any(weight.requires_grad for name, weight in network.named_parameters() if name.startswith(prefixes))
+
+
+def frozen_adapters(targets: Sequence[str]) -> RecipeInvalid:
+    """The error of a recipe that freezes all layers with adapters in all stages."""
+    return RecipeInvalid(
+        f"all {len(targets)} adapters are frozen, so that only the head would learn",
+        required="an adapter that is not frozen in at least one stage",
+        where="the recipe's training.lora",
+        remedy="leave `freeze` out, since adapters leave the weights of their layers unchanged; or leave `lora` out",
+    )
+
+
 def merge_adapters(adapted: LoraModel, network: nn.Module) -> Adapter:
     """Adds the adapters to the weights of their layers, so that `network` is as it was built; returns them."""
     weights = {
@@ -107,7 +124,8 @@ def merge_adapters(adapted: LoraModel, network: nn.Module) -> Adapter:
         if ".lora_" in name
     }
     options = adapted.peft_config[_ADAPTER].to_dict()
-    names = sorted(name.removeprefix(_BODY) for name in options["target_modules"])
+    # Of many names, peft keeps the shortest ends; the complete names match no other layer of a checkpoint.
+    names = sorted(name.removeprefix(_BODY) for name in adapted.targeted_module_names)
     adapted.merge_and_unload()
     if hasattr(network, "peft_config"):  # peft has left its options on the network
         delattr(network, "peft_config")

@@ -25,6 +25,7 @@ from bloomery.models.networks.layers.padding import trim_common_padding
 from bloomery.models.networks.pretrained_config import Pretrained
 from bloomery.models.training.config import Augment, Objective, Training
 from bloomery.models.training.data.augmentation import augment_batch
+from bloomery.models.training.layer_freezing import frozen_modules
 
 _MASKED, _REPLACED, _KEPT = 0.15, 0.8, 0.9  # shares of BERT: masked tokens, of which 80% by the mask, 10% by another
 _TEMPERATURE = {"image": 0.5, "tokens": 0.05}  # of SimCLR and of SimCSE
@@ -32,6 +33,9 @@ _PROJECTED = 128
 _WHERE = "the recipe's training.stages"
 # What an image is changed by, if the recipe does not say: as far as images of any kind keep their content.
 _DEFAULT_AUGMENT = Augment(shift=3, rotate=15, erase=0.5)
+# The options of `augment` that change single rows of a kind; `mixup` changes labels, too.
+_VIEW_OPTIONS = {"image": ("flip", "shift", "rotate", "erase", "mask"), "tokens": ("drop_tokens",)}
+_NUM_TRIED_ROWS = 32
 
 
 class TokenFacts(NamedTuple):
@@ -164,8 +168,9 @@ def _mask_tokens(x: torch.Tensor, tokens: TokenFacts, num_tokens: int, random: t
 class Contrastive(nn.Module):
     """x (B, ...) -> the loss by which each row's two views find each other among the views of all rows (B,).
 
-    Views of images are augmented as the stage says, or by default; those of text differ by dropout, and by
-    `drop_tokens` if the stage says so. The temporary projection reads what the head reads.
+    Views of images are augmented as the stage says, or by default if it says nothing that changes single images; those
+    of text differ by dropout, and by `drop_tokens` if the stage says so. The temporary projection reads what the head
+    reads.
 
     Source: Chen et al. 2020, "A Simple Framework for Contrastive Learning of Visual Representations", section 2; Gao et
     al. 2021, "SimCSE: Simple Contrastive Learning of Sentence Embeddings", section 3.
@@ -176,20 +181,17 @@ class Contrastive(nn.Module):
         self.network = network
         width = cast(nn.Linear, network.head).in_features
         self.projection = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, _PROJECTED))
-        self._augment = training.augment if training.augment != Augment() else None
-        if self._augment is None and layout.kind == "image":
+        self._augment = training.augment
+        if layout.kind == "image" and not any(getattr(training.augment, name) for name in _VIEW_OPTIONS["image"]):
             self._augment = _DEFAULT_AUGMENT
+        self._kind = layout.kind
         self._temperature, self._batch_size = _TEMPERATURE[layout.kind], training.batch_size
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training:
             return self._row_losses(x)
-        state = torch.get_rng_state()
-        torch.manual_seed(0)  # the same views in every evaluation
-        with _dropout(self.network):
-            losses = [self._row_losses(rows) for rows in x.split(self._batch_size)]
-        torch.set_rng_state(state)
-        return torch.cat(losses)
+        with repeatable_random(x.device), _dropout(self.network):  # the same views in every evaluation
+            return torch.cat([self._row_losses(rows) for rows in x.split(self._batch_size)])
 
     def _row_losses(self, x: torch.Tensor) -> torch.Tensor:
         first_BP, second_BP = (F.normalize(self._project(self._view(x)).float(), dim=1) for _ in range(2))
@@ -201,14 +203,43 @@ class Contrastive(nn.Module):
         partners = torch.arange(len(views_2BP), device=x.device).roll(len(x))
         return F.cross_entropy(similarities, partners, reduction="none").view(2, -1).mean(0)
 
+    def draws_equal_views(self, x: torch.Tensor) -> bool:
+        """Whether two views of each row of x are equal, so that finding them teaches nothing."""
+        with torch.no_grad(), _evaluation(self), repeatable_random(x.device), _dropout(self.network):
+            first_BF, second_BF = (features(self.network, self._view(x)) for _ in range(2))
+        return torch.equal(first_BF, second_BF)
+
     def _view(self, x: torch.Tensor) -> torch.Tensor:
-        if self._augment is None:
+        if not any(getattr(self._augment, name) for name in _VIEW_OPTIONS[self._kind]):
             return x
         random = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
         return augment_batch(x.cpu(), self._augment, random).to(x.device)
 
     def _project(self, x: torch.Tensor) -> torch.Tensor:
         return self.projection(features(self.network, x))
+
+
+def require_different_views(module: nn.Module, layout: Layout) -> None:
+    """Tries rows of random values; other objectives than contrastive learning have no views.
+
+    Raises:
+        RecipeInvalid: two views of a row are equal.
+    """
+    if not isinstance(module, Contrastive):
+        return
+    with repeatable_random(torch.device("cpu")):
+        x = torch.rand(_NUM_TRIED_ROWS, *layout.shape)
+        if layout.num_tokens is not None:
+            x = 1 + (x * (layout.num_tokens - 1)).floor()
+    if module.draws_equal_views(x):
+        raise RecipeInvalid(
+            "objective contrastive: both views of each row are equal, so there is nothing to learn from them",
+            required="views that differ by dropout, or by an option of `augment` that changes single rows: "
+            f"{' or '.join(_VIEW_OPTIONS[layout.kind])}",
+            where=_WHERE,
+            remedy=f"set `augment: {{{_VIEW_OPTIONS[layout.kind][-1]}: 0.1}}` in this stage, or a `dropout` of the "
+            "network",
+        )
 
 
 def freeze_unused(module: nn.Module, network: nn.Module, x: torch.Tensor) -> None:
@@ -257,15 +288,31 @@ def _evaluation(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _dropout(network: nn.Module) -> Iterator[None]:
-    """Within the context, dropout is active in a network in evaluation mode."""
-    modules = [module for module in network.modules() if isinstance(module, nn.Dropout)]
+    """Within the context, dropout is active in a network in evaluation mode, also that of attention.
+
+    Batch normalisation and frozen modules stay in evaluation mode, as in training.
+    """
+    frozen = {part for module in frozen_modules(network) for part in module.modules()}
+    modules = [
+        module
+        for module in network.modules()
+        if module not in frozen and not isinstance(module, nn.modules.batchnorm._NormBase)
+    ]
     for module in modules:
-        module.train()
+        module.training = True
     try:
         yield
     finally:
         for module in modules:
-            module.eval()
+            module.training = False
+
+
+@contextmanager
+def repeatable_random(device: torch.device) -> Iterator[None]:
+    """Within the context, random numbers start from 0; afterwards those of the CPU and of `device` go on as before."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        yield
 
 
 def _token_embedding(network: nn.Module, layout: Layout) -> nn.Embedding:

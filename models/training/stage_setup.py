@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 
-import torch
 from torch import nn
 
 from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.training.config import Training
-from bloomery.models.training.data.batches import Examples, ExampleSource, TrainingData
+from bloomery.models.training.data.batches import ExampleSource, TrainingData
 from bloomery.models.training.layer_freezing import freeze_parameters
-from bloomery.models.training.lora import add_adapters
-from bloomery.models.training.pretraining import build_objective, find_tokens, freeze_unused
+from bloomery.models.training.lora import add_adapters, find_targets, frozen_adapters, has_trainable_adapter
+from bloomery.models.training.pretraining import build_objective, find_tokens, freeze_unused, require_different_views
 from bloomery.models.training.stages import SetUp, StageSetup
 
 
 def stage_setup(training: Training, blueprint: Blueprint, data: TrainingData, pretraining: ExampleSource) -> SetUp:
     """Returns the function that sets a stage up: `data` for the task, `pretraining` for a self-supervised stage."""
-    if isinstance(pretraining, Examples):  # labels of pairs of texts would be read as further rows
-        pretraining = pretraining._replace(y=torch.zeros(len(pretraining.x), dtype=torch.int64))
     without_labels = dataclasses.replace(data, train=pretraining, measure=None, has_row_losses=True)
 
     def set_up(network: nn.Module, number: int, part: Training) -> StageSetup:
@@ -38,10 +35,16 @@ def require_valid_layers(training: Training, blueprint: Blueprint, rows: Example
     if not any(part.freeze for part in training.parts) and not training.pretrains and training.lora is None:
         return
     set_up = stage_setup(training, blueprint, TrainingData(rows, rows), rows)
+    targets: list[str] = []
+    adapters_learn = training.lora is None
     for number, part in enumerate(training.parts):
         network = build_network(blueprint)
         if training.lora is not None:
+            targets = find_targets(network, training.lora)
             add_adapters(network, training.lora)
         freeze_parameters(network, part.freeze)
+        adapters_learn = adapters_learn or has_trainable_adapter(network, targets)
         if training.stages:
-            set_up(network, number, part)
+            require_different_views(set_up(network, number, part).module, blueprint.layout)
+    if not adapters_learn:
+        raise frozen_adapters(targets)

@@ -5,6 +5,7 @@ Shapes: S rows of the source's weight, O rows of this network's, C channels.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -31,10 +32,18 @@ class TransferResult(NamedTuple):
 
 
 class Names(NamedTuple):
-    """The tokens and classes of a network, in the order of the rows of its weights; "" or () where unknown."""
+    """The tokens and classes of a network, in the order of the rows of its weights; "" or () where unknown.
+
+    The rows of ordered classes are those of `name_thresholds`.
+    """
 
     tokens: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
+
+
+def name_thresholds(classes: Sequence[str]) -> tuple[str, ...]:
+    """The names of the rows of a head with an output between each two neighbours of ordered classes."""
+    return tuple(f"{lower} < {higher}" for lower, higher in itertools.pairwise(classes))
 
 
 UNKNOWN = Names()
@@ -214,11 +223,19 @@ def _equal_rows(names: Sequence[str], source_names: Sequence[str]) -> list[_Row]
 
 
 def _unknown_names(adaptation: str, start: StartFrom, *, is_source: bool) -> RecipeInvalid:
-    noun = "vocabulary" if adaptation == "vocabulary" else "classes"
-    owner = f"the source {start.network}" if is_source else "this network"
+    noun, task, file = "classes", "a model with classes", "config.json with `id2label`"
+    if adaptation == "vocabulary":
+        noun, task, file = "vocabulary", "a model of texts", "tokenizer.json"
+    if not is_source:
+        return RecipeInvalid(
+            f"`adapt: [{adaptation}]`, but this network has no {noun}",
+            required=task,
+            where=f"{_WHERE}.adapt",
+            remedy=f"leave {adaptation} out",
+        )
     return RecipeInvalid(
-        f"`adapt: [{adaptation}]`, but {owner} has no known {noun}",
-        required="a registered version, or a folder with encoder.json or tokenizer.json beside the weights",
+        f"`adapt: [{adaptation}]`, but the source {start.network} has no known {noun}",
+        required=f"a registered version of {task}, or a folder with encoder.json or {file} beside the weights",
         where=f"{_WHERE}.adapt",
-        remedy=f"add the file to the folder, or leave {adaptation} out",
+        remedy=f"start from such a source, or leave {adaptation} out",
     )

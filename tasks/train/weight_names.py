@@ -49,13 +49,16 @@ def read_names(source: WeightSource | None) -> Names:
 
 
 def names_of_encoder(encoder: Encoder | None) -> Names:
-    """The tokens of the encoder's text, if it has one, and its classes."""
-    from bloomery.models.training.transfer_learning import UNKNOWN, Names
+    """The tokens of the encoder's text, if it has one, and its classes or the thresholds between them."""
+    from bloomery.models.training.transfer_learning import UNKNOWN, Names, name_thresholds
 
     if encoder is None:
         return UNKNOWN
     tokenizers = [str(fitted.tokenizer) for fitted in encoder.fitted if hasattr(fitted, "tokenizer")]
-    return Names(_tokens(tokenizers[0]) if tokenizers else (), tuple(map(str, encoder.classes)))
+    classes = tuple(map(str, encoder.classes))
+    if encoder.features.task == "ordinal":
+        classes = name_thresholds(classes)
+    return Names(_tokens(tokenizers[0]) if tokenizers else (), classes)
 
 
 def _tokens(tokenizer: str) -> tuple[str, ...]:

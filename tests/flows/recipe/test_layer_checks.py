@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from pathlib import Path
 
 import pytest
 
+from bloomery.flows.recipe.layer_checks import check_layers
+from bloomery.models.features.config import Features
+from bloomery.models.networks.config import Transformer
+from bloomery.models.networks.pretrained_config import Pretrained
+from bloomery.models.training.config import Training
 from tests.flows.recipe.recipe_problems import CNN, PHOTO, TEXT, find_problems
 
 TRANSFORMER = {"kind": "transformer"}
@@ -44,4 +51,42 @@ def test_layers_that_exist_have_no_problems(source, model, training):
 
 def test_groups_of_layers_are_not_looked_up(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "bloomery.models.networks.blueprint", None)
-    assert find_problems(PHOTO, model=CNN, training={"freeze": "body", "lora": {}}) == []
+    assert find_problems(PHOTO, model=CNN, training={"freeze": "body"}) == []
+    assert find_problems(PHOTO, model=CNN, training={"lora": {}}) == []
+
+
+@pytest.mark.parametrize(
+    ("training", "sentence"),
+    [
+        ({"freeze": "body", "lora": {}}, "training.lora: all 1 adapters are frozen, so that only the head would learn"),
+        ({"freeze": "hidden", "lora": {"targets": "hidden"}}, "training.lora: all 1 adapters are frozen"),
+        ({"start_from": {"network": "digits:3", "adapt": ["vocabulary"]}}, "`vocabulary` takes rows of equal tokens"),
+    ],
+)
+def test_options_without_an_effect_are_reported(training, sentence):
+    (problem,) = find_problems(PHOTO, model=CNN, training=training)
+    assert sentence in problem
+
+
+def test_adapters_may_be_frozen_in_one_stage_and_learn_in_another():
+    stages = [{"epochs": 1, "freeze": "body"}, {"epochs": 1}]
+    assert find_problems(PHOTO, model=CNN, training={"lora": {}, "stages": stages}) == []
+
+
+@pytest.mark.parametrize(
+    ("task", "label", "noun"), [("regression", "amount", "numbers"), ("embedding", "text", "vectors")]
+)
+def test_rows_of_classes_are_not_taken_where_there_are_none(task, label, noun):
+    features = Features.model_validate({"key": "id", "label": label, "task": task, "inputs": [TEXT]})
+    training = Training(epochs=1, start_from={"network": "digits:3", "adapt": ["outputs"]})
+    (problem,) = check_layers(features, Transformer(kind="transformer"), training)
+    assert f"but {noun} have none; leave it out" in problem
+
+
+def test_the_body_of_a_checkpoint_that_gives_vectors_is_all_of_it(tiny_bert: Path):
+    features = Features.model_validate({"key": "id", "label": "text", "task": "embedding", "inputs": [TEXT]})
+    document = json.loads((tiny_bert / "config.json").read_text())
+    model = Pretrained(kind="pretrained", checkpoint="tiny", config=document)
+    (problem,) = check_layers(features, model, Training(epochs=1, freeze="body"))
+    assert "training.freeze: the network has no head, so `body` is all of it" in problem
+    assert list(check_layers(features, model, Training(epochs=1, freeze=1))) == []

@@ -21,6 +21,7 @@ from bloomery.models.training.data.batches import Examples, TrainingData
 from bloomery.models.training.determinism import set_deterministic
 from bloomery.models.training.loop import TrainingHooks, TrainingState, train
 from bloomery.models.training.lora import Adapter, add_adapters, find_targets, merge_adapters
+from bloomery.models.training.stage_setup import require_valid_layers
 from bloomery.models.training.transfer_config import Lora
 
 pytest.importorskip("peft")
@@ -135,6 +136,29 @@ def test_a_network_without_linear_layers_has_no_targets():
     network = build_network(Blueprint(config=config, layout=Layout(kind="image", shape=(1, 8, 8)), num_outputs=2))
     with pytest.raises(RecipeInvalid, match="no linear layer"):
         find_targets(network, Lora())
+
+
+def test_all_adapted_layers_are_named_and_counted():
+    """`peft` keeps only the ends of more than 20 names."""
+    config = TRANSFORMER.model_copy(update={"num_layers": 4})
+    network = build_network(BLUEPRINT.model_copy(update={"config": config}))
+    adapter = merge_adapters(add_adapters(network, Lora(rank=1)), network)
+    names = find_targets(network, Lora())
+    assert len(names) == adapter.num_layers == 24
+    assert adapter.options["target_modules"] == sorted(names)
+
+
+@pytest.mark.parametrize(
+    "stages", [(), ({"epochs": 1, "freeze": "body"},), ({"epochs": 1, "freeze": "body"}, {"epochs": 1})]
+)
+def test_adapters_that_never_learn_are_refused(stages):
+    options = {"stages": stages} if stages else {"epochs": 1, "freeze": "body"}
+    training = Training(lora=Lora(rank=1), **options)
+    if len(stages) == 2:
+        require_valid_layers(training, BLUEPRINT, rows(8, 1))
+        return
+    with pytest.raises(RecipeInvalid, match="all 12 adapters are frozen"):
+        require_valid_layers(training, BLUEPRINT, rows(8, 1))
 
 
 @pytest.mark.parametrize("options", [{"rank": 0}, {"alpha": 0}, {"dropout": 1}, {"targets": []}, {"target": ["query"]}])

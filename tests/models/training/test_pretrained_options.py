@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.checkpoint import Checkpoint
 from bloomery.data_contracts.records.tensor_layout import Layout, Part, mixed_layout
 from bloomery.models.networks.architectures.fused import FusedNetwork
@@ -66,6 +67,16 @@ def test_embeddings_layers_and_the_body_of_a_checkpoint_are_frozen(tiny_bert: Pa
     assert names == {
         name for name, _ in network.named_parameters() if any(name.startswith(prefix) for prefix in trainable)
     }
+
+
+def test_the_top_layer_of_a_checkpoint_without_a_head_has_the_whole_rate(tiny_bert: Path):
+    network = build_network(blueprint_of(tiny_bert).model_copy(update={"task": "embedding"}))
+    shares = rate_shares(network, 0.5)
+    assert shares["body.encoder.layer.1.output.dense.weight"] == 1
+    assert shares["body.embeddings.word_embeddings.weight"] == 0.25
+    with pytest.raises(RecipeInvalid, match="the network has no head, so `body` is all of it") as failure:
+        freeze_parameters(network, ("body",))
+    assert "epochs: 0" in failure.value.remedy
 
 
 def fused_network() -> FusedNetwork:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from bloomery.models.training.config import Checkpoints, Training
 from bloomery.models.training.data.batches import Examples, TrainingData, join_rows
 from bloomery.models.training.determinism import set_deterministic
 from bloomery.models.training.loop import Placement, StepProgress, TrainingHooks, TrainingState
+from bloomery.models.training.pretraining import build_objective, repeatable_random
 from bloomery.models.training.stage_setup import require_valid_layers, stage_setup
 from bloomery.models.training.stages import plan_epochs, train_in_stages
 
@@ -169,6 +171,39 @@ def test_evaluation_of_an_objective_repeats_and_keeps_the_random_state():
         assert losses.shape == (40,)
         assert torch.equal(module(data.val.x), losses)
         assert torch.equal(torch.get_rng_state(), state)
+
+
+def build_contrastive(network: torch.nn.Module, layout: Layout, **options: object) -> torch.nn.Module:
+    return build_objective("contrastive", network, layout, Training(**options))
+
+
+def test_views_of_images_differ_whatever_else_is_augmented():
+    network = build_network(Blueprint(config=CNN.model_copy(update={"dropout": 0.0}), layout=IMAGES, num_outputs=3))
+    x = images(8, 1).x
+    for augment in ({"mixup": 0.3}, {"drop_tokens": 0.3}, {"flip": True}, {}):
+        assert not build_contrastive(network, IMAGES, augment=augment).draws_equal_views(x)
+
+
+@pytest.mark.parametrize("config", [TRANSFORMER, GPT], ids=lambda config: config.kind)
+def test_text_without_dropout_has_no_two_views(config: Transformer | Gpt):
+    rows, dropout = texts(8, 1), config.model_copy(update={"dropout": 0.1})
+    no_dropout = config.model_copy(update={"dropout": 0.0})
+    blueprint = Blueprint(config=no_dropout, layout=TOKENS, num_outputs=3)
+    with pytest.raises(RecipeInvalid, match="both views of each row are equal") as failure:
+        require_valid_layers(CONTRASTIVE, blueprint, rows)
+    assert "augment: {drop_tokens: 0.1}" in failure.value.remedy
+    require_valid_layers(CONTRASTIVE, Blueprint(config=dropout, layout=TOKENS, num_outputs=3), rows)
+    stages = ({"epochs": 1, "objective": "contrastive", "augment": {"drop_tokens": 0.1}}, {"epochs": 1})
+    require_valid_layers(Training(stages=stages), blueprint, rows)
+
+
+def test_evaluation_of_an_objective_leaves_the_random_numbers_of_a_gpu_alone(monkeypatch: pytest.MonkeyPatch):
+    forked: list[list[torch.device]] = []
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: forked.append(devices) or nullcontext())
+    for device in (torch.device("cpu"), torch.device("cuda", 1)):
+        with repeatable_random(device):
+            pass
+    assert forked == [[], [torch.device("cuda", 1)]]
 
 
 @pytest.mark.parametrize(

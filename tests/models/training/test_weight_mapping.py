@@ -11,7 +11,7 @@ from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import Cnn, Transformer
 from bloomery.models.training.transfer_config import StartFrom
-from bloomery.models.training.transfer_learning import Names, TransferResult, transfer_weights
+from bloomery.models.training.transfer_learning import Names, TransferResult, name_thresholds, transfer_weights
 
 CNN = Cnn(kind="cnn", channels=(4, 8), hidden=16)
 
@@ -96,8 +96,33 @@ def test_an_unknown_vocabulary_is_refused():
     start = StartFrom(network="source", adapt="vocabulary")
     with pytest.raises(RecipeInvalid, match="the source source has no known vocabulary"):
         transfer_weights(transformer(4), transformer(5).state_dict(), start, Names(tokens=("a",)))
-    with pytest.raises(RecipeInvalid, match="this network has no known vocabulary"):
+    with pytest.raises(RecipeInvalid, match="this network has no vocabulary") as failure:
         transfer_weights(cnn(), cnn().state_dict(), start, source_names=Names(tokens=("a",)))
+    assert (failure.value.required, failure.value.remedy) == ("a model of texts", "leave vocabulary out")
+
+
+def test_outputs_without_classes_are_not_adapted():
+    start = StartFrom(network="source", adapt="outputs")
+    with pytest.raises(RecipeInvalid, match="this network has no classes") as failure:
+        transfer_weights(cnn(num_outputs=1), cnn().state_dict(), start, source_names=Names(classes=("a", "b", "c")))
+    assert failure.value.remedy == "leave outputs out"
+    with pytest.raises(RecipeInvalid, match="the source source has no known classes") as failure:
+        transfer_weights(cnn(), cnn().state_dict(), start, Names(classes=("a", "b", "c")))
+    assert "a registered version of a model with classes" in failure.value.required
+
+
+def test_thresholds_of_ordered_classes_are_copied_between_equal_neighbours():
+    source, target = cnn(num_outputs=3), cnn(num_outputs=3)
+    before = target.head.weight.detach().clone()
+    names = Names(classes=name_thresholds(("poor", "fair", "good", "best")))
+    source_names = Names(classes=name_thresholds(("fair", "good", "great", "best")))
+    start = StartFrom(network="source", adapt="outputs")
+    result = transfer_weights(target, source.state_dict(), start, names, source_names)
+    assert torch.equal(target.head.weight[1], source.head.weight[0])
+    assert torch.equal(target.head.weight[[0, 2]], before[[0, 2]])
+    assert result.adapted["head.weight"] == "1 of 3 rows, of equal classes"
+    unordered = Names(classes=("fair", "good", "best"))
+    assert transfer_weights(cnn(), source.state_dict(), start, unordered, source_names).adapted["head.weight"][0] == "0"
 
 
 @pytest.mark.parametrize(
