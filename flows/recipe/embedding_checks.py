@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bloomery.data_contracts.records.checkpoint import MODULES_FILE
+from bloomery.flows.recipe.fine_tuning import find_loops
 from bloomery.models.compression.config import CandidateSpec, Compression
 from bloomery.models.features.config import Features
 from bloomery.models.networks.config import EMBEDDING_KINDS, Model, vector_width
 from bloomery.models.networks.pretrained_config import Pretrained
-from bloomery.models.training.config import Training
+from bloomery.models.training.config import VECTOR_OPTIONS, Loop, Training
 from bloomery.tasks.checkpoints.sentence_vectors import find_other_modules
 
 _TASK = "`task: embedding` of the features"
@@ -33,9 +34,13 @@ def check_embedding(
 
 
 def _check_other_task(training: Training | None, compression: Compression | None) -> Iterator[str]:
-    for name in ("temperature", "matryoshka"):
-        if training is not None and getattr(training, name) is not None:
-            yield f"training.{name}: it is an option of {_TASK}; leave it out"
+    loops: dict[str, Loop] = {} if training is None else {"training": training}
+    loops |= {} if compression is None else find_loops(compression)
+    for name in VECTOR_OPTIONS:
+        # Fine-tuning inherits the option of the training, so it is named once.
+        place = next((place for place, loop in loops.items() if getattr(loop, name) is not None), None)
+        if place is not None:
+            yield f"{place}.{name}: it is an option of {_TASK}; leave it out"
     for candidate in (compression.candidates or ()) if compression is not None else ():
         for name in ("dimensions", "vectors"):
             if getattr(candidate, name) is not None:

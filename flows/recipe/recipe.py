@@ -30,6 +30,7 @@ from bloomery.data_contracts.records.scores import ScoreSetting, default_score
 from bloomery.flows.recipe.consistency import find_inconsistencies
 from bloomery.flows.recipe.feature_checks import check_sample_rates
 from bloomery.flows.recipe.file_column_checks import check_file_columns
+from bloomery.flows.recipe.fine_tuning import inherit_vector_options
 from bloomery.flows.recipe.limit_checks import find_misplaced_limits
 from bloomery.flows.recipe.overrides import apply_overrides
 from bloomery.flows.recipe.recipe_files import find_recipe
@@ -203,7 +204,7 @@ def read_recipe(reference: str, period: str | None = None, overrides: Mapping[st
             "period": period,
             "model": model,
             "training": _with_score(_with_absolute_start(file.training, path.parent), file),
-            "compression": file.compression.model_copy(update={"serving_device": resolve_device(file.serve)}),
+            "compression": _complete_compression(file),
             "monitor": _with_absolute_labels(file.monitor, path.parent),
             "gates": _with_absolute_recent(file.gates, path.parent),
         }
@@ -254,8 +255,6 @@ def _require_consistent(recipe: Recipe, path: Path) -> None:
     if recipe.features.task == "embedding":
         labels = {"monitor.labels": recipe.monitor.labels, "gates.recent.labels": recipe.gates.recent.labels}
         problems += [f"{name}: no label arrives for a vector; leave it out" for name in labels if labels[name]]
-        if recipe.gates.beats is not None:
-            problems.append("gates.beats: baselines predict labels, not vectors; leave it out")
     if problems:
         raise RecipeInvalid(
             "\n".join(f"{path.name}: {problem}" for problem in problems),
@@ -302,6 +301,11 @@ def _with_score(training: Training, file: RecipeFile) -> Training:
     if is_trained and "best_by" not in training.model_fields_set:
         values["best_by"] = "score"
     return training.model_copy(update=values)
+
+
+def _complete_compression(file: RecipeFile) -> Compression:
+    compression = inherit_vector_options(file.compression, file.training)
+    return compression.model_copy(update={"serving_device": resolve_device(file.serve)})
 
 
 def _with_absolute_start(training: Training, folder: Path) -> Training:

@@ -94,6 +94,8 @@ class Loop(Document):
         return self
 
 
+VECTOR_OPTIONS = ("temperature", "matryoshka")  # of the contrastive loss, also in fine-tuning
+
 Objective = Literal["task", "masked_tokens", "contrastive"]
 
 

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.records.scores import Score
 from bloomery.flows.recipe.consistency import find_inconsistencies
+from bloomery.flows.recipe.fine_tuning import find_loops, inherit_vector_options
 from bloomery.flows.recipe.limit_checks import find_misplaced_limits
 from bloomery.models.compression.budget import Budget
 from bloomery.models.compression.config import Compression
@@ -106,6 +107,10 @@ def test_modules_after_the_pooling_are_refused(tmp_path: Path):
         ),
         ({"task": "classification", "training": {"temperature": 0.1}}, "training.temperature: it is an option of"),
         (
+            {"task": "classification", "fine_tune": {"epochs": 1, "matryoshka": [4]}},
+            "compression.fine_tune.matryoshka: it is an option of",
+        ),
+        (
             {"task": "classification", "candidates": [{"name": "fp32"}, {"name": "short", "dimensions": 2}]},
             "dimensions of short is an option of `task: embedding`",
         ),
@@ -129,6 +134,26 @@ def test_limits_of_other_tasks_are_refused(limits, message):
     options = {"budget": Budget(), "gates": Gates(), **limits}
     (problem,) = find_misplaced_limits("embedding", options["budget"], options["gates"], (), options.get("score"))
     assert message in problem
+
+
+def test_fine_tuning_inherits_what_the_vectors_were_trained_for():
+    student, own = {"model": {"kind": "rnn"}, "training": {"epochs": 2}}, {"epochs": 3, "temperature": 0.2}
+    document = {
+        "candidates": [
+            {"name": "fp32"},
+            {"name": "small", "student": student, "prune": {"ratio": 0.5, "training": own}},
+            {"name": "half", "prune": 0.5},
+        ]
+    }
+    compression = Compression.model_validate(document)
+    training = Training(epochs=1, temperature=0.1, matryoshka=(8,))
+    loops = find_loops(inherit_vector_options(compression, training))
+    assert {place: (loop.epochs, loop.temperature, loop.matryoshka) for place, loop in loops.items()} == {
+        "compression.fine_tune": (10, 0.1, (8,)),
+        "compression.candidates: student.training of small": (2, 0.1, (8,)),
+        "compression.candidates: prune.training of small": (3, 0.2, (8,)),
+    }
+    assert inherit_vector_options(compression, Training(epochs=1)) is compression
 
 
 def test_options_of_embeddings_are_not_written_for_other_recipes():
