@@ -65,7 +65,9 @@ def openapi_document(version: LoadedVersion, key_policy: KeyPolicy, *, has_card:
                 else {"/explain": {"post": _explain_operation(version, error_responses)}}
             ),
             **(
-                {} if find_pair(version.encoder) is None else {RERANK_PATH: {"post": rerank_operation(error_responses)}}
+                {}
+                if find_pair(version.encoder) is None
+                else {RERANK_PATH: {"post": rerank_operation(version.encoder, error_responses)}}
             ),
             **{
                 path: {"get": {"summary": summary, "responses": {"200": {"description": summary}}}}

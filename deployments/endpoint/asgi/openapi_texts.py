@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from bloomery.deployments.endpoint.asgi.embeddings import ENCODING_FORMATS
+from bloomery.deployments.endpoint.asgi.rerank import find_relevant_class
 from bloomery.deployments.endpoint.http.responses import JSON
 from bloomery.deployments.endpoint.inference.model_version import LoadedVersion
+from bloomery.models.features.encoder import Encoder
 
 _TEXT = {"type": "string"}
 _COUNT = {"type": "integer", "minimum": 0}
@@ -57,8 +59,14 @@ def embeddings_operation(version: LoadedVersion) -> dict[str, Any]:
     }
 
 
-def rerank_operation(error_responses: dict[str, Any]) -> dict[str, Any]:
+def rerank_operation(encoder: Encoder, error_responses: dict[str, Any]) -> dict[str, Any]:
     """`POST /rerank`."""
+    relevant_class: dict[str, Any] = {}
+    needs_class = bool(encoder.classes) and find_relevant_class(encoder) is None
+    if encoder.classes:
+        names = [str(name) for name in encoder.classes]
+        description = "the class of relevant documents, whose probability is the score"
+        relevant_class = {"relevant_class": {**_TEXT, "enum": names, "description": description}}
     document = {"oneOf": [_TEXT, _object({"text": _TEXT})]}
     request = _object(
         {
@@ -66,9 +74,10 @@ def rerank_operation(error_responses: dict[str, Any]) -> dict[str, Any]:
             "documents": {"type": "array", "items": document, "minItems": 1},
             "top_n": {"type": "integer", "minimum": 1, "description": "the most results; default: all documents"},
             "return_documents": {"type": "boolean", "default": False},
+            **relevant_class,
             "model": {**_TEXT, "description": "ignored"},
         },
-        ("query", "documents"),
+        ("query", "documents", *(["relevant_class"] if needs_class else [])),
     )
     result = _object(
         {"index": _COUNT, "relevance_score": {"type": "number"}, "document": _object({"text": _TEXT})},

@@ -2,7 +2,7 @@
 
 The request and the response are those that Cohere, Jina and Hugging Face's servers have in common.
 
-Shapes: B rows, K classes.
+Shapes: B rows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from bloomery.models.features.encoder import Encoder
 from bloomery.models.features.input_config import TextInput
 
 RERANK_PATH = "/rerank"
-_PARAMETERS = ("query", "documents", "top_n", "return_documents", "model")
+_PARAMETERS = ("query", "documents", "top_n", "return_documents", "relevant_class", "model")
+# Names of two classes of which the second one is that of relevant documents.
+_KNOWN_PAIRS = (("0", "1"), ("-1", "1"), ("false", "true"), ("no", "yes"))
 
 
 def parse_rerank(version: LoadedVersion, body: bytes, max_rows: int) -> TextRequest:
@@ -36,8 +38,8 @@ def parse_rerank(version: LoadedVersion, body: bytes, max_rows: int) -> TextRequ
     if source is None:
         raise HTTPError(
             HTTPStatus.NOT_FOUND,
-            f"{version.tag} does not score pairs of texts: it needs a text input with `pair`, and a number or two "
-            "classes as its label; send rows to /predict",
+            f"{version.tag} does not score pairs of texts: it needs a text input with `pair`, and a number or classes "
+            "as its label; send rows to /predict",
         )
     document = _read_document(body)
     query, documents = document.get("query"), document.get("documents")
@@ -50,20 +52,45 @@ def parse_rerank(version: LoadedVersion, body: bytes, max_rows: int) -> TextRequ
     with_documents = document.get("return_documents", False)
     if not isinstance(with_documents, bool):
         raise _invalid("return_documents", with_documents, "true or false")
+    relevant = _read_relevant_class(version.encoder, document.get("relevant_class"))
     try:
         rows = version.row_check.parse_rows([{source.column: query, source.pair: text} for text in texts])
     except RowsRefused as refusal:
         raise HTTPError(HTTPStatus.UNPROCESSABLE_ENTITY, str(refusal), refusal.problems) from refusal
-    return TextRequest(rows, partial(_respond, version, texts if with_documents else None, top_n))
+    return TextRequest(rows, partial(_respond, version, texts if with_documents else None, top_n, relevant))
 
 
 def find_pair(encoder: Encoder) -> TextInput | None:
-    """The input of a model that scores pairs of texts, by a number or by the second of two classes; else None."""
+    """The input of a model that scores pairs of texts, by a number or by the probability of a class; else None."""
     source = encoder.features.inputs[0]
     if len(encoder.features.inputs) > 1 or not isinstance(source, TextInput) or source.pair is None:
         return None
-    is_score = encoder.units is not None or (encoder.features.task == "classification" and len(encoder.classes) == 2)
+    is_score = encoder.units is not None or encoder.features.task == "classification"
     return source if is_score else None
+
+
+def find_relevant_class(encoder: Encoder) -> int | None:
+    """The position of the class of relevant documents, where the names of the classes tell; else None.
+
+    Classes are sorted by name, so the second one of entailment and not_entailment is the wrong one.
+    """
+    names = tuple(str(name).lower() for name in encoder.classes)
+    return next((names.index(pair[1]) for pair in _KNOWN_PAIRS if sorted(names) == sorted(pair)), None)
+
+
+def _read_relevant_class(encoder: Encoder, name: Any) -> int | None:
+    """The position of the class whose probability is the score; None of a regression."""
+    if encoder.units is not None:
+        if name is not None:
+            raise _invalid("relevant_class", name, "left out: the score of this model is a number")
+        return None
+    position = find_relevant_class(encoder)
+    if name is None and position is not None:
+        return position
+    names = [str(known) for known in encoder.classes]
+    if not isinstance(name, str | int) or str(name) not in names:
+        raise _invalid("relevant_class", name, f"the class of relevant documents, one of {', '.join(names[:20])}")
+    return names.index(str(name))
 
 
 def _read_document(body: bytes) -> dict[str, Any]:
@@ -102,8 +129,10 @@ def _invalid(name: str, value: Any, required: str) -> HTTPError:
     return HTTPError(HTTPStatus.UNPROCESSABLE_ENTITY, f"{name}: found {found}, but it must be {required}")
 
 
-def _respond(version: LoadedVersion, texts: list[str] | None, top_n: int | None, result: RequestResult) -> bytes:
-    scores_B = relevance_scores(result.outputs)
+def _respond(
+    version: LoadedVersion, texts: list[str] | None, top_n: int | None, relevant: int | None, result: RequestResult
+) -> bytes:
+    scores_B = result.outputs if relevant is None else result.outputs[:, relevant]
     order = np.argsort(-scores_B, kind="stable")[:top_n].tolist()
     results = [
         {
@@ -114,8 +143,3 @@ def _respond(version: LoadedVersion, texts: list[str] | None, top_n: int | None,
         for position in order
     ]
     return orjson.dumps({"results": results, "model": version.tag})
-
-
-def relevance_scores(outputs: np.ndarray) -> np.ndarray:
-    """The scores float64 (B,): the values of a regression, or the probability of the second of two classes."""
-    return outputs if outputs.ndim == 1 else outputs[:, 1]

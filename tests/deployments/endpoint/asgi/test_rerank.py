@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ DOCUMENTS = ["play music", "the balance of my card", "book a flight", "my card"]
 
 
 class CountsRepeats(torch.nn.Module):
-    """The number of tokens, as one value or as the second of two logits."""
+    """The number of tokens, as one value or as the second of two or three logits."""
 
     def __init__(self, num_outputs: int) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class CountsRepeats(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         count = (x > 0).float().sum(1, keepdim=True) / 10
-        return count if self.num_outputs == 1 else torch.cat([-count, count], dim=1)
+        return count if self.num_outputs == 1 else torch.cat([-count, count, 0 * count], dim=1)[:, : self.num_outputs]
 
 
 @pytest.fixture(scope="module")
@@ -53,23 +53,24 @@ def load(
     )
     text = {"kind": "text", "column": "query", "pair": "passage", "length": 16, "tokenizer": "checkpoint"}
 
-    def make(task: str) -> LoadedVersion:
-        labels = [0, 1] if task == "classification" else [0.0, 1.0]
+    def make(task: str, labels: Sequence[object] = (0, 1)) -> LoadedVersion:
         features = Features.model_validate(
             {"key": "id", "label": "label", "task": task, "inputs": [{**text, "checkpoint": checkpoint}]}
         )
-        kind = "integer" if task == "classification" else "number"
+        kind = "string" if isinstance(labels[0], str) else "integer" if task == "classification" else "number"
         contract = contract_of(
             {"name": "id", "logicalType": "integer", "required": True, "primaryKey": True},
             {"name": "query", "logicalType": "string", "required": True},
             {"name": "passage", "logicalType": "string", "required": True, "logicalTypeOptions": {"maxLength": 40}},
             {"name": "label", "logicalType": kind, "required": True},
         )
-        rows = pa.RecordBatch.from_pydict({"id": [1, 2], "query": ["a", "b"], "passage": ["c", "d"], "label": labels})
+        values = pa.array(labels, pa.float64() if task == "regression" else None)
+        texts = list(map(str, range(len(values))))
+        rows = pa.RecordBatch.from_pydict({"id": range(len(values)), "query": texts, "passage": texts, "label": values})
         statistics = next(partial_statistics(features, [rows])).column(0).to_pylist()
         encoder = fit(read_tokenizers(features), statistics)
         folder = tmp_path_factory.mktemp(task)
-        network = CountsRepeats(1 if task == "regression" else 2)
+        network = CountsRepeats(1 if task == "regression" else len(values))
         export_onnx(network, torch.from_numpy(encode(encoder, rows)), folder / "model.onnx")
         write_artifacts(folder, "judge:one", ("query", "passage"), contract, encoder, {})
         return LoadedVersion(folder)
@@ -108,6 +109,41 @@ def test_the_most_relevant_document_comes_first(application):
         prediction = predictions[result["index"]]
         expected = prediction["value"] if "value" in prediction else prediction["probabilities"]["1"]
         assert result["relevance_score"] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("labels", "relevant", "expected"),
+    [
+        (("entailment", "not_entailment"), "entailment", [0, 3, 2, 1]),
+        (("entailment", "not_entailment"), "not_entailment", [1, 2, 0, 3]),
+        (("no", "yes"), None, [1, 2, 0, 3]),
+        (("false", "true"), None, [1, 2, 0, 3]),
+        ((0, 1), 0, [0, 3, 2, 1]),
+        ((0, 1, 2), 1, [1, 2, 0, 3]),
+    ],
+)
+def test_the_score_is_the_probability_of_the_class_of_relevant_documents(load, metrics, labels, relevant, expected):
+    application = Application(Limits(), metrics)
+    application.use_version(load("classification", labels))
+    named = {} if relevant is None else {"relevant_class": relevant}
+    response = ask(application, {"query": "card", "documents": DOCUMENTS, **named})
+    assert [result["index"] for result in response.json()["results"]] == expected
+
+
+def test_classes_whose_names_do_not_tell_which_is_relevant_are_asked_for(load, metrics):
+    application = Application(Limits(), metrics)
+    application.use_version(load("classification", ("entailment", "not_entailment")))
+    for named in ({}, {"relevant_class": "contradiction"}, {"relevant_class": ["entailment"]}):
+        response = ask(application, {"query": "card", "documents": DOCUMENTS, **named})
+        assert response.status_code == 422
+        assert "the class of relevant documents, one of entailment, not_entailment" in response.json()["error"]
+    operation = ask(application, b"", "GET", "/openapi.json").json()["paths"]["/rerank"]["post"]
+    schema = operation["requestBody"]["content"]["application/json"]["schema"]
+    assert "relevant_class" in schema["required"]
+    assert schema["properties"]["relevant_class"]["enum"] == ["entailment", "not_entailment"]
+    application.use_version(load("regression"))
+    response = ask(application, {"query": "card", "documents": DOCUMENTS, "relevant_class": "1"})
+    assert "the score of this model is a number" in response.json()["error"]
 
 
 def test_fewer_results_and_their_documents_on_request(application):
