@@ -91,12 +91,17 @@ def _make_frame(columns: dict[str, list[float | str | None]]) -> pd.DataFrame:
     return frame.apply(lambda column: column.to_numpy()[rng.permutation(len(column))])
 
 
+def _bare_name(name: str) -> str:
+    """Returns the name without the brackets of a prediction: `speed (km/h)` of `(speed (km/h))`."""
+    return name[1:-1] if name.startswith("(") and name.endswith(")") else name
+
+
 def _write_page(report: MonitoringReport, limit: float, path: Path) -> None:
     from evidently import DataDefinition, Dataset, Report
     from evidently.presets import DataDriftPreset
 
     columns = {drift.name for drift in report.drifts}
-    drifts = {drift.name if (name := drift.name.strip("()")) in columns else name: drift for drift in report.drifts}
+    drifts = {drift.name if (name := _bare_name(drift.name)) in columns else name: drift for drift in report.drifts}
     reference = _make_frame(
         {name: sample_values(drift.reference, drift.reference.all_shares, _NUM_ROWS) for name, drift in drifts.items()}
     )

@@ -147,13 +147,16 @@ def read_reference(tag: str) -> VersionReference:
 
 def _profiles_by_name(reference: VersionReference) -> dict[str, ReferenceProfile]:
     """Returns the profiles of the columns, of the predictions and of their confidence, whose names are in brackets."""
-    profiles = {**reference.columns, _bracket(_PREDICTION, reference): reference.predictions}
-    if reference.confidence is not None:
-        profiles[_bracket(_CONFIDENCE, reference)] = reference.confidence
+    profiles = _prediction_profiles(reference)
+    return {**reference.columns, **{_bracket(name, reference): profile for name, profile in profiles.items()}}
+
+
+def _prediction_profiles(reference: VersionReference) -> dict[str, ReferenceProfile]:
+    """Returns the profiles of the predictions and of their confidence, or of each output by its name."""
     if reference.output_profiles is not None:
-        del profiles[_bracket(_PREDICTION, reference)]
-    outputs = {_bracket(name, reference): profile for name, profile in (reference.output_profiles or {}).items()}
-    return profiles | outputs
+        return dict(reference.output_profiles)
+    profiles = {_PREDICTION: reference.predictions}
+    return profiles if reference.confidence is None else {**profiles, _CONFIDENCE: reference.confidence}
 
 
 def _bracket(name: str, reference: VersionReference) -> str:
@@ -177,14 +180,15 @@ def _require_profiled(columns: Sequence[str] | None, reference: VersionReference
 def _summarize_window(window: _Window, reference: VersionReference, *, keep_predictions: bool) -> _WindowStats:
     profiles = _profiles_by_name(reference)
     counts = {name: _empty_counts(_cells_of(profile)) for name, profile in profiles.items()}
+    predicted = {_bracket(name, reference): name for name in _prediction_profiles(reference)}
     seconds, predictions, num_rows = [np.empty(0)], [], 0
     for rows in _read_rows(window):
         num_rows += rows.num_rows
         for name, profile in profiles.items():
-            if name in reference.columns:
-                values = _extract_column(rows, name, profile.measure)
+            if name in predicted:
+                values: pa.Array | None = _extract_predictions(rows, predicted[name], reference)
             else:
-                values = _extract_predictions(rows, name.strip("()"), reference)
+                values = _extract_column(rows, name, profile.measure)
             if values is not None:
                 counts[name] += count_into_bins(_cells_of(profile), values)
         seconds.append(rows.filter(pc.equal(rows["row"], 0))["seconds"].to_numpy())

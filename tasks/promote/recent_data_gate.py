@@ -151,7 +151,7 @@ def _read_labelled_rows(name: str, labels: pa.Table, since: datetime) -> tuple[p
 
 
 def _measure_degradation(score: Score, truth: pa.ChunkedArray, champion: _Version, candidate: _Version) -> Interval:
-    """The degradation from the champion to the candidate.
+    """The degradation from the champion to the candidate; of several outputs, that of those with a label.
 
     Raises:
         UndefinedScore: the score does not exist for these rows.
@@ -163,9 +163,11 @@ def _measure_degradation(score: Score, truth: pa.ChunkedArray, champion: _Versio
         return degradation_interval(score, truth_NM, before, after)
     if candidate.encoder.outputs:
         truth_NK = parse_outputs(truth.to_pylist(), candidate.encoder.outputs)
+        is_labelled_K = ~np.isnan(truth_NK).all(axis=0)  # the labels of some outputs may never arrive
         # Both in the deviations of the candidate's labels.
-        before, after = (_to_units_of(candidate.encoder, *version) for version in (champion, candidate))
-        return degradation_interval(score, truth_NK, before, after)
+        values = (_to_units_of(candidate.encoder, *version) for version in (champion, candidate))
+        before, after = (values_NK[:, is_labelled_K] for values_NK in values)
+        return degradation_interval(score, truth_NK[:, is_labelled_K], before, after)
     if candidate.encoder.features.task == "regression":
         numbers = truth.cast(pa.float64()).to_numpy()
         return degradation_interval(score, numbers, champion.predictions, candidate.predictions)

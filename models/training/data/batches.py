@@ -154,7 +154,7 @@ def join_rows(rows: ExampleSource, further_rows: ExampleSource) -> Examples:
             "the rows with and without a label are together too large for memory",
             required=f"at most {_MAX_BYTES >> 30} GiB of encoded values in each part",
             where="the encoded training rows",
-            remedy="set `unlabelled: drop` in the recipe's features, or use fewer rows",
+            remedy="use fewer rows; or leave out `unlabelled: teach`, and the rows without a label in the data",
         )
     x = torch.cat([rows.x, further_rows.x])
     return Examples(x, torch.zeros(len(x), dtype=torch.int64), np.concatenate([rows.key, further_rows.key]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,16 +14,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bloomery.data_contracts.errors import DataMissing
+from bloomery.data_contracts.errors import DataMissing, ReleaseRefused
 from bloomery.data_contracts.monitoring import Monitor, MonitoringReport, ReferenceProfile, VersionReference
 from bloomery.data_contracts.odcs.distributions import Bins, count_into_bins, reference_column
 from bloomery.data_contracts.records.output_units import OutputUnits
 from bloomery.data_contracts.records.records import Interval
+from bloomery.models.evaluation.gates import Gates, RecentData
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import Encoder
 from bloomery.tasks.monitoring import shadow_comparison
 from bloomery.tasks.monitoring.delayed_labels import read_output_labels
 from bloomery.tasks.monitoring.monitor import monitor_window
+from bloomery.tasks.promote import recent_data_gate
 
 RNG = np.random.default_rng(0)
 NOW = datetime(2026, 3, 2, tzinfo=UTC)
@@ -97,6 +100,39 @@ def run_monitor(labels: Path | None = None) -> MonitoringReport:
     monitor = Monitor(min_rows=200, min_labels=50, labels=None if labels is None else str(labels))
     version: Any = SimpleNamespace(name="people", version="1", tags={"bento": TAG})
     return monitor_window(version, monitor, NOW - DAY, NOW)
+
+
+@pytest.mark.parametrize("name", ["speed (km/h)", "(height)", "prediction", "confidence"])
+def test_an_output_is_monitored_whatever_its_name(artifacts: Path, home: Path, name: str) -> None:
+    path = Path(os.environ["BENTOML_HOME"]) / "bentos" / "people" / "one" / "src" / "artifacts" / "reference.json"
+    path.write_text(path.read_text().replace('"height"', json.dumps(name)))
+    write_log(home, draw_values(600, shift=1.5))
+    drifts = {drift.name: drift.is_drifted for drift in run_monitor().drifts}
+    assert drifts == {"(width)": False, f"({name})": True}
+
+
+def test_the_gate_on_recent_data_compares_outputs_with_a_label(
+    artifacts: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = draw_values(400)
+    write_log(home, values)
+    path = tmp_path / "labels.parquet"
+    requests = [f"r{number}" for number in range(400)]
+    pq.write_table(
+        pa.table({"request": requests, "width": values[:, 0] + 0.2, "height": pa.nulls(400, pa.float64())}), path
+    )
+    errors = {"people:one": 0.2, "people:two": 1.2}
+    standard = (values - np.array([10, 500])) / np.array([2, 100])
+    monkeypatch.setattr(
+        recent_data_gate,
+        "run_bento",
+        lambda tag, encoder, rows: standard + np.array([errors[tag] / 2, 99 * errors[tag]]),
+    )
+    gates = Gates(champion_rise=0.1, recent=RecentData(labels=str(path), window="36500d"))
+    result = recent_data_gate.require_not_worse_on_recent_data("people", "people:one", "people:two", gates)
+    assert result.startswith("on 400 recent labelled rows the relative rise of mean RMSE against people:two is -100")
+    with pytest.raises(ReleaseRefused, match="mean RMSE against people:one"):
+        recent_data_gate.require_not_worse_on_recent_data("people", "people:two", "people:one", gates)
 
 
 def test_drift_of_one_output_is_found_by_its_name(artifacts: Path, home: Path) -> None:
