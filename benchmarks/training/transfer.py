@@ -29,7 +29,7 @@ from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import Cnn
 from bloomery.models.networks.pretrained_config import Pretrained
-from bloomery.models.training.config import Augment, Training
+from bloomery.models.training.config import Augment, Stage, Training
 from bloomery.models.training.data.batches import Examples, TrainingData
 from bloomery.models.training.determinism import set_deterministic
 from bloomery.models.training.layer_freezing import freeze_parameters
@@ -107,36 +107,20 @@ def compare_images(source: str, target: str, options: argparse.Namespace) -> Ite
         flush=True,
     )
     rows, test = read_images(target, "train"), read_images(target, "t10k")
-    few = Training(
-        epochs=15,
-        batch_size=32,
-        learning_rate=1e-3,
-        augment=Augment(shift=2),
-        best_by="last",
-    )
-    stages = ({"epochs": 4, "freeze": "body"}, {"epochs": 11})
+    few = {"batch_size": 32, "learning_rate": 1e-3, "augment": Augment(shift=2), "best_by": "last"}
+    head_then_all = (Stage(epochs=4, freeze=("body",)), Stage(epochs=11))
     unlabelled = draw_per_class(rows, options.unlabelled // 10, 99)
-    views = {"shift": 3, "rotate": 15, "erase": 0.5}
-    contrastive = (
-        {"epochs": 2, "objective": "contrastive", "batch_size": 128, "augment": views},
-        {"epochs": 15},
-    )
+    views = Augment(shift=3, rotate=15, erase=0.5)
+    contrastive = (Stage(epochs=2, objective="contrastive", batch_size=128, augment=views), Stage(epochs=15))
     ways: dict[str, tuple[bool, Training]] = {
-        "from scratch": (False, few),
-        f"from {source}": (True, few),
-        f"from {source}, head then all": (
-            True,
-            few.model_copy(update={"epochs": 0, "stages": stages}),
-        ),
+        "from scratch": (False, Training(epochs=15, **few)),
+        f"from {source}": (True, Training(epochs=15, **few)),
+        f"from {source}, head then all": (True, Training(stages=head_then_all, **few)),
     }
     if options.unlabelled:
         name = f"contrastive on {options.unlabelled:,} images without labels"
-        ways[name] = (
-            False,
-            few.model_copy(update={"epochs": 0, "stages": contrastive}),
-        )
+        ways[name] = (False, Training(stages=contrastive, **few))
     for name, (starts_from_source, training) in ways.items():
-        training = Training.model_validate(training.model_dump())
         accuracies, seconds = [], time.perf_counter()
         for seed in range(options.seeds):
             set_deterministic(seed, num_threads=options.threads)
@@ -219,15 +203,12 @@ def compare_intents(
         "best_by": "last",
         "label_smoothing": 0.1,
     }
-    head = {"epochs": 4, "freeze": "body", "learning_rate": 0.02}
+    head = Stage(epochs=4, freeze=("body",), learning_rate=0.02)
     ways: dict[str, Training] = {
         "head": Training(**base, stages=(head,)),
         "head, then all": Training(
             **base,
-            stages=(
-                head,
-                {"epochs": options.epochs, "learning_rate": 2e-4, "discount": 0.9},
-            ),
+            stages=(head, Stage(epochs=options.epochs, learning_rate=2e-4, discount=0.9)),
         ),
         "adapters of rank 16": Training(
             **base,
