@@ -1,4 +1,4 @@
-"""Fits the baselines of a task: those of one label, or for several labels one of each.
+"""Fits the baselines of a task: those of one label, for several labels one of each, or those of pairs of texts.
 
 Shapes: N rows, M labels, K classes.
 """
@@ -26,6 +26,7 @@ from bloomery.models.evaluation.baselines import (
     fit_naive,
     fit_trees,
 )
+from bloomery.models.evaluation.lexical_baselines import fit_lexical
 
 
 def fit_baselines(task: BaselineTask) -> Iterator[FittedBaseline]:
@@ -35,6 +36,9 @@ def fit_baselines(task: BaselineTask) -> Iterator[FittedBaseline]:
     """
     if task.class_counts:
         yield from _fit_to_class_outputs(task)
+        return
+    if task.test_y is not None:
+        yield from fit_lexical(task)
         return
     if task.train.y.dtype == np.float64 and task.train.y.ndim == 2:
         yield from _fit_to_outputs(task)

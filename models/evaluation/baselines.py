@@ -80,6 +80,7 @@ class BaselineTask(NamedTuple):
     test_x: np.ndarray
     windows: LabelWindows | None = None
     class_counts: tuple[int, ...] = ()  # of each of several labels with classes
+    test_y: np.ndarray | None = None  # of an embedding, whose predictions are ranks of these texts
 
 
 def fit_constant(task: BaselineTask) -> FittedBaseline:
@@ -308,16 +309,20 @@ class Features:
 
     def _count_tokens(self, x: np.ndarray) -> Any:
         """The logarithmic counts of the tokens of each row; 0 is padding."""
-        from scipy.sparse import csr_matrix
+        return count_tokens(x, self._layout.num_tokens or int(x.max(initial=0)) + 1).log1p()
 
-        tokens_NT = x.reshape(len(x), -1).astype(np.int64)
-        is_token_NT = tokens_NT > 0
-        starts = np.concatenate([[0], np.cumsum(is_token_NT.sum(axis=1))])
-        columns = tokens_NT[is_token_NT]
-        shape = (len(x), self._layout.num_tokens or int(columns.max(initial=0)) + 1)
-        counts = csr_matrix((np.ones(len(columns)), columns, starts), shape=shape)
-        counts.sum_duplicates()
-        return counts.log1p()
+
+def count_tokens(x: np.ndarray, num_tokens: int) -> Any:
+    """The counts of the tokens of each row (N, num_tokens), sparse; 0 is padding."""
+    from scipy.sparse import csr_matrix
+
+    tokens_NT = x.reshape(len(x), -1).astype(np.int64)
+    is_token_NT = tokens_NT > 0
+    starts = np.concatenate([[0], np.cumsum(is_token_NT.sum(axis=1))])
+    columns = tokens_NT[is_token_NT]
+    counts = csr_matrix((np.ones(len(columns)), columns, starts), shape=(len(x), num_tokens))
+    counts.sum_duplicates()
+    return counts
 
 
 def _part_of(x_NF: np.ndarray, place: PartSlice) -> np.ndarray:

@@ -8,6 +8,7 @@ Shapes: N rows, M texts of the corpus, T tokens, W values of a vector.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -70,12 +71,18 @@ def rank_positives(corpus: Corpus, queries_NW: np.ndarray, texts_MW: np.ndarray)
     A rank is not a number where a vector is not finite.
     """
     queries_NW, texts_MW = normalise(queries_NW), normalise(texts_MW)
-    ranks_N = np.empty(len(queries_NW))
+    return rank_by_similarity(corpus, lambda rows: queries_NW[rows] @ texts_MW.T)
+
+
+def rank_by_similarity(corpus: Corpus, compare: Callable[[slice], np.ndarray]) -> np.ndarray:
+    """The ranks float64 (N,) as of `rank_positives`, by the similarities (B, M) of rows to texts, which change."""
+    num_rows = len(corpus.positives)
+    ranks_N = np.empty(num_rows)
     rows, excluded = corpus.excluded
-    step = max(_BLOCK_VALUES // max(len(texts_MW), 1), 1)
-    for start in range(0, len(queries_NW), step):
+    step = max(_BLOCK_VALUES // max(len(corpus.tokens), 1), 1)
+    for start in range(0, num_rows, step):
         block = slice(start, start + step)
-        similarities_BM = queries_NW[block] @ texts_MW.T
+        similarities_BM = compare(block)
         positives_B = corpus.positives[block]
         own_B1 = np.take_along_axis(similarities_BM, positives_B[:, None], axis=1)
         is_inside = (rows >= start) & (rows < start + step)
