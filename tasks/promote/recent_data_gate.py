@@ -19,6 +19,7 @@ from bloomery.data_contracts.records.scores import ACCURACY, Score, default_scor
 from bloomery.data_contracts.serving.prediction_log import SHADOW, read_log
 from bloomery.models.evaluation.gates import Gates
 from bloomery.models.evaluation.metrics import accuracy_drop
+from bloomery.models.evaluation.output_scores import is_known
 from bloomery.models.evaluation.score_intervals import degradation_interval
 from bloomery.models.evaluation.scores import UndefinedScore
 from bloomery.models.features.config import Features
@@ -160,14 +161,12 @@ def _measure_degradation(score: Score, truth: pa.ChunkedArray, champion: _Versio
         outputs = candidate.encoder.class_outputs
         truth_NM = parse_classes(truth.to_pylist(), outputs)
         before, after = (align_class_outputs(*version, outputs) for version in (champion, candidate))
-        return degradation_interval(score, truth_NM, before, after)
+        return _compare_outputs(score, truth_NM, before, after)
     if candidate.encoder.outputs:
         truth_NK = parse_outputs(truth.to_pylist(), candidate.encoder.outputs)
-        is_labelled_K = ~np.isnan(truth_NK).all(axis=0)  # the labels of some outputs may never arrive
         # Both in the deviations of the candidate's labels.
-        values = (_to_units_of(candidate.encoder, *version) for version in (champion, candidate))
-        before, after = (values_NK[:, is_labelled_K] for values_NK in values)
-        return degradation_interval(score, truth_NK[:, is_labelled_K], before, after)
+        before, after = (_to_units_of(candidate.encoder, *version) for version in (champion, candidate))
+        return _compare_outputs(score, truth_NK, before, after)
     if candidate.encoder.features.task == "regression":
         numbers = truth.cast(pa.float64()).to_numpy()
         return degradation_interval(score, numbers, champion.predictions, candidate.predictions)
@@ -184,6 +183,12 @@ def _measure_degradation(score: Score, truth: pa.ChunkedArray, champion: _Versio
     positions = np.array([names.index(label) for label in labels[is_known]], np.int64)
     before, after = (align_classes(*version, names)[is_known] for version in (champion, candidate))
     return compare_aligned(score, positions, before, after)
+
+
+def _compare_outputs(score: Score, truth_NK: np.ndarray, before: np.ndarray, after: np.ndarray) -> Interval:
+    """The degradation over the outputs with a label in any row: those of some may never arrive."""
+    is_labelled_K = is_known(truth_NK).any(axis=0)
+    return degradation_interval(score, *(values[:, is_labelled_K] for values in (truth_NK, before, after)))
 
 
 def _to_units_of(encoder: Encoder, source: Encoder, predictions_NK: np.ndarray) -> np.ndarray:
