@@ -34,6 +34,7 @@ from bloomery.flows.cli.commands.init import write_drafts
 from bloomery.flows.recipe.recipe import Recipe, read_recipe
 from bloomery.models.features.input_config import TextInput
 from bloomery.models.networks.config import Mlp
+from bloomery.models.training.config import Augment
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.scaffolding.planning.draft_planning import ColumnRoles
 from bloomery.tasks.scaffolding.source_options.reader_options import UserOptions
@@ -80,10 +81,11 @@ def write_table(rows: Rows, num_rows: int, folder: Path) -> Path:
 
 
 def without_text(recipe: Recipe) -> Recipe:
-    """The recipe without texts: its network of the table alone, with the same training."""
+    """The recipe without texts: its network of the table alone, trained as the table is in the fused network."""
     inputs = tuple(source for source in recipe.features.inputs if not isinstance(source, TextInput))
     features = recipe.features.model_copy(update={"inputs": inputs})
-    return recipe.model_copy(update={"features": features, "model": Mlp(kind="mlp")})
+    training = recipe.training.parts[0].model_copy(update={"freeze": (), "augment": Augment()})
+    return recipe.model_copy(update={"features": features, "model": Mlp(kind="mlp"), "training": training})
 
 
 def fit_trees(dataset: Dataset, path: Path, text: str, seed: int) -> float:

@@ -154,9 +154,7 @@ class AttentionConfig(Document):
     num_heads: Count = 4
     head_width: HeadWidth = None
     feed_forward: Annotated[float, Field(gt=0, description="width of the hidden layer as a multiple of `width`")] = 4.0
-    max_length: Annotated[
-        Count | None, Field(description="number of positions; default: length of the encoded rows")
-    ] = None
+    max_length: Annotated[Count | None, Field(description="number of positions; default: that of the rows")] = None
     dropout: Dropout = 0.1
 
     @model_validator(mode="after")
@@ -170,6 +168,7 @@ class Transformer(AttentionConfig):
     """A pre-norm Transformer encoder like BERT, for text and continuous sequences."""
 
     kind: Literal["transformer"]
+    num_layers: Annotated[int, Field(ge=0, description="0: the embedded steps are pooled at once")] = 2
     pooling: Literal["first", "mean", "max"] = "mean"
     convolution: Annotated[
         int, Field(ge=0, description="odd kernel size of a convolution before the first layer; 0: none")

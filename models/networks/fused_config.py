@@ -16,8 +16,11 @@ class FusedOptions(Document):
     kind: Literal["fused"]
     width: Annotated[Count, Field(description="number of features of each branch")] = 128
     join: Annotated[
-        Literal["gate", "concat", "attention"],
-        Field(description="gate: all features of a row weight each of them; attention: parts attend to parts"),
+        Literal["gate", "concat", "attention", "sum"],
+        Field(
+            description="gate: all features of a row weight each of them; attention: parts attend to parts; sum: each "
+            "part has outputs of its own, which are added, so that parts can learn one after the other"
+        ),
     ] = "gate"
     num_heads: Annotated[Count, Field(description="join attention only")] = 4
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1

@@ -6,6 +6,7 @@ The weights and the state of the random generators after a completed stage are k
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +23,17 @@ from bloomery.models.training.checkpointing import Checkpointer
 from bloomery.models.training.config import Loop, Objective, Training
 from bloomery.models.training.data.batches import ExampleSource, TrainingData, num_batches
 from bloomery.models.training.layer_freezing import freeze_parameters, rate_shares
-from bloomery.models.training.loop import EpochResult, Placement, TrainingHooks, TrainingState, train
+from bloomery.models.training.loop import (
+    EpochResult,
+    Placement,
+    TrainingHooks,
+    TrainingState,
+    best_epoch,
+    evaluate,
+    move_to_cpu,
+    train,
+)
+from bloomery.models.training.optimization.loss import is_regression
 
 _WEIGHTS, _RANDOM, _RANDOM_OF_DEVICE, _PROGRESS = "network.", "random", "random_of_device", "progress"
 
@@ -79,7 +90,8 @@ def train_in_stages(
 ) -> list[EpochResult]:
     """Trains `network` in place, stage by stage. Returns the epochs that learnt the task; numbers go on over stages.
 
-    Each stage begins with the best weights of the stage before it, and with a new optimizer and schedule.
+    Each stage begins with the best weights of the stage before it, and with a new optimizer and schedule. If no epoch
+    of it is better, these weights stay.
 
     Args:
         set_up: called at the beginning of each stage; may draw temporary layers from torch's global generator.
@@ -101,6 +113,7 @@ def train_in_stages(
         setup = set_up(network, number, part)
         first_epoch = sum(earlier.epochs for earlier in training.stages[:number])
         checkpointer = None if folder is None else Checkpointer(folder / f"stage-{number}", part.checkpoints)
+        start = _evaluate_start(network, training, number, setup, placement)
         results = train(
             setup.module,
             setup.data,
@@ -109,6 +122,8 @@ def train_in_stages(
             rate_shares=_rate_shares(network, setup.module, part),
             hooks=_shifted(hooks, first_epoch, progress.num_steps, checkpointer),
         )
+        if start is not None:
+            _restore_better_start(network, start, results, setup)
         if stage.objective == "task":
             progress.history.extend(epoch._replace(number=epoch.number + first_epoch) for epoch in results)
         num_steps = progress.num_steps + part.epochs * _steps_per_epoch(part, setup.data.train)
@@ -117,6 +132,36 @@ def train_in_stages(
             _write_completed(folder, network, progress)
     network.eval()  # also if all stages were complete
     return progress.history
+
+
+class _Start(NamedTuple):
+    """The weights at the beginning of a stage, and their evaluation, as an epoch of number 0."""
+
+    weights: dict[str, torch.Tensor]
+    result: EpochResult
+
+
+def _evaluate_start(
+    network: nn.Module, training: Training, number: int, setup: StageSetup, placement: Placement
+) -> _Start | None:
+    """The weights of the stage before, if it learnt the task too, and the best epoch is chosen; otherwise None."""
+    objectives = {stage.objective for stage in training.stages[max(number - 1, 0) : number + 1]}
+    if number == 0 or objectives != {"task"} or setup.loop.best_by == "last":
+        return None
+    if placement.group.size == 1:
+        network.to(placement.device)
+    loss, score = evaluate(network, setup.data.val, measure=setup.data.measure, loop=setup.loop)
+    move_to_cpu(network)
+    weights = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+    return _Start(weights, EpochResult(0, math.nan, loss, score, 0.0))
+
+
+def _restore_better_start(network: nn.Module, start: _Start, results: list[EpochResult], setup: StageSetup) -> None:
+    """Sets the weights to those at the beginning of the stage, if they are better than all epochs."""
+    measure, labels = setup.data.measure, setup.data.val.labels(read_all=False)
+    is_error = measure.score.is_error if measure else is_regression(labels)
+    if best_epoch([start.result, *results], setup.loop, is_error=is_error) is start.result:
+        network.load_state_dict(start.weights)
 
 
 def _steps_per_epoch(part: Training, rows: ExampleSource) -> int:

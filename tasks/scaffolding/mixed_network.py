@@ -17,23 +17,33 @@ _PIXELS_SEEN = 100_000_000
 _FRAMES_PIXELS = 40 * 60  # of a recording's spectrogram
 _MIN_EPOCHS, _MAX_EPOCHS = 3, 30
 _FEW_ROWS, _SMALL_BATCH = 10_000, 32  # few rows need small batches: otherwise there are few steps
+_ATTENTION_ROWS = 20_000  # with fewer, the mean of a text's tokens teaches more than their order
+COLUMNS_FROZEN = ("branches.0", "join.heads.0")  # the network of the first part, in a sum
+_TABLE_RATE, _TEXT_RATE, _LAST_RATE = 0.001, 0.001, 0.0003  # of the columns, of the texts, and of all together
 
 
 def draft_mixed_network(
-    inputs: Sequence[PlannedInput], num_rows: int, batch_size: int
+    inputs: Sequence[PlannedInput], parts: Sequence[str], num_rows: int, batch_size: int
 ) -> tuple[CommentedMap, CommentedMap, CommentedMap]:
-    """Returns the sections model, training and compression for `num_rows` training rows."""
-    model = CommentedMap(kind="fused")
-    add_comment(
-        model,
-        "kind",
-        "Columns, texts, images, recordings and arrays each have a network, and gates weight what they find in a row.",
-        2,
-    )
+    """Returns the sections model, training and compression for `num_rows` training rows.
+
+    Args:
+        parts: the names of the network's parts, in order; flat inputs together are one, the first.
+    """
     epochs = min(max(_affordable_epochs([planned.options for planned in inputs], num_rows), _MIN_EPOCHS), _MAX_EPOCHS)
     if num_rows < _FEW_ROWS:
         batch_size = min(batch_size, _SMALL_BATCH)
-    training = CommentedMap(epochs=epochs, batch_size=batch_size, seed=0)
+    if has_only_texts_beside_columns(inputs, parts):
+        model, training = _draft_texts_beside_columns(parts, num_rows, epochs, batch_size)
+    else:
+        model, training = CommentedMap(kind="fused"), CommentedMap(epochs=epochs, batch_size=batch_size, seed=0)
+        add_comment(
+            model,
+            "kind",
+            "Columns, texts, images, recordings and arrays each have a network, and gates weight what they find in a "
+            "row.",
+            2,
+        )
     candidates = [spec.model_dump(exclude_defaults=True) for spec in default_candidates("fused")]
     fine_tuning = {"epochs": max(epochs // 3, 2), "batch_size": batch_size, "learning_rate": 0.001}
     compression = CommentedMap(
@@ -41,6 +51,66 @@ def draft_mixed_network(
         fine_tune=inline(fine_tuning),
     )
     return model, training, compression
+
+
+def has_only_texts_beside_columns(inputs: Sequence[PlannedInput], parts: Sequence[str]) -> bool:
+    """Whether the first part is that of flat inputs, and all others are texts."""
+    shaped = [planned.options["kind"] for planned in inputs if "column" in planned.options]
+    return len(parts) > len(shaped) and set(shaped) == {"text"}
+
+
+def columns_stage(num_parts: int) -> dict[str, Any]:
+    """Returns the stage in which the first part of a sum learns alone."""
+    numbers = range(1, num_parts)
+    frozen = [*(f"branches.{number}" for number in numbers), *(f"join.heads.{number}" for number in numbers)]
+    return {
+        "epochs": _MAX_EPOCHS,
+        "patience": 6,
+        "learning_rate": _TABLE_RATE,
+        "schedule": "constant",
+        "freeze": frozen,
+    }
+
+
+def _draft_texts_beside_columns(
+    parts: Sequence[str], num_rows: int, epochs: int, batch_size: int
+) -> tuple[CommentedMap, CommentedMap]:
+    """Returns the sections model and training: columns learn first, then texts what the columns leave unexplained.
+
+    A stage in which the validation loss does not fall changes nothing, so a text of no use does no harm.
+    """
+    table, *texts = parts
+    text: dict[str, Any] = {"kind": "transformer", "convolution": 3, "wide": True, "dropout": 0.2}
+    if num_rows < _ATTENTION_ROWS:
+        text = {"kind": "transformer", "width": 64, "num_layers": 0, "convolution": 3, "dropout": 0.3}
+    branches: dict[str, dict[str, Any]] = {table: {"kind": "mlp"}, **dict.fromkeys(texts, text)}
+    model = CommentedMap(
+        kind="fused",
+        branches=CommentedMap((name, inline(dict(branch))) for name, branch in branches.items()),
+        join="sum",
+    )
+    add_comment(model, "kind", "The columns and each text have a network, whose outputs are added.", 2)
+    constant = {"schedule": "constant"}
+    stages = [
+        columns_stage(len(parts)),
+        {"epochs": epochs, "patience": 4, "learning_rate": _TEXT_RATE, **constant, "freeze": list(COLUMNS_FROZEN)},
+        {"epochs": max(epochs // 3, 1), "patience": 2, "learning_rate": _LAST_RATE, **constant},
+    ]
+    training = CommentedMap(
+        best_by="loss",
+        batch_size=batch_size,
+        augment=inline({"drop_tokens": 0.3}),
+        seed=0,
+        stages=CommentedSeq(map(inline, stages)),
+    )
+    add_comment(
+        training,
+        "stages",
+        "First the network of the columns learns, then those of the texts, then all. Each stage starts from the best "
+        "weights so far, which stay if no epoch has a lower validation loss.",
+        2,
+    )
+    return model, training
 
 
 def _affordable_epochs(inputs: Sequence[dict[str, Any]], num_rows: int) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
+from bloomery.tasks.scaffolding.mixed_network import COLUMNS_FROZEN, columns_stage, has_only_texts_beside_columns
 from bloomery.tasks.scaffolding.planning.input_plans import PlannedInput
 from bloomery.tasks.scaffolding.yaml_writer import add_comment, inline
 
@@ -71,10 +72,17 @@ def draft_fused_network(
             "warmup": 0.1,
         },
     ]
-    training = CommentedMap(batch_size=batch_size, seed=0, stages=CommentedSeq(map(inline, stages)))
-    add_comment(
-        training, "stages", "First the new parts learn; then all weights, at a rate that suits trained ones.", 2
-    )
+    order = "First the new parts learn; then all weights, at a rate that suits trained ones."
+    if has_only_texts_beside_columns(inputs, parts):
+        model["join"] = "sum"
+        stages[0] = {**stages[0], "freeze": [*COLUMNS_FROZEN, *frozen]}
+        stages.insert(0, columns_stage(len(parts)))
+        order = (
+            "First the network of the columns learns, then the new parts of the texts, then all weights, at a rate "
+            "that suits trained ones. Weights stay if no epoch of a stage has a lower validation loss."
+        )
+    training = CommentedMap(best_by="loss", batch_size=batch_size, seed=0, stages=CommentedSeq(map(inline, stages)))
+    add_comment(training, "stages", order, 2)
     return model, training, _draft_compression(batch_size, {"name": "int8", "quantize": "dynamic"})
 
 

@@ -203,7 +203,7 @@ def _network(plan: DraftPlan, score: str, names: dict[str, str]) -> tuple[Commen
             return draft_pretrained_network(inputs[0], reference, num_rows, batch_size)
         return draft_fused_network(inputs, _part_names(plan, names), reference, num_rows, batch_size)
     if plan.series is None and plan.inputs.is_mixed:
-        return draft_mixed_network(plan.inputs.inputs, num_rows, batch_size)
+        return draft_mixed_network(plan.inputs.inputs, _part_names(plan, names), num_rows, batch_size)
     if plan.series is not None:
         epochs = min(max(_STEPS_SEEN // (num_rows * plan.series.length), 5), 60)
         highway = plan.series.length  # a linear map of the window: what a linear autoregression would predict

@@ -31,13 +31,16 @@ class FusedNetwork(nn.Module):
 
     def __init__(self, config: Fused, layout: Layout, branches: Sequence[nn.Module], num_outputs: int) -> None:
         super().__init__()
-        self.slices = layout.part_slices
+        self.slices, self.width = layout.part_slices, config.width
         self.branches = nn.ModuleList(branches)  # in the order of the parts; names could clash with a module's
         self.join = Join(config, layout.parts, num_outputs)
 
     def forward(self, x_BF: torch.Tensor) -> torch.Tensor:
         features = []
-        for branch, (part, start, stop) in zip(self.branches, self.slices, strict=True):
+        for number, (branch, (part, start, stop)) in enumerate(zip(self.branches, self.slices, strict=True)):
+            if self.join.is_silent(number):
+                features.append(x_BF.new_zeros(len(x_BF), self.width))
+                continue
             rows = part_rows(x_BF, part, start, stop)
             if self.training and part.layout.kind == "tokens" and getattr(branch, "trims_padding", False):
                 rows = trim_common_padding(rows)
@@ -61,7 +64,9 @@ def find_part_slices(network: nn.Module) -> tuple[PartSlice, ...]:
 class Join(nn.Module):
     """The features of all parts, each float32 (B, W), and the flags (B, 1) of the optional ones -> float32 (B, K).
 
-    The learnt `stand_ins_DW` replace the features of a part that is missing, or that training drops.
+    The learnt `stand_ins_DW` replace the features of a part that is missing, or that training drops. With join `sum`,
+    the outputs are the sum of linear maps, one for each part, which are zero at first: a part that has learnt nothing
+    changes nothing.
     """
 
     def __init__(self, config: Fused, parts: Sequence[Part], num_outputs: int) -> None:
@@ -77,6 +82,12 @@ class Join(nn.Module):
         self._rates = rates
         self._dropped = [number for number in range(num_parts) if rates[number] or parts[number].is_optional]
         self.stand_ins_DW = nn.Parameter(torch.randn(len(self._dropped), width) * 0.02) if self._dropped else None
+        self.dropout = nn.Dropout(config.dropout)
+        self.heads: nn.ModuleList | None = None
+        if config.join == "sum":  # without norms, which would enlarge the features of a part that is of little use
+            self.norms = nn.ModuleList(nn.Identity() for _ in parts)
+            self.heads = nn.ModuleList(_zero_linear(width, num_outputs) for _ in parts)
+            return
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in parts)
         num_joined = num_parts * width
         self.gate = nn.Linear(num_joined, num_joined) if config.join == "gate" else None
@@ -88,7 +99,6 @@ class Join(nn.Module):
             heads = Heads(config.num_heads, width // config.num_heads)
             self.block = TransformerBlock(width, heads, _HIDDEN_FACTOR * width, config.dropout)
         self.hidden = nn.Linear(num_joined, width)
-        self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(width, num_outputs)
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
@@ -105,9 +115,19 @@ class Join(nn.Module):
                 stand_in_W = self.stand_ins_DW[self._dropped.index(number)]
                 features_BW = torch.where(present_B1, features_BW, stand_in_W)
             features.append(features_BW)
+        if self.heads is not None:
+            parts = [head(self.dropout(part_BW)) for head, part_BW in zip(self.heads, features, strict=True)]
+            return torch.stack(parts).sum(0)
         hidden_BW = torch.relu(self.hidden(self.dropout(self._combine(features))))
         outputs_BK: torch.Tensor = self.head(self.dropout(hidden_BW))
         return outputs_BK
+
+    def is_silent(self, number: int) -> bool:
+        """Whether the outputs of a part are zero and frozen, as in a stage in which other parts learn."""
+        if self.heads is None:
+            return False
+        weight = self.heads.get_parameter(f"{number}.weight")
+        return not weight.requires_grad and not bool(weight.any())
 
     def _combine(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
         if self.block is not None and self.positions_PW is not None:
@@ -130,6 +150,13 @@ class Join(nn.Module):
         kept_BP = present_BP & (torch.rand(present_BP.shape, device=device) >= rates_P)
         kept_BP = torch.where(kept_BP.any(1, keepdim=True), kept_BP, present_BP)
         return [kept_BP[:, number : number + 1] if number in self._dropped else None for number in range(len(present))]
+
+
+def _zero_linear(num_inputs: int, num_outputs: int) -> nn.Linear:
+    linear = nn.Linear(num_inputs, num_outputs)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
 
 
 def branch_configs(config: Fused, layout: Layout) -> dict[str, Branch]:

@@ -13,6 +13,8 @@ from bloomery.tasks.scaffolding.profiling.profiler import ColumnProfile, SourceP
 _CHARACTERS_PER_TOKEN = 3
 _MIN_TOKENS, _MAX_TOKENS = 16, 256
 _MAX_TOKENS_BESIDE = 128  # of a text beside other inputs
+_VOCABULARY_BESIDE = (1_000, 8_000)  # the fewest and the most tokens of a text beside other inputs
+_WORDS_PER_TOKEN = 10
 _MAX_TEXTS = 3  # beside other inputs; each has a network of its own
 _MIN_WORDS = 2.25  # on average; shorter texts are rather codes or names of people and places
 _MIN_TEXT_LENGTH = 8  # characters of the longest one: shorter texts are rather codes
@@ -109,7 +111,7 @@ def _plan_prose(column: ColumnProfile, num_rows: int) -> PlannedInput:
         "kind": "text",
         "column": column.name,
         "length": length,
-        "vocabulary_size": _vocabulary_size(num_rows),
+        "vocabulary_size": _vocabulary_size_beside(num_rows * column.mean_words),
     }
     if column.num_missing:
         options["missing"] = "absent"
@@ -118,6 +120,12 @@ def _plan_prose(column: ColumnProfile, num_rows: int) -> PlannedInput:
 
 def _num_tokens(num_characters: int, upper: int) -> int:
     return min(max(math.ceil(num_characters / _CHARACTERS_PER_TOKEN), _MIN_TOKENS), upper)
+
+
+def _vocabulary_size_beside(num_words: float) -> int:
+    """Returns a number of tokens that are frequent enough to learn from: a rare one only recalls its training rows."""
+    lower, upper = _VOCABULARY_BESIDE
+    return min(max(round(num_words / _WORDS_PER_TOKEN / 100) * 100, lower), upper)
 
 
 def _vocabulary_size(num_rows: int) -> int:

@@ -119,6 +119,19 @@ CASES = {
             },
         },
     ),
+    "fused by a sum": Case(
+        STEPS_AND_TEXT,
+        {
+            "kind": "fused",
+            "width": 12,
+            "join": "sum",
+            "dropout": 0,
+            "branches": {
+                "relu": {"kind": "transformer", **_SMALL, "num_layers": 0, "convolution": 3},
+                "logits": {"kind": "mlp", "hidden": [12], "dropout": 0},
+            },
+        },
+    ),
     "fused by attention": Case(
         STEPS_AND_TEXT,
         {

@@ -144,6 +144,16 @@ def test_a_frozen_stage_trains_the_head_and_the_next_stage_all_again():
     assert not torch.equal(network.hidden.weight, before["hidden.weight"])
 
 
+def test_a_stage_without_a_better_epoch_changes_no_weight():
+    stages = HEAD_THEN_ALL.stages[:1], (HEAD_THEN_ALL.stages[0], {"epochs": 2, "learning_rate": 10.0})
+    before, history, _ = run(CNN, Training(batch_size=16, stages=stages[0]))
+    after, longer, _ = run(CNN, Training(batch_size=16, stages=stages[1]))
+    assert min(epoch[2] for epoch in longer[2:]) > min(epoch[2] for epoch in history)
+    assert all(torch.equal(tensor, before.state_dict()[name]) for name, tensor in after.state_dict().items())
+    last, _, _ = run(CNN, Training(batch_size=16, best_by="last", stages=stages[1]))
+    assert not torch.equal(last.hidden.weight, before.hidden.weight)
+
+
 def test_masked_tokens_are_learnt_and_leave_no_trace_in_the_network():
     training = Training(batch_size=16, stages=({"epochs": 12, "objective": "masked_tokens"}, {"epochs": 1}))
     losses = []

@@ -12,12 +12,19 @@ import pytest
 from PIL import Image
 
 from bloomery.data_contracts.errors import DataMissing, DataUnfit
+from bloomery.data_contracts.records.tensor_layout import Layout, Part, mixed_layout
 from bloomery.flows.cli.commands.init import list_inferences, write_drafts
 from bloomery.flows.recipe.recipe import Recipe, read_recipe
 from bloomery.models.features.input_config import TextInput
+from bloomery.models.networks.blueprint import Blueprint, build_network
+from bloomery.models.networks.config import Fused
 from bloomery.models.networks.pretrained_config import Pretrained
+from bloomery.models.training.config import Training
+from bloomery.models.training.layer_freezing import freeze_parameters
+from bloomery.tasks.scaffolding.mixed_network import draft_mixed_network
 from bloomery.tasks.scaffolding.planning.draft_planning import ColumnRoles
 from bloomery.tasks.scaffolding.planning.input_plans import InputPlan, PlannedInput
+from bloomery.tasks.scaffolding.planning.mixed_inputs import _vocabulary_size_beside
 from bloomery.tasks.scaffolding.planning.pretrained_inputs import suggest_checkpoint
 from bloomery.tasks.scaffolding.pretrained_network import draft_fused_network
 from bloomery.tasks.scaffolding.source_options.reader_options import UserOptions
@@ -128,6 +135,45 @@ def test_arrays_of_numbers_are_read_beside_texts_and_many_columns(
     assert recipe.model is not None
     assert recipe.model.kind == ("fused" if len(kinds) > 1 else "rnn")
     assert inferred.get("not used", "") == reason
+
+
+@pytest.mark.parametrize(("num_rows", "num_layers"), [(300, 0), (30_000, 2)])
+def test_columns_learn_before_the_texts_beside_them(num_rows: int, num_layers: int) -> None:
+    inputs = [
+        PlannedInput({"kind": "number", "columns": ["a"]}, ""),
+        PlannedInput({"kind": "text", "column": "b", "length": 16}, ""),
+        PlannedInput({"kind": "text", "column": "c", "length": 16}, ""),
+    ]
+    model, training, _ = draft_mixed_network(inputs, ["table", "b", "c"], num_rows, 128)
+    network = Fused.model_validate(model)
+    assert network.branches is not None
+    assert {name: branch.kind for name, branch in network.branches.items()} == {
+        "table": "mlp",
+        "b": "transformer",
+        "c": "transformer",
+    }
+    assert {getattr(branch, "num_layers", None) for branch in network.branches.values()} == {None, num_layers}
+    columns, texts, together = Training.model_validate(training).stages
+    assert columns.freeze == ("branches.1", "branches.2", "join.heads.1", "join.heads.2")
+    assert texts.freeze == ("branches.0", "join.heads.0")
+    assert together.freeze is None
+    layout = mixed_layout(
+        [
+            Part(name="table", layout=Layout(kind="flat", shape=(1,))),
+            *(Part(name=name, layout=Layout(kind="tokens", shape=(16,), num_tokens=300)) for name in "bc"),
+        ]
+    )
+    for stage in (columns, texts):
+        assert stage.freeze is not None
+        freeze_parameters(build_network(Blueprint(config=network, layout=layout, num_outputs=2)), stage.freeze)
+    model, training, _ = draft_mixed_network(inputs[1:], ["b", "c"], num_rows, 128)
+    assert "join" not in model
+    assert "stages" not in training
+
+
+@pytest.mark.parametrize(("num_words", "size"), [(800, 1_000), (25_000, 2_500), (2_000_000, 8_000)])
+def test_the_vocabulary_of_a_text_beside_columns_grows_with_its_words(num_words: int, size: int) -> None:
+    assert _vocabulary_size_beside(num_words) == size
 
 
 def test_a_checkpoint_reads_the_text_of_a_draft(home: Path, tmp_path: Path, tiny_bert: Path) -> None:

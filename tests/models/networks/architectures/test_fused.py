@@ -17,6 +17,7 @@ from bloomery.models.inference.runtime import create_session, run_session
 from bloomery.models.networks.architectures.fused import FusedNetwork, with_branches
 from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import Custom, Fused, Mlp
+from bloomery.models.training.layer_freezing import freeze_parameters
 
 TABLE = Part(name="table", layout=Layout(kind="flat", shape=(2,)))
 TEXT = Part(name="text", layout=Layout(kind="tokens", shape=(8,), num_tokens=20), is_optional=True)
@@ -37,9 +38,11 @@ def rows(num_rows: int) -> torch.Tensor:
     return x
 
 
-@pytest.mark.parametrize("join", ["gate", "concat", "attention"])
+@pytest.mark.parametrize("join", ["gate", "concat", "attention", "sum"])
 def test_the_values_of_a_missing_part_do_not_matter(join):
     network, x = build(join=join).eval(), rows(4)
+    for head in network.join.heads or ():
+        torch.nn.init.normal_(head.weight)  # they are zero at first
     x[:, 10] = 0
     noise = x.clone()
     noise[:, 2:10] = 7
@@ -47,6 +50,23 @@ def test_the_values_of_a_missing_part_do_not_matter(join):
         assert torch.equal(network(x), network(noise))
         x[:, 10] = 1
         assert not torch.allclose(network(x), network(noise))
+
+
+def test_a_part_that_has_learnt_nothing_changes_no_output_of_a_sum():
+    network, x = build(join="sum", branches={"table": {"kind": "mlp"}, "text": {"kind": "rnn"}}), rows(64)
+    table = [name for name, _ in network.named_parameters() if name.startswith(("branches.0.", "join.heads.0."))]
+    freeze_parameters(network, ("branches.1", "join.heads.1", "join.stand_ins_DW"))
+    optimizer = torch.optim.Adam([dict(network.named_parameters())[name] for name in table], lr=1e-2)
+    for _ in range(5):
+        optimizer.zero_grad()
+        F.cross_entropy(network(x), (x[:, 0] > 0).long()).backward()
+        optimizer.step()
+    network.eval()
+    other_texts = x.clone()
+    other_texts[:, 2:10] = 7
+    with torch.no_grad():
+        assert torch.equal(network(x), network(other_texts))
+        assert network(x).std() > 0.1
 
 
 def test_rows_without_a_part_are_predicted_from_the_others():
