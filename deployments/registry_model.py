@@ -104,6 +104,8 @@ class RegistryModel:
             return predictions
         if self.version.is_embedding:
             raise _mlflow_error("MLflow's evaluators take one label per row, and this model computes vectors", [])
+        if self.version.is_tagging:
+            raise _mlflow_error("MLflow's evaluators take one label per row, and this model has one for each word", [])
         if self.version.output_names:
             raise _mlflow_error("MLflow's evaluators take one value per row, and this model predicts several", [])
         if self.version.is_multilabel:

@@ -176,6 +176,13 @@ def _like(node: Node, rows: pa.RecordBatch | pa.Table) -> pa.Array:
     return pc.match_substring_regex(evaluate(node.parts[0], rows), node.value)
 
 
+def _length(node: Node, rows: pa.RecordBatch | pa.Table) -> pa.Array:
+    """The number of characters of a text, or of elements of an array."""
+    values = evaluate(node.parts[0], rows)
+    count = pc.list_value_length if node.parts[0].kind == "array" else pc.utf8_length
+    return count(values).cast(pa.int64())
+
+
 _OPERATIONS: dict[str, Callable[[Node, pa.RecordBatch | pa.Table], pa.Array]] = {
     "column": _column,
     "literal": _literal,
@@ -189,7 +196,7 @@ _OPERATIONS: dict[str, Callable[[Node, pa.RecordBatch | pa.Table], pa.Array]] = 
     "not": lambda node, rows: pc.invert(evaluate(node.parts[0], rows)),
     "is null": lambda node, rows: pc.is_null(evaluate(node.parts[0], rows)),
     "coalesce": lambda node, rows: pc.coalesce(*(_evaluate_as(part, rows, node) for part in node.parts)),
-    "length": lambda node, rows: pc.utf8_length(evaluate(node.parts[0], rows)).cast(pa.int64()),
+    "length": _length,
     "lower": lambda node, rows: pc.utf8_lower(evaluate(node.parts[0], rows)),
     "upper": lambda node, rows: pc.utf8_upper(evaluate(node.parts[0], rows)),
     "trim": lambda node, rows: pc.utf8_trim(evaluate(node.parts[0], rows), characters=" "),

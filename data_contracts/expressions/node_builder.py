@@ -251,7 +251,7 @@ def _combine(operation: str, parts: tuple[Node, ...], values: tuple[Node, ...], 
 
 def _text_function(tree: Any, schema: pa.Schema) -> Node:
     operation = tree.key
-    part = _operand(tree.this, schema, ("string",))
+    part = _operand(tree.this, schema, ("string", "array") if operation == "length" else ("string",))
     if operation == "length":
         return Node("length", "integer", (part,), low=0, high=2**31)
     return Node(operation, "string", (part,))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
@@ -28,10 +29,20 @@ class ListColumn(Document):
         Field(min_length=1, description="the elements to keep; others are left out"),
     ] = None
 
+    repeats: Annotated[
+        bool,
+        Field(
+            exclude_if=operator.not_,
+            description="keep all elements in their places, as of words and their tags; otherwise each element once",
+        ),
+    ] = False
+
     @model_validator(mode="after")
     def _has_one_form(self) -> Self:
         if self.separator is not None and self.columns is not None:
             raise ValueError("there must be either `separator` or `columns`")
+        if self.repeats and (self.columns is not None or self.values is not None):
+            raise ValueError("`repeats` keeps all elements of a text or list: leave out `columns` and `values`")
         if self.separator is None and self.columns is None and self.values is None:
             raise ValueError("there must be `separator`, `columns` or `values`")
         return self

@@ -17,6 +17,7 @@ SCORE_NAMES: dict[Task, str] = {
     "ordinal": "accuracy",
     "multioutput": "mean RMSE",
     "multitask": "mean accuracy",
+    "tagging": "tag accuracy",
 }
 DEGRADATION_NAMES: dict[Task, str] = {
     "classification": "drop",
@@ -26,6 +27,7 @@ DEGRADATION_NAMES: dict[Task, str] = {
     "ordinal": "drop",
     "multioutput": "rise",
     "multitask": "drop",
+    "tagging": "drop",
 }
 
 

@@ -40,6 +40,10 @@ ScoreName = Literal[
     "mean_balanced_accuracy",
     "exact_match",
     "mean_log_loss",
+    "tag_accuracy",
+    "entity_f1",
+    "entity_precision",
+    "entity_recall",
 ]
 
 
@@ -88,6 +92,10 @@ SCORES: dict[ScoreName, ScoreFacts] = {
     "mean_balanced_accuracy": ScoreFacts("mean balanced accuracy", "multitask"),
     "exact_match": ScoreFacts("exact match", "multitask"),
     "mean_log_loss": ScoreFacts("mean log loss", "multitask", is_error=True, is_share=False),
+    "tag_accuracy": ScoreFacts("tag accuracy", "tagging"),
+    "entity_f1": ScoreFacts("entity F1", "tagging"),
+    "entity_precision": ScoreFacts("entity precision", "tagging"),
+    "entity_recall": ScoreFacts("entity recall", "tagging"),
 }
 
 
@@ -147,7 +155,8 @@ ScoreSetting = Annotated[
     BeforeValidator(expand_score, json_schema_input_type=ScoreName | Score | None),
     Field(
         description="the score that selects epochs, trials, candidates and champions; "
-        "default: accuracy, rmse of a regression, subset_accuracy of a multilabel task, or ndcg_at_10 of an embedding. "
+        "default: accuracy, rmse of a regression, subset_accuracy of a multilabel task, ndcg_at_10 of an embedding, "
+        "or tag_accuracy of a tagging task. "
         "quantile_loss needs {name: quantile_loss, quantile: 0.9}"
     ),
 ]
@@ -162,6 +171,7 @@ _DEFAULTS: dict[Task, Score] = {
     "ordinal": ACCURACY,
     "multioutput": MEAN_RMSE,
     "multitask": MEAN_ACCURACY,
+    "tagging": Score(name="tag_accuracy"),
 }
 
 

@@ -12,8 +12,11 @@ from bloomery.data_contracts.documents.documents import Document, is_empty, is_u
 
 # classification: one of several classes. ordinal: the same, and the classes have an order. multilabel: any number of
 # them, also none. multioutput: a regression with several labels. multitask: a class of each of several labels.
-# embedding: vectors of texts, which are close to those of the texts that belong to them.
-Task = Literal["classification", "regression", "multilabel", "ordinal", "multioutput", "multitask", "embedding"]
+# embedding: vectors of texts, which are close to those of the texts that belong to them. tagging: one of several tags
+# for each word of a sentence.
+Task = Literal[
+    "classification", "regression", "multilabel", "ordinal", "multioutput", "multitask", "embedding", "tagging"
+]
 
 
 def predicts_one_class(task: Task) -> bool:
@@ -26,6 +29,11 @@ def predicts_numbers(task: Task) -> bool:
     return task in ("regression", "multioutput")
 
 
+def predicts_row_classes(task: Task) -> bool:
+    """Whether classes belong to rows: one to each, or several."""
+    return predicts_one_class(task) or task in ("multilabel", "multitask")
+
+
 def describe_task(task: Task) -> str:
     """The task with its article, such as `a regression`, `an ordinal task` or `an embedding`."""
     names: dict[Task, str] = {
@@ -33,6 +41,7 @@ def describe_task(task: Task) -> str:
         "multioutput": "a regression of several labels",
         "multitask": "a classification of several labels",
         "embedding": "an embedding",
+        "tagging": "a tagging task",
     }
     return names.get(task, f"a {task}")
 

@@ -1,7 +1,8 @@
 """A prediction as a client reads it: `{"label", "probabilities"}`, or for a regression `{"value"}`.
 
 That of a multilabel task is `{"labels", "probabilities"}`, with all labels whose probability is at least a half.
-That of an embedding is `{"embedding"}`, a vector.
+That of an embedding is `{"embedding"}`, a vector. That of a tagging task is `{"tags", "probabilities", "entities",
+"unread_words"}`, with a tag and its probability for each word, null for words that are cut off.
 
 That of several outputs is `{"values": {"width": 1.2, "height": 3.4}}`.
 
@@ -37,6 +38,8 @@ def max_difference(
     """
     if "embedding" in first:
         return 1 - _cosine(np.asarray(first["embedding"]), np.asarray(second["embedding"]))
+    if "tags" in first:
+        return _tag_difference(first, second)
     if "values" in first:
         pairs = ((name, value, second["values"][name]) for name, value in first["values"].items())
         return max(abs(value - other) / deviations.get(name, 1.0) for name, value, other in pairs)
@@ -48,6 +51,14 @@ def max_difference(
         return 1.0
     first_shares, second_shares = first["probabilities"], second["probabilities"]
     return max(abs(share - second_shares[name]) for name, share in first_shares.items())
+
+
+def _tag_difference(first: Prediction, second: Prediction) -> float:
+    """The largest difference of a word's probability; 1 if a tag differs."""
+    if first["tags"] != second["tags"]:
+        return 1.0
+    pairs = zip(first["probabilities"], second["probabilities"], strict=True)
+    return max((abs(share - other) for share, other in pairs if share is not None), default=0.0)
 
 
 def _cosine(first_W: np.ndarray, second_W: np.ndarray) -> float:
@@ -72,6 +83,9 @@ def format_prediction(prediction: Prediction) -> str:
     if "embedding" in prediction:
         vector = prediction["embedding"]
         return f"[{', '.join(f'{value:.4g}' for value in vector[:3])}, …] with {len(vector)} values"
+    if "tags" in prediction:
+        entities = [f"{entity['text']} ({entity['type']})" for entity in prediction["entities"]]
+        return ", ".join(entities) or " ".join(map(str, prediction["tags"]))
     if "value" in prediction:
         return f"{prediction['value']:g}"
     if "classes" in prediction:

@@ -24,7 +24,7 @@ from rich.text import Text
 
 from bloomery.data_contracts.records.records import Choice, Release
 from bloomery.data_contracts.records.score_format import class_noun, degradation_name, format_number, format_score_value
-from bloomery.data_contracts.records.tensor_layout import predicts_numbers
+from bloomery.data_contracts.records.tensor_layout import predicts_row_classes
 from bloomery.tasks.evaluation.baseline_text import baseline_rows, explain_loss
 from bloomery.tasks.evaluation.candidate_table import describe_other_scores, explain_baseline, format_weakest_class
 from bloomery.tasks.evaluation.output_scores import describe_class_output, describe_output
@@ -205,9 +205,7 @@ def print_release(console: Console, release: Release, seconds: float, reference:
     console.print(_candidates(release))
     loss = degradation_name(choice.candidates.trained.score)
     task = choice.candidates.trained.dataset.task
-    weakest = (
-        "" if predicts_numbers(task) or task == "embedding" else f"weakest: the {class_noun(task)} of lowest recall; "
-    )
+    weakest = f"weakest: the {class_noun(task)} of lowest recall; " if predicts_row_classes(task) else ""
     console.print(
         f"[dim]{weakest}{loss}: how much worse than fp32 at most, with 95% confidence; time: relative to fp32[/]"
     )
@@ -295,6 +293,11 @@ def _describe_prediction(example: dict[str, Any]) -> str:
         classes = ", ".join(f"{escape(name)} {escape(str(label))}" for name, label in example["classes"].items())
         truth = escape(", ".join("unknown" if label is None else label for label in example["truth"]))
         return f"[bold]{classes}[/]; the true classes are {truth}"
+    if "tags" in example:
+        tags, truth = (
+            " ".join("–" if tag is None else str(tag) for tag in example[name]) for name in ("tags", "truth")
+        )
+        return f"[bold]{escape(tags)}[/]; the true tags are {escape(truth)}"
     if "values" in example:
         values = ", ".join(f"{escape(name)} {format_number(value)}" for name, value in example["values"].items())
         truth = ", ".join("unknown" if value is None else format_number(value) for value in example["truth"])
@@ -320,7 +323,7 @@ def _candidates(release: Release) -> Table:
     has_short_names = all(len(candidate.name) <= _NAME_WIDTH for candidate in choice.candidates.candidates)
     table.add_column("candidate", overflow="fold", no_wrap=has_short_names)
     task = score.facts.task
-    weakest = [] if predicts_numbers(task) or task == "embedding" else ["weakest"]
+    weakest = ["weakest"] if predicts_row_classes(task) else []
     title = score.title.replace(" ", "\n", 1)  # narrow, so that the names of candidates need not wrap
     for heading in (title, *weakest, degradation_name(score), "size", "p50", "time", "verdict"):
         is_name = heading == "weakest" and has_short_names

@@ -151,6 +151,7 @@ class Model:
                 "multitask": f"predicts {dataset.label}, a class of each",
                 "multilabel": f"predicts {dataset.label} as a set of labels",
                 "embedding": "computes vectors",
+                "tagging": f"predicts {dataset.label} for each word",
             }
             raise DataUnfit(
                 f"{self.name} {kinds[dataset.task]}",

@@ -8,7 +8,7 @@ from bloomery.data_contracts.odcs.columns.column import can_be_encrypted
 from bloomery.data_contracts.odcs.contract import Column, Contract
 from bloomery.data_contracts.records.tensor_layout import predicts_one_class
 from bloomery.flows.recipe.embedding_checks import check_embedding
-from bloomery.flows.recipe.feature_checks import check_column, check_series
+from bloomery.flows.recipe.feature_checks import check_column, check_series, check_words
 from bloomery.flows.recipe.layer_checks import check_layers
 from bloomery.flows.recipe.multilabel_checks import check_multilabel
 from bloomery.flows.recipe.multioutput_checks import check_multioutput
@@ -16,6 +16,7 @@ from bloomery.flows.recipe.ordinal_checks import check_ordinal
 from bloomery.flows.recipe.pretrained_checks import check_checkpoint_inputs
 from bloomery.flows.recipe.privacy_checks import check_privacy
 from bloomery.flows.recipe.scope_checks import check_scope_students
+from bloomery.flows.recipe.tagging_checks import check_tagging
 from bloomery.flows.recipe.training_checks import (
     check_boosted_trees,
     check_compression,
@@ -37,6 +38,7 @@ _LABEL_TYPES = {
     "ordinal": ("integer", "string"),
     "multioutput": ("integer", "number"),
     "multitask": ("integer", "string", "boolean"),
+    "tagging": ("array",),
 }
 _LABEL_RULES = {
     "classification": "classes are integers, strings or booleans",
@@ -46,6 +48,7 @@ _LABEL_RULES = {
     "ordinal": "classes with an order are integers or strings",
     "multioutput": "targets are numbers",
     "multitask": "classes are integers, strings or booleans",
+    "tagging": "the tags of words are an array of strings or integers",
 }
 
 _ITEM_TYPES = ("integer", "string")
@@ -64,6 +67,7 @@ def find_inconsistencies(
     yield from check_checkpoint_inputs(features, model)
     yield from check_multilabel(features, model, training, compression)
     yield from check_embedding(features, model, training, compression)
+    yield from check_tagging(features, contract, model, training, compression)
     yield from check_multioutput(features, model, training, compression)
     yield from check_ordinal(features, contract.column(features.label), training)
     if training is not None:
@@ -119,7 +123,8 @@ def _check_features(features: Features, contract: Contract) -> Iterator[str]:
             if column is None:
                 yield f"features.inputs: {_no_column(contract, name)}"
             else:
-                yield from (f"features.inputs: {problem}" for problem in check_column(source, column))
+                problems = check_words(column) if features.task == "tagging" else check_column(source, column)
+                yield from (f"features.inputs: {problem}" for problem in problems)
     if features.series is not None:
         yield from (f"features.inputs: {problem}" for problem in check_series(features.series, contract))
         if features.split.by == "key":
@@ -159,14 +164,15 @@ def _check_label(features: Features, label: Column | None) -> Iterator[str]:
     if label.is_required and features.unlabelled == "teach":
         yield f"features.unlabelled: column {label.name!r} is required in the contract, so every row has a label"
     if label.logical_type not in _LABEL_TYPES[features.task]:
-        hints = {"number": "; use `task: regression`", "array": "; use `task: multilabel`"}
+        array_hint = "; use `task: multilabel` for sets of labels, or `task: tagging` for a tag per word"
+        hints = {"number": "; use `task: regression`", "array": array_hint}
         hint = hints.get(label.logical_type, "")
-        if features.task == "multilabel":
+        if features.task in ("multilabel", "tagging"):
             hint = "; `data.lists` makes one of a text with a separator, or of several columns of 0 and 1"
         required = _LABEL_RULES[features.task]
         yield f"features.label: {required}, but column {label.name!r} is {label.logical_type}{hint}"
-    elif features.task == "multilabel" and (label.items is None or label.items.logical_type not in _ITEM_TYPES):
-        yield f"features.label: {_LABEL_RULES['multilabel']}, but column {label.name!r} has other elements"
+    elif label.logical_type == "array" and (label.items is None or label.items.logical_type not in _ITEM_TYPES):
+        yield f"features.label: {_LABEL_RULES[features.task]}, but column {label.name!r} has other elements"
 
 
 def _check_split(features: Features, contract: Contract) -> Iterator[str]:

@@ -54,6 +54,23 @@ def check_column(source: Input, column: Column) -> Iterator[str]:
         )
 
 
+def check_words(column: Column) -> Iterator[str]:
+    """Yields what keeps the input of a tagging task from reading the words of a column."""
+    if column.personal is not None:
+        yield f"column {column.name!r} is marked personal in the contract, so it cannot be an input"
+    if column.items is None or column.items.logical_type != "string":
+        kind = column.logical_type if column.items is None else f"an array of {column.items.logical_type}"
+        yield (
+            f"`task: tagging` reads the words of a sentence, an array of strings, but column {column.name!r} is "
+            f"{kind}; `data.lists` with `repeats: true` makes one of a text with blanks"
+        )
+        return
+    if not column.is_required:
+        yield f"column {column.name!r} is not required in the contract, so sentences may be missing; require it"
+    if not column.items.required:
+        yield f"column {column.name!r} may have null elements, which are no words; set `required` of its items"
+
+
 def check_sample_rates(features: Features, data: DataSource) -> Iterator[str]:
     """Yields the inputs that expect another sample rate than recordings are read at, which would shift frequencies."""
     for source in features.inputs:

@@ -22,6 +22,7 @@ _OF_OTHER_TASK: dict[Task, dict[str, str]] = {
     },
     "ordinal": {"slice_rise": "slice_drop"},
     "multitask": {"slice_rise": "slice_drop", "min_accuracy": "min_score"},
+    "tagging": {"slice_rise": "slice_drop", "class_drop": "slice_drop", "min_accuracy": "min_score"},
     "multioutput": {"slice_drop": "slice_rise", "class_drop": "slice_rise", "min_accuracy": "max_error"},
 }
 # The limits of scores of which more is better, and the equivalent limits of an error.
@@ -34,7 +35,7 @@ def find_misplaced_limits(
 ) -> Iterator[str]:
     """Yields a message for a score or a limit that belongs to the other task, and for limits that need `slices`."""
     other_task: Task = "classification" if predicts_numbers(task) else "regression"
-    if task in ("multilabel", "multitask", "embedding") and "min_accuracy" in gates.model_fields_set:
+    if task in ("multilabel", "multitask", "embedding", "tagging") and "min_accuracy" in gates.model_fields_set:
         other_task = "classification"
     score = score or default_score(task)
     if not score.suits(task):

@@ -28,6 +28,7 @@ from bloomery.models.training.optimization.loss import (
     split_logits,
 )
 from bloomery.models.training.optimization.mixed_precision import autocast
+from bloomery.models.training.optimization.tag_loss import is_tagging, tag_distance
 
 # (student_BK, teacher_BK, temperature) -> the distance of the student's outputs to the teacher's, summed over the rows.
 TargetDistance = Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
@@ -41,7 +42,7 @@ def create_distiller(
     The loss of a row is (1 - weight) times that of its label, plus `weight` times the distance to the teacher's output:
     for classes T^2 times the Kullback-Leibler divergence at temperature T, for sets of labels the mean of that of each
     label, for several labels with classes their sum, for a regression the squared difference, for vectors the
-    divergence of similarities.
+    divergence of similarities, for tags that of tokens.
     `feature_weight` and `attention_weight` add the losses of feature_matching.py. The teacher sees each row with the
     student's augmentation, and does not change.
 
@@ -83,6 +84,8 @@ def target_distance(y: torch.Tensor) -> TargetDistance:
     """The distance of outputs for rows with labels like `y`."""
     if is_embedding(y):
         return similarity_loss
+    if is_tagging(y):
+        return tag_distance
     if is_multioutput(y):
         return squared_distance
     if is_multitask(y):

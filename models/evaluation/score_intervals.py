@@ -18,6 +18,7 @@ from bloomery.models.evaluation.ordinal_scores import draw_kappas
 from bloomery.models.evaluation.output_scores import output_degradation_interval, output_score_interval
 from bloomery.models.evaluation.retrieval import gain_drop, gain_interval
 from bloomery.models.evaluation.scores import compute_score, rank_targets, row_losses
+from bloomery.models.evaluation.tag_scores import tag_score_drop, tag_score_interval
 
 _NUM_DRAWS = 1_000
 _NUM_RANK_DRAWS, _DRAWS_AT_ONCE = 200, 50
@@ -49,6 +50,8 @@ def score_interval(score: Score, truth_N: np.ndarray, predictions: np.ndarray) -
         return output_score_interval(score.name, truth_N, predictions)
     if score.facts.task == "multitask":
         return label_score_interval(score.name, truth_N, predictions, score_interval)
+    if score.facts.task == "tagging":
+        return tag_score_interval(score.name, truth_N, predictions)
     losses_N = row_losses(score, truth_N, predictions)
     if losses_N is not None:
         low, high = bootstrap_interval(losses_N[:, None], lambda means: means[..., 0], losses_N)
@@ -94,6 +97,8 @@ def degradation_interval(score: Score, truth_N: np.ndarray, before: np.ndarray, 
         return output_degradation_interval(score.name, truth_N, before, after)
     if score.facts.task == "multitask":
         return label_degradation_interval(score.name, truth_N, before, after, degradation_interval)
+    if score.facts.task == "tagging":
+        return tag_score_drop(score.name, truth_N, before, after)
     losses = [row_losses(score, truth_N, values) for values in (before, after)]
     if losses[0] is not None and losses[1] is not None:
         return metrics.loss_rise(losses[0], losses[1])

@@ -13,6 +13,7 @@ import numpy as np
 from bloomery.data_contracts.errors import DataUnfit
 from bloomery.data_contracts.records.scores import Score, ScoreName, scores_of
 from bloomery.data_contracts.records.tensor_layout import Task
+from bloomery.data_contracts.serving.entities import NO_TAG
 from bloomery.data_contracts.serving.predictions import decide_labels
 from bloomery.models.evaluation.class_output_scores import score_labels
 from bloomery.models.evaluation.label_sets import compute_set_score
@@ -20,6 +21,7 @@ from bloomery.models.evaluation.metrics import cross_entropies, log_loss, mean_a
 from bloomery.models.evaluation.ordinal_scores import quadratic_kappa
 from bloomery.models.evaluation.output_scores import has_labels, has_variance, mean_output_score
 from bloomery.models.evaluation.retrieval import rank_gains
+from bloomery.models.evaluation.tag_scores import compute_tag_score, has_entities
 
 # Scores of the order of rows by their probability of a class.
 RANKINGS = ("auc", "average_precision", "mean_average_precision")
@@ -35,6 +37,7 @@ _ALWAYS_DEFINED: dict[Task, str] = {
     "ordinal": "rank_mae or accuracy",
     "multioutput": "mean_rmse or mean_mae",
     "multitask": "exact_match",
+    "tagging": "tag_accuracy",
 }
 
 
@@ -47,9 +50,9 @@ def compute_score(score: Score, truth_N: np.ndarray, predictions: np.ndarray) ->
 
     Args:
         truth_N: positions of classes int64, numbers float64, sets of labels as 0 and 1 (N, K), or several numbers
-            (N, K) in standard units, nan where missing.
+            (N, K) in standard units, nan where missing; of a tagging task, codes of tags int64 (N, T).
         predictions: probabilities float64 (N, K), or numbers float64 (N,) or (N, K); of an embedding the ranks of
-            positives.
+            positives; of a tagging task, codes of tags int64 (N, T).
 
     Raises:
         UndefinedScore: the score does not exist for these labels.
@@ -91,6 +94,8 @@ def require_defined(score: Score, truth_N: np.ndarray, num_classes: int, split: 
             _require_labels(score, truth_N)
         elif score.facts.task in ("multioutput", "multitask"):
             _require_outputs(score, truth_N)
+        elif score.facts.task == "tagging":
+            _require_entities(score, truth_N)
         elif score.name in RANKINGS:
             rank_targets(truth_N, num_classes)
         elif score.name == "quadratic_kappa":
@@ -115,7 +120,7 @@ def _undefined_error(score: Score, split: str, failure: UndefinedScore) -> DataU
 
 def compute_metrics(task: Task, truth_N: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
     """All scores of the task that are defined for these rows, by name; without the quantile loss."""
-    num_classes = predictions.shape[1] if predictions.ndim == 2 else 0
+    num_classes = predictions.shape[1] if predictions.ndim == 2 and task != "tagging" else 0
     values: dict[str, float] = {}
     for name in scores_of(task):
         is_slow = name in RANKINGS and num_classes > MAX_RANKED_CLASSES
@@ -270,6 +275,19 @@ def _of_ranks(score: Score, truth_N: np.ndarray, ranks_N: np.ndarray) -> float:
     return float(rank_gains(score.name, ranks_N).mean())
 
 
+def _of_tags(score: Score, truth_NT: np.ndarray, codes_NT: np.ndarray) -> float:
+    """A score of tagged words."""
+    _require_entities(score, truth_NT)
+    return compute_tag_score(score.name, truth_NT, codes_NT)
+
+
+def _require_entities(score: Score, truth_NT: np.ndarray) -> None:
+    if not (truth_NT != NO_TAG).any():
+        raise UndefinedScore("no row has a word")
+    if score.name != "tag_accuracy" and not has_entities(truth_NT):
+        raise UndefinedScore("no word is in an entity: their tags have a prefix, as B-PER and I-PER")
+
+
 def _quadratic_kappa(score: Score, truth_N: np.ndarray, shares_NK: np.ndarray) -> float:
     _require_two_classes(truth_N)
     return quadratic_kappa(truth_N, shares_NK.argmax(axis=1))
@@ -335,4 +353,8 @@ _FUNCTIONS: dict[ScoreName, Callable[[Score, np.ndarray, np.ndarray], float]] = 
     "mean_balanced_accuracy": _of_labels,
     "exact_match": _of_labels,
     "mean_log_loss": _of_labels,
+    "tag_accuracy": _of_tags,
+    "entity_f1": _of_tags,
+    "entity_precision": _of_tags,
+    "entity_recall": _of_tags,
 }

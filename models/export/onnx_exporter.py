@@ -180,10 +180,17 @@ def _export_by_tracing(
         opset_version=OPSET,
         input_names=list(input_names),
         output_names=[OUTPUT],
-        dynamic_axes={**axes, OUTPUT: {0: "batch"}},
+        dynamic_axes={**axes, OUTPUT: {0: "batch", 1: "length"} if _has_steps(network, examples) else {0: "batch"}},
     )
     # The newer exporter does this itself: it folds constants and removes unused nodes.
     return optimizer.optimize(onnx.load_from_string(file.getvalue()))
+
+
+def _has_steps(network: nn.Module, examples: tuple[torch.Tensor, ...]) -> bool:
+    """Whether outputs are for each step (B, T, K)."""
+    with torch.no_grad():
+        outputs: torch.Tensor = network(*examples)
+    return outputs.dim() == 3
 
 
 def _restore_weight_names(graph: onnx.GraphProto, network: nn.Module) -> None:

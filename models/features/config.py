@@ -130,6 +130,8 @@ class Features(Document):
             raise ValueError("`task: embedding` needs one input of kind text, which also encodes the label")
         if self.task == "embedding" and len(columns) > 1:
             raise ValueError("`task: embedding` needs a vector for each text: leave out `pair` of the input")
+        if self.task == "tagging" and ([source.kind for source in self.inputs] != ["text"] or len(columns) > 1):
+            raise ValueError("`task: tagging` needs one input of kind text, whose column has lists of words")
         if self.key in columns:
             raise ValueError(f"column {self.key!r} is the key, which only identifies rows")
         for source in self.inputs:

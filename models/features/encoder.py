@@ -59,10 +59,12 @@ from bloomery.models.features.statistics.column_counts import (
     NumericStatistics,
     parse_statistics,
 )
+from bloomery.models.features.word_pieces import EncodedWords
 
 # The columns of encoded rows besides the key.
 ENCODED_INPUT = "x"  # a flat list of float32
-# The class index, int64; a standardised value, float32; 0 and 1 for each label, float32; or a text's tokens, int32.
+# The class index, int64; a standardised value, float32; 0 and 1 for each label, float32; a text's tokens, int32; or the
+# class index of each word at its first token, int16.
 ENCODED_LABEL = "y"
 STATISTICS = "statistics"  # the column that `partial_statistics` yields
 _BLOCK_ROWS = 16_384  # rows per block, so that a block stays in the CPU cache
@@ -282,6 +284,14 @@ def _rows_with(source: Input, rows: Rows) -> tuple[Rows, np.ndarray | None]:
     return valid_rows(rows, source.columns) if is_optional(source) else (rows, None)
 
 
+def encode_sentences(encoder: Encoder, rows: Rows) -> EncodedWords:
+    """The tokens of a tagging task, and where its words begin."""
+    (source,), (fitted,) = encoder.features.inputs, encoder.fitted
+    assert source.kind == "text"
+    assert fitted.kind == "text"
+    return text.encode_sentences(source, fitted, rows)
+
+
 def encode_rows(encoder: Encoder, rows: Rows, *, is_training: bool = False) -> pa.RecordBatch:
     """Key, label and encoded input of labelled raw rows, as the columns that training reads.
 
@@ -289,12 +299,23 @@ def encode_rows(encoder: Encoder, rows: Rows, *, is_training: bool = False) -> p
         ValueError: the rows have more encoded values than one Arrow array can; `encode_batches` divides them.
     """
     width = math.prod(encoder.input_shape)
-    x_BF = encode(encoder, rows, is_training=is_training).reshape(rows.num_rows, width)
     key, label = encoder.features.key, encoder.features.label_column
+    if encoder.features.task == "tagging":
+        words = encode_sentences(encoder, rows)
+        x_BF, y = words.x, _encode_tags(encoder, rows, words.is_first)
+    else:
+        x_BF = encode(encoder, rows, is_training=is_training).reshape(rows.num_rows, width)
+        y = encode_labels(encoder, rows[label])
     return pa.RecordBatch.from_arrays(
-        [combine_chunks(rows[key]), encode_labels(encoder, rows[label]), list_array(x_BF)],
+        [combine_chunks(rows[key]), y, list_array(x_BF)],
         names=[key_column(key), ENCODED_LABEL, ENCODED_INPUT],
     )
+
+
+def _encode_tags(encoder: Encoder, rows: Rows, is_first_BT: np.ndarray) -> pa.Array:
+    (column,), label = encoder.columns, encoder.features.label
+    num_words_B = pc.list_value_length(combine_chunks(rows[column])).fill_null(0).to_numpy()
+    return labels.encode_tags(encoder.classes, label, rows[label], is_first_BT, num_words_B)
 
 
 def encode_batches(
@@ -325,6 +346,8 @@ def encoded_schema(encoder: Encoder, key: pa.DataType) -> pa.Schema:
         label = pa.list_(pa.int32())
     elif encoder.class_outputs:
         label = pa.list_(pa.int64())
+    elif encoder.features.task == "tagging":
+        label = pa.list_(pa.int16())
     elif encoder.outputs:
         label = pa.list_(pa.float64())
     key_name = key_column(encoder.features.key)
@@ -334,7 +357,8 @@ def encoded_schema(encoder: Encoder, key: pa.DataType) -> pa.Schema:
 def encode_labels(encoder: Encoder, values: pa.Array | pa.ChunkedArray) -> pa.Array:
     """The network's targets: class indices, int64, standardised values, float32, or lists of 0 and 1, float32.
 
-    Those of an embedding are the tokens of the label's text, int32, as the input encodes it.
+    Those of an embedding are the tokens of the label's text, int32, as the input encodes it. Tags depend on where the
+    words begin: `encode_rows` encodes them.
 
     With `unlabelled: teach`, a null label becomes `IGNORED_LABEL`. Those of several outputs are lists of standardised
     values, float64, where nan is a missing one.

@@ -17,6 +17,7 @@ from bloomery.data_contracts.documents.documents import Document
 from bloomery.data_contracts.errors import DataUnfit
 from bloomery.data_contracts.records.output_units import ClassOutput, OutputUnits
 from bloomery.data_contracts.records.tensor_layout import predicts_numbers
+from bloomery.data_contracts.serving.entities import code_tags, tag_codes
 from bloomery.models.features.config import Classes, Features
 from bloomery.models.features.kinds.category import class_names, count_categories
 from bloomery.models.features.statistics.arrow_arrays import (
@@ -35,6 +36,7 @@ from bloomery.models.features.statistics.column_counts import (
 )
 
 MAX_CLASSES = 100_000
+MAX_TAGS = 32_767  # positions of tags are int16
 IGNORED_LABEL = -100  # the class index of a null label: `ignore_index` of cross entropy
 
 
@@ -63,7 +65,7 @@ def partial_fit(features: Features, rows: Rows) -> tuple[ColumnStatistics, ...]:
     if features.labels is not None:
         values_BK = output_values(features.labels, rows[features.label_column])
         return tuple(numeric_statistics(column[~np.isnan(column)]) for column in values_BK.T)
-    if features.task == "multilabel":
+    if features.task in ("multilabel", "tagging"):
         return (count_categories(class_names(combine_chunks(rows[features.label_column]).flatten()), MAX_CLASSES),)
     return (count_categories(class_names(rows[features.label_column]), MAX_CLASSES),)
 
@@ -131,17 +133,22 @@ def fit_classes(features: Features, labels: ColumnStatistics | None) -> Classes:
     """
     if predicts_numbers(features.task) or features.task in ("multitask", "embedding"):
         return ()
-    return _fit_classes(features.label, labels, features.order)
+    return _fit_classes(
+        features.label, labels, features.order, max_classes=MAX_TAGS if features.task == "tagging" else MAX_CLASSES
+    )
 
 
-def _fit_classes(label: str, labels: ColumnStatistics | None, order: Classes | None = None) -> Classes:
+def _fit_classes(
+    label: str, labels: ColumnStatistics | None, order: Classes | None = None, *, max_classes: int = MAX_CLASSES
+) -> Classes:
     class_counts = labels if isinstance(labels, CategoryCounts) else CategoryCounts(MAX_CLASSES)
     classes = tuple(sorted(name for (name,) in class_counts.counts if name is not None))
-    if class_counts.is_full or len(classes) < 2:
-        values = f"more than {MAX_CLASSES:,}" if class_counts.is_full else str(len(classes))
+    is_full = class_counts.is_full or len(classes) > max_classes
+    if is_full or len(classes) < 2:
+        values = f"more than {max_classes:,}" if is_full else str(len(classes))
         raise DataUnfit(
-            f"the training split has {values} class(es): {', '.join(map(str, classes)) or 'none'}",
-            required=f"at least two classes, and at most {MAX_CLASSES:,}",
+            f"the training split has {values} class(es): {', '.join(map(str, classes[:20])) or 'none'}",
+            required=f"at least two classes, and at most {max_classes:,}",
             where=f"column {label}",
             remedy="check that the recipe's `features.label` names the right column and that the data is complete",
         )
@@ -256,6 +263,67 @@ def class_positions(
         unknown = pc.unique(names.filter(pc.is_null(positions))).to_pylist()
         raise _unknown_labels_error(label, unknown, "drop the classes from the data")
     return positions
+
+
+def encode_tags(
+    classes: Classes, label: str, tags: pa.Array | pa.ChunkedArray, is_first_BT: np.ndarray, num_words_B: np.ndarray
+) -> pa.Array:
+    """Lists of tags as lists of T int16: the position of a word's tag at its first token, else `IGNORED_LABEL`.
+
+    Args:
+        is_first_BT: True at the first token of each word that is read, in their order; the last words may be cut off.
+        num_words_B: the number of all words of each row.
+
+    Raises:
+        DataUnfit: a row has no tags, or not one for each word, or a tag is not one of the training split.
+    """
+    lists = combine_chunks(tags)
+    lengths_B = pc.list_value_length(lists).fill_null(-1).to_numpy()
+    unequal = np.flatnonzero(lengths_B != num_words_B)
+    if len(unequal):
+        raise DataUnfit(
+            f"{len(unequal)} row(s) have not one tag for each word, such as {max(lengths_B[unequal[0]], 0)} tag(s) for "
+            f"{num_words_B[unequal[0]]} word(s)",
+            required="as many tags as words in every row",
+            where=f"column {label}, the label of a tagging task",
+            remedy="state in the contract that their LENGTH is equal, so that such rows are quarantined",
+        )
+    positions_W = np.asarray(class_positions(classes, label, lists.flatten()), np.int16)
+    word_W = np.arange(len(positions_W)) - np.repeat(np.cumsum(lengths_B) - lengths_B, lengths_B)
+    is_read_W = word_W < np.repeat(is_first_BT.sum(axis=1), lengths_B)
+    y_BT = np.full(is_first_BT.shape, IGNORED_LABEL, np.int16)
+    y_BT[is_first_BT] = positions_W[is_read_W]
+    offsets = pa.array(np.arange(len(y_BT) + 1, dtype=np.int32) * np.int32(y_BT.shape[1]))
+    return pa.ListArray.from_arrays(offsets, pa.array(y_BT.reshape(-1)))
+
+
+def code_tag_lists(classes: Classes, tags: pa.ListArray, num_words: int | None = None) -> np.ndarray:
+    """Lists of tags as codes int64 (B, W), NO_TAG after the last one and for a null.
+
+    Args:
+        num_words: W; without it, the length of the longest list.
+    """
+    lengths_B = pc.list_value_length(tags).fill_null(0).to_numpy()
+    num_words = int(lengths_B.max(initial=0)) if num_words is None else num_words
+    names = class_names(tags.flatten())
+    positions_W = pc.index_in(names, pa.array(classes, names.type)).fill_null(-1).to_numpy()
+    positions_BW = np.full((len(tags), num_words), -1, np.int64)
+    positions_BW[np.arange(num_words) < lengths_B[:, None]] = positions_W
+    return code_tags(classes, positions_BW)
+
+
+def name_tags(classes: Classes, codes_NT: np.ndarray, is_word_NT: np.ndarray) -> pa.ListArray:
+    """The tags of codes as lists, with one for each word; the reverse of `code_tag_lists`."""
+    codes = tag_codes(classes)
+    order = np.argsort(codes)
+    positions = order[np.searchsorted(codes[order], codes_NT[is_word_NT])]
+    return list_values(pa.array(list(classes)).take(pa.array(positions)), is_word_NT)
+
+
+def list_values(values: pa.Array, is_word_NT: np.ndarray) -> pa.ListArray:
+    """Values of all words, row by row, as a list for each row."""
+    offsets = np.concatenate([[0], np.cumsum(is_word_NT.sum(axis=1))]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), values)
 
 
 def encode_sets(classes: Classes, label: str, values: pa.Array | pa.ChunkedArray) -> pa.Array:

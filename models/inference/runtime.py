@@ -76,7 +76,8 @@ def unpack_model(model: Path | bytes) -> str | bytes:
 def run_session(runtime: onnxruntime.InferenceSession, x: np.ndarray) -> np.ndarray:
     """logits_BK float32 for x float32 (B, ...). Mixed rows are divided among the inputs of their parts.
 
-    If the file declares rows of tokens (B, T), trailing steps that are padding in all rows are left out.
+    If the file declares rows of tokens (B, T), trailing steps that are padding in all rows are left out. Outputs of
+    each step (B, T, K) are 0 there, as the network's own for padding.
     """
     inputs = session_inputs(runtime)
     if inputs:
@@ -89,13 +90,20 @@ def run_session(runtime: onnxruntime.InferenceSession, x: np.ndarray) -> np.ndar
 def _run_tokens(runtime: onnxruntime.InferenceSession, x_BT: np.ndarray) -> np.ndarray:
     """The outputs of rows of tokens without common padding; of many rows, those of similar length together."""
     if len(x_BT) <= _SORTED_ROWS:
-        return runtime.run([OUTPUT], {INPUT: trim_padding(x_BT)})[0]
+        return _run_trimmed(runtime, x_BT)
     order_B = (x_BT >= 1).sum(axis=1).argsort(kind="stable")
     parts = np.array_split(order_B, -(-len(x_BT) // _SORTED_ROWS))
-    outputs_BK = np.concatenate([runtime.run([OUTPUT], {INPUT: trim_padding(x_BT[rows])})[0] for rows in parts])
+    outputs_BK = np.concatenate([_run_trimmed(runtime, x_BT[rows]) for rows in parts])
     in_order_BK = np.empty_like(outputs_BK)
     in_order_BK[order_B] = outputs_BK
     return in_order_BK
+
+
+def _run_trimmed(runtime: onnxruntime.InferenceSession, x_BT: np.ndarray) -> np.ndarray:
+    outputs: np.ndarray = runtime.run([OUTPUT], {INPUT: trim_padding(x_BT)})[0]
+    if outputs.ndim < 3:
+        return outputs
+    return np.pad(outputs, ((0, 0), (0, x_BT.shape[1] - outputs.shape[1]), (0, 0)))
 
 
 def trim_padding(x_BT: np.ndarray) -> np.ndarray:
@@ -110,6 +118,6 @@ def sigmoid(logits_BK: np.ndarray) -> np.ndarray:
 
 
 def softmax(logits_BK: np.ndarray) -> np.ndarray:
-    """Probabilities float64 (B, K), each row adding up to 1."""
-    shifted = np.exp(logits_BK.astype(np.float64) - logits_BK.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)
+    """Probabilities float64 (B, K), each row adding up to 1; or (B, T, K), each step."""
+    shifted = np.exp(logits_BK.astype(np.float64) - logits_BK.max(axis=-1, keepdims=True))
+    return shifted / shifted.sum(axis=-1, keepdims=True)

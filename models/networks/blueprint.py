@@ -46,11 +46,20 @@ def build_network(blueprint: Blueprint) -> nn.Module:
 
     A pretrained network has the weights of its checkpoint, if its config names the folder.
 
-    For ordered classes it has one logit less, and a forward hook makes the outputs of them.
+    For ordered classes it has one logit less, and a forward hook makes the outputs of them. For tags it has outputs for
+    each token, (B, tokens, outputs).
     """
     from bloomery.models.networks.architectures.fused import FusedNetwork
+    from bloomery.models.networks.architectures.pretrained import PretrainedText
+    from bloomery.models.networks.architectures.rnn import RecurrentNetwork
+    from bloomery.models.networks.architectures.transformer import TransformerEncoder
     from bloomery.models.networks.layers.ordinal import convert_outputs
 
+    if blueprint.task == "tagging":
+        network = _build(blueprint)
+        assert isinstance(network, PretrainedText | RecurrentNetwork | TransformerEncoder)  # others are refused before
+        network.predict_each_step()
+        return network
     if blueprint.task != "ordinal" or isinstance(blueprint.config, TabM):
         return _build(blueprint)
     network = _build(blueprint.model_copy(update={"num_outputs": blueprint.num_outputs - 1}))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -45,6 +45,7 @@ from bloomery.models.training.optimization.loss import (
 )
 from bloomery.models.training.optimization.optimizer import EMA, build_optimizer, build_schedule, clip_gradients
 from bloomery.models.training.optimization.score_measure import ScoreMeasure
+from bloomery.models.training.optimization.tag_loss import is_tagging
 from bloomery.models.training.process_group import SINGLE_PROCESS, ProcessGroup, all_reduce_sum
 
 _EVALUATION_ROWS, _EVALUATION_VALUES = 1024, 1 << 24  # per batch in evaluation; fewer rows where these are wide
@@ -343,18 +344,25 @@ def evaluate(
     sums = torch.zeros(3, dtype=torch.float64)
     own_rows, num_parts = (slice(group.rank, None, group.size), group.size) if measure is None else (slice(None), 1)
     results: list[tuple[torch.Tensor, torch.Tensor]] = []
-    for x, y in examples.iterate():
+    for x, y in _iterate_parts(examples):
         # The same number of batches in every process, since a distributed network runs in all of them at once.
         max_batches = len(y) // num_parts
         batches = min(_count_batches(len(y) / num_parts, x), max(max_batches, 1))
         outputs_BK = predict(network, x[own_rows], num_batches=batches, max_batches=max_batches)
         sums += loss_and_metric_sums(outputs_BK, y[own_rows])
         if measure is not None:
-            results.append((outputs_BK, y))
+            results.append((outputs_BK.argmax(dim=2) if outputs_BK.dim() == 3 else outputs_BK, y))
     loss, score = loss_and_score(all_reduce_sum(sums, group), examples.labels(read_all=False))
     if measure is not None and math.isfinite(loss):
         score = measure(*(torch.cat(parts) for parts in zip(*results, strict=True)))
     return loss, score
+
+
+def _iterate_parts(examples: ExampleSource) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """All rows; those of tags in parts, since they have outputs for each token."""
+    for x, y in examples.iterate():
+        size = _EVALUATION_ROWS if is_tagging(y) else max(len(y), 1)
+        yield from zip(x.split(size), y.split(size), strict=True)
 
 
 def _sum_row_losses(losses_B: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:

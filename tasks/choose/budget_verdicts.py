@@ -17,7 +17,7 @@ from bloomery.data_contracts.records.score_format import (
     format_degradation,
 )
 from bloomery.data_contracts.records.scores import Score
-from bloomery.data_contracts.records.tensor_layout import Task, predicts_numbers
+from bloomery.data_contracts.records.tensor_layout import Task, predicts_numbers, predicts_row_classes
 from bloomery.models.compression.budget import Budget
 from bloomery.models.compression.pareto_front import dominates
 from bloomery.models.evaluation.metrics import Z_95, drop_of_counts
@@ -380,7 +380,7 @@ def _describe_budget(budget: Budget, score: Score) -> str:
     if budget.latency_ms is not None:
         limit = budget.latency_ms
         limits.append(f"at most {limit.value:g} ms at p{limit.percentile}{_format_batch(limit.batch_size)}")
-    if budget.class_drop is None and not predicts_numbers(task) and task != "embedding":
+    if budget.class_drop is None and predicts_row_classes(task):
         of_labels = " and of accuracy in any label" if task == "multitask" else ""
         limits.append(f"no demonstrable drop of recall in any {class_noun(task)}{of_labels}")
     weights = budget.objective

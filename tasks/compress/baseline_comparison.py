@@ -14,7 +14,7 @@ import numpy as np
 from bloomery.data_contracts.records.output_units import ClassOutputScore
 from bloomery.data_contracts.records.records import ClassRecall, Dataset, Disagreement, PredictionInterval
 from bloomery.data_contracts.records.scores import Score
-from bloomery.data_contracts.records.tensor_layout import Task, predicts_numbers
+from bloomery.data_contracts.records.tensor_layout import Task, predicts_numbers, predicts_row_classes
 from bloomery.models.evaluation.conformal import measure_interval
 from bloomery.models.evaluation.disagreement import ChangedRows, bound_accuracy_drop, bound_error_rise
 from bloomery.models.evaluation.score_intervals import degradation_interval
@@ -84,12 +84,14 @@ def prediction_changes(task: Task, before: SplitPredictions, after: SplitPredict
     """The differences (N,) of a candidate's predictions from those of fp32 in each split; 0 where they are equal.
 
     Of sets of labels it is the number of labels that are in only one of both; of vectors, the difference of ranks; of
-    several numbers, the root mean square difference in standard units.
+    several numbers, the root mean square difference in standard units; of tags, the number of words with another one.
     """
     changes: dict[Split, np.ndarray] = {}
     for split, values in before.items():
         difference = point_predictions(task, after[split]) - point_predictions(task, values)
-        if task == "multilabel":
+        if task == "tagging":
+            difference = np.count_nonzero(difference, axis=1)
+        elif task == "multilabel":
             difference = np.abs(difference).sum(axis=1)
         elif task == "multitask":
             difference = np.count_nonzero(difference, axis=1)
@@ -204,7 +206,7 @@ def measure_recalls(
     dataset: Dataset, samples: dict[Split, Examples], before: SplitPredictions, after: SplitPredictions
 ) -> tuple[ClassRecall, ...]:
     """The recall of each class or label with held-out rows, and its paired change from fp32; empty of other tasks."""
-    if predicts_numbers(dataset.task) or dataset.task == "embedding":
+    if not predicts_row_classes(dataset.task):
         return ()
     truth, correct_before, correct_after, is_test = _compare_held_out(dataset, samples, before, after)
 

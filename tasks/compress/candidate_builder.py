@@ -65,7 +65,7 @@ class CandidateBuilder:
 
         dataset = self.trained.dataset
         units = read_encoder(settings().path(dataset.encoder_uri)).units
-        return build_measure(self.trained.stated_score, dataset.task, units)
+        return build_measure(self.trained.stated_score, dataset.task, units, dataset.classes)
 
     @cached_property
     def tokenizer(self) -> str | None:

@@ -22,11 +22,17 @@ from bloomery.data_contracts.records.output_units import restore_units
 from bloomery.data_contracts.records.records import Candidate, Dataset, Flips, Interval, Latency, TrainedNetwork
 from bloomery.data_contracts.records.score_format import DEGRADATION_NAMES, degradation_name
 from bloomery.data_contracts.records.scores import Score
-from bloomery.data_contracts.records.tensor_layout import Task, predicts_numbers, predicts_one_class
+from bloomery.data_contracts.records.tensor_layout import (
+    Task,
+    predicts_numbers,
+    predicts_one_class,
+    predicts_row_classes,
+)
+from bloomery.data_contracts.serving.entities import NO_TAG
 from bloomery.data_contracts.serving.predictions import decide_labels
 from bloomery.models.compression.config import CandidateSpec
 from bloomery.models.features.encoder import read_encoder
-from bloomery.models.features.labels import name_labels
+from bloomery.models.features.labels import list_values, name_labels, name_tags
 from bloomery.models.profiling.cpu_features import cpu_flags, needs_reduced_range
 from bloomery.tasks.compress.baseline_comparison import (
     SplitPredictions,
@@ -87,10 +93,11 @@ class _Predictions(NamedTuple):
     """Predictions of one candidate and of the baseline for the test rows, and the score that compares them."""
 
     truth: GroundTruth
-    values: np.ndarray  # probabilities (N, K), numbers (N,), or ranks (N,)
+    values: np.ndarray  # probabilities (N, K), numbers (N,), ranks (N,), or codes of tags (N, T)
     baseline: np.ndarray  # the same of the baseline
     score: Score
     vectors: np.ndarray | None = None  # of an embedding (N, W), whose predictions are ranks
+    shares: np.ndarray | None = None  # of a tagging task, the probabilities (N, T) of the tags
 
 
 def measure_candidates(
@@ -129,8 +136,8 @@ def measure_candidates(
     candidates = []
     for candidate in built:
         name = candidate.spec.name
-        vectors = results[name].vectors
-        candidate_predictions = _Predictions(truth, predictions[name], predictions[baseline], score, vectors)
+        _, vectors, shares = results[name]
+        candidate_predictions = _Predictions(truth, predictions[name], predictions[baseline], score, vectors, shares)
         record = _measure(out, candidate, dataset, candidate_predictions, latencies[name], is_baseline=name == baseline)
         after = before if name == baseline else compare(candidate)
         comparison: dict[str, Any] = {"recalls": measure_recalls(dataset, samples, before, after)}
@@ -213,7 +220,7 @@ def _count_flips(task: Task, truth: GroundTruth, before: np.ndarray, after: np.n
     correct_before, correct_after = (point_predictions(task, values) == truth.truth for values in (before, after))
     if task == "multitask":
         correct_before, correct_after = (correct | (truth.truth < 0) for correct in (correct_before, correct_after))
-    if task in ("multilabel", "multitask"):
+    if correct_before.ndim == 2:  # whole sets, rows of several labels, and sentences
         correct_before, correct_after = correct_before.all(axis=1), correct_after.all(axis=1)
     return Flips(
         num_lost=int((correct_before & ~correct_after).sum()), num_gained=int((~correct_before & correct_after).sum())
@@ -233,6 +240,12 @@ def _write_predictions(path: Path, dataset: Dataset, measured: _Predictions) -> 
         columns["truth"] = name_labels(dataset.classes, truth.truth)
         columns["prediction"] = name_labels(dataset.classes, decide_labels(predictions))
         columns["probabilities"] = pa.array(list(predictions), pa.list_(pa.float64()))
+    elif measured.shares is not None:
+        is_word_NT = truth.truth != NO_TAG
+        columns["truth"], columns["prediction"] = (
+            name_tags(dataset.classes, codes, is_word_NT) for codes in (truth.truth, predictions)
+        )
+        columns["probabilities"] = list_values(pa.array(measured.shares[is_word_NT], pa.float64()), is_word_NT)
     elif measured.vectors is not None:
         columns["truth"] = pa.array(truth.truth)
         columns["prediction"] = pa.array(list(measured.vectors), pa.list_(pa.float32()))
@@ -292,7 +305,7 @@ def _log_tables(run_id: str, trained: TrainedNetwork, predictions: _Predictions)
     """Logs the metrics and the degradation of each class and of each slice."""
     dataset, truth, client = trained.dataset, predictions.truth, mlflow_runs.client()
     before, after = (point_predictions(dataset.task, values) for values in (predictions.baseline, predictions.values))
-    if dataset.classes:
+    if dataset.classes and predicts_row_classes(dataset.task):
         table = class_table(dataset.classes, truth, predictions.values)
         drops = {part.value: part.degradation for part in degradation_by_class(dataset, truth, before, after)}
         table |= _degradation_columns(dataset.task, [drops.get(name) for name in table["class"]])

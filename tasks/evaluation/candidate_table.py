@@ -16,7 +16,7 @@ from bloomery.data_contracts.records.score_format import (
     format_score_value,
 )
 from bloomery.data_contracts.records.scores import Score
-from bloomery.data_contracts.records.tensor_layout import predicts_numbers
+from bloomery.data_contracts.records.tensor_layout import predicts_row_classes
 from bloomery.models.evaluation.metrics import Z_95
 
 PICTURE = "candidates.png"  # the plot of the candidates, under this name in MLflow and in the model card
@@ -35,7 +35,7 @@ def candidate_rows(choice: Choice) -> list[dict[str, str]]:
             f"{score.title} (95% interval)": format_score(score, candidate.score),
             **(
                 {}
-                if predicts_numbers(task) or task == "embedding"
+                if not predicts_row_classes(task)
                 else {f"weakest {class_noun(task)}": format_weakest_class(candidate)}
             ),
             f"{degradation_name(score)}, at most": format_degradation(score, candidate.max_degradation),

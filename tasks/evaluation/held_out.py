@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import date
 from typing import Any
 
@@ -15,7 +16,8 @@ from bloomery.data_contracts.records.output_units import format_classes, standar
 from bloomery.data_contracts.records.records import Choice, Dataset
 from bloomery.data_contracts.records.tensor_layout import predicts_numbers
 from bloomery.models.features.encoder import read_encoder
-from bloomery.models.features.labels import encode_class_outputs, mark_labels
+from bloomery.models.features.labels import code_tag_lists, encode_class_outputs, mark_labels
+from bloomery.models.inference.tagged_words import TaggedWords, format_tagged_words
 from bloomery.tasks.evaluation.scoring import GroundTruth
 from bloomery.tasks.evaluation.slices import bootstrap_order
 from bloomery.tasks.infrastructure.parquet import read_batches
@@ -28,8 +30,8 @@ _MAX_BACKGROUND_BYTES = 4_000_000  # fewer rows where they are wide
 def read_measured_predictions(choice: Choice) -> pa.Table:
     """Reads key, truth and prediction of each test row; for classes also their probabilities.
 
-    Truth and prediction of a multilabel task are lists of labels. The prediction of an embedding is a vector, beside
-    the `rank` of the positive.
+    Truth and prediction of a multilabel task are lists of labels, and of a tagging task the tags of the words that were
+    read. The prediction of an embedding is a vector, beside the `rank` of the positive.
     """
     return pq.read_table(settings().path(choice.candidate.predictions_uri))
 
@@ -44,10 +46,10 @@ def ground_truth(dataset: Dataset, predictions: pa.Table) -> GroundTruth:
 
 
 def predicted_values(dataset: Dataset, predictions: pa.Table) -> np.ndarray:
-    """The measured predictions: probabilities float64 (N, K), or numbers (N,), of an embedding ranks."""
+    """The measured predictions: probabilities float64 (N, K), numbers (N,), ranks of an embedding, or codes of tags."""
     if dataset.task == "embedding":
         return np.asarray(predictions["rank"].to_numpy())
-    if predicts_numbers(dataset.task):
+    if predicts_numbers(dataset.task) or dataset.task == "tagging":
         return decode_column(dataset, predictions["prediction"])
     shares = np.asarray(pc.list_flatten(predictions["probabilities"])).reshape(predictions.num_rows, -1)
     return shares.reshape(len(shares), len(dataset.class_outputs), -1) if dataset.class_outputs else shares
@@ -56,7 +58,8 @@ def predicted_values(dataset: Dataset, predictions: pa.Table) -> np.ndarray:
 def decode_column(dataset: Dataset, values: pa.ChunkedArray) -> np.ndarray:
     """True or predicted labels as positions of classes int64 (N,), numbers (N,), or sets of labels int8 (N, K).
 
-    The truth of an embedding is stored as positions. Several numbers become standard units (N, K), nan where missing.
+    Tags become codes (N, words). The truth of an embedding is stored as positions. Several numbers become standard
+    units (N, K), nan where missing.
     """
     if dataset.task in ("regression", "embedding"):
         return np.asarray(values.to_numpy())
@@ -66,6 +69,8 @@ def decode_column(dataset: Dataset, values: pa.ChunkedArray) -> np.ndarray:
     if dataset.class_outputs:
         return encode_class_outputs(dataset.class_outputs, values)
     labels = values.combine_chunks()
+    if dataset.task == "tagging":
+        return code_tag_lists(dataset.classes, labels)
     if dataset.task == "multilabel":
         return mark_labels(dataset.classes, labels)
     positions = pc.index_in(labels, pa.array(list(dataset.classes), labels.type))
@@ -79,6 +84,15 @@ def read_held_out_rows(choice: Choice) -> pa.Table:
     names = list(dict.fromkeys([dataset.key, *dataset.inputs]))
     rows = pa.Table.from_batches(list(read_batches(settings().path(dataset.test_rows_uri), names)))
     return rows.take(pc.index_in(keys.cast(rows.schema.field(dataset.key).type), rows[dataset.key]))
+
+
+def _tagged_words(
+    dataset: Dataset, predicted_rows: list[dict[str, Any]], sentences: list[list[str]]
+) -> Iterator[TaggedWords]:
+    positions = {tag: number for number, tag in enumerate(dataset.classes)}
+    for row, words in zip(predicted_rows, sentences, strict=True):
+        tags = np.array([positions[tag] for tag in row["prediction"]], np.int16)
+        yield TaggedWords(words, tags, np.array(row["probabilities"], np.float64))
 
 
 def request_rows(choice: Choice, num_rows: int) -> list[dict[str, Any]]:
@@ -126,6 +140,10 @@ def example_predictions(choice: Choice, num_rows: int) -> list[dict[str, Any]]:
         predictions = [_value_with_limits(choice, row["prediction"]) for row in predicted_rows]
     elif dataset.task == "embedding":
         predictions = [{"embedding": row["prediction"]} for row in predicted_rows]
+    elif dataset.task == "tagging":
+        (column,) = dataset.inputs
+        words = [row[column] for row in request_rows(choice, num_rows)]
+        predictions = format_tagged_words(dataset.classes, _tagged_words(dataset, predicted_rows, words))
     else:
         names, field = list(map(str, dataset.classes)), "labels" if dataset.task == "multilabel" else "label"
         predictions = [

@@ -14,6 +14,7 @@ from bloomery.data_contracts.records.output_units import ClassOutput
 from bloomery.data_contracts.records.records import Dataset, Interval
 from bloomery.data_contracts.records.scores import MEAN_ACCURACY, MEAN_RMSE, Score, default_score
 from bloomery.data_contracts.records.tensor_layout import Task, predicts_numbers, predicts_one_class
+from bloomery.data_contracts.serving.entities import code_tags
 from bloomery.data_contracts.serving.predictions import decide_labels
 from bloomery.models.evaluation import metrics
 from bloomery.models.evaluation.class_output_scores import label_degradation_interval, label_score_interval, one_hot
@@ -22,6 +23,7 @@ from bloomery.models.evaluation.output_scores import is_known, output_degradatio
 from bloomery.models.evaluation.retrieval import gain_drop, gain_interval
 from bloomery.models.evaluation.score_intervals import degradation_interval, score_interval
 from bloomery.models.evaluation.scores import compute_metrics, compute_score, require_score
+from bloomery.models.evaluation.tag_scores import tag_score_drop, tag_score_interval
 from bloomery.models.features.encoder import Encoder
 from bloomery.tasks.evaluation.slices import bootstrap_order, find_slices, read_slice_values
 
@@ -37,7 +39,8 @@ class GroundTruth(NamedTuple):
     Attributes:
         key: the keys of the rows (N,).
         truth: positions of classes int64 (N,), numbers float64 (N,), or sets of labels as 0 and 1 (N, K); of an
-            embedding, whose predictions are ranks, positions of positives int64 (N,) among those of the split.
+            embedding, whose predictions are ranks, positions of positives int64 (N,) among those of the split; of a
+            tagging task, codes of tags (N, T), NO_TAG where there is none.
         order: positions (N,) in the order in which a bootstrap draws rows, see `bootstrap_order`.
     """
 
@@ -61,6 +64,8 @@ def decode_labels(encoder: Encoder, split: Examples) -> np.ndarray:
     from bloomery.models.evaluation.retrieval import build_corpus
     from bloomery.models.inference.outputs import predictions_from
 
+    if encoder.features.task == "tagging":
+        return code_tags(encoder.classes, split.y.numpy())
     if encoder.features.task == "multilabel":
         return split.y.numpy().astype(np.int8)
     if encoder.outputs or encoder.class_outputs:
@@ -96,10 +101,12 @@ def compute_all_scores(task: Task, score: Score, truth: GroundTruth, predictions
 def score_rows(
     task: Task, truth: GroundTruth, predictions: np.ndarray, subset: np.ndarray | slice = _ALL_ROWS
 ) -> Interval:
-    """Returns accuracy, subset accuracy, nDCG@10 or RMSE of the rows in `subset`.
+    """Returns accuracy, subset accuracy, nDCG@10, tag accuracy or RMSE of the rows in `subset`.
 
     `predictions` are probabilities (N, K), or numbers (N,).
     """
+    if task == "tagging":
+        return tag_score_interval(default_score(task).name, truth.truth[subset], predictions[subset])
     if task == "embedding":
         return gain_interval(default_score(task).name, predictions[subset])
     if task == "multilabel":
@@ -121,8 +128,10 @@ def measure_degradation(
     """Returns the drop of accuracy, or the relative rise of RMSE, from `before` to `after` on the rows in `subset`.
 
     Both are positions of classes (N,), numbers (N,), or sets of labels (N, K), which are right as a whole or not; or
-    ranks, whose nDCG@10 drops.
+    ranks, whose nDCG@10 drops, or codes of tags (N, T), whose accuracy drops.
     """
+    if task == "tagging":
+        return tag_score_drop(default_score(task).name, truth.truth[subset], before[subset], after[subset])
     if task == "embedding":
         return gain_drop(default_score(task).name, before[subset], after[subset])
     if task == "multilabel":
@@ -145,13 +154,13 @@ def measure_degradation(
 def point_predictions(task: Task, predictions: np.ndarray) -> np.ndarray:
     """Returns the positions of the most probable classes (N,), or sets of labels (N, K), from probabilities (N, K).
 
-    Numbers (N,) are unchanged.
+    Numbers (N,) and codes of tags (N, T) are unchanged.
     """
     if task == "multilabel":
         return decide_labels(predictions)
     if task == "multitask":
         return predictions.argmax(axis=2)
-    return predictions.argmax(axis=1) if predictions.ndim == 2 and task != "multioutput" else predictions
+    return predictions.argmax(axis=1) if predicts_one_class(task) and predictions.ndim == 2 else predictions
 
 
 def name_classes(outputs: Sequence[ClassOutput]) -> list[tuple[int, int, str]]:

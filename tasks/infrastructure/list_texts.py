@@ -24,6 +24,17 @@ def split_text(text: str, separator: str | None) -> list[str] | None:
     return list(dict.fromkeys(element for element in (str(item).strip() for item in elements) if element))
 
 
+def split_sequence(text: str, separator: str | None) -> list[str]:
+    """Returns all elements of a text in their places: those of a list in JSON or of Python, or what separators divide.
+
+    A blank stands for any white space.
+    """
+    elements = parse_list(text.strip()) if text.strip().startswith("[") else None
+    if elements is None:
+        elements = text.split(None if separator is None or separator.isspace() else separator)
+    return [element for element in (str(item).strip() for item in elements) if element]
+
+
 def parse_list(text: str) -> list[Any] | None:
     """Returns the elements that are not null of a list in JSON or of Python; None for any other text."""
     for parse in (json.loads, ast.literal_eval):

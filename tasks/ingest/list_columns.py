@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.data_contracts.recipe_sections.list_column import ListColumn
-from bloomery.tasks.infrastructure.list_texts import split_text
+from bloomery.tasks.infrastructure.list_texts import split_sequence, split_text
 from bloomery.tasks.ingest.option_names import option_names, place_of_options
 from bloomery.tasks.ingest.readers.base import RowStream
 
@@ -21,7 +21,9 @@ _FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no"
 
 
 def make_lists(rows: RowStream, data: DataSource) -> RowStream:
-    """Returns the rows with each column of `data.lists` as a list of texts, each text once and in the order of the row.
+    """Returns the rows with each column of `data.lists` as a list of texts, in the order of the row.
+
+    Each text is there once, unless the recipe says that texts may repeat.
 
     A missing text is an empty list. A row that cannot be read gets null, which a contract's `required` quarantines:
     where a column of 0 and 1 has another value, or none, or a text in brackets is neither JSON nor a list of Python.
@@ -98,17 +100,21 @@ def _split(rows: RowStream, name: str, options: ListColumn) -> RowStream:
 
     def batches() -> Iterator[pa.RecordBatch]:
         for batch in rows.batches:
-            lists = _split_texts(batch[name], options.separator) if is_text else _strip(batch[name].cast(_LISTS))
             columns = list(batch.columns)
-            columns[position] = _keep(lists, options)
+            if is_text:
+                columns[position] = _keep(_split_texts(batch[name], options), options)
+            else:
+                lists = batch[name].cast(_LISTS)
+                columns[position] = lists if options.repeats else _keep(_strip(lists), options)
             yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
     return rows._replace(schema=schema, batches=batches())
 
 
-def _split_texts(texts: pa.Array, separator: str | None) -> pa.Array:
+def _split_texts(texts: pa.Array, options: ListColumn) -> pa.Array:
     encoded = texts.dictionary_encode()
-    distinct = [split_text(text, separator) for text in encoded.dictionary.to_pylist()]
+    split = split_sequence if options.repeats else split_text
+    distinct = [split(text, options.separator) for text in encoded.dictionary.to_pylist()]
     lists = pa.array([*distinct, []], _LISTS)
     return lists.take(encoded.indices.fill_null(len(distinct)))
 

@@ -174,8 +174,9 @@ def _format_interval(score: Score, interval: Interval) -> str:
 
 def _calibration(folder: Path, metrics: CardMetrics, choice: Choice) -> Section:
     if metrics.bins is None or metrics.calibration_error is None:
-        if choice.candidates.trained.dataset.task == "embedding":
-            return Section("Calibration", texts=["None: vectors have no probabilities."])
+        texts = {"embedding": "None: vectors have no probabilities.", "tagging": "Not measured for the tags of words."}
+        if (task := choice.candidates.trained.dataset.task) in texts:
+            return Section("Calibration", texts=[texts[task]])
         return _prediction_intervals(choice)
     num_decisions = int(metrics.bins.counts.sum())
     if not num_decisions:
@@ -220,6 +221,8 @@ def _prediction_intervals(choice: Choice) -> Section:
 def _baselines(choice: Choice) -> Section:
     """Simple models on the same rows, and whether the chosen candidate is better."""
     rows = baseline_text.baseline_rows(choice)
+    if not rows and choice.candidates.trained.dataset.task == "tagging":
+        return Section("Baselines", texts=["None: the simple models predict one label or number for a row."])
     if not rows:
         return Section("Baselines", texts=["None: the recipe sets `training.baselines: false`."])
     headings = tuple(rows[0])

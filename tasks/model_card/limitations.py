@@ -82,6 +82,9 @@ def _is_significantly_worse(task: Task, score: Interval, overall: float) -> bool
 
 
 def _calibration_limitations(task: Task, metrics: CardMetrics, interval: PredictionInterval | None) -> Iterator[str]:
+    if task == "tagging":
+        yield "The probability of a tag is not calibrated, and that of an entity is not computed."
+        return
     if task == "embedding":
         yield "Vectors of texts unlike those of the training rows may be close to each other without a reason."
         return

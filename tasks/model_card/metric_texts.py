@@ -35,6 +35,12 @@ _TEXTS: dict[Task, tuple[str, ...]] = {
         "are right. The 95% interval of a mean combines those of the labels by their correlations. Recall and "
         "precision of each class, exact match, and the accuracy of each label, have Wilson's 95% score intervals.",
     ),
+    "tagging": (
+        "Tag accuracy is the share of words with the right tag. An entity is right if its first and last word and its "
+        "type are, as of CoNLL; entity F1 is the harmonic mean of entity precision and recall over all entities. Only "
+        "words that the network reads count: those beyond the `length` of the input are cut off. Intervals, and paired "
+        "differences between candidates, are from a bootstrap of sentences, whose words depend on each other.",
+    ),
     "multioutput": (
         "The score is the mean over the outputs of root mean squared error, mean absolute error or R², in deviations "
         "of each label among the training rows, with a 95% interval from a block bootstrap that draws neighbouring "

@@ -52,6 +52,7 @@ from bloomery.tasks.monitoring.delayed_labels import (
 )
 from bloomery.tasks.monitoring.reference_profile import (
     confidence,
+    mean_confidence,
     single_labels,
     summarize_values,
     summarize_vectors,
@@ -224,6 +225,8 @@ def _extract_predictions(rows: pa.Table, what: str, reference: VersionReference)
         return pc.list_element(pc.struct_field(rows["prediction"], 0).combine_chunks(), position)
     if reference.task == "embedding":
         return summarize_vectors(pc.struct_field(rows["prediction"], 0).combine_chunks())
+    if what == _CONFIDENCE and reference.task == "tagging":
+        return pa.array(mean_confidence(pc.struct_field(rows["prediction"], "probabilities")))
     if what == _CONFIDENCE:
         return pa.array(confidence(pc.struct_field(rows["prediction"], "probabilities")))
     return single_labels(pc.struct_field(rows["prediction"], 0).combine_chunks())
@@ -287,6 +290,9 @@ def _score_labelled(
         return None
     if reference.task == "embedding":
         notes.append("labels are not read: which texts belong together is measured on the test split alone")
+        return None
+    if reference.task == "tagging":
+        notes.append("labels are not read: tags of words are scored on the test split alone")
         return None
     num_rows = stats.predictions.num_rows
     numbered_rows = stats.predictions.select(ROW_ID).append_column("at", pa.array(np.arange(num_rows)))

@@ -188,6 +188,8 @@ def _profile_predictions(choice: Choice, dataset: Dataset) -> tuple[ReferencePro
         return _profile_numbers(summarize_vectors(answers.combine_chunks()).to_numpy()), None
     counts = count_into_bins(Bins(values=dataset.classes), single_labels(answers.combine_chunks()))
     labels = ReferenceProfile(num_rows=counts.num_rows, shares=reference_column(counts))
+    if dataset.task == "tagging":
+        return labels, _profile_numbers(mean_confidence(predictions["probabilities"]))
     return labels, _profile_numbers(confidence(predictions["probabilities"]))
 
 
@@ -236,6 +238,11 @@ def confidence(probabilities: pa.ChunkedArray) -> np.ndarray:
     """Returns the largest probability of each row; all rows have the same number of classes."""
     rows = probabilities.combine_chunks()
     return rows.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), -1).max(axis=1)
+
+
+def mean_confidence(probabilities: pa.ChunkedArray) -> np.ndarray:
+    """Returns the mean probability of the tags of each sentence; 0 of one without a word."""
+    return np.asarray(_means(probabilities.combine_chunks()).fill_null(0.0))
 
 
 def _profile_numbers(numbers: np.ndarray) -> ReferenceProfile:

@@ -26,6 +26,7 @@ from bloomery.models.evaluation.metrics import accuracy_drop
 from bloomery.models.evaluation.score_intervals import degradation_interval
 from bloomery.models.evaluation.scores import RANKINGS
 from bloomery.models.features.encoder import Encoder, encode, encode_labels, read_encoder
+from bloomery.models.features.labels import code_tag_lists
 from bloomery.models.features.statistics.arrow_arrays import combine_chunks
 from bloomery.tasks.bentos.bento_store import artifacts_folder
 from bloomery.tasks.evaluation.baseline_text import describe_comparison
@@ -127,6 +128,8 @@ def compare_with_champion(bento: Bento, champion: ModelVersion | None) -> Interv
         return None
     if encoder.features.task == "embedding":
         return _compare_ranks(bento, tag, encoder)
+    if encoder.features.task == "tagging":
+        return _compare_tags(bento, tag, encoder)
     predictions = run_bento(tag, encoder, read_held_out_rows(bento.choice))
     return None if predictions is None else _measure_degradation(bento, encoder, predictions)
 
@@ -281,3 +284,23 @@ def _compare_ranks(bento: Bento, tag: str, encoder: Encoder) -> Interval | None:
         return None
     labels, after = ground_truth(dataset, table), predicted_values(dataset, table)
     return compare_predictions(trained.score, labels, ranks_N, after)
+
+
+def _compare_tags(bento: Bento, tag: str, encoder: Encoder) -> Interval | None:
+    """The degradation from a champion that tags words, among the words that this version has read.
+
+    Tags that only the champion knows are wrong, and words that only this version has read too.
+    """
+    from bloomery.models.inference.tagged_words import tag_words
+
+    trained, table = bento.choice.candidates.trained, read_measured_predictions(bento.choice)
+    try:
+        sentences = tag_words(encoder, read_held_out_rows(bento.choice), _open_network(tag))
+    except Exception:  # a broken champion must not block its successor
+        return None
+    classes = (*trained.dataset.classes, *(name for name in encoder.classes if name not in trained.dataset.classes))
+    truth, after = (table[name].combine_chunks() for name in ("truth", "prediction"))
+    names = [[encoder.classes[position] for position in sentence.tags.tolist()] for sentence in sentences]
+    num_words = max((len(words) for words in (*names, *truth.to_pylist())), default=0)
+    codes = [code_tag_lists(classes, lists, num_words) for lists in (truth, pa.array(names, truth.type), after)]
+    return degradation_interval(trained.score, *codes)

@@ -81,6 +81,8 @@ def require_not_worse_on_recent_data(
     features = candidate_encoder.features
     if features.task == "embedding":
         return "not compared on recent data: no label arrives for a vector"
+    if features.task == "tagging":
+        return "not compared on recent data: tags of logged sentences are not read"
     if features.labels is not None:
         names = features.labels
         if champion_encoder is not None and champion_encoder.features.labels != names:

@@ -155,6 +155,8 @@ def _run_smoke_test(bento: Bento, num_rows: int) -> tuple[int, dict[str, Any]]:
         return len(rows), {"key": truths[0][key], "dimensions": len(first["embedding"])}
     if "classes" in first:
         first = {"classes": first["classes"]}
+    if "tags" in first:
+        return len(rows), {"key": truths[0][key], "tags": first["tags"], "truth": truths[0]["truth"]}
     if "labels" in first:
         first = {"labels": first["labels"]}
     if "label" in first:

@@ -127,6 +127,7 @@ def _model_description(name: str, bento: Bento, contract: Contract) -> str:
     if classes:
         more = f" and {len(classes) - _MAX_NAMES:,} more" if len(classes) > _MAX_NAMES else ""
         choice = "any of" if dataset.task == "multilabel" else "one of"
+        choice = "for each word one of" if dataset.task == "tagging" else choice
         output = f"{escape_markdown(dataset.label)}, {choice} {', '.join(classes[:_MAX_NAMES])}{more}"
     if dataset.class_outputs:
         output = f"a class of each of {escape_markdown(dataset.label)}"

@@ -29,14 +29,14 @@ _PRIVATE = "training is private, and they would learn from the same rows without
 def fit_baselines(run: TrainingRun, out: Output) -> tuple[Baseline, ...]:
     """Writes the predictions of each baseline for the test split, and logs its scores.
 
-    Empty if the recipe wants none. Those of an embedding predict ranks.
+    Empty if the recipe wants none, and of tags of words. Those of an embedding predict ranks.
 
     A baseline that fails has a reason instead of a score. No baseline sees a test row before it is fitted, and the
     network does not depend on baselines.
     """
     from bloomery.models.evaluation.baselines import describe_failure
 
-    if not run.training.baselines:
+    if not run.training.baselines or run.dataset.task == "tagging":
         return ()
     if run.training.privacy is not None:
         return (Baseline(name="all baselines", reason=_PRIVATE),)

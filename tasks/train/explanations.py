@@ -76,10 +76,10 @@ def log_run_explanations(run: TrainingRun, folder: Path, network: nn.Module | Ou
     """Explains predictions for rows of `sample`, and logs the result to the run, if the recipe requests it.
 
     The values of a vector have no meaning of their own, so that those of an embedding are not explained. Those of
-    several outputs are explained by the endpoint alone.
+    several outputs are explained by the endpoint alone. Tags are many outputs of a row, and not explained.
     """
     dataset, encoder, options = run.dataset, run.encoder, run.training.explain
-    if options is None or dataset.task in ("embedding", "multioutput", "multitask"):
+    if options is None or dataset.task in ("embedding", "multioutput", "multitask", "tagging"):
         return
     job = ExplanationJob(
         network=network,

@@ -106,7 +106,7 @@ def score_measure(dataset: Dataset, training: Training, splits: TrainingSplits) 
     """The measure of the recipe's score; None of the default score, in standard units."""
     from bloomery.models.training.optimization.score_measure import build_measure
 
-    return build_measure(training.score, dataset.task, splits.units)
+    return build_measure(training.score, dataset.task, splits.units, dataset.classes)
 
 
 def fit_network(
@@ -137,7 +137,8 @@ def fit_network(
     hooks = hooks or TrainingHooks()
     placement = placement or Placement(select_device(training.device))
     blueprint = _with_statistics(blueprint, splits.train)
-    measure = build_measure(training.score, blueprint.task, splits.units)
+    classes = () if splits.encoder is None else splits.encoder.classes
+    measure = build_measure(training.score, blueprint.task, splits.units, classes)
     data = TrainingData(splits.train, splits.val, training.seed, measure)
     network = build_network(blueprint)
     load_imported_branches(network, blueprint, splits.train)

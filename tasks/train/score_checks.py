@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 
 from bloomery.data_contracts.records.records import Dataset
 from bloomery.data_contracts.records.scores import default_score
+from bloomery.data_contracts.serving.entities import code_tags
 from bloomery.models.evaluation.scores import require_defined
 from bloomery.models.features.encoder import ENCODED_LABEL
 from bloomery.models.training.config import Training
@@ -28,4 +29,6 @@ def require_defined_score(dataset: Dataset, training: Training, splits: Training
         labels_N = label_values(labels.combine_chunks())
         if splits.units is not None:
             labels_N = splits.units.mean + splits.units.deviation * labels_N.astype(np.float64)
+        if dataset.task == "tagging":
+            labels_N = code_tags(dataset.classes, labels_N)
         require_defined(score, labels_N, len(dataset.classes), split)

@@ -17,12 +17,13 @@ from bloomery.data_contracts.records.key_column import key_column
 from bloomery.data_contracts.records.output_units import restore_units
 from bloomery.data_contracts.records.records import Dataset
 from bloomery.data_contracts.records.tensor_layout import Task, predicts_one_class
+from bloomery.data_contracts.serving.entities import NO_TAG
 from bloomery.data_contracts.serving.predictions import decide_labels
 from bloomery.models.evaluation import metrics
 from bloomery.models.evaluation.calibration import calibration_bins, expected_calibration_error, predicted_decisions
 from bloomery.models.evaluation.label_sets import are_sets_right
 from bloomery.models.evaluation.scores import compute_metrics, compute_score
-from bloomery.models.features.labels import name_labels
+from bloomery.models.features.labels import name_labels, name_tags
 from bloomery.tasks.evaluation import plots
 from bloomery.tasks.evaluation.output_scores import (
     class_output_columns,
@@ -186,8 +187,13 @@ def _write_confusions(counts_KK: np.ndarray, classes: tuple[int | str, ...], pat
 def _find_worst_rows(task: Task, truth: GroundTruth, predictions: np.ndarray) -> np.ndarray:
     """Positions of the worst predictions, worst first: wrong classes by the true class's probability, or errors.
 
-    Of sets of labels those with the largest cross entropy, and of an embedding the highest ranks of positives.
+    Of sets of labels those with the largest cross entropy, of an embedding the highest ranks of positives, and of
+    sentences those with the most wrong tags.
     """
+    if task == "tagging":
+        num_wrong_N = ((predictions != truth.truth) & (truth.truth != NO_TAG)).sum(axis=1)
+        wrong = np.flatnonzero(num_wrong_N)
+        return wrong[np.argsort(-num_wrong_N[wrong], kind="stable")][:_NUM_WORST_ROWS]
     if task == "embedding":
         wrong = np.flatnonzero(predictions > 1)
         return wrong[np.argsort(-predictions[wrong], kind="stable")][:_NUM_WORST_ROWS]
@@ -219,6 +225,11 @@ def _make_worst_table(
         classes = (truth.truth[positions], predictions[positions].argmax(axis=2))
         names = (map(_join_names, name_class_rows(dataset.class_outputs, values)) for values in classes)
         return table | dict(zip(("truth", "prediction"), map(list, names), strict=True))
+    if dataset.task == "tagging":
+        is_word = truth.truth[positions] != NO_TAG
+        sides = (name_tags(dataset.classes, codes[positions], is_word) for codes in (truth.truth, predictions))
+        texts = ([" ".join(map(str, tags)) for tags in side.to_pylist()] for side in sides)
+        return table | dict(zip(("truth", "prediction"), texts, strict=True))
     if dataset.outputs:
         sides = (restore_units(dataset.outputs, values[positions]) for values in (truth.truth, predictions))
         texts = ([_join(f"{value:.6g}" for value in row) for row in values] for values in sides)

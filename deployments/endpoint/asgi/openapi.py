@@ -228,6 +228,8 @@ def _prediction_schema(version: LoadedVersion) -> dict[str, Any]:
         return _object({"values": _object(dict.fromkeys(version.output_names, _NUMBER))})
     if version.is_embedding:
         return _object({"embedding": {"type": "array", "items": _NUMBER}})
+    if version.is_tagging:
+        return _tagged_words_schema(version)
     probability = {**_NUMBER, "minimum": 0, "maximum": 1}
     label: dict[str, Any] = {"enum": list(version.encoder.classes)}
     labels = {"type": "array", "items": label, "description": "the labels of a probability of at least 0.5"}
@@ -235,6 +237,28 @@ def _prediction_schema(version: LoadedVersion) -> dict[str, Any]:
         {
             **({"labels": labels} if version.is_multilabel else {"label": label}),
             "probabilities": {"type": "object", "additionalProperties": probability},
+        }
+    )
+
+
+def _tagged_words_schema(version: LoadedVersion) -> dict[str, Any]:
+    position = {"type": "integer", "minimum": 0}
+    entity = _object({"text": _TEXT, "type": _TEXT, "start": position, "end": position})
+    share = {"type": ["number", "null"], "minimum": 0, "maximum": 1}
+    return _object(
+        {
+            "tags": {
+                "type": "array",
+                "items": {"enum": [*version.encoder.classes, None]},
+                "description": "the tag of each word; null for words that are cut off",
+            },
+            "probabilities": {"type": "array", "items": share, "description": "of the tag of each word"},
+            "entities": {
+                "type": "array",
+                "items": entity,
+                "description": "the words from `start` to before `end`, joined by blanks",
+            },
+            "unread_words": {**position, "description": "the number of words at the end that are cut off"},
         }
     )
 

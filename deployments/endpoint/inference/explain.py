@@ -47,6 +47,10 @@ class Explainer:
             raise HTTPError(
                 HTTPStatus.NOT_IMPLEMENTED, "the values of a vector have no meaning of their own to explain"
             )
+        if version.is_tagging:
+            raise HTTPError(
+                HTTPStatus.NOT_IMPLEMENTED, "a sentence has a tag for each word, and no single output to explain"
+            )
         class_index = requested_class(version, query)
         if self._running.locked():
             raise _busy()

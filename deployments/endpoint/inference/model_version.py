@@ -35,6 +35,7 @@ from bloomery.models.inference.outputs import (
     score_unit,
 )
 from bloomery.models.inference.runtime import VECTORS, create_session
+from bloomery.models.inference.tagged_words import format_tagged_words, tag_words, tagged_words_table
 from bloomery.models.media.config import MEDIA_FILE, MediaColumn, read_media_columns
 from bloomery.models.profiling.cpu_features import cpu_flags, needs_reduced_range
 
@@ -97,6 +98,7 @@ class LoadedVersion:
         self.output_names += [output.name for output in self.encoder.class_outputs]
         self.is_multilabel = self.encoder.features.task == "multilabel"
         self.is_embedding = self.encoder.features.task == "embedding"
+        self.is_tagging = self.encoder.features.task == "tagging"
         interval = self.manifest.get("interval")
         self.half_width: float | None = None if interval is None else interval["half_width"]
         self._session = self._open_session()
@@ -122,9 +124,13 @@ class LoadedVersion:
     def predict(self, rows: Rows) -> np.ndarray:
         """Probabilities float64 (B, K), regression values float64 (B,) or (B, K), or vectors float32 (B, W).
 
+        Those of a tagging task are `TaggedWords`, an array of objects (B,).
+
         Raises:
             DataUnfit: the encoder rejects a value, such as a category that the training data does not have.
         """
+        if self.is_tagging:
+            return tag_words(self.encoder, rows, self._compute_outputs)
         return self.predict_encoded(encode(self.encoder, rows))
 
     def predict_and_count(self, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
@@ -134,10 +140,11 @@ class LoadedVersion:
 
     def predict_encoded(self, x: np.ndarray) -> np.ndarray:
         """As `predict`, for encoded rows float32 (B, ...)."""
-        predictions = predictions_from(
-            self.encoder, compute_outputs(self._session, x, is_row_by_row=self.manifest["is_row_by_row"])
-        )
+        predictions = predictions_from(self.encoder, self._compute_outputs(x))
         return restore_units(self.encoder.outputs, predictions) if self.encoder.outputs else predictions
+
+    def _compute_outputs(self, x: np.ndarray) -> np.ndarray:
+        return compute_outputs(self._session, x, is_row_by_row=self.manifest["is_row_by_row"])
 
     @cached_property
     def background(self) -> np.ndarray:
@@ -147,7 +154,12 @@ class LoadedVersion:
         return encode(self.encoder, self.row_check.to_columns(self.row_check.parse_json(body)).batch)
 
     def format_predictions(self, outputs: np.ndarray) -> list[dict[str, Any]]:
-        """JSON predictions: a label, or labels, with the probability of each class; a value or several; or a vector."""
+        """JSON predictions: a label, or labels, with the probability of each class; a value or several; or a vector.
+
+        Those of a tagging task have a tag for each word, and the entities.
+        """
+        if self.is_tagging:
+            return format_tagged_words(self.encoder.classes, outputs)
         if self.encoder.class_outputs:
             return [format_classes(self.encoder.class_outputs, shares_MK) for shares_MK in outputs]
         if self.output_names:
@@ -177,6 +189,9 @@ class LoadedVersion:
         The values or classes of several labels are lists in the order of the metadata's `outputs`; the probabilities of
         their classes are one list, with 0 beyond the classes of a label.
         """
+        if self.is_tagging:
+            table = tagged_words_table(self.encoder.classes, outputs)
+            return table.replace_schema_metadata({"model": self.tag, "classes": json.dumps(self._class_names)})
         if self.is_embedding:
             return pa.table({"embedding": list_array(self._vectors(outputs))}).replace_schema_metadata(
                 {"model": self.tag}

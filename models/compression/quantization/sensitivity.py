@@ -100,11 +100,11 @@ def output_divergence(
         pairs = ((exact_BK, quantized_BK), (-exact_BK, -quantized_BK))  # a label is in the set, or not
         shares = ([np.maximum(sigmoid(logits_BK), 1e-12) for logits_BK in pair] for pair in pairs)
         return float(sum((p_BK * np.log(p_BK / q_BK)).mean() for p_BK, q_BK in shares))
-    if exact_BK.shape[1] == 1 or are_numbers:
+    if exact_BK.shape[-1] == 1 or are_numbers:
         errors_K, variances_K = np.square(exact_BK - quantized_BK).mean(axis=0), exact_BK.var(axis=0)
         return float((errors_K / np.maximum(variances_K, 1e-12)).mean())
     p_BK, q_BK = (np.maximum(softmax(logits_BK), 1e-12) for logits_BK in (exact_BK, quantized_BK))
-    return float((p_BK * np.log(p_BK / q_BK)).sum(axis=1).mean())
+    return float((p_BK * np.log(p_BK / q_BK)).sum(axis=-1).mean())
 
 
 class _Quantizer:

@@ -1,5 +1,7 @@
 """Text inputs: token ids of byte pairs or words, learnt from the training split, or of a checkpoint's tokenizer.
 
+The column of a tagging task has sentences as lists of words.
+
 Shapes: B rows, T tokens.
 """
 
@@ -21,6 +23,7 @@ from bloomery.models.features.config import Classes, Features
 from bloomery.models.features.input_config import TextInput
 from bloomery.models.features.statistics.arrow_arrays import Rows, combine_chunks, refuse_missing, require_values
 from bloomery.models.features.statistics.column_counts import CategoryCounts, limit_counts
+from bloomery.models.features.word_pieces import EncodedWords, encode_words, read_words_apart
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -61,13 +64,45 @@ def _read_texts(source: TextInput, rows: Rows, name: str | None = None) -> pa.Ar
     return pc.utf8_lower(filled) if source.lowercase and source.tokenizer != "checkpoint" else filled
 
 
+def _read_words(source: TextInput, rows: Rows) -> pa.ListArray:
+    """The column of sentences as lists of words: lowercase if configured, and without a word if missing."""
+    column = combine_chunks(rows[source.column])
+    refuse_missing(source.column, bool(column.null_count) and source.missing == "refuse", source.kind)
+    words = column.flatten().fill_null("")
+    if source.lowercase and source.tokenizer != "checkpoint":
+        words = pc.utf8_lower(words)
+    lengths = pc.list_value_length(column).fill_null(0).to_numpy()
+    return pa.ListArray.from_arrays(pa.array(np.append(0, np.cumsum(lengths)).astype(np.int32)), words)
+
+
+def _has_sentences(source: TextInput, rows: Rows) -> bool:
+    return pa.types.is_list(rows.schema.field(source.column).type)
+
+
+def encode_sentences(source: TextInput, fitted: FittedText, rows: Rows) -> EncodedWords:
+    """Sentences as tokens, with the first token of each word."""
+    is_of_checkpoint = source.tokenizer == "checkpoint"
+    return encode_words(
+        read_words_apart(fitted.tokenizer, keeps_words=source.tokenizer == "words"),
+        _read_words(source, rows).to_pylist(),
+        source.length,
+        shift=1 if is_of_checkpoint else 0,
+        add_special_tokens=is_of_checkpoint,
+    )
+
+
 def partial_fit(source: TextInput, features: Features, rows: Rows) -> tuple[CategoryCounts, ...]:
     """Counts each word; a checkpoint's tokenizer needs no counts."""
     if source.tokenizer == "checkpoint":
         return ()
     pre_tokenizer = _pre_tokenizer(source)
     counts: Counter[str] = Counter()
-    for text in pc.value_counts(_read_texts(source, rows)).to_pylist():
+    has_sentences = _has_sentences(source, rows)
+    texts = _read_words(source, rows).flatten() if has_sentences else _read_texts(source, rows)
+    for text in pc.value_counts(texts).to_pylist():
+        if has_sentences and source.tokenizer == "words":
+            counts[text["values"]] += text["counts"]
+            continue
         for word, _ in pre_tokenizer.pre_tokenize_str(text["values"]):
             counts[word] += text["counts"]
     return (limit_counts({(word,): count for word, count in counts.items()}, MAX_WORDS),)
@@ -147,6 +182,9 @@ def transform_into(
     source: TextInput, fitted: FittedText, rows: Rows, out: np.ndarray, folds: np.ndarray | None
 ) -> None:
     """Fills `out` float32 (B, T) with token ids. They are below 2**24, so float32 represents them exactly."""
+    if _has_sentences(source, rows):
+        out[:] = encode_sentences(source, fitted, rows).x
+        return
     if source.pair is not None:
         pairs = zip(
             _read_texts(source, rows).to_pylist(), _read_texts(source, rows, source.pair).to_pylist(), strict=True

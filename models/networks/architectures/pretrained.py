@@ -13,7 +13,7 @@ from torch import nn
 
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.networks.body_layers import reshape_body
-from bloomery.models.networks.layers.padding import pool, trim_common_padding
+from bloomery.models.networks.layers.padding import EACH_STEP, mask_steps, pool, trim_common_padding
 from bloomery.models.networks.pretrained_config import Pretrained
 from bloomery.models.networks.transformers_body import count_positions, is_causal, load_body, unsuitable
 
@@ -49,7 +49,7 @@ class PretrainedNetwork(nn.Module, ABC):
 
 
 class PretrainedText(PretrainedNetwork):
-    """x float32 (B, T), 0 for padding and otherwise a token's id plus 1 -> float32 (B, K).
+    """x float32 (B, T), 0 for padding and otherwise a token's id plus 1 -> float32 (B, K), or (B, T, K) for each step.
 
     Rows may have at most `max_length` steps. Steps that are padding in all rows may be left out (`trims_padding`):
     padding does not affect the output. A row of only padding counts as one step.
@@ -65,6 +65,18 @@ class PretrainedText(PretrainedNetwork):
         self._pad_token: int = getattr(body.config, "pad_token_id", None) or 0
         has_token_types = getattr(body.config, "type_vocab_size", 0) > 1
         self._separator = layout.separator if has_token_types else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self._pooling != EACH_STEP:
+            return super().forward(x)
+        if self.training:
+            x = trim_common_padding(x)
+        h_BTW, mask_BT = self.states(x)
+        return mask_steps(self.head(self.dropout(h_BTW)), mask_BT, self._pooling)
+
+    def predict_each_step(self) -> None:
+        """Gives the network outputs for each token, (B, T, K), which are 0 for padding."""
+        self._pooling = EACH_STEP
 
     def embed(self, x: torch.Tensor) -> torch.Tensor:
         if self.training:

@@ -17,7 +17,14 @@ from torch import nn
 
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.networks.config import Rnn
-from bloomery.models.networks.layers.padding import StepEmbedding, pool, reverse_steps, sequence_length
+from bloomery.models.networks.layers.padding import (
+    EACH_STEP,
+    StepEmbedding,
+    mask_steps,
+    pool,
+    reverse_steps,
+    sequence_length,
+)
 
 _CELLS = {"elman": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 
@@ -101,10 +108,14 @@ class RecurrentNetwork(nn.Module):
             pooled_BH = torch.cat([pool(forward_BH, mask_BT, "last"), backward_BH[:, 0]], dim=1)
         else:
             pooled_BH = pool(h_BTH, mask_BT, self._pooling)
-        outputs_BK = self.head(self.dropout(pooled_BH))
+        outputs_BK = mask_steps(self.head(self.dropout(pooled_BH)), mask_BT, self._pooling)
         if self.highway is None:
             return outputs_BK
         return outputs_BK + self.highway(_last_steps(highway_BTF, mask_BT, self._num_highway)) * highway_scale
+
+    def predict_each_step(self) -> None:
+        """Gives the network outputs for each step, (B, T, K), which are 0 for padding."""
+        self._pooling = EACH_STEP
 
 
 def _run_layer(directions: Sequence[nn.Module], x_BTF: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,14 @@ from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.networks.config import Transformer
 from bloomery.models.networks.layers.attention import PositionEmbedding, TransformerBlock, attention_heads, init_weights
-from bloomery.models.networks.layers.padding import StepEmbedding, pool, sequence_length, trim_common_padding
+from bloomery.models.networks.layers.padding import (
+    EACH_STEP,
+    StepEmbedding,
+    mask_steps,
+    pool,
+    sequence_length,
+    trim_common_padding,
+)
 
 
 class TransformerEncoder(nn.Module):
@@ -77,8 +84,14 @@ class TransformerEncoder(nn.Module):
 
     def compute_outputs(self, h_BTW: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """float32 (B, K), from the output of the last block."""
-        outputs_BK = self.head(self.dropout(pool(self.norm(h_BTW), self.steps.step_mask(x), self._pooling)))
+        mask_BT = self.steps.step_mask(x)
+        outputs_BK = self.head(self.dropout(pool(self.norm(h_BTW), mask_BT, self._pooling)))
+        outputs_BK = mask_steps(outputs_BK, mask_BT, self._pooling)
         return outputs_BK if self.wide is None else outputs_BK + self.wide(x)
+
+    def predict_each_step(self) -> None:
+        """Gives the network outputs for each step, (B, T, K), which are 0 for padding."""
+        self._pooling = EACH_STEP
 
 
 class LocalConvolution(nn.Module):

@@ -6,6 +6,7 @@ Shapes: B rows, T steps, F values of a step, W width.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from bloomery.data_contracts.errors import RecipeInvalid
@@ -84,8 +85,26 @@ def trim_common_padding(x: torch.Tensor) -> torch.Tensor:
     return x[:, : max(int((mask_BT.any(0) * at_T).max()), 1)]
 
 
+EACH_STEP = "each_step"  # of `pool`: no pooling, where a network has outputs for each step
+
+
+def mask_steps(outputs: torch.Tensor, mask_BT: torch.Tensor, pooling: str) -> torch.Tensor:
+    """Outputs (B, T, K) of each step with 0 for padding; those of pooled rows (B, K) are unchanged."""
+    return outputs * mask_BT.unsqueeze(-1) if pooling == EACH_STEP else outputs
+
+
+def pad_steps(outputs: torch.Tensor, num_steps: int) -> torch.Tensor:
+    """Outputs (B, T, K) of each step with 0 for the last steps that are missing; those of rows (B, K) are unchanged."""
+    return F.pad(outputs, (0, 0, 0, num_steps - outputs.shape[1])) if outputs.dim() == 3 else outputs
+
+
 def pool(h_BTW: torch.Tensor, mask_BT: torch.Tensor, pooling: str) -> torch.Tensor:
-    """One vector per row (B, W) from its real steps, of which each row has one: first, last, mean or max."""
+    """One vector per row (B, W) from its real steps, of which each row has one: first, last, mean or max.
+
+    All vectors (B, T, W) for `EACH_STEP`.
+    """
+    if pooling == EACH_STEP:
+        return h_BTW
     if pooling == "first":
         return h_BTW[:, 0]
     if pooling == "last":

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from bloomery.models.networks.layers.padding import trim_common_padding
+from bloomery.models.networks.layers.padding import pad_steps, trim_common_padding
 from bloomery.models.training.config import Loop
 from bloomery.models.training.data.batches import RowSource
 from bloomery.models.training.data.streaming import Window, window_seed
@@ -76,5 +76,6 @@ def predict_by_length(
     """
     num_batches = min(num_batches * -(-x.shape[1] // _EVALUATION_STEPS), max(max_batches, 1))
     order = row_lengths(x).argsort(stable=True)
-    outputs = torch.cat([network(trim_common_padding(rows)) for rows in x[order].tensor_split(num_batches)])
+    batches = [network(trim_common_padding(rows)) for rows in x[order].tensor_split(num_batches)]
+    outputs = torch.cat([pad_steps(outputs, x.shape[1]) for outputs in batches])
     return torch.empty_like(outputs).index_copy_(0, order, outputs)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from bloomery.models.training.config import Loop
 from bloomery.models.training.optimization.contrastive_loss import contrastive_loss, is_embedding
+from bloomery.models.training.optimization.tag_loss import build_tag_loss, is_tagging, tag_sums
 
 BatchLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -45,7 +46,7 @@ def build_loss(loop: Loop, train_y: torch.Tensor, quantile: float | None = None)
     The loss of a set of labels is the mean of the binary cross entropies of its labels. That of several outputs is the
     mean over all outputs, in which missing labels have no error; of classes it is the sum of the cross entropies. Of an
     embedding it is the contrastive loss, whose outputs are those of queries and positives, and whose labels are their
-    `pair_tokens`.
+    `pair_tokens`. Of tags it is the mean cross entropy of the words, times the rows.
 
     With a `quantile`, a regression learns it by the quantile (pinball) loss, whatever `loop.loss` is.
 
@@ -69,6 +70,9 @@ def build_loss(loop: Loop, train_y: torch.Tensor, quantile: float | None = None)
     @functools.cache
     def weights(num_classes: int, device: torch.device) -> torch.Tensor | None:
         return class_weights(train_y, num_classes).to(device) if loop.class_weights == "balanced" else None
+
+    if is_tagging(train_y):
+        return build_tag_loss(loop, weights)
 
     def cross_entropy(outputs_BK: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
         weight_K = weights(outputs_BK.shape[1], outputs_BK.device)
@@ -137,14 +141,14 @@ def class_weights(y: torch.Tensor, num_classes: int) -> torch.Tensor:
 
     Source: King & Zeng 2001, "Logistic Regression in Rare Events Data", section 4.1.
     """
-    y = y[y >= 0]
+    y = y[y >= 0].long()
     counts_K = torch.bincount(y, minlength=num_classes).float()
     num_present = (counts_K > 0).sum()
     return torch.where(counts_K > 0, len(y) / (num_present * counts_K.clamp(min=1)), 0.0)
 
 
 def loss_and_metric_sums(outputs_BK: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
-    """float64 (3,): sum of unweighted losses, sum of the metric behind the score, number of rows."""
+    """float64 (3,): sum of unweighted losses, sum of the metric behind the score, number of rows, or of tags."""
     if is_regression(y_B):
         squared = F.mse_loss(outputs_BK.squeeze(1).float(), y_B, reduction="sum").double()
         return torch.stack([squared, squared, torch.tensor(float(len(y_B)), dtype=torch.float64)])
@@ -160,6 +164,8 @@ def loss_and_metric_sums(outputs_BK: torch.Tensor, y_B: torch.Tensor) -> torch.T
         num_right = ((outputs_BK >= 0) == (y_B > 0)).all(dim=1).sum().double()
         loss = sum_binary_entropies(outputs_BK, y_B).double()
         return torch.stack([loss, num_right, torch.tensor(float(len(y_B)), dtype=torch.float64)])
+    if is_tagging(y_B):
+        return tag_sums(outputs_BK, y_B)
     loss = F.cross_entropy(outputs_BK.float(), y_B, reduction="sum").double()
     num_right = (outputs_BK.argmax(1) == y_B).sum().double()
     return torch.stack([loss, num_right, torch.tensor(float(len(y_B)), dtype=torch.float64)])
