@@ -302,7 +302,7 @@ def encode_rows(encoder: Encoder, rows: Rows, *, is_training: bool = False) -> p
     key, label = encoder.features.key, encoder.features.label_column
     if encoder.features.task == "tagging":
         words = encode_sentences(encoder, rows)
-        x_BF, y = words.x, _encode_tags(encoder, rows, words.is_first)
+        x_BF, y = words.x, labels.encode_tags(encoder.classes, label, rows[label], words)
     else:
         x_BF = encode(encoder, rows, is_training=is_training).reshape(rows.num_rows, width)
         y = encode_labels(encoder, rows[label])
@@ -310,12 +310,6 @@ def encode_rows(encoder: Encoder, rows: Rows, *, is_training: bool = False) -> p
         [combine_chunks(rows[key]), y, list_array(x_BF)],
         names=[key_column(key), ENCODED_LABEL, ENCODED_INPUT],
     )
-
-
-def _encode_tags(encoder: Encoder, rows: Rows, is_first_BT: np.ndarray) -> pa.Array:
-    (column,), label = encoder.columns, encoder.features.label
-    num_words_B = pc.list_value_length(combine_chunks(rows[column])).fill_null(0).to_numpy()
-    return labels.encode_tags(encoder.classes, label, rows[label], is_first_BT, num_words_B)
 
 
 def encode_batches(

@@ -34,6 +34,7 @@ from bloomery.models.features.statistics.column_counts import (
     NumericStatistics,
     numeric_statistics,
 )
+from bloomery.models.features.word_pieces import EncodedWords
 
 MAX_CLASSES = 100_000
 MAX_TAGS = 32_767  # positions of tags are int16
@@ -265,18 +266,13 @@ def class_positions(
     return positions
 
 
-def encode_tags(
-    classes: Classes, label: str, tags: pa.Array | pa.ChunkedArray, is_first_BT: np.ndarray, num_words_B: np.ndarray
-) -> pa.Array:
+def encode_tags(classes: Classes, label: str, tags: pa.Array | pa.ChunkedArray, words: EncodedWords) -> pa.Array:
     """Lists of tags as lists of T int16: the position of a word's tag at its first token, else `IGNORED_LABEL`.
-
-    Args:
-        is_first_BT: True at the first token of each word that is read, in their order; the last words may be cut off.
-        num_words_B: the number of all words of each row.
 
     Raises:
         DataUnfit: a row has no tags, or not one for each word, or a tag is not one of the training split.
     """
+    _, is_first_BT, num_words_B = words
     lists = combine_chunks(tags)
     lengths_B = pc.list_value_length(lists).fill_null(-1).to_numpy()
     unequal = np.flatnonzero(lengths_B != num_words_B)

@@ -27,10 +27,12 @@ class EncodedWords(NamedTuple):
         x: float32 (B, T), 0 after the last token.
         is_first: bool (B, T), True for the first token of each word that is read, in the order of the words. Words that
             begin after `length` tokens are cut off.
+        num_words: int64 (B,), with those that are cut off.
     """
 
     x: np.ndarray
     is_first: np.ndarray
+    num_words: np.ndarray
 
 
 def encode_words(
@@ -41,7 +43,9 @@ def encode_words(
     Each value is the token's id plus `shift`. Every word has a token, so the first words are read, none left out.
     """
     tokenizer = load_tokenizer(document)
-    encoded = EncodedWords(np.zeros((len(sentences), length), np.float32), np.zeros((len(sentences), length), bool))
+    shape = (len(sentences), length)
+    num_words = np.array([len(words) for words in sentences], np.int64)
+    encoded = EncodedWords(np.zeros(shape, np.float32), np.zeros(shape, bool), num_words)
     encodings = _encode(tokenizer, sentences, add_special_tokens)
     incomplete = [
         number

@@ -157,4 +157,4 @@ def test_limits_belong_to_the_task():
     (problem,) = find_misplaced_limits("tagging", Budget(), Gates(), (), Score(name="macro_f1"))
     assert "use one of tag_accuracy, entity_f1, entity_precision, entity_recall" in problem
     (problem,) = find_misplaced_limits("classification", Budget(), Gates(), (), Score(name="entity_f1"))
-    assert "entity F1 is a score of a tagging, not a classification" in problem
+    assert "entity F1 is a score of a tagging task, not a classification" in problem
