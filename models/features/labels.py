@@ -289,8 +289,7 @@ def encode_tags(classes: Classes, label: str, tags: pa.Array | pa.ChunkedArray, 
     is_read_W = word_W < np.repeat(is_first_BT.sum(axis=1), lengths_B)
     y_BT = np.full(is_first_BT.shape, IGNORED_LABEL, np.int16)
     y_BT[is_first_BT] = positions_W[is_read_W]
-    offsets = pa.array(np.arange(len(y_BT) + 1, dtype=np.int32) * np.int32(y_BT.shape[1]))
-    return pa.ListArray.from_arrays(offsets, pa.array(y_BT.reshape(-1)))
+    return list_array(y_BT)
 
 
 def code_tag_lists(classes: Classes, tags: pa.ListArray, num_words: int | None = None) -> np.ndarray:
@@ -318,8 +317,7 @@ def name_tags(classes: Classes, codes_NT: np.ndarray, is_word_NT: np.ndarray) ->
 
 def list_values(values: pa.Array, is_word_NT: np.ndarray) -> pa.ListArray:
     """Values of all words, row by row, as a list for each row."""
-    offsets = np.concatenate([[0], np.cumsum(is_word_NT.sum(axis=1))]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), values)
+    return pa.ListArray.from_arrays(list_offsets(is_word_NT.sum(axis=1)), values)
 
 
 def encode_sets(classes: Classes, label: str, values: pa.Array | pa.ChunkedArray) -> pa.Array:

@@ -21,7 +21,13 @@ from bloomery.data_contracts.errors import DataUnfit
 from bloomery.models.features.checkpoint_tokenizer import count_tokens, encode_texts, find_separator, load_tokenizer
 from bloomery.models.features.config import Classes, Features
 from bloomery.models.features.input_config import TextInput
-from bloomery.models.features.statistics.arrow_arrays import Rows, combine_chunks, refuse_missing, require_values
+from bloomery.models.features.statistics.arrow_arrays import (
+    Rows,
+    combine_chunks,
+    list_offsets,
+    refuse_missing,
+    require_values,
+)
 from bloomery.models.features.statistics.column_counts import CategoryCounts, limit_counts
 from bloomery.models.features.word_pieces import EncodedWords, encode_words, read_words_apart
 
@@ -72,7 +78,7 @@ def _read_words(source: TextInput, rows: Rows) -> pa.ListArray:
     if source.lowercase and source.tokenizer != "checkpoint":
         words = pc.utf8_lower(words)
     lengths = pc.list_value_length(column).fill_null(0).to_numpy()
-    return pa.ListArray.from_arrays(pa.array(np.append(0, np.cumsum(lengths)).astype(np.int32)), words)
+    return pa.ListArray.from_arrays(list_offsets(lengths), words)
 
 
 def _has_sentences(source: TextInput, rows: Rows) -> bool:

@@ -273,6 +273,17 @@ def test_an_array_can_only_be_compared_with_null():
         parse_condition("a = 1", table.schema)
 
 
+def test_the_length_of_an_array_is_the_number_of_its_elements():
+    words = pa.array([["x", None], [], None, ["xyz"], ["x"]], pa.list_(pa.string()))
+    tags = pa.array([[1, 2], [1], [1], None, [1]], pa.list_(pa.int64()))
+    table = pa.table({"words": words, "tags": tags})
+    assert violations("LENGTH(words) = LENGTH(tags)", table) == [False, True, False, False, False]
+    assert violations("LENGTH(words) = LENGTH(tags)", table.slice(1, 2)) == [True, False]
+    root = parse_condition("length(words) = length(tags)", table.schema).root
+    evaluate = compile_for_row(root, table.schema)
+    assert [evaluate(row) for row in table.to_pylist()] == [True, False, None, None, True]
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [

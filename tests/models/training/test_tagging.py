@@ -80,7 +80,7 @@ def test_training_learns_tags_that_depend_on_the_words_before(kind, score):
     measure = build_measure(score, "tagging", None, TAGS)
     loop = Loop(epochs=20, batch_size=32, learning_rate=0.01, best_by="score")
     history = train(network, TrainingData(make_sentences(600), val, 0, measure), loop)
-    assert history[-1].val_score > 0.97
+    assert history[-1].val_score > 0.94
     assert history[-1].val_loss < 0.1 < history[0].val_loss
     outputs = predict(network, val.x).numpy()
     assert outputs.shape == (100, 8, 3)

@@ -9,6 +9,7 @@ import pytest
 
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
+from bloomery.data_contracts.recipe_sections.list_column import ListColumn
 from bloomery.tasks.infrastructure.list_texts import split_text
 from bloomery.tasks.ingest.list_columns import make_lists
 from bloomery.tasks.ingest.readers.base import RowStream
@@ -98,6 +99,27 @@ def test_only_the_named_values_are_kept():
     assert table["tags"].to_pylist() == [["b"], None, ["c"], []]
     numbers = convert({"tags": [[1, 2], [2]]}, {"tags": {"values": ["2"]}})
     assert numbers["tags"].to_pylist() == [["2"], ["2"]]
+
+
+def test_words_and_their_tags_may_repeat_and_keep_their_places():
+    texts = ["the cat and  the dog", "[ laughs ] the", '["the", "the"]', " ", None, "[sic]"]
+    options = {"separator": " ", "repeats": True}
+    assert convert({"words": texts}, {"words": options})["words"].to_pylist() == [
+        ["the", "cat", "and", "the", "dog"],
+        ["[", "laughs", "]", "the"],
+        ["the", "the"],
+        [],
+        [],
+        ["[sic]"],
+    ]
+    assert convert({"tags": ["O|O|B-X|O"]}, {"tags": {"separator": "|", "repeats": True}})["tags"].to_pylist() == [
+        ["O", "O", "B-X", "O"]
+    ]
+    lists = {"tags": [["a", " b", "a", ""], None]}
+    assert convert(lists, {"tags": options})["tags"].to_pylist() == lists["tags"]
+    with pytest.raises(ValueError, match="`repeats` keeps all elements"):
+        DataSource.model_validate({"source": "rows.csv", "lists": {"tags": {"values": ["a"], "repeats": True}}})
+    assert "repeats" not in ListColumn(separator=" ").model_dump()  # so that existing recipes keep their keys
 
 
 @pytest.mark.parametrize(
