@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +28,7 @@ from bloomery.models.training.data.batches import (
     TrainingData,
     batch_num_rows,
     iterate_batches,
+    iterate_parts,
     num_batches,
 )
 from bloomery.models.training.data.length_buckets import order_rows, predict_by_length
@@ -45,7 +46,6 @@ from bloomery.models.training.optimization.loss import (
 )
 from bloomery.models.training.optimization.optimizer import EMA, build_optimizer, build_schedule, clip_gradients
 from bloomery.models.training.optimization.score_measure import ScoreMeasure
-from bloomery.models.training.optimization.tag_loss import is_tagging
 from bloomery.models.training.process_group import SINGLE_PROCESS, ProcessGroup, all_reduce_sum
 
 _EVALUATION_ROWS, _EVALUATION_VALUES = 1024, 1 << 24  # per batch in evaluation; fewer rows where these are wide
@@ -344,7 +344,7 @@ def evaluate(
     sums = torch.zeros(3, dtype=torch.float64)
     own_rows, num_parts = (slice(group.rank, None, group.size), group.size) if measure is None else (slice(None), 1)
     results: list[tuple[torch.Tensor, torch.Tensor]] = []
-    for x, y in _iterate_parts(examples):
+    for x, y in iterate_parts(examples, _EVALUATION_ROWS):
         # The same number of batches in every process, since a distributed network runs in all of them at once.
         max_batches = len(y) // num_parts
         batches = min(_count_batches(len(y) / num_parts, x), max(max_batches, 1))
@@ -356,13 +356,6 @@ def evaluate(
     if measure is not None and math.isfinite(loss):
         score = measure(*(torch.cat(parts) for parts in zip(*results, strict=True)))
     return loss, score
-
-
-def _iterate_parts(examples: ExampleSource) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """All rows; those of tags in parts, since they have outputs for each token."""
-    for x, y in examples.iterate():
-        size = _EVALUATION_ROWS if is_tagging(y) else max(len(y), 1)
-        yield from zip(x.split(size), y.split(size), strict=True)
 
 
 def _sum_row_losses(losses_B: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:

@@ -23,6 +23,7 @@ from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.features.encoder import ENCODED_INPUT, ENCODED_LABEL
 from bloomery.models.training.data.streaming import ExampleStream, Window, label_values, open_stream
 from bloomery.models.training.optimization.score_measure import ScoreMeasure
+from bloomery.models.training.optimization.tag_loss import is_tagging
 from bloomery.models.training.process_group import SINGLE_PROCESS, ProcessGroup
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # x (B, ...), y (B,) or (B, K)
@@ -141,6 +142,13 @@ def read_examples(path: Path, key: str, layout: Layout, step: int = 1) -> Exampl
     x_of_rows = torch.from_numpy(x.reshape(num_rows, *layout.shape))
     y = torch.from_numpy(np.concatenate(labels[1:] or labels))
     return Examples(x_of_rows, y, np.concatenate(keys[1:] or keys))
+
+
+def iterate_parts(examples: ExampleSource, num_rows: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yields all rows; those of tags in parts of `num_rows`, since they have outputs for each token."""
+    for x, y in examples.iterate():
+        size = num_rows if is_tagging(y) else max(len(y), 1)
+        yield from zip(x.split(size), y.split(size), strict=True)
 
 
 def join_rows(rows: ExampleSource, further_rows: ExampleSource) -> Examples:
