@@ -35,7 +35,8 @@ class TagCounts(NamedTuple):
 def count_tags(name: str, truth_NT: np.ndarray, codes_NT: np.ndarray) -> TagCounts:
     """The counts behind the score `name`."""
     if name != "tag_accuracy":
-        return count_entities(*(find_entities(codes, truth_NT != NO_TAG) for codes in (truth_NT, codes_NT)), truth_NT)
+        true, predicted = (find_entities(codes, truth_NT != NO_TAG) for codes in (truth_NT, codes_NT))
+        return count_entities(true, predicted, truth_NT)
     is_word_NT = truth_NT != NO_TAG
     num_words_N = is_word_NT.sum(axis=1).astype(np.float64)
     return TagCounts(count_right_words(truth_NT, codes_NT).astype(np.float64), num_words_N, num_words_N)

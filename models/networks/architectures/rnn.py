@@ -76,7 +76,8 @@ class RecurrentNetwork(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(config.hidden * num_directions, num_outputs)
         self.highway = nn.Linear(config.highway * self.steps.width, num_outputs) if config.highway else None
-        self._pooling, self._num_highway = config.pooling, config.highway
+        self._pooling: str = config.pooling
+        self._num_highway = config.highway
         self._is_bidirectional = config.bidirectional
         if self.highway is not None:
             nn.init.zeros_(self.highway.weight)

@@ -50,7 +50,7 @@ class TransformerEncoder(nn.Module):
         )
         self.norm = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, num_outputs)
-        self._pooling = config.pooling
+        self._pooling: str = config.pooling
         self._has_padding = layout.kind == "tokens" or layout.is_padded
         self.apply(init_weights)
         if self.wide is not None:  # so that it has no effect at first
