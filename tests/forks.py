@@ -9,6 +9,7 @@ A run that starts its own Prefect server cannot be forked, since it sets the ser
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import io
 import json
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -39,18 +41,20 @@ _ENGINES = (
     "onnxscript._framework_apis.torch_2_11",
 )
 ROOT = Path(__file__).resolve().parent.parent
-# Runs Python, except for `python -m bloomery.flows.cli …`: this is forked, with the environment, folder and output of
-# the stand-in, which ends with its exit code. If the stand-in is killed, so is the forked process.
+_FORKED_MODULES = ("bloomery.flows.cli", "bloomery.flows.execution.reproduction")
+# Runs Python, except for `python -m MODULE …` with one of these modules: this is forked, with the environment, folder
+# and output of the stand-in, which ends with its exit code. If the stand-in is killed, so is the forked process.
 _STAND_IN = """#!{python} -IS
 import json, os, socket, sys
 words = sys.argv[1:]
 position = words.index("-m") if "-m" in words[:2] else 0  # other options of Python may precede it
-if words[position : position + 2] != ["-m", "bloomery.flows.cli"]:
+if words[position : position + 1] != ["-m"] or words[position + 1] not in {modules!r}:
     os.execv({python!r}, [{python!r}, *words])
 connection = socket.socket(socket.AF_UNIX)
 connection.connect({address!r})
 socket.send_fds(connection, [b" "], [1, 2])
-request = dict(arguments=words[position + 2 :], environment=dict(os.environ), folder=os.getcwd())
+request = dict(module=words[position + 1], arguments=words[position + 2 :])
+request |= dict(environment=dict(os.environ), folder=os.getcwd())
 connection.sendall(json.dumps(request).encode() + b"\\n")
 code = int(connection.makefile().readline())
 sys.exit(code if code >= 0 else 128 - code)
@@ -64,7 +68,8 @@ class Forks:
         # In this folder, since the address of a socket must be short.
         self._address = Path(tempfile.gettempdir()) / f"forks-{os.getpid()}"
         self._stand_in = folder / "python"
-        self._stand_in.write_text(_STAND_IN.format(python=sys.executable, address=str(self._address)))
+        values = {"python": sys.executable, "address": str(self._address), "modules": _FORKED_MODULES}
+        self._stand_in.write_text(_STAND_IN.format(**values))
         self._stand_in.chmod(0o755)
         command = [sys.executable, "-m", "tests.forks", str(self._address)]
         streams: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -81,13 +86,14 @@ class Forks:
     ) -> int:
         """Starts a run in `folder` and returns its process id. Its output is appended to the two files.
 
-        `environment` must contain the address of a Prefect server. With `forks_children`, commands of `bloomery` that
-        the run starts are forked too.
+        `environment` must contain the address of a Prefect server. With `forks_children`, the modules of
+        `_FORKED_MODULES` that the run starts are forked too.
         """
         assert "PREFECT_API_URL" in environment
         executable = str(self._stand_in) if forks_children else sys.executable
-        request = {"arguments": arguments, "environment": environment, "executable": executable}
-        return self._request({**request, "folder": str(folder), "out": str(out.absolute()), "err": str(err.absolute())})
+        request = {"module": _FORKED_MODULES[0], "arguments": arguments, "environment": environment}
+        files = {"folder": str(folder), "out": str(out.absolute()), "err": str(err.absolute())}
+        return self._request({**request, **files, "executable": executable})
 
     def wait(self, pid: int, timeout_s: float = 300) -> int:
         """Returns the exit code of the run's process, or the negative number of the signal that killed it.
@@ -116,15 +122,16 @@ class Forks:
         return int(self._parent.stdout.readline())
 
 
-def _run(arguments: list[str], environment: dict[str, str], out: int, err: int) -> None:
-    """Runs a command in this process, which has just been forked. `out` and `err` are file descriptors."""
+def _run(request: dict[str, Any], out: int, err: int) -> None:
+    """Runs a module in this process, which has just been forked, and ends it. `out` and `err` are file descriptors."""
     os.environ.clear()
-    os.environ.update(environment)
+    os.environ.update(request["environment"])
     for number, descriptor in ((0, os.open(os.devnull, os.O_RDONLY)), (1, out), (2, err)):
         os.dup2(descriptor, number)
     from prefect.context import refresh_global_settings_context
 
     from bloomery.flows.cli.main import main
+    from bloomery.flows.execution import reproduction
     from bloomery.tasks.infrastructure import settings
     from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
     from bloomery.tasks.infrastructure.python_processes import NEUTRAL_FOLDER
@@ -134,8 +141,15 @@ def _run(arguments: list[str], environment: dict[str, str], out: int, err: int) 
     settings.require_state_folder(with_room=False)  # sets variables, before prefect reads them
     with contextlib.chdir(NEUTRAL_FOLDER):  # as when Prefect is imported: no settings of the current folder
         refresh_global_settings_context()
-    sys.argv = ["bloomery", *arguments]
-    main()
+    sys.argv = ["bloomery", *request["arguments"]]
+    if request["module"] == reproduction.__name__:
+        try:
+            reproduction.main()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    main()  # ends the process
 
 
 def _fill_caches() -> None:
@@ -160,12 +174,15 @@ def _fill_caches() -> None:
 
 
 def _serve() -> None:
+    gc.disable()  # until everything is imported, which all stays in use
     for name in _ENGINES:
         importlib.import_module(name)
     import bloomery.flows.cli.main
     import bloomery.flows.pipeline  # noqa: F401
 
     _fill_caches()
+    gc.freeze()  # no forked process examines, and thereby copies, the objects of the imported modules
+    gc.enable()
     stand_ins: dict[int, socket.socket] = {}  # the connection for each process id
     with socket.socket(socket.AF_UNIX) as listener:
         Path(sys.argv[1]).unlink(missing_ok=True)
@@ -205,7 +222,7 @@ def _fork(request: dict[str, Any]) -> int:
         sys.executable = request["executable"]
         os.chdir(request["folder"])
         out, err = (os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644) for name in ("out", "err"))
-        _run(request["arguments"], request["environment"], out, err)
+        _run(request, out, err)
     return child
 
 
@@ -216,7 +233,7 @@ def _fork_for_stand_in(connection: socket.socket) -> int:
     child = os.fork()
     if child == 0:
         os.chdir(request["folder"])
-        _run(request["arguments"], request["environment"], out, err)
+        _run(request, out, err)
     os.close(out)
     os.close(err)
     return child

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import psutil
 
+QUERY_INTERVAL_S = 0.3  # between two queries of Prefect's server, which spends a few milliseconds on each
 # One client for all requests: creating a client takes 30 ms, a hundred times as long as a request.
 _CLIENT = httpx.Client(trust_env=False, timeout=5)
 

@@ -108,7 +108,7 @@ def test_a_run_killed_in_several_stages_continues_and_ends_with_the_same_digests
             assert psutil.Process(run).status() != psutil.STATUS_ZOMBIE, runs.output
             return bool(list(scratch.glob(f"{stage}-*"))) or folder.exists()
 
-        wait_for(is_reached, step_s=0.001)
+        wait_for(is_reached, step_s=0.005)
         os.kill(run, signal.SIGKILL)
         assert runs.wait(run) == -signal.SIGKILL
         # A stage of a few milliseconds may end before the kill; then its output is complete.

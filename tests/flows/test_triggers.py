@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from bloomery.flows.recipe.recipe_files import RECIPES
-from tests.processes import wait_for
+from tests.processes import QUERY_INTERVAL_S, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -220,7 +220,7 @@ def test_a_deployed_run_is_suspended_until_its_approval_is_decided(
     def state() -> str:
         return str(prefect_server.client.get(f"/flow_runs/{run}").json()["state"]["name"])
 
-    wait_for(lambda: state() in ("Suspended", "Failed", "Crashed"))
+    wait_for(lambda: state() in ("Suspended", "Failed", "Crashed"), step_s=QUERY_INTERVAL_S)
     assert state() == "Suspended"
     shown_versions = list_versions(forked_bloomery, prefect_server.home)
     assert shown_versions[1][0] == ["champion"]
@@ -246,7 +246,7 @@ def test_a_deployed_run_is_suspended_until_its_approval_is_decided(
     )
     assert approved.returncode == 0, approved.stdout + approved.stderr
     assert json.loads(approved.stdout)["flow_run"] == run
-    wait_for(lambda: state() in ("Completed", "Failed", "Crashed"))
+    wait_for(lambda: state() in ("Completed", "Failed", "Crashed"), step_s=QUERY_INTERVAL_S)
     assert state() == "Completed"
     assert list_versions(forked_bloomery, prefect_server.home)[2] == (["champion"], "promoted")
     changes = json.loads(forked_bloomery(prefect_server.home, "history", "digits", "--json").stdout)
@@ -274,7 +274,7 @@ def test_a_deployed_run_fails_when_its_approval_expires_and_the_champion_stays(
         run_state: dict[str, Any] = prefect_server.client.get(f"/flow_runs/{run}").json()["state"]
         return run_state
 
-    wait_for(lambda: state()["type"] in ("COMPLETED", "FAILED", "CRASHED"))
+    wait_for(lambda: state()["type"] in ("COMPLETED", "FAILED", "CRASHED"), step_s=QUERY_INTERVAL_S)
     assert (state()["type"], state()["message"]) == ("FAILED", "The flow was paused and never resumed.")
     final_versions = list_versions(forked_bloomery, prefect_server.home)
     assert final_versions[champion] == (["champion"], "promoted")

@@ -75,7 +75,7 @@ def test_the_first_stage_that_differs_is_reported_with_its_cause(
     document["environment"] |= {"processor": "7 threads", "lock_sha256": "1" * 64}
     document["environment"]["packages"]["torch"] = "0.4.1"
     path.write_text(json.dumps(document))
-    completed = forked_bloomery(tmp_path / "home", "reproduce", str(bento), "--json")
+    completed = forked_bloomery(tmp_path / "home", "reproduce", str(bento), "--json", forks_children=True)
     error = json.loads(completed.stdout)
     assert (completed.returncode, error["error"]) == (1, "OutputDiffers")
     assert error["found"].startswith("train is the first stage that differs: weights was 0000000000000000, and is ")

@@ -24,7 +24,7 @@ from bloomery.tasks.infrastructure.service_status import find_processes, read_se
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.infrastructure.tethered_process import find_free_port
 from tests.flows.bundled import installed_recipes
-from tests.processes import wait_for
+from tests.processes import QUERY_INTERVAL_S, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -293,7 +293,9 @@ def test_a_run_survives_kills_and_produces_the_same_digests(
             timeout_s=180,
         )
     with client(services) as api:
-        flow_run = wait_for(lambda: read_ended_run(api, run), what="the end of the run", timeout_s=240)
+        flow_run = wait_for(
+            lambda: read_ended_run(api, run), what="the end of the run", timeout_s=240, step_s=QUERY_INTERVAL_S
+        )
         states = [state["name"] for state in api.get("/flow_run_states/", params={"flow_run_id": run}).json()]
         running = api.post("/flow_runs/filter", json={"flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}}}).json()
     assert (flow_run["state_type"], flow_run["run_count"], running) == ("COMPLETED", 2, []), flow_run["state"][
