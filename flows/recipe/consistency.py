@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from bloomery.data_contracts.odcs.columns.column import can_be_encrypted
 from bloomery.data_contracts.odcs.contract import Column, Contract
 from bloomery.data_contracts.records.tensor_layout import predicts_one_class
+from bloomery.flows.recipe.compression_checks import check_compression
 from bloomery.flows.recipe.embedding_checks import check_embedding
 from bloomery.flows.recipe.feature_checks import check_column, check_series, check_words
 from bloomery.flows.recipe.layer_checks import check_layers
@@ -19,7 +20,6 @@ from bloomery.flows.recipe.scope_checks import check_scope_students
 from bloomery.flows.recipe.tagging_checks import check_tagging
 from bloomery.flows.recipe.training_checks import (
     check_boosted_trees,
-    check_compression,
     check_imported_network,
     check_network,
     check_slices,

@@ -1,4 +1,4 @@
-"""Checks that network, training and compression suit the features and each other."""
+"""Checks that network and training suit the features and each other."""
 
 from __future__ import annotations
 
@@ -9,14 +9,6 @@ from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.records.tensor_layout import predicts_numbers
 from bloomery.flows.recipe.pretrained_checks import check_pretrained
 from bloomery.flows.recipe.scope_checks import check_out_of_scope
-from bloomery.models.compression.config import NOT_COMPRESSIBLE, PRUNABLE, CandidateSpec, Compression
-from bloomery.models.compression.obstacles import (
-    find_compression_obstacle,
-    find_distillation_obstacle,
-    find_layer_obstacle,
-    find_pruning_obstacle,
-    find_vocabulary_obstacle,
-)
 from bloomery.models.features.config import Features
 from bloomery.models.features.input_config import CategoryInput, ImageInput, Input, SequenceInput, SeriesInput
 from bloomery.models.networks.config import Branch, Fused, Model, Rnn, TabM, TabularEnsemble
@@ -67,7 +59,6 @@ _OBJECTIVES = {
 _EVALUATION_OPTIONS = ("seed", "num_threads", "slices", "explain", "baselines", "score")
 # The same for boosted trees, whose other options are those of `model`.
 _TREE_OPTIONS = (*_EVALUATION_OPTIONS, "class_weights", "search")
-_NO_STUDENTS = ("auto", "imported", "boosted_trees", "tabm", "tabular_ensemble")
 
 
 def check_network(features: Features, model: Model) -> Iterator[str]:
@@ -227,12 +218,12 @@ def _check_gradients(features: Features, model: Fused, explain: Explain) -> Iter
     obstacles = [f"the tokens of column {source.columns[0]!r}" for source in features.inputs if source.kind == "text"]
     if any(isinstance(source, CategoryInput) and source.encoding == "index" for source in features.inputs):
         obstacles.append("category indices")
-    obstacles += [f"the imported branch {name}" for name, kind in _branch_kinds(model).items() if kind == "imported"]
+    obstacles += [f"the imported branch {name}" for name, kind in branch_kinds(model).items() if kind == "imported"]
     if obstacles:
         yield f"training.explain.method: mixed rows have no gradients for {obstacles[0]}; leave the method out"
 
 
-def _branch_kinds(model: Model) -> dict[str, str]:
+def branch_kinds(model: Model) -> dict[str, str]:
     branches = model.branches if isinstance(model, Fused) else None
     return {name: branch.kind for name, branch in (branches or {}).items()}
 
@@ -301,97 +292,3 @@ def _check_decisions(model: TabularEnsemble, training: Training) -> Iterator[str
             f"model.decisions: score suits decisions to a score of classes, but the recipe's score is "
             f"{score or 'the default one'}; set `score` to {' or '.join(SHIFTED_SCORES)}, or leave `decisions` out"
         )
-
-
-def check_compression(features: Features, model: Model, compression: Compression) -> Iterator[str]:
-    if compression.search is not None and model.kind in NOT_COMPRESSIBLE:
-        yield (
-            f"compression.search: {model.kind} consists of trees, which have no weights to prune or quantize; leave "
-            "`search` out"
-        )
-    if compression.search is not None and model.kind == "imported":
-        yield (
-            "compression.search: an imported network cannot be pruned; name candidates with a `student` that "
-            "replaces it"
-        )
-    yield from _check_distillation(model, compression)
-    candidates = compression.candidates or ()
-    has_float_student = any(candidate.student and candidate.is_float for candidate in candidates)
-    if compression.extra_formats and model.kind in ("imported", *NOT_COMPRESSIBLE) and not has_float_student:
-        noun = "an imported network" if model.kind == "imported" else model.kind
-        yield (
-            f"compression.extra_formats: {noun} is not a PyTorch network, so it has no other formats; "
-            "leave `extra_formats` out, or name a float candidate with a `student` that replaces it"
-        )
-    if compression.extra_formats and "imported" in _branch_kinds(model).values():
-        yield "compression.extra_formats: an imported branch runs in ONNX Runtime only; leave `extra_formats` out"
-    for candidate in candidates:
-        yield from _check_candidate(features, model, candidate)
-
-
-def _check_candidate(features: Features, model: Model, candidate: CandidateSpec) -> Iterator[str]:
-    obstacle = find_compression_obstacle(model.kind, candidate)
-    if obstacle is not None:
-        yield (
-            f"compression.candidates: {candidate.name} cannot be built: {obstacle}; leave the candidate out, or let a "
-            "`student` replace the trees"
-        )
-        return
-    network = candidate.new_network or model
-    if isinstance(model, Pretrained):
-        yield from _check_pretrained_candidate(model, candidate)
-    reason = (
-        None if candidate.prune is None or model.kind == "auto" else find_pruning_obstacle(network, candidate.prune)
-    )
-    if reason is not None:
-        yield f"compression.candidates: {candidate.name} cannot be pruned: {reason}; change or leave out `prune`"
-    if candidate.factorize is not None and network.kind == "imported":
-        yield (
-            f"compression.candidates: {candidate.name} cannot be factorized: an imported network is not changed; "
-            "leave `factorize` out, or let a `student` replace it"
-        )
-    student = candidate.new_network
-    if student is not None and student.kind in _NO_STUDENTS:
-        yield (
-            f"compression.candidates: {candidate.name} has a student of kind {student.kind}; name a network that can "
-            "be trained"
-        )
-    elif isinstance(student, Fused) and {"pretrained", "imported"} & set(_branch_kinds(student).values()):
-        yield (
-            f"compression.candidates: {candidate.name} has a student with a trained branch; name branches that learn "
-            "from the trained network, such as an rnn"
-        )
-    elif isinstance(student, Pretrained):
-        yield (
-            f"compression.candidates: {candidate.name} has a student of kind pretrained; a student takes layers of the "
-            "trained network instead, as in `student: {layers: 3}`"
-        )
-    elif student is not None:
-        where = f"compression.candidates: {candidate.name}'s student"
-        yield from (f"{where}: {problem}" for problem in check_network(features, student))
-
-
-def _check_pretrained_candidate(model: Pretrained, candidate: CandidateSpec) -> Iterator[str]:
-    obstacles = {}
-    if candidate.trim_vocabulary is not None:
-        obstacles["trim_vocabulary"] = find_vocabulary_obstacle(model)
-    if candidate.student is not None and candidate.student.layers is not None:
-        obstacles["student.layers"] = find_layer_obstacle(model, candidate.student.layers)
-    for option, obstacle in obstacles.items():
-        if obstacle is not None:
-            yield f"compression.candidates: {candidate.name} cannot be built by `{option}`: {obstacle}"
-
-
-def _check_distillation(model: Model, compression: Compression) -> Iterator[str]:
-    """Yields students that lack what distillation compares with the teacher."""
-    if compression.distill is None or model.kind == "auto":
-        return
-    students = {
-        candidate.name: candidate.new_network for candidate in compression.candidates or () if candidate.changes_network
-    }
-    if compression.search is not None or (compression.candidates is None and model.kind in PRUNABLE):
-        students["a pruned network"] = None
-    for name, student in students.items():
-        reason = find_distillation_obstacle(model, student or model, compression.distill)
-        if reason is not None:
-            yield f"compression.distill: {name} cannot be distilled from the trained network: {reason}"

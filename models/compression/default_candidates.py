@@ -31,6 +31,8 @@ _STUDENT_LAYERS = 3
 _RECOVERY = Loop(epochs=2, batch_size=64, learning_rate=2e-4, best_by="score")
 _FIRST_TRAINING = Loop(epochs=1, batch_size=64, learning_rate=5e-4, best_by="score")
 _STUDENT_TRAINING = Loop(epochs=4, batch_size=64, learning_rate=8e-4, best_by="score")
+# Families of pretrained networks whose weights are in convolutions, which have no dynamic 8-bit kernel that is fast.
+_STATIC_FAMILIES = ("resnet", "regnet", "mobilenet_v1", "mobilenet_v2", "efficientnet")
 STATIC_KINDS = ("cnn", "lenet", "resnet", "mlp")  # of networks that are quantized with static ranges
 _TREE_RATIOS = (0.25, 0.5, 0.75, 0.9)  # of trees that the default candidates lose
 
@@ -75,19 +77,19 @@ def _pretrained_candidates(model: Pretrained) -> tuple[CandidateSpec, ...]:
 
     Candidates that a network of this family does not support are left out.
     """
-    candidates = [CandidateSpec(name="fp32"), CandidateSpec(name="int8", quantize="dynamic")]
+    is_convolutional = (model.config or {}).get("model_type") in _STATIC_FAMILIES
+    mode: QuantizationMode = "static" if is_convolutional else "dynamic"
+    candidates = [CandidateSpec(name="fp32"), CandidateSpec(name="int8", quantize=mode)]
     trimmed: dict[str, Any] = {}
     if find_vocabulary_obstacle(model) is None:
         trimmed = {"trim_vocabulary": _KEPT_TOKENS}
         candidates.append(CandidateSpec(name="trimmed-int8", **trimmed, quantize="dynamic"))
     pruning = Pruning(ratio=_PRUNED_RATIO, importance="taylor", training=_RECOVERY)
     if find_pruning_obstacle(model, pruning) is None:
-        candidates.append(CandidateSpec(name="pruned-int8", **trimmed, prune=pruning, quantize="dynamic"))
+        candidates.append(CandidateSpec(name="pruned-int8", **trimmed, prune=pruning, quantize=mode))
     num_layers = count_layers(model)
     if num_layers is not None and num_layers > _STUDENT_LAYERS and find_layer_obstacle(model, _STUDENT_LAYERS) is None:
         student = Student(layers=_STUDENT_LAYERS, training=_FIRST_TRAINING)
         half = Pruning(ratio=_STUDENT_RATIO, importance="taylor", training=_STUDENT_TRAINING)
-        candidates.append(
-            CandidateSpec(name="student-int8", **trimmed, student=student, prune=half, quantize="dynamic")
-        )
+        candidates.append(CandidateSpec(name="student-int8", **trimmed, student=student, prune=half, quantize=mode))
     return tuple(candidates)

@@ -13,7 +13,7 @@ from onnxscript import optimizer
 from bloomery.models.export.onnx_exporter import strip_metadata
 
 _NUM_PROJECTIONS = 3  # query, key, value
-_MASK = 4  # position among the inputs of MultiHeadAttention
+_MASK, _BIAS = 4, 5  # positions among the inputs of MultiHeadAttention
 
 
 class _LinearMap(NamedTuple):
@@ -29,7 +29,8 @@ def fuse_attention(source: Path, target: Path) -> bool:
 
     Each `MultiHeadAttention` with linear maps of one tensor as queries, keys and values becomes one operator,
     instead of three products, three sums and itself. Outputs differ by rounding only. Don't fuse files for static
-    quantization or weight clustering: the three weights become one.
+    quantization or weight clustering: the three weights become one. Attention with a bias of its scores stays as it is,
+    because the 8-bit operator has no such input.
 
     Returns:
         Whether anything was fused; otherwise `target` is not written.
@@ -39,6 +40,8 @@ def fuse_attention(source: Path, target: Path) -> bool:
     initializers = {tensor.name: tensor for tensor in model.graph.initializer}
     num_fused = 0
     for node in [node for node in model.graph.node if node.op_type == "MultiHeadAttention"]:
+        if any(node.input[_BIAS:]):
+            continue
         candidates = [_find_linear_map(producers, initializers, name) for name in node.input[:_NUM_PROJECTIONS]]
         maps = [linear_map for linear_map in candidates if linear_map is not None]
         if len(maps) == _NUM_PROJECTIONS and len({linear_map.source for linear_map in maps}) == 1:
@@ -74,4 +77,4 @@ def _fuse(graph: onnx.GraphProto, node: onnx.NodeProto, maps: list[_LinearMap]) 
     graph.initializer.append(numpy_helper.from_array(np.concatenate(weights, axis=1), weight))
     graph.initializer.append(numpy_helper.from_array(np.concatenate(biases), bias))
     node.op_type = "Attention"
-    node.input[:] = [maps[0].source, weight, bias, *node.input[_MASK:]]
+    node.input[:] = [maps[0].source, weight, bias, *node.input[_MASK:_BIAS]]

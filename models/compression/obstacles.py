@@ -6,7 +6,7 @@ The command line reads this module before any heavy import, so nothing here need
 from __future__ import annotations
 
 from bloomery.models.compression.config import NOT_COMPRESSIBLE, PRUNABLE, CandidateSpec, Distillation, Pruning
-from bloomery.models.networks.body_families import FAMILIES
+from bloomery.models.networks.body_families import FAMILIES, STAGED_FAMILIES
 from bloomery.models.networks.config import Cnn, Fused, Gpt, LeNet, Mlp, Model, ResNet, Transformer
 from bloomery.models.networks.pretrained_config import Pretrained
 
@@ -70,15 +70,19 @@ def _find_branch_obstacle(model: Fused, pruning: Pruning) -> str | None:
 
 
 def _find_pretrained_obstacle(model: Pretrained, pruning: Pruning) -> str | None:
-    obstacle = _find_unknown_family(model)
-    if obstacle is not None:
-        return obstacle
     model_type = _model_type(model)
-    if "heads" in pruning.structures and model_type is not None and FAMILIES[model_type].has_shared_bias:
-        return f"the layers of {model_type} share a bias for each head: leave `heads` out of `structures`"
+    if model_type in STAGED_FAMILIES:
+        if pruning.structures != ("units",):
+            return f"the stages of {model_type} differ in width, so only `units` can be removed, those inside blocks"
+    else:
+        obstacle = _find_unknown_family(model)
+        if obstacle is not None:
+            return obstacle
+        if "heads" in pruning.structures and model_type is not None and FAMILIES[model_type].has_shared_bias:
+            return f"the layers of {model_type} share a bias for each head: leave `heads` out of `structures`"
     if pruning.dropout is not None:
         return "the layers of a pretrained network keep the dropout of their checkpoint: leave `dropout` out"
-    return "a pretrained network has no channels for `round_to`" if pruning.round_to > 1 else None
+    return "the units of a pretrained network are not rounded: leave `round_to` out" if pruning.round_to > 1 else None
 
 
 def find_layer_obstacle(model: Pretrained, layers: int | tuple[int, ...]) -> str | None:
@@ -109,11 +113,23 @@ def find_vocabulary_obstacle(model: Pretrained) -> str | None:
     return _find_unknown_family(model)
 
 
+def find_factorization_obstacle(model: Model) -> str | None:
+    """The reason why no matrix of a network of config `model` can have a lower rank, or None if some can."""
+    if isinstance(model, Pretrained) and _model_type(model) == "resnet":
+        return "resnet has convolutions, and only linear and embedding layers have a lower rank: leave `factorize` out"
+    return None
+
+
 def _find_unknown_family(model: Pretrained) -> str | None:
+    """The reason why the layers of the network cannot be taken apart, or None if they can."""
     model_type = _model_type(model)
+    if model_type in STAGED_FAMILIES:
+        return f"the stages of {model_type} differ in width, so its layers are no list of equal ones"
+    if model.config is not None and model.config.get("use_swiglu_ffn"):
+        return f"the feed-forward layers of this {model_type} have gates, which are not known"
     if model_type is None or model_type in FAMILIES:
         return None
-    return f"the layers of {model_type} are not known, only those of {', '.join(FAMILIES)}"
+    return f"the layers of {model_type} are not known, only those of {', '.join((*FAMILIES, *STAGED_FAMILIES))}"
 
 
 def _model_type(model: Pretrained) -> str | None:

@@ -22,6 +22,18 @@ class LayerNames(NamedTuple):
     has_shared_bias: bool = False  # whether the heads of all layers share a bias, so that none can be removed
 
 
+class StageNames(NamedTuple):
+    """Where a family with stages of different widths has its blocks, and the maps of a block in their order.
+
+    The units between two maps are written by the first and read by the second alone. Blocks may lack the last maps.
+    """
+
+    stages: str
+    blocks: str  # of a stage
+    maps: tuple[str, ...]
+    norm: str | None = None  # of the units behind a map, beside that map
+
+
 _BERT = LayerNames(
     "encoder.layer",
     *("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"),
@@ -45,5 +57,24 @@ FAMILIES: Mapping[str, LayerNames] = {
         *("intermediate.dense", "output.dense"),
         has_shared_bias=True,
     ),
-    **dict.fromkeys(("vit", "deit"), _VIT),
+    **dict.fromkeys(("vit", "deit", "vit_msn", "audio-spectrogram-transformer"), _VIT),
+    **dict.fromkeys(("dinov2", "dinov2_with_registers"), _VIT._replace(layers="encoder.layer")),
+    **dict.fromkeys(
+        ("wav2vec2", "hubert", "unispeech", "unispeech-sat", "data2vec-audio"),
+        LayerNames(
+            "encoder.layers",
+            *("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.out_proj"),
+            *("feed_forward.intermediate_dense", "feed_forward.output_dense"),
+        ),
+    ),
+}
+STAGED_FAMILIES: Mapping[str, StageNames] = {
+    "resnet": StageNames(
+        "encoder.stages",
+        "layers",
+        ("layer.0.convolution", "layer.1.convolution", "layer.2.convolution"),
+        norm="normalization",
+    ),
+    "convnext": StageNames("encoder.stages", "layers", ("pwconv1", "pwconv2")),
+    "swin": StageNames("encoder.layers", "blocks", ("mlp.fc1", "mlp.fc2")),
 }

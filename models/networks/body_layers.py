@@ -5,16 +5,19 @@ Shapes: D width of a head.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+import itertools
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from torch import nn
 
-from bloomery.models.networks.body_families import FAMILIES, LayerNames
+from bloomery.models.networks.body_families import FAMILIES, STAGED_FAMILIES, LayerNames
 from bloomery.models.networks.layers.trimmed_embedding import TrimmedEmbedding
 from bloomery.models.networks.pruned_shape import PrunedShape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+WeightedMap: TypeAlias = nn.Linear | nn.Conv2d
 
 
 class LinearMaps(NamedTuple):
@@ -28,6 +31,14 @@ class LinearMaps(NamedTuple):
     down: nn.Linear
 
 
+class UnitNames(NamedTuple):
+    """The names of the map that writes some units, of their normalisation, and of the map that reads them."""
+
+    writer: str
+    norm: str | None
+    reader: str
+
+
 def list_layers(body: nn.Module, names: LayerNames) -> nn.ModuleList:
     layers = body.get_submodule(names.layers)
     assert isinstance(layers, nn.ModuleList)
@@ -38,36 +49,72 @@ def linear_maps(layer: nn.Module, names: LayerNames) -> LinearMaps:
     return LinearMaps(*(layer.get_submodule(getattr(names, field)) for field in LinearMaps._fields))  # type: ignore[arg-type]
 
 
+def list_units(body: PreTrainedModel) -> list[UnitNames]:
+    """The names of each group of units in `body`: feed-forward units of a layer, or channels inside a block."""
+    family = body.config.model_type
+    if family in FAMILIES:
+        names = FAMILIES[family]
+        prefixes = (f"{names.layers}.{number}" for number in range(len(list_layers(body, names))))
+        return [UnitNames(f"{prefix}.{names.up}", None, f"{prefix}.{names.down}") for prefix in prefixes]
+    staged = STAGED_FAMILIES[family]
+    existing = {name for name, _ in body.named_modules()}
+    groups = []
+    for stage, _ in body.get_submodule(staged.stages).named_children():
+        blocks = f"{staged.stages}.{stage}.{staged.blocks}"
+        for block, _ in body.get_submodule(blocks).named_children():
+            maps = [name for name in (f"{blocks}.{block}.{path}" for path in staged.maps) if name in existing]
+            for writer, reader in itertools.pairwise(maps):
+                norm = None if staged.norm is None else f"{writer.rpartition('.')[0]}.{staged.norm}"
+                groups.append(UnitNames(writer, norm, reader))
+    return groups
+
+
+def get_map(body: nn.Module, name: str) -> WeightedMap:
+    module = body.get_submodule(name)
+    assert isinstance(module, nn.Linear | nn.Conv2d)
+    return module
+
+
+def get_norm(body: nn.Module, name: str) -> nn.BatchNorm2d:
+    module = body.get_submodule(name)
+    assert isinstance(module, nn.BatchNorm2d)
+    return module
+
+
 def head_width(body: PreTrainedModel) -> int:
     """D, which pruning does not change."""
-    return int(body.config.hidden_size // body.config.num_attention_heads)
+    width = getattr(body.config, "head_dim", None)
+    return int(width or body.config.hidden_size // body.config.num_attention_heads)
 
 
 def measure_shape(body: PreTrainedModel) -> PrunedShape:
     """The shape that `body` has, whether it is pruned or not."""
-    names = FAMILIES[body.config.model_type]
-    maps = [linear_maps(layer, names) for layer in list_layers(body, names)]
-    embedding, positions = body.get_input_embeddings(), find_position_table(body)
+    names = FAMILIES.get(body.config.model_type)
+    layers = () if names is None else list_layers(body, names)
+    positions = find_position_table(body)
+    trimmed = next((module for module in body.modules() if isinstance(module, TrimmedEmbedding)), None)
     return PrunedShape(
-        heads=tuple(layer.query.out_features // head_width(body) for layer in maps),
-        units=tuple(layer.up.out_features for layer in maps),
+        heads=tuple(linear_maps(layer, names).query.out_features // head_width(body) for layer in layers),  # type: ignore[arg-type]
+        units=tuple(len(get_map(body, group.writer).weight) for group in list_units(body)),
         num_positions=None if positions is None else positions[1].num_embeddings,
-        num_tokens=embedding.entries.num_embeddings if isinstance(embedding, TrimmedEmbedding) else None,
+        num_tokens=None if trimmed is None else trimmed.entries.num_embeddings,
     )
 
 
 def reshape_body(body: PreTrainedModel, shape: PrunedShape) -> None:
     """Give an untrained `body` the layers of `shape`, in place. Layers of other sizes get new weights."""
-    names = FAMILIES[body.config.model_type]
-    layers = list_layers(body, names)
-    keep_layers(body, range(len(shape.heads)))
-    states_width, width = body.config.hidden_size, head_width(body)
-    for layer, num_heads, num_units in zip(layers, shape.heads, shape.units, strict=True):
-        for projection in (names.query, names.key, names.value):
-            _resize(layer, projection, states_width, num_heads * width)
-        _resize(layer, names.out, num_heads * width, states_width)
-        _resize(layer, names.up, states_width, num_units)
-        _resize(layer, names.down, num_units, states_width)
+    if shape.heads:
+        names, width = FAMILIES[body.config.model_type], head_width(body)
+        keep_layers(body, range(len(shape.heads)))
+        for layer, num_heads in zip(list_layers(body, names), shape.heads, strict=True):
+            for projection in (names.query, names.key, names.value):
+                _resize(layer, projection, num_outputs=num_heads * width)
+            _resize(layer, names.out, num_inputs=num_heads * width)
+    for group, num_units in zip(list_units(body), shape.units, strict=True):
+        _resize(body, group.writer, num_outputs=num_units)
+        if group.norm is not None:
+            body.set_submodule(group.norm, nn.BatchNorm2d(num_units))
+        _resize(body, group.reader, num_inputs=num_units)
     if shape.num_positions is not None:
         keep_positions(body, shape.num_positions)
     if shape.num_tokens is not None:
@@ -108,8 +155,18 @@ def keep_positions(body: PreTrainedModel, num_positions: int) -> None:
     body.config.max_position_embeddings = num_positions
 
 
-def _resize(layer: nn.Module, name: str, num_inputs: int, num_outputs: int) -> None:
-    current = layer.get_submodule(name)
-    assert isinstance(current, nn.Linear)
-    if (current.in_features, current.out_features) != (num_inputs, num_outputs):
-        layer.set_submodule(name, nn.Linear(num_inputs, num_outputs, bias=current.bias is not None))
+def _resize(parent: nn.Module, name: str, *, num_inputs: int | None = None, num_outputs: int | None = None) -> None:
+    """Replace a map by one with another number of inputs or outputs, if it has not that number already."""
+    current = get_map(parent, name)
+    sizes = list(current.weight.shape[1::-1])
+    if num_inputs in (None, sizes[0]) and num_outputs in (None, sizes[1]):
+        return
+    num_inputs, num_outputs = num_inputs or sizes[0], num_outputs or sizes[1]
+    has_bias = current.bias is not None
+    if isinstance(current, nn.Linear):
+        parent.set_submodule(name, nn.Linear(num_inputs, num_outputs, bias=has_bias))
+        return
+    parent.set_submodule(
+        name,
+        nn.Conv2d(num_inputs, num_outputs, current.kernel_size, current.stride, current.padding, bias=has_bias),  # type: ignore[arg-type]
+    )

@@ -13,8 +13,12 @@ from bloomery.models.features.input_config import Count
 class PrunedShape(Document):
     """The layers that are left, in their order, and the size of each; the width of the states stays."""
 
-    heads: Annotated[tuple[Count, ...], Field(min_length=1, description="attention heads of each layer")]
-    units: Annotated[tuple[Count, ...], Field(min_length=1, description="feed-forward units of each layer")]
+    heads: Annotated[
+        tuple[Count, ...], Field(description="attention heads of each layer; empty of networks that only lose units")
+    ]
+    units: Annotated[
+        tuple[Count, ...], Field(min_length=1, description="feed-forward units of each layer, or channels in blocks")
+    ]
     num_tokens: Annotated[
         Count | None, Field(description="tokens with an embedding of their own; null: all of the checkpoint")
     ] = None
@@ -24,6 +28,6 @@ class PrunedShape(Document):
 
     @model_validator(mode="after")
     def _describes_the_same_layers(self) -> Self:
-        if len(self.heads) != len(self.units):
+        if self.heads and len(self.heads) != len(self.units):
             raise ValueError(f"`heads` describes {len(self.heads)} layers, but `units` {len(self.units)}")
         return self

@@ -1,12 +1,13 @@
-"""Prunes feed-forward units, heads and whole layers of a pretrained network, and keeps some layers for a student.
+"""Prunes units, channels, heads and whole layers of a pretrained network, and keeps some layers for a student.
 
-Shapes: N heads, D width of a head, H feed-forward units.
+Shapes: N heads, D width of a head, H feed-forward units of a layer or channels in a block.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from torch import nn
 from bloomery.models.compression.config import Pruning
 from bloomery.models.compression.pruning.importance import ImportanceFunction
 from bloomery.models.compression.pruning.transformer_blocks import (
+    keep_channels,
     keep_inputs,
     keep_outputs,
     most_important,
@@ -24,13 +26,20 @@ from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.body_families import FAMILIES
 from bloomery.models.networks.body_layers import (
     LinearMaps,
+    UnitNames,
+    get_map,
+    get_norm,
     head_width,
     keep_layers,
     linear_maps,
     list_layers,
+    list_units,
     measure_shape,
 )
 from bloomery.models.networks.pretrained_config import Pretrained, without_checkpoint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _MIN_SHARE = 0.1  # that each layer keeps where layers are compared with each other
 
@@ -42,7 +51,7 @@ def prune_pretrained(
 
     Layers are removed first, by the importance of all their weights. Then each remaining layer loses the same share of
     its heads and units; with `scope: global` those of all layers are compared, and a layer keeps at least a tenth. The
-    width of the states stays.
+    width of the states stays. Units of a convolutional network are the channels inside its blocks.
 
     Returns:
         A config that builds a network of this shape, without the checkpoint's weights.
@@ -51,21 +60,24 @@ def prune_pretrained(
     et al. 2024, "ShortGPT: Layers in Large Language Models are More Redundant Than You Expect" (whole layers).
     """
     body = network.body
-    names = FAMILIES[body.config.model_type]
     if "layers" in pruning.structures:
-        totals = torch.stack([total_importance(layer, importance) for layer in list_layers(body, names)])
+        layers = list_layers(body, FAMILIES[body.config.model_type])
+        totals = torch.stack([total_importance(layer, importance) for layer in layers])
         keep_layers(body, most_important(totals, ratio).tolist())
-    maps = [linear_maps(layer, names) for layer in list_layers(body, names)]
     if "heads" in pruning.structures:
-        width = head_width(body)
+        names, width = FAMILIES[body.config.model_type], head_width(body)
+        maps = [linear_maps(layer, names) for layer in list_layers(body, names)]
         importances = [_importance_of_heads(layer, width, importance) for layer in maps]
         for layer, kept_N in zip(maps, _select(importances, ratio, pruning), strict=True):
             rows = (kept_N[:, None] * width + torch.arange(width)).flatten()
-            _keep([layer.query, layer.key, layer.value], layer.out, rows)
+            for writer in (layer.query, layer.key, layer.value):
+                keep_outputs(writer, rows)
+            keep_inputs(layer.out, rows)
     if "units" in pruning.structures:
-        importances = [_importance_of_units(layer, importance) for layer in maps]
-        for layer, kept_H in zip(maps, _select(importances, ratio, pruning), strict=True):
-            _keep([layer.up], layer.down, kept_H)
+        groups = list_units(body)
+        importances = [_importance_of_units(body, group, importance) for group in groups]
+        for group, kept_H in zip(groups, _select(importances, ratio, pruning), strict=True):
+            _keep_units(body, group, kept_H)
     return _reshaped(network, config)
 
 
@@ -126,10 +138,16 @@ def _importance_of_heads(layer: LinearMaps, width: int, importance: ImportanceFu
     return importance_N
 
 
-def _importance_of_units(layer: LinearMaps, importance: ImportanceFunction) -> torch.Tensor:
-    """By incoming and outgoing weights."""
-    importance_H = importance(layer.up.weight).sum(1) + importance(layer.down.weight).sum(0)
-    return importance_H if layer.up.bias is None else importance_H + importance(layer.up.bias)
+def _importance_of_units(body: PreTrainedModel, group: UnitNames, importance: ImportanceFunction) -> torch.Tensor:
+    """By incoming and outgoing weights, and those of the normalisation."""
+    writer, reader = get_map(body, group.writer), get_map(body, group.reader)
+    read_dims = [dim for dim in range(reader.weight.dim()) if dim != 1]
+    importance_H = importance(writer.weight).flatten(1).sum(1) + importance(reader.weight).sum(read_dims)
+    norm = () if group.norm is None else get_norm(body, group.norm).parameters()
+    for weight_H in (writer.bias, *norm):
+        if weight_H is not None:
+            importance_H = importance_H + importance(weight_H)
+    return importance_H
 
 
 def _select(importances: list[torch.Tensor], ratio: float, pruning: Pruning) -> list[torch.Tensor]:
@@ -146,10 +164,11 @@ def _select(importances: list[torch.Tensor], ratio: float, pruning: Pruning) -> 
     return [kept[(kept >= start) & (kept < stop)] - start for start, stop in itertools.pairwise(starts)]
 
 
-def _keep(writers: Sequence[nn.Linear], reader: nn.Linear, positions: torch.Tensor) -> None:
-    for writer in writers:
-        keep_outputs(writer, positions)
-    keep_inputs(reader, positions)
+def _keep_units(body: PreTrainedModel, group: UnitNames, kept_H: torch.Tensor) -> None:
+    keep_outputs(get_map(body, group.writer), kept_H)
+    if group.norm is not None:
+        keep_channels(get_norm(body, group.norm), kept_H)
+    keep_inputs(get_map(body, group.reader), kept_H)
 
 
 def _reshaped(network: PretrainedNetwork, config: Pretrained) -> Pretrained:

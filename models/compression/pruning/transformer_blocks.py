@@ -91,13 +91,24 @@ def _prune_hidden(block: TransformerBlock, ratio: float, importance: ImportanceF
     return len(kept_H)
 
 
-def keep_outputs(layer: nn.Linear, rows: torch.Tensor) -> None:
+def keep_outputs(layer: nn.Linear | nn.Conv2d, rows: torch.Tensor) -> None:
+    """Remove all other outputs in place."""
     layer.weight = nn.Parameter(layer.weight.data[rows])
     if layer.bias is not None:
         layer.bias = nn.Parameter(layer.bias.data[rows])
-    layer.out_features = len(rows)
+    setattr(layer, "out_features" if isinstance(layer, nn.Linear) else "out_channels", len(rows))
 
 
-def keep_inputs(layer: nn.Linear, columns: torch.Tensor) -> None:
+def keep_inputs(layer: nn.Linear | nn.Conv2d, columns: torch.Tensor) -> None:
+    """Remove all other inputs in place."""
     layer.weight = nn.Parameter(layer.weight.data[:, columns])
-    layer.in_features = len(columns)
+    setattr(layer, "in_features" if isinstance(layer, nn.Linear) else "in_channels", len(columns))
+
+
+def keep_channels(norm: nn.BatchNorm2d, channels: torch.Tensor) -> None:
+    """Remove all other channels in place."""
+    norm.weight, norm.bias = (nn.Parameter(weight.data[channels]) for weight in (norm.weight, norm.bias))
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    norm.running_mean, norm.running_var = norm.running_mean[channels], norm.running_var[channels]
+    norm.num_features = len(channels)

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import helper, numpy_helper
 
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.compression.config import Pruning
@@ -96,3 +97,27 @@ def test_a_network_without_attention_is_not_written(tmp_path: Path) -> None:
     export_onnx(network, rows_of(FLAT), tmp_path / "plain.onnx")
     assert not fuse_attention(tmp_path / "plain.onnx", tmp_path / "fused.onnx")
     assert not (tmp_path / "fused.onnx").exists()
+
+
+def test_attention_with_a_bias_of_its_scores_is_not_fused(tmp_path: Path) -> None:
+    nodes, weights = [], [numpy_helper.from_array(np.zeros((1, 1, 5, 5), np.float32), "scores")]
+    for name in ("query", "key", "value"):
+        weights += [
+            numpy_helper.from_array(np.eye(8, dtype=np.float32), f"{name}.weight"),
+            numpy_helper.from_array(np.zeros(8, np.float32), f"{name}.bias"),
+        ]
+        nodes += [
+            helper.make_node("MatMul", ["x", f"{name}.weight"], [f"{name}.product"]),
+            helper.make_node("Add", [f"{name}.product", f"{name}.bias"], [name]),
+        ]
+    inputs = ["query", "key", "value", "", "", "scores"]
+    nodes.append(helper.make_node("MultiHeadAttention", inputs, ["y"], domain="com.microsoft", num_heads=1))
+    ends = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [None, 5, 8]) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "attention", ends[:1], ends[1:], weights)
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), tmp_path / "plain.onnx")
+    assert not fuse_attention(tmp_path / "plain.onnx", tmp_path / "fused.onnx")
+    del nodes[-1].input[5:]
+    graph = helper.make_graph(nodes, "attention", ends[:1], ends[1:], weights)
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), tmp_path / "plain.onnx")
+    assert fuse_attention(tmp_path / "plain.onnx", tmp_path / "fused.onnx")
