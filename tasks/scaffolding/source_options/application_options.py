@@ -22,6 +22,7 @@ from bloomery.tasks.scaffolding.source_options.csv_header import (
     locate_label,
 )
 from bloomery.tasks.scaffolding.source_options.dataset_options import ApplicationOptions, infer_dataset_options
+from bloomery.tasks.scaffolding.source_options.media_options import ANY_TARGET, MediaTarget
 from bloomery.tasks.scaffolding.source_options.sequence_options import have_folder_labels
 from bloomery.tasks.scaffolding.source_options.split_names import SPLIT_NAMES, in_split_order
 from bloomery.tasks.scaffolding.source_options.text_encoding import infer_encoding
@@ -33,15 +34,17 @@ _LABEL_FILES = (("X", "y"), ("x", "y"), ("images", "labels"), ("features", "labe
 
 
 def infer_application_options(
-    kind: str, paths: Sequence[str], label: str, stated: Mapping[str, Any]
+    kind: str, paths: Sequence[str], label: str, stated: Mapping[str, Any], target: MediaTarget = ANY_TARGET
 ) -> ApplicationOptions:
     """Returns how the files at `paths` of an application's format `kind` are read. `stated` are options that are known.
+
+    The network reads images and recordings as `target` says.
 
     Raises:
         DataMissing: a file cannot be read, or it is not clear which of its sheets or tables is meant.
     """
     if kind == "huggingface":
-        return infer_dataset_options(paths, label, stated)
+        return infer_dataset_options(paths, label, stated, target)
     if kind == "numpy":
         return _infer_arrays(paths, label, stated)
     origin = SourceFile(source=paths[0], files=stated.get("files"))

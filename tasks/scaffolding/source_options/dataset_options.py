@@ -15,7 +15,12 @@ from bloomery.tasks.ingest.readers.application_files.huggingface import (
     read_media_column,
 )
 from bloomery.tasks.ingest.readers.media.media_files import MediaFile
-from bloomery.tasks.scaffolding.source_options.media_options import infer_audio_options, infer_image_options
+from bloomery.tasks.scaffolding.source_options.media_options import (
+    ANY_TARGET,
+    MediaTarget,
+    infer_audio_options,
+    infer_image_options,
+)
 from bloomery.tasks.scaffolding.source_options.split_names import SPLIT_NAMES, in_split_order
 
 
@@ -28,7 +33,9 @@ class ApplicationOptions(NamedTuple):
     origins: tuple[dict[str, Any], ...] = ()
 
 
-def infer_dataset_options(paths: Sequence[str], label: str, stated: Mapping[str, Any]) -> ApplicationOptions:
+def infer_dataset_options(
+    paths: Sequence[str], label: str, stated: Mapping[str, Any], target: MediaTarget = ANY_TARGET
+) -> ApplicationOptions:
     """Returns the sources for the splits of a data set, and the options that decode its images or recordings.
 
     A split of which no row has a label, as those of competitions have, is not read.
@@ -57,7 +64,7 @@ def infer_dataset_options(paths: Sequence[str], label: str, stated: Mapping[str,
         else:
             origins = tuple({**origin, "part": part} for origin, part in zip(sources, by_part, strict=True))
             notes["sources"] = note
-    media = _infer_media([DataSource(format="huggingface", **source) for source in sources])
+    media = _infer_media([DataSource(format="huggingface", **source) for source in sources], target)
     return ApplicationOptions({**options, **media.options}, {**notes, **media.notes}, media.array_shape, origins)
 
 
@@ -94,14 +101,15 @@ def _assign_parts(splits: Sequence[DatasetSplit]) -> dict[str, DatasetSplit]:
     return in_split_order(by_part)
 
 
-def _infer_media(sources: Sequence[DataSource]) -> ApplicationOptions:
+def _infer_media(sources: Sequence[DataSource], target: MediaTarget) -> ApplicationOptions:
     """Returns how the images, or else the recordings, of a data set are decoded."""
     columns = media_columns(sources[0])
     images = [name for name, kind in columns.items() if kind == "image"]
     if images:
-        return ApplicationOptions(*infer_image_options(_read_files(sources, images[0]), f"column {images[0]}"))
+        files = _read_files(sources, images[0])
+        return ApplicationOptions(*infer_image_options(files, f"column {images[0]}", target))
     if columns:
-        return ApplicationOptions(*infer_audio_options(_read_files(sources, next(iter(columns)))))
+        return ApplicationOptions(*infer_audio_options(_read_files(sources, next(iter(columns))), target))
     return ApplicationOptions({}, {})
 
 

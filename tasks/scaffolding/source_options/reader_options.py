@@ -142,7 +142,7 @@ def infer_reader_options(
         options, json_notes = infer_json_options(options, kind, label, stated, has_records=has_records)
         notes = json_notes | notes
     elif kind in APPLICATIONS:
-        application = infer_application_options(kind, paths, label, {**stated, **in_sources})
+        application = infer_application_options(kind, paths, label, {**stated, **in_sources}, target)
         options |= application.options
         notes |= {name: note for name, note in application.notes.items() if name not in stated}
         array_shape = application.array_shape

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
@@ -275,3 +278,20 @@ def test_a_checkpoint_reads_the_images_beside_columns(home: Path, tmp_path: Path
     branches = {part: branch.kind for part, branch in (recipe.model.branches or {}).items()}
     assert branches == {"table": "mlp", "title": "transformer", "photo": "pretrained"}
     assert validate_rows(recipe).num_rows == 60
+
+
+def test_recordings_of_a_data_set_are_read_as_the_checkpoint_reads_them(
+    home: Path, tmp_path: Path, tiny_wav2vec2: Path
+) -> None:
+    contents = []
+    for number in range(40):
+        wavfile.write(tmp_path / "a.wav", 8000, RANDOM.integers(-9999, 9999, 800 + number, np.int16))
+        contents.append({"bytes": (tmp_path / "a.wav").read_bytes(), "path": f"{number}.wav"})
+    features = {"sound": {"_type": "Audio"}, "kind": {"_type": "Value"}}
+    table = pa.table({"sound": contents, "kind": ["yes", "no"] * 20})
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "rows.parquet")
+    recipe, _ = draft_with(tmp_path, tmp_path / "rows.parquet", "kind", tiny_wav2vec2)
+    assert (recipe.data.kind, recipe.data.sample_rate, recipe.data.resample) == ("huggingface", 1000, True)
+    assert [getattr(source, "sample_rate", None) for source in recipe.features.inputs] == [1000]
+    assert validate_rows(recipe).num_rows == 40
