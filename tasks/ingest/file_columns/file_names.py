@@ -34,14 +34,18 @@ def relative_name(name: str, folder: str, options: FileColumn) -> str:
     """
     cut = cut_name(name, options)
     path = _inside_url(cut, folder) if folder.startswith(URLS) else _inside_folder(cut, folder)
-    # Of a URL up to its query: `join_url` encodes all that follows, also a `#`. Some servers take a `\\` for a `/`.
-    decoded = unquote(path.partition("?")[0]).replace("\\", "/") if folder.startswith(WEB) else path
+    decoded = _server_path(path) if folder.startswith(WEB) else path
     normal = posixpath.normpath(decoded)
     if decoded.startswith("/") or normal[1:2] == ":" or normal.split("/")[0] == ".." or "\0" in decoded:
         raise MediaUnreadable("a path outside the folder")
     if normal == "." or decoded.endswith("/"):
         raise MediaUnreadable("a folder, not a file")
     return path if folder.startswith(WEB) else normal
+
+
+def _server_path(path: str) -> str:
+    """Returns the path that a server may look up: `join_url` encodes a `#`, and some servers change the others."""
+    return re.sub(r";[^/]*", "", unquote(path.partition("?")[0]).replace("\\", "/"))
 
 
 def _inside_url(name: str, folder: str) -> str:

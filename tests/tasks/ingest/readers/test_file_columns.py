@@ -186,7 +186,7 @@ def web_folder(tmp_path: Path) -> Iterator[str]:
 def test_files_of_a_web_server_are_read(ingest_rows, tmp_path: Path, web_folder: str) -> None:
     write_image(tmp_path / "web" / "my photos" / "a#1.png", 7)
     names = ["my photos/a#1.png", f"{web_folder}/my%20photos/a%231.png", "b.png", "../a.png", "%2e%2e/a.png"]
-    names += ["a#/../../a.png", "a%23/%2e%2e/../a.png", "..\\a.png", "..%5Ca.png"]
+    names += ["a#/../../a.png", "a%23/%2e%2e/../a.png", "..\\a.png", "..%5Ca.png", "..;/a.png"]
     source = write_table(tmp_path, *names, "http://127.0.0.1:1/a.png")
     below = {"photo": {**GREY, "folder": web_folder}}
     result = ingest_rows(source=source, media=below)
@@ -194,7 +194,7 @@ def test_files_of_a_web_server_are_read(ingest_rows, tmp_path: Path, web_folder:
     reasons = [reason.removeprefix("column photo: ") for *_, reason in result.malformed]
     assert reasons == [
         "the server answers with status 404",
-        *["a path outside the folder"] * 6,
+        *["a path outside the folder"] * 7,
         "a URL outside the folder",
     ]
     digest = locate_source(DataSource(source=source, media=below)).digest
