@@ -142,7 +142,12 @@ def test_texts_with_commas_are_classes_unless_sets_are_requested(tmp_path: Path)
 WRONG: dict[str, tuple[dict[str, Any], tuple[str, ...], dict[str, Any], str]] = {
     "no separator": ({"a": ["x", "y", "z"] * 50}, ("a",), {"task": "multilabel"}, "none of its texts contains ';' or"),
     "another separator": ({"a": ["x;y", "y"] * 75}, ("a",), {"separator": "/"}, "none of its texts contains '/'"),
-    "quantities": ({"a": [5, 7] * 75, "b": [0, 1] * 75}, ("a", "b"), {}, "columns that are not 0 or 1"),
+    "quantities": (
+        {"a": [5, 7] * 75, "b": [0, 1] * 75},
+        ("a", "b"),
+        {"task": "multilabel"},
+        "columns that are not 0 or 1",
+    ),
     "one frequent label": ({"a": [1] * 150, "b": [0] * 149 + [1]}, ("a", "b"), {}, "1 of them in at least 10 rows"),
     "another task": ({"a": [0, 1] * 75, "b": [1] * 150}, ("a", "b"), {"task": "ordinal"}, "the task is ordinal"),
     "no such column": ({"a": [0, 1] * 75}, ("a", "none"), {}, "there is no column 'none'"),
