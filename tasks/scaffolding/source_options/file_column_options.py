@@ -16,11 +16,11 @@ import pyarrow.compute as pc
 from bloomery.data_contracts.errors import DataMissing, EngineMissing
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.data_contracts.recipe_sections.file_column import FileColumn
-from bloomery.data_contracts.recipe_sections.source_paths import SUFFIXES, source_scheme
+from bloomery.data_contracts.recipe_sections.source_paths import REMOTE, SUFFIXES, source_scheme
 from bloomery.models.media.config import MediaUnreadable
 from bloomery.tasks.infrastructure.parquet import read_batches
 from bloomery.tasks.ingest.file_columns.column_files import ColumnFiles, map_files
-from bloomery.tasks.ingest.file_columns.file_names import URLS, WEB, folder_of, leading_folders
+from bloomery.tasks.ingest.file_columns.file_names import URLS, folder_of, leading_folders
 from bloomery.tasks.ingest.readers.media.media_files import MediaFile
 from bloomery.tasks.scaffolding.profiling.column_names import matching_names
 from bloomery.tasks.scaffolding.profiling.column_profiles import MARKERS
@@ -36,6 +36,7 @@ from bloomery.tasks.scaffolding.source_options.media_options import (
 
 _NUM_LOOKED_UP = 20  # names by which a folder is nearest
 _MIN_SHARE_FOUND = 0.5
+_MIN_SHARE_INSIDE = 0.9  # of names, so that the folder or server of most is that of all
 _MAX_HEADS = 1_000  # files whose sizes or rates decide on the options
 _MAX_REMOTE = 200  # files of a server that are read for a draft
 _MAX_FOLDERS, _MAX_DEPTH = 200, 2  # below the table's folder, that are searched
@@ -124,7 +125,7 @@ def _find_files(column: ColumnProfile, texts: Sequence[str], data: DataSource) -
     minimal = FileColumn(kind="image", mode="L") if is_image else FileColumn(kind="audio", sample_rate=1)
     if len(texts) == 1:
         raise MediaUnreadable(f"all rows name one file, {texts[0]}")
-    sample = _spread(texts, _NUM_LOOKED_UP)
+    sample = _spread(_names_in_one_place(texts) or texts, _NUM_LOOKED_UP)
     best: tuple[float, ColumnFiles | None, str] = (0.0, None, "")
     for options in _candidates(minimal, sample, data):
         files = ColumnFiles(column.name, options, data)
@@ -144,25 +145,30 @@ def _find_files(column: ColumnProfile, texts: Sequence[str], data: DataSource) -
     return nearest
 
 
-def _with_folder(files: ColumnFiles, texts: Sequence[str], data: DataSource) -> ColumnFiles:
-    """Returns the files in the one folder or at the one server that all names are in: a recipe without opens any URL.
+def _names_in_one_place(texts: Sequence[str]) -> list[str]:
+    """Returns the relative names, or the URLs of one server, if nearly all are such; else none."""
+    places = Counter(map(_place_of, texts))
+    place, num_names = places.most_common(1)[0]
+    return [text for text in texts if _place_of(text) == place] if num_names >= _MIN_SHARE_INSIDE * len(texts) else []
 
-    Names of files in several places keep their files.
+
+def _place_of(text: str) -> str:
+    """Returns the server of a URL, empty for a relative name."""
+    name = text.strip()
+    return "/".join(name.split("/")[:3]) if name.startswith(URLS) else ""
+
+
+def _with_folder(files: ColumnFiles, texts: Sequence[str], data: DataSource) -> ColumnFiles:
+    """Returns the files in the one folder or at the one server that nearly all names are in.
+
+    A recipe without a folder opens any URL. Names of files in several places keep their files.
     """
-    if files.options.folder is not None:
+    names = _names_in_one_place(texts)
+    if files.options.folder is not None or not names:
         return files
-    urls = [text.strip() for text in texts if text.strip().startswith(URLS)]
-    if not urls:
-        folder = files.folder
-    elif len(urls) < len(texts):
-        return files
-    elif urls[0].startswith(WEB):
-        servers = {"/".join(url.split("/")[:3]) for url in urls}
-        folder = servers.pop() if len(servers) == 1 else None
-    else:
-        folder = leading_folders(urls).rstrip("/")
-    if not folder or folder.endswith(":"):
-        return files
+    folder: str | None = _place_of(names[0]) or files.folder
+    if names[0].strip().startswith(REMOTE):
+        folder = leading_folders([name.strip() for name in names]).rstrip("/")
     return ColumnFiles(files.column, files.options.model_copy(update={"folder": folder}), data)
 
 

@@ -133,12 +133,12 @@ def test_files_that_a_table_names_are_found_below_its_folder(home: Path, tmp_pat
     (tmp_path / "all" / "img" / "train" / "9.png").write_text("no image")
     (tmp_path / "all" / "img" / "train" / "10.png").unlink()
     lines = "".join(f"data\\train\\{n}.png,{'cat' if n % 2 else 'dog'}\n" for n in range(60))
-    lines += "NA,cat\n"
+    lines += "NA,cat\nhttp://127.0.0.1:1/secret.png,dog\n"  # no server answers there
     (tmp_path / "rows.csv").write_text("Photo,kind\n" + lines)
     draft = write_drafts("mine", [str(tmp_path / "rows.csv")], ColumnRoles("kind"), UserOptions(), output=tmp_path)
     inferred = dict(list_inferences(draft))
     assert inferred["media"] == "Photo: its files are in all/img; no image has colours"
-    assert inferred["quarantined"].startswith("Photo: 2 row(s) name files that do not exist or do not open, such as")
+    assert inferred["quarantined"].startswith("Photo: 3 row(s) name files that do not exist or do not open, such as")
     recipe = read_recipe(str(draft.recipe))
     assert recipe.data.media is not None
     assert recipe.data.media["Photo"].model_dump(exclude_none=True) == {
@@ -151,7 +151,7 @@ def test_files_that_a_table_names_are_found_below_its_folder(home: Path, tmp_pat
     assert "folder: all/img, prefix: data/" in (tmp_path / "mine.yaml").read_text()
     assert {getattr(source, "shape", None) for source in recipe.features.inputs} == {(1, 8, 8)}
     valid_rows = validate_rows(recipe)
-    assert (valid_rows.num_rows, valid_rows.raw_rows.num_malformed) == (58, 2)
+    assert (valid_rows.num_rows, valid_rows.raw_rows.num_malformed) == (58, 3)
 
 
 @pytest.mark.parametrize(("suffix", "problem"), [("png", "there are no images"), ("wav", "none can be decoded")])
@@ -191,6 +191,8 @@ def test_recordings_that_a_table_names_are_drafted_with_their_rate(home: Path, t
         (("https://one.example/x/a.png", " https://one.example/y/b.png"), "https://one.example"),
         (("https://one.example/a.png", "https://two.example/b.png"), None),
         (("https://one.example/a.png", "b.png"), None),
+        ((*(f"{n}.png" for n in range(19)), "http://127.0.0.1/b.png"), "HERE"),
+        ((*(f"https://one.example/{n}.png" for n in range(19)), "http://127.0.0.1/b.png"), "https://one.example"),
         (("hdfs://name:9000/x/y/a.png", "hdfs://name:9000/x/z/b.png"), "hdfs://name:9000/x"),
         (("hdfs://one/a.png", "hdfs://two/b.png"), None),
     ],
