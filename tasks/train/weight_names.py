@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from bloomery.data_contracts.documents.digests import digest_of_document, digest_of_file
+from bloomery.data_contracts.records.output_units import max_classes
 from bloomery.data_contracts.records.weight_transfer import WeightSource
 from bloomery.tasks.infrastructure.settings import settings
 
@@ -58,6 +59,10 @@ def names_of_encoder(encoder: Encoder | None) -> Names:
     classes = tuple(map(str, encoder.classes))
     if encoder.features.task == "ordinal":
         classes = name_thresholds(classes)
+    if encoder.class_outputs:  # each label has as many outputs as the one with the most classes
+        width = max_classes(encoder.class_outputs)
+        names = [[f"{output.name}: {name}" for name in output.classes] for output in encoder.class_outputs]
+        classes = tuple(name for of_label in names for name in (*of_label, *[""] * (width - len(of_label))))
     return Names(_tokens(tokenizers[0]) if tokenizers else (), classes)
 
 

@@ -10,11 +10,14 @@ import torch
 from safetensors.torch import save_file
 
 from bloomery.data_contracts.errors import DataMissing, RecipeInvalid
+from bloomery.data_contracts.records.output_units import ClassOutput
+from bloomery.models.features.config import Features
+from bloomery.models.features.encoder import Encoder
 from bloomery.models.training.transfer_config import StartFrom
 from bloomery.models.training.transfer_learning import Names
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.train.initial_weights import locate_initial_weights, read_weights
-from bloomery.tasks.train.weight_names import find_source, read_names
+from bloomery.tasks.train.weight_names import find_source, names_of_encoder, read_names
 
 ONE, TWO = {"one.weight": torch.ones(2)}, {"two.weight": torch.zeros(3)}
 
@@ -73,6 +76,20 @@ def test_tokens_and_classes_are_read_beside_the_weights(tmp_path: Path, tiny_ber
     assert weights.identity() == {"digest": weights.digest, "source": weights.source.digest}
     (tmp_path / "config.json").write_text(json.dumps({"id2label": {"0": "warm"}}))
     assert find_source(str(tmp_path)).digest != weights.source.digest
+
+
+def test_rows_of_a_head_are_named_by_classes_thresholds_or_label_and_class():
+    def make_encoder(task: str, label: object, **fields: object) -> Encoder:
+        inputs = [{"kind": "number", "columns": ["x"]}]
+        features = Features.model_validate({"key": "id", "label": label, "task": task, "inputs": inputs})
+        return Encoder.model_construct(features=features, fitted=(), **{"classes": (), "class_outputs": (), **fields})
+
+    assert names_of_encoder(make_encoder("classification", "y", classes=(0, 1))).classes == ("0", "1")
+    assert names_of_encoder(make_encoder("ordinal", "y", classes=(1, 2, 3))).classes == ("1 < 2", "2 < 3")
+    outputs = (ClassOutput(name="colour", classes=("red", "blue")), ClassOutput(name="size", classes=(1, 2, 3)))
+    encoder = make_encoder("classification", ["colour", "size"], class_outputs=outputs)
+    expected = ("colour: red", "colour: blue", "", "size: 1", "size: 2", "size: 3")
+    assert names_of_encoder(encoder).classes == expected
 
 
 def test_nothing_states_the_names_of_an_unknown_source():
