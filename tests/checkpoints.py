@@ -152,6 +152,26 @@ def make_ast(folder: Path) -> None:
     save_network(folder, "audio-spectrogram-transformer", {**_LAYERS, "intermediate_size": 64, **options})
 
 
+def make_whisper(folder: Path) -> None:
+    """Whisper with 2 layers of width 32 in its encoder, for one second of 24 frames of 16 mel bands."""
+    preprocessor = {
+        "feature_extractor_type": "WhisperFeatureExtractor",
+        "feature_size": 16,
+        "sampling_rate": 800,
+        "chunk_length": 1,
+        "hop_length": 33,
+        "n_fft": 100,
+        "padding_value": 0.0,
+        "padding_side": "right",
+        "return_attention_mask": False,
+    }
+    write_json(folder / "preprocessor_config.json", preprocessor)
+    options = {"d_model": 32, "num_mel_bins": 16, "max_source_positions": 12, "vocab_size": 20, "pad_token_id": 0}
+    options |= {"encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64}
+    options |= {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 64, "decoder_start_token_id": 1}
+    save_network(folder, "whisper", options)
+
+
 _LAYERS: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 MAKERS: dict[str, Callable[[Path], None]] = {
     "bert": make_bert,
@@ -161,6 +181,7 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "vit": make_vit,
     "wav2vec2": make_wav2vec2,
     "ast": make_ast,
+    "whisper": make_whisper,
 }
 CheckpointFolder = Callable[[str], Path]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import ValidationError
@@ -12,8 +13,8 @@ from bloomery.models.features.audio_input import AudioInput
 from bloomery.models.features.checkpoint_audio import AudioSteps
 from bloomery.tasks.checkpoints.json_files import read_object
 
-_RATE = 16_000  # samples per second, the default of both extractors
-_EXTRACTORS = ("Wav2Vec2FeatureExtractor", "ASTFeatureExtractor")
+_SIZES = {"spectrogram": "`max_length` or `num_mel_bins`", "whisper": "`chunk_length` or `feature_size`"}
+_RATE = 16_000  # samples per second, the default of all extractors
 
 
 def read_audio_steps(checkpoint: Checkpoint, config: dict[str, Any], source: AudioInput) -> AudioSteps:
@@ -47,7 +48,7 @@ def parse_audio_steps(checkpoint: Checkpoint) -> AudioSteps:
             "leave `preprocessing` out, and set `num_mels` and `normalise`",
         )
     try:
-        return _parse_waveform(options) if name == _EXTRACTORS[0] else _parse_spectrogram(options)
+        return _EXTRACTORS[name](options)
     except (ValidationError, TypeError, ValueError) as failure:
         raise _unsuitable(
             checkpoint,
@@ -79,6 +80,36 @@ def _parse_spectrogram(options: dict[str, Any]) -> AudioSteps:
     )
 
 
+def _parse_whisper(options: dict[str, Any]) -> AudioSteps:
+    rate, step = options.get("sampling_rate", _RATE), options.get("hop_length", 160)
+    samples = options.get("chunk_length", 30) * rate
+    if options.get("dither"):
+        raise ValueError("dither adds noise to each clip")
+    if not isinstance(samples, int) or not isinstance(step, int) or step < 1:
+        raise ValueError("chunk_length, sampling_rate and hop_length are whole numbers")
+    steps = AudioSteps(
+        kind="whisper",
+        sample_rate=rate,
+        normalises=False,
+        padding=options.get("padding_value", 0.0),
+        num_mels=options.get("feature_size", 80),
+        frames=samples // step,
+        window=options.get("n_fft", 400),
+        step=step,
+        samples=samples,
+    )
+    if steps.window is None or steps.window > samples or steps.window % 2:
+        raise ValueError("n_fft is odd, or longer than a clip")
+    return steps
+
+
+_EXTRACTORS: dict[str, Callable[[dict[str, Any]], AudioSteps]] = {
+    "Wav2Vec2FeatureExtractor": _parse_waveform,
+    "ASTFeatureExtractor": _parse_spectrogram,
+    "WhisperFeatureExtractor": _parse_whisper,
+}
+
+
 def _require_suitable(checkpoint: Checkpoint, steps: AudioSteps, config: dict[str, Any], source: AudioInput) -> None:
     if source.sample_rate != steps.sample_rate:
         raise _unsuitable(
@@ -89,15 +120,23 @@ def _require_suitable(checkpoint: Checkpoint, steps: AudioSteps, config: dict[st
             f"set `sample_rate: {steps.sample_rate}` in `features.inputs`, and `resample: true` and the same "
             "`sample_rate` in `data`",
         )
-    shape = (config.get("num_mel_bins", steps.num_mels), config.get("max_length", steps.frames))
-    if steps.kind == "spectrogram" and shape != (steps.num_mels, steps.frames):
+    shape = (config.get("num_mel_bins", steps.num_mels), _count_frames(config, steps))
+    if steps.kind != "waveform" and shape != (steps.num_mels, steps.frames):
         raise _unsuitable(
             checkpoint,
             f"the preprocessing gives {steps.frames} frames of {steps.num_mels} mel bands, but the network reads "
             f"{shape[1]} of {shape[0]}",
             "a preprocessing for this network",
-            f"correct `max_length` or `num_mel_bins` in {PREPROCESSOR_FILE}, or name another checkpoint",
+            f"correct {_SIZES[steps.kind]} in {PREPROCESSOR_FILE}, or name another checkpoint",
         )
+
+
+def _count_frames(config: dict[str, Any], steps: AudioSteps) -> Any:
+    """The frames that the network reads; the encoder of Whisper has a position for two of them."""
+    if steps.kind != "whisper":
+        return config.get("max_length", steps.frames)
+    positions = config.get("max_source_positions")
+    return 2 * positions if isinstance(positions, int) else steps.frames
 
 
 def _unsuitable(checkpoint: Checkpoint, problem: str, required: str, remedy: str) -> RecipeInvalid:

@@ -27,6 +27,7 @@ from tests.examples import examples
 
 pytestmark = pytest.mark.usefixtures("home")
 WAVEFORM, SPECTROGRAM = "Wav2Vec2FeatureExtractor", "ASTFeatureExtractor"
+WHISPER = "WhisperFeatureExtractor"
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +124,37 @@ def test_spectrograms_are_those_of_transformers(
         np.testing.assert_array_equal(encode(encoder, rows.slice(number, 1))[0], encoded[number])
 
 
+@settings(max_examples=examples(30))
+@given(
+    lengths=st.lists(st.integers(0, 3000), min_size=2, max_size=3),
+    num_mels=st.sampled_from([8, 80]),
+    rate=st.sampled_from([1000, 16_000]),
+    sizes=st.sampled_from([{}, {"n_fft": 64, "hop_length": 25}]),
+    padding=st.sampled_from([0.0, 0.25]),
+    seed=st.integers(0, 99),
+)
+@pytest.mark.filterwarnings("ignore:At least one mel filter")
+def test_spectrograms_of_whisper_are_those_of_transformers(
+    folder: Path, lengths: list[int], num_mels: int, rate: int, sizes: dict[str, int], padding: float, seed: int
+) -> None:
+    from transformers import WhisperFeatureExtractor
+
+    options = {"feature_size": num_mels, "sampling_rate": rate, "chunk_length": 1, "padding_value": padding, **sizes}
+    source, clips = make_source(rate, 2), make_clips(lengths, seed)
+    source = source.model_copy(
+        update={"steps": read_steps(folder, {"feature_extractor_type": WHISPER, **options}, source)}
+    )
+    rows = make_rows(clips)
+    encoder = fit_encoder(source, rows)
+    encoded = encode(encoder, rows)
+    assert encoded.shape == (len(clips), 1, num_mels, rate // sizes.get("hop_length", 160))
+    extract = WhisperFeatureExtractor(**options)
+    expected = [extract(clip, sampling_rate=rate, return_tensors="np")["input_features"][0] for clip in clips]
+    np.testing.assert_allclose(encoded[:, 0], np.stack(expected), rtol=1e-3, atol=2e-3)
+    for number in range(len(clips)):  # as the endpoint encodes
+        np.testing.assert_array_equal(encode(encoder, rows.slice(number, 1))[0], encoded[number])
+
+
 def test_a_clip_shorter_than_a_frame_is_silence(folder: Path) -> None:
     source = make_source(16_000, 0.25)
     options = {"feature_extractor_type": SPECTROGRAM, "num_mel_bins": 4, "max_length": 3, "do_normalize": False}
@@ -131,7 +163,10 @@ def test_a_clip_shorter_than_a_frame_is_silence(folder: Path) -> None:
     assert not encode(fit_encoder(source, rows), rows).any()
 
 
-@pytest.mark.parametrize(("name", "rate", "shape"), [("wav2vec2", 1000, (1, 1, 500)), ("ast", 16_000, (1, 16, 24))])
+@pytest.mark.parametrize(
+    ("name", "rate", "shape"),
+    [("wav2vec2", 1000, (1, 1, 500)), ("ast", 16_000, (1, 16, 24)), ("whisper", 800, (1, 16, 24))],
+)
 def test_a_recipe_gets_the_steps_of_its_network(
     checkpoint_folder: CheckpointFolder, tmp_path: Path, name: str, rate: int, shape: tuple[int, ...]
 ) -> None:
@@ -146,7 +181,19 @@ def test_a_recipe_gets_the_steps_of_its_network(
 @pytest.mark.parametrize(
     ("options", "config", "message"),
     [
-        ({"feature_extractor_type": "WhisperFeatureExtractor"}, {}, "WhisperFeatureExtractor, which is not supported"),
+        ({"feature_extractor_type": "ClapFeatureExtractor"}, {}, "ClapFeatureExtractor, which is not supported"),
+        ({"feature_extractor_type": WHISPER, "dither": 0.1}, {}, "dither adds noise to each clip"),
+        ({"feature_extractor_type": WHISPER, "hop_length": 0}, {}, "hop_length are whole numbers"),
+        (
+            {"feature_extractor_type": WHISPER, "chunk_length": 1, "n_fft": 20_000},
+            {},
+            "n_fft is odd, or longer than a clip",
+        ),
+        (
+            {"feature_extractor_type": WHISPER, "sampling_rate": 8000},
+            {"max_source_positions": 1500, "num_mel_bins": 128},
+            "gives 1500 frames of 80 mel bands, but the network reads 3000 of 128(.|\n)*`chunk_length`",
+        ),
         ({}, {}, "an unnamed extractor, which is not supported"),
         ({"feature_extractor_type": WAVEFORM}, {}, "has 8000 samples per second(.|\n)*16000(.|\n)*resample: true"),
         ({"feature_extractor_type": WAVEFORM, "sampling_rate": "x"}, {}, "invalid value"),
