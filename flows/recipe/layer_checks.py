@@ -9,8 +9,9 @@ from collections.abc import Iterator
 
 from bloomery.data_contracts.errors import EngineMissing, RecipeInvalid
 from bloomery.data_contracts.records.tensor_layout import Layout, Task, predicts_numbers
+from bloomery.flows.recipe.architecture_checks import predict_layout
 from bloomery.models.features.config import Features
-from bloomery.models.features.input_config import ImageInput, TextInput
+from bloomery.models.features.input_config import TextInput
 from bloomery.models.networks.config import Model, vector_width
 from bloomery.models.networks.pretrained_config import Pretrained
 from bloomery.models.training.config import Training
@@ -18,7 +19,6 @@ from bloomery.models.training.config import Training
 _GROUPS = ("embeddings", "body")  # which every network has, or whose absence costs little time
 _NETWORKS = ("cnn", "lenet", "resnet", "rnn", "transformer", "gpt", "pretrained")
 _RECIPE = "the recipe's"
-_NUM_TOKENS = 16  # of a vocabulary that is not fitted yet; names of layers do not depend on it
 
 
 def check_layers(features: Features, model: Model, training: Training) -> Iterator[str]:
@@ -30,7 +30,7 @@ def check_layers(features: Features, model: Model, training: Training) -> Iterat
         is_named = True
     if isinstance(model, Pretrained) and features.task == "embedding":  # without a head, `body` is all of the network
         is_named = any(freezes) or is_named
-    layout = _predict_layout(features, model)
+    layout = predict_layout(features.inputs[0], model)
     if not is_named or layout is None or model.kind not in _NETWORKS:
         return
     problem = _find_problem(model, features.task, layout, training)
@@ -74,16 +74,3 @@ def _find_problem(model: Model, task: Task, layout: Layout, training: Training) 
     except RecipeInvalid as problem:
         return problem
     return None if adapters_learn else frozen_adapters(targets)
-
-
-def _predict_layout(features: Features, model: Model) -> Layout | None:
-    """The layout of encoded texts and images, apart from the size of the vocabulary; None of other rows."""
-    first = features.inputs[0]
-    if isinstance(first, TextInput):
-        num_tokens = _NUM_TOKENS
-        if isinstance(model, Pretrained):
-            num_tokens = int((model.config or {}).get("vocab_size", 0)) + 1
-        return Layout(kind="tokens", shape=(first.length,), num_tokens=num_tokens)
-    if isinstance(first, ImageInput):
-        return Layout(kind="image", shape=first.shape)
-    return None

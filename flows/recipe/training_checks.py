@@ -7,7 +7,7 @@ from typing import get_args
 
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.records.tensor_layout import predicts_numbers
-from bloomery.flows.recipe.pretrained_checks import check_pretrained
+from bloomery.flows.recipe.architecture_checks import check_readable
 from bloomery.flows.recipe.scope_checks import check_out_of_scope
 from bloomery.models.features.config import Features
 from bloomery.models.features.input_config import CategoryInput, ImageInput, Input, SequenceInput, SeriesInput
@@ -74,7 +74,7 @@ def check_network(features: Features, model: Model) -> Iterator[str]:
     elif isinstance(model, Fused):
         yield from _check_branches(features, model)
     elif isinstance(model, Pretrained):
-        yield from check_pretrained(first, model)
+        yield from check_readable(first, model)
     else:
         yield from _check_channels("model", first, model)
     if isinstance(model, Rnn) and model.relative:
@@ -113,7 +113,7 @@ def _check_branches(features: Features, model: Fused) -> Iterator[str]:
         elif isinstance(branch, Rnn) and branch.relative:
             yield f"{place}.relative: it predicts how a series goes on, which a branch does not; leave it out"
         elif isinstance(branch, Pretrained):
-            yield from check_pretrained(source, branch, place)
+            yield from check_readable(source, branch, place)
         else:
             yield from _check_channels(place, source, branch)
 
