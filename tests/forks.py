@@ -124,6 +124,15 @@ class Forks:
 
 def _run(request: dict[str, Any], out: int, err: int) -> None:
     """Runs a module in this process, which has just been forked, and ends it. `out` and `err` are file descriptors."""
+    try:
+        _run_module(request, out, err)
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)  # Python's own shutdown would wait for threads of ONNX Runtime, which a fork does not have
+
+
+def _run_module(request: dict[str, Any], out: int, err: int) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     for number, descriptor in ((0, os.open(os.devnull, os.O_RDONLY)), (1, out), (2, err)):
@@ -143,13 +152,9 @@ def _run(request: dict[str, Any], out: int, err: int) -> None:
         refresh_global_settings_context()
     sys.argv = ["bloomery", *request["arguments"]]
     if request["module"] == reproduction.__name__:
-        try:
-            reproduction.main()
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    main()  # ends the process
+        reproduction.main()
+    else:
+        main()  # ends the process
 
 
 def _fill_caches() -> None:
