@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[4]
 STAGES = ("ingest", "validate", "prepare", "train", "compress", "choose", "package", "promote")
 DIGESTS = ("data.digest", "weights.sha256", "bento")
 QUICK: dict[str, Any] = {
-    "training": {"epochs": 40, "checkpoints": {"every_steps": 20}},
+    "training": {"epochs": 40, "checkpoints": {"every_steps": 20}, "explain": None},
     "compression": {
         "candidates": [{"name": "fp32"}, {"name": "pruned", "prune": {"ratio": 0.5}}],
         "fine_tune": {"epochs": 10, "learning_rate": 0.002},
