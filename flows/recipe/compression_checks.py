@@ -56,7 +56,7 @@ def _check_candidate(features: Features, model: Model, candidate: CandidateSpec)
         )
         return
     network = candidate.new_network or model
-    if isinstance(model, Pretrained):
+    if isinstance(model, Pretrained | Fused):
         yield from _check_pretrained_candidate(model, candidate)
     reason = (
         None if candidate.prune is None or model.kind == "auto" else find_pruning_obstacle(network, candidate.prune)
@@ -92,7 +92,7 @@ def _check_candidate(features: Features, model: Model, candidate: CandidateSpec)
         yield from (f"{where}: {problem}" for problem in check_network(features, student))
 
 
-def _check_pretrained_candidate(model: Pretrained, candidate: CandidateSpec) -> Iterator[str]:
+def _check_pretrained_candidate(model: Pretrained | Fused, candidate: CandidateSpec) -> Iterator[str]:
     obstacles = {}
     if candidate.trim_vocabulary is not None:
         obstacles["trim_vocabulary"] = find_vocabulary_obstacle(model)

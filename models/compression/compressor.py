@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from bloomery.data_contracts.errors import RecipeInvalid
+from bloomery.models.compression.branches import change_pretrained_branches
 from bloomery.models.compression.config import CandidateSpec, Compression, Distillation, Sparsification
 from bloomery.models.compression.distillation import add_unlabelled, create_distiller, target_distance
 from bloomery.models.compression.low_rank import factorize
-from bloomery.models.compression.obstacles import find_distillation_obstacle
+from bloomery.models.compression.obstacles import (
+    find_distillation_obstacle,
+    find_layer_obstacle,
+    find_vocabulary_obstacle,
+)
 from bloomery.models.compression.pruning.pretrained_layers import take_layers
 from bloomery.models.compression.pruning.structured import prune_network
 from bloomery.models.compression.pruning.unstructured import (
@@ -26,6 +32,7 @@ from bloomery.models.compression.pruning.unstructured import (
 from bloomery.models.compression.quantization.quantization_aware import add_fake_quantization, find_first_called_layer
 from bloomery.models.compression.vocabulary import find_essential_tokens, select_tokens, trim_vocabulary
 from bloomery.models.compression.weight_clustering import cluster_weights, shared_weights
+from bloomery.models.networks.architectures.fused import FusedNetwork
 from bloomery.models.networks.architectures.pretrained import PretrainedNetwork
 from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import Model
@@ -59,7 +66,7 @@ class FineTuning(NamedTuple):
     device: str = "cpu"  # for training; before and after, networks are on the CPU
     on_epoch: Callable[[EpochResult], None] = lambda epoch: None
     measure: ScoreMeasure | None = None  # of the score of an epoch, as in `TrainingData`
-    tokenizer: str | None = None  # of a pretrained text network, in the JSON format of the library `tokenizers`
+    tokenizers: Mapping[str, str] = MappingProxyType({})  # by column of texts, in the JSON of the library `tokenizers`
     scope: ScopeClass | None = None  # for which a shift of the candidate is chosen; the teacher has none
 
 
@@ -86,9 +93,7 @@ def compress_network(
         network, blueprint = _trim_vocabulary(network, blueprint, spec.trim_vocabulary, fine_tuning)
     if spec.student is not None:
         if spec.student.layers is not None:
-            network, blueprint = take_layers(
-                _require_pretrained(network, "student.layers"), blueprint, spec.student.layers
-            )
+            network, blueprint = _take_layers(network, blueprint, spec.student.layers)
         else:
             blueprint = blueprint.model_copy(update={"config": spec.student.model})
             network = build_network(blueprint)
@@ -124,19 +129,49 @@ def _shift_decisions(network: nn.Module, val: Examples, scope: ScopeClass) -> No
     shift_class(network, scope.label, choose_scope_shift(outputs_NK, y, scope.label, scope.max_drop))
 
 
+def _take_layers(
+    network: nn.Module, blueprint: Blueprint, layers: int | tuple[int, ...]
+) -> tuple[nn.Module, Blueprint]:
+    if not isinstance(network, FusedNetwork):
+        return take_layers(_require_pretrained(network, "student.layers"), blueprint, layers)
+    return change_pretrained_branches(
+        network,
+        blueprint,
+        lambda config: find_layer_obstacle(config, layers),
+        lambda branch: take_layers(_require_pretrained(branch.network, "student.layers"), branch.blueprint, layers),
+    )
+
+
 def _trim_vocabulary(
     network: nn.Module, blueprint: Blueprint, share: float, fine_tuning: FineTuning
 ) -> tuple[nn.Module, Blueprint]:
     """No training follows: the outputs for training rows stay, but for tokens that `share` leaves out."""
-    pretrained = _require_pretrained(network, "trim_vocabulary")
-    assert fine_tuning.tokenizer is not None
-    essential = find_essential_tokens(fine_tuning.tokenizer)
     rows = [fine_tuning.train.x]
     if blueprint.task == "embedding":
         rows.append(fine_tuning.train.y)  # the texts of positives
     if fine_tuning.unlabelled is not None:
         rows.append(fine_tuning.unlabelled)
-    kept_K = select_tokens(torch.cat(rows), share, essential)
+    x = torch.cat(rows)
+    if isinstance(network, FusedNetwork):
+        return change_pretrained_branches(
+            network,
+            blueprint,
+            find_vocabulary_obstacle,
+            lambda branch: _trim_tokens(
+                branch[:2], branch.rows(x), share, fine_tuning.tokenizers[branch.place.part.name]
+            ),
+        )
+    built = _require_pretrained(network, "trim_vocabulary"), blueprint
+    return _trim_tokens(built, x, share, next(iter(fine_tuning.tokenizers.values())))
+
+
+def _trim_tokens(
+    built: tuple[nn.Module, Blueprint], x_BT: torch.Tensor, share: float, tokenizer: str
+) -> tuple[nn.Module, Blueprint]:
+    network, blueprint = built
+    essential = find_essential_tokens(tokenizer)
+    kept_K = select_tokens(x_BT, share, essential)
+    pretrained = _require_pretrained(network, "trim_vocabulary")
     return trim_vocabulary(pretrained, blueprint, kept_K, essential.special)
 
 

@@ -21,6 +21,7 @@ from bloomery.models.compression.obstacles import (
     find_pruning_obstacle,
     find_vocabulary_obstacle,
 )
+from bloomery.models.networks.config import Fused
 from bloomery.models.networks.pretrained_config import Pretrained
 from bloomery.models.training.config import Loop
 
@@ -43,7 +44,7 @@ def default_candidates(
     *,
     weight_only: bool = False,
     amx: bool = False,
-    pretrained: Pretrained | None = None,
+    pretrained: Pretrained | Fused | None = None,
 ) -> tuple[CandidateSpec, ...]:
     """The candidates for a network of `kind` if the recipe names none.
 
@@ -51,7 +52,8 @@ def default_candidates(
         mode: of quantization; default: by the kind of network.
         weight_only: stores weights in 8 bits, for networks without 8-bit kernels (GRU and Elman layers).
         amx: the processor has AMX (cpu_features.py).
-        pretrained: the network of kind pretrained, whose layers and vocabulary decide what is possible.
+        pretrained: the network of kind pretrained, or a fused one with such a branch, whose layers and vocabulary
+            decide what is possible.
     """
     if kind in NOT_COMPRESSIBLE:
         named = {f"pruned-{round(100 * ratio)}": Pruning(ratio=ratio) for ratio in _TREE_RATIOS}
@@ -72,12 +74,12 @@ def default_candidates(
     )
 
 
-def _pretrained_candidates(model: Pretrained) -> tuple[CandidateSpec, ...]:
+def _pretrained_candidates(model: Pretrained | Fused) -> tuple[CandidateSpec, ...]:
     """8 bits without training, then with fewer units, then a student with three layers; all of texts with fewer tokens.
 
     Candidates that a network of this family does not support are left out.
     """
-    is_convolutional = (model.config or {}).get("model_type") in _STATIC_FAMILIES
+    is_convolutional = isinstance(model, Pretrained) and (model.config or {}).get("model_type") in _STATIC_FAMILIES
     mode: QuantizationMode = "static" if is_convolutional else "dynamic"
     candidates = [CandidateSpec(name="fp32"), CandidateSpec(name="int8", quantize=mode)]
     trimmed: dict[str, Any] = {}

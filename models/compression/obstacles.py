@@ -5,6 +5,8 @@ The command line reads this module before any heavy import, so nothing here need
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from bloomery.models.compression.config import NOT_COMPRESSIBLE, PRUNABLE, CandidateSpec, Distillation, Pruning
 from bloomery.models.networks.body_families import FAMILIES, STAGED_FAMILIES
 from bloomery.models.networks.config import Cnn, Fused, Gpt, LeNet, Mlp, Model, ResNet, Transformer
@@ -19,7 +21,7 @@ _ATTENTION_TARGETS = {
 
 def find_compression_obstacle(kind: str, spec: CandidateSpec) -> str | None:
     """The reason why a trained network of this kind cannot become this candidate, or None if it can."""
-    if kind not in ("pretrained", "auto"):
+    if kind not in ("pretrained", "fused", "auto"):
         if spec.trim_vocabulary is not None:
             return f"the tokens of a {kind} are not those of a pretrained checkpoint: leave `trim_vocabulary` out"
         if spec.student is not None and spec.student.layers is not None:
@@ -39,7 +41,7 @@ def find_pruning_obstacle(model: Model, pruning: Pruning) -> str | None:
     if isinstance(model, Pretrained):
         return _find_pretrained_obstacle(model, pruning)
     if isinstance(model, Fused):
-        return _find_branch_obstacle(model, pruning)
+        return _find_branch_obstacle(model, lambda branch: find_pruning_obstacle(branch, pruning))
     if model.kind not in PRUNABLE:
         return f"a network of kind {model.kind} cannot be pruned"
     if isinstance(model, Transformer) and not model.num_layers:
@@ -59,11 +61,11 @@ def find_pruning_obstacle(model: Model, pruning: Pruning) -> str | None:
     return None
 
 
-def _find_branch_obstacle(model: Fused, pruning: Pruning) -> str | None:
-    """Each branch is pruned by its own kind; one that cannot be stays as it is, but one can be at least."""
+def _find_branch_obstacle(model: Fused, find_obstacle: Callable[[Model], str | None]) -> str | None:
+    """Each branch is changed by its own kind; one that cannot be stays as it is, but one can be at least."""
     if model.branches is None:
         return None  # the default branches depend on the rows
-    obstacles = {name: find_pruning_obstacle(branch, pruning) for name, branch in model.branches.items()}
+    obstacles = {name: find_obstacle(branch) for name, branch in model.branches.items()}
     if None in obstacles.values():
         return None
     return "no branch can be: " + "; ".join(f"{name}: {obstacle}" for name, obstacle in obstacles.items())
@@ -85,8 +87,17 @@ def _find_pretrained_obstacle(model: Pretrained, pruning: Pruning) -> str | None
     return "the units of a pretrained network are not rounded: leave `round_to` out" if pruning.round_to > 1 else None
 
 
-def find_layer_obstacle(model: Pretrained, layers: int | tuple[int, ...]) -> str | None:
-    """The reason why a student cannot take these layers of a network of config `model`, or None if it can."""
+def find_layer_obstacle(model: Model, layers: int | tuple[int, ...]) -> str | None:
+    """The reason why a student cannot take these layers of a network of config `model`, or None if it can.
+
+    It takes those of every pretrained branch of a fused network that has them.
+    """
+    if isinstance(model, Fused):
+        return _find_pretrained_branches(model) or _find_branch_obstacle(
+            model, lambda branch: find_layer_obstacle(branch, layers)
+        )
+    if not isinstance(model, Pretrained):
+        return f"a {model.kind} is not a pretrained network"
     obstacle = _find_unknown_family(model)
     if obstacle is not None or model.config is None:
         return obstacle
@@ -97,8 +108,11 @@ def find_layer_obstacle(model: Pretrained, layers: int | tuple[int, ...]) -> str
     return None
 
 
-def count_layers(model: Pretrained) -> int | None:
-    """The number of layers, as far as the config says it."""
+def count_layers(model: Pretrained | Fused) -> int | None:
+    """The number of layers, as far as the config says it; of a fused network that of its deepest pretrained branch."""
+    if isinstance(model, Fused):
+        branches = [branch for branch in (model.branches or {}).values() if isinstance(branch, Pretrained)]
+        return max(filter(None, map(count_layers, branches)), default=None)
     if model.shape is not None:
         return len(model.shape.heads)
     config = model.config or {}
@@ -106,11 +120,20 @@ def count_layers(model: Pretrained) -> int | None:
     return num_layers if isinstance(num_layers, int) else None
 
 
-def find_vocabulary_obstacle(model: Pretrained) -> str | None:
+def find_vocabulary_obstacle(model: Model) -> str | None:
     """The reason why the vocabulary of a network of config `model` cannot be trimmed, or None if it can."""
+    if isinstance(model, Fused):
+        return _find_pretrained_branches(model) or _find_branch_obstacle(model, find_vocabulary_obstacle)
+    if not isinstance(model, Pretrained):
+        return f"a {model.kind} is not a pretrained network"
     if model.config is not None and "vocab_size" not in model.config:
         return "the network has no vocabulary: leave `trim_vocabulary` out"
     return _find_unknown_family(model)
+
+
+def _find_pretrained_branches(model: Fused) -> str | None:
+    is_default = model.branches is None  # which never have a checkpoint
+    return "the default branches of a fused network are not pretrained: name `branches`" if is_default else None
 
 
 def find_factorization_obstacle(model: Model) -> str | None:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bloomery.models.compression.product_codes import fit_product_codes
+from bloomery.models.networks.architectures.fused import FusedNetwork, part_rows
 from bloomery.models.networks.architectures.pretrained import PretrainedNetwork
 from bloomery.models.networks.blueprint import Blueprint, rebuild_network
 from bloomery.models.networks.body_layers import find_position_table, keep_positions, measure_shape
@@ -123,9 +124,19 @@ def _nearest_rows(weight_VW: torch.Tensor, kept_K: torch.Tensor, special: Collec
     return rows_V.int()
 
 
-def measure_removed_tokens(network: nn.Module, x_BT: torch.Tensor) -> float:
-    """The share of the tokens of the rows `x_BT` that use the embedding of another token."""
-    embedding = next((module for module in network.modules() if isinstance(module, TrimmedEmbedding)), None)
-    ids = x_BT.long().flatten() - 1
-    ids = ids[ids >= 0]
-    return 0.0 if embedding is None or not len(ids) else float((~torch.isin(ids, embedding.tokens)).double().mean())
+def measure_removed_tokens(network: nn.Module, x: torch.Tensor) -> float:
+    """The share of the tokens of the rows `x` that use the embedding of another token, also of mixed rows."""
+    fused = next((module for module in network.modules() if isinstance(module, FusedNetwork)), None)
+    readers = [(network, x)]
+    if fused is not None:
+        places = zip(fused.branches, fused.slices, strict=True)
+        readers = [(branch, part_rows(x, *place)) for branch, place in places]
+    num_removed, num_tokens = 0, 0
+    for reader, rows in readers:
+        embedding = next((module for module in reader.modules() if isinstance(module, TrimmedEmbedding)), None)
+        if embedding is not None:
+            ids = rows.long().flatten() - 1
+            ids = ids[ids >= 0]
+            num_removed += int((~torch.isin(ids, embedding.tokens)).sum())
+            num_tokens += len(ids)
+    return num_removed / num_tokens if num_tokens else 0.0

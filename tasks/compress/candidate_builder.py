@@ -68,12 +68,13 @@ class CandidateBuilder:
         return build_measure(self.trained.stated_score, dataset.task, units, dataset.classes)
 
     @cached_property
-    def tokenizer(self) -> str | None:
-        """The tokenizer of texts, in the JSON format of the library `tokenizers`; None of other rows."""
+    def tokenizers(self) -> dict[str, str]:
+        """The tokenizer of each column of texts, in the JSON format of the library `tokenizers`."""
         from bloomery.models.features.encoder import read_encoder
 
-        fitted = read_encoder(settings().path(self.trained.dataset.encoder_uri)).fitted
-        return next((state.tokenizer for state in fitted if state.kind == "text"), None)
+        encoder = read_encoder(settings().path(self.trained.dataset.encoder_uri))
+        pairs = zip(encoder.features.inputs, encoder.fitted, strict=True)
+        return {source.columns[0]: state.tokenizer for source, state in pairs if state.kind == "text"}
 
 
 def build_candidates(builder: CandidateBuilder, specs: tuple[CandidateSpec, ...]) -> list[BuiltCandidate]:
@@ -214,7 +215,7 @@ def _build_float(
             device,
             on_epoch,
             builder.measure,
-            builder.tokenizer if spec.trim_vocabulary is not None else None,
+            builder.tokenizers if spec.trim_vocabulary is not None else {},
             _remove_scope_shift(trained, network),
         )
         network = compress_network(network, blueprint, spec, fine_tuning)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from bloomery.data_contracts.documents.digests import digest_of_document
 from bloomery.data_contracts.records.records import Candidates, EncodedSplit, Latency, TrainedNetwork
@@ -10,6 +10,7 @@ from bloomery.models.compression.config import CandidateSpec, Compression, Quant
 from bloomery.models.compression.default_candidates import STATIC_KINDS, default_candidates
 from bloomery.models.compression.obstacles import find_compression_obstacle
 from bloomery.models.networks.config import Fused, Model
+from bloomery.models.networks.pretrained_config import Pretrained
 from bloomery.models.profiling.cpu_features import cpu_flags, has_amx
 from bloomery.tasks.compress.built_candidate import SEED, BuiltCandidate
 from bloomery.tasks.compress.candidate_builder import CandidateBuilder, CandidateSplits, build_candidates
@@ -123,8 +124,15 @@ def _default_specs(trained: TrainedNetwork) -> tuple[CandidateSpec, ...]:
         _choose_quantization(trained) or _choose_for_branches(config),
         weight_only=config.kind == "rnn" and config.cell != "lstm",
         amx=has_amx(cpu_flags()),
-        pretrained=config if config.kind == "pretrained" else None,
+        pretrained=config if _has_checkpoint(config) else None,
     )
+
+
+def _has_checkpoint(config: Model) -> TypeGuard[Pretrained | Fused]:
+    """Whether the network or one of its branches is that of a checkpoint."""
+    if isinstance(config, Fused) and config.branches is not None:
+        return any(isinstance(branch, Pretrained) for branch in config.branches.values())
+    return isinstance(config, Pretrained)
 
 
 def _applicable_specs(trained: TrainedNetwork, specs: tuple[CandidateSpec, ...]) -> tuple[CandidateSpec, ...]:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from bloomery.data_contracts.errors import RecipeInvalid
+from bloomery.models.compression.branches import list_branches
 from bloomery.models.compression.config import PRUNABLE, Pruning
 from bloomery.models.compression.obstacles import find_pruning_obstacle
 from bloomery.models.compression.pruning.architectures import ARCHITECTURES
@@ -22,9 +23,9 @@ from bloomery.models.compression.pruning.pretrained_layers import prune_pretrain
 from bloomery.models.compression.pruning.recurrent_units import prune_recurrent_units
 from bloomery.models.compression.pruning.transformer_blocks import prune_transformer_blocks
 from bloomery.models.networks.architecture import PrunableLayer
-from bloomery.models.networks.architectures.fused import FusedNetwork, branch_configs
+from bloomery.models.networks.architectures.fused import FusedNetwork
 from bloomery.models.networks.blueprint import Blueprint, rebuild_network
-from bloomery.models.networks.config import Fused, Gpt, Model, Rnn, Transformer
+from bloomery.models.networks.config import Gpt, Model, Rnn, Transformer
 from bloomery.models.networks.pretrained_config import Pretrained
 from bloomery.models.training.data.batches import Examples
 
@@ -139,9 +140,9 @@ def _rounded_widths(network: nn.Module, blueprint: Blueprint, ratio: float, roun
     if isinstance(network, FusedNetwork):
         return [
             width
-            for branch, branch_blueprint in _branches(network, blueprint)
-            if branch_blueprint.config.kind in ARCHITECTURES
-            for width in _rounded_widths(branch, branch_blueprint, ratio, round_to)
+            for branch in list_branches(network, blueprint)
+            if branch.blueprint.config.kind in ARCHITECTURES
+            for width in _rounded_widths(branch.network, branch.blueprint, ratio, round_to)
         ]
     layers = ARCHITECTURES[blueprint.config.kind].prunable_layers(network)
     return [_rounded_width(layer, ratio, round_to) if isinstance(layer, nn.Conv2d) else None for layer in layers]
@@ -187,7 +188,7 @@ def _prune_branches(network: FusedNetwork, blueprint: Blueprint, widths: _RoundW
     """Prunes each branch by its own kind; those that cannot be pruned like this stay, and so does the join."""
     rounded = list(widths.rounded)
     branches: dict[str, Model] = {}
-    for place, (branch, branch_blueprint) in zip(network.slices, _branches(network, blueprint), strict=True):
+    for branch, branch_blueprint, place in list_branches(network, blueprint):
         config = branch_blueprint.config
         num_rounded = 0
         if rounded and config.kind in ARCHITECTURES:
@@ -198,19 +199,6 @@ def _prune_branches(network: FusedNetwork, blueprint: Blueprint, widths: _RoundW
             config = _prune_in_place(branch, branch_blueprint, branch_widths, pruning)
         branches[place.part.name] = config
     return blueprint.config.model_copy(update={"branches": branches})
-
-
-def _branches(network: FusedNetwork, blueprint: Blueprint) -> list[tuple[nn.Module, Blueprint]]:
-    """Each branch, and a blueprint that builds it."""
-    assert isinstance(blueprint.config, Fused)
-    configs = branch_configs(blueprint.config, blueprint.layout)
-    return [
-        (
-            branch,
-            Blueprint(config=configs[part.name], layout=part.layout, num_outputs=blueprint.config.width),
-        )
-        for branch, part in zip(network.branches, blueprint.layout.parts, strict=True)
-    ]
 
 
 def _prune_coupled(network: nn.Module, blueprint: Blueprint, widths: _RoundWidths, pruning: Pruning) -> Model:

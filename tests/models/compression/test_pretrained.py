@@ -62,8 +62,8 @@ def _compress(tiny: TinyNetwork, tokenizer: Path | None, distill: Distillation |
     y = torch.arange(len(tiny.x)) % NUM_OUTPUTS
     rows = Examples(tiny.x, y, np.arange(len(y)))
     compression = Compression(fine_tune=_LOOP, distill=distill)
-    document = None if tokenizer is None else tokenizer.read_text()
-    fine_tuning = FineTuning(rows, rows, tiny.network, compression, tokenizer=document)
+    documents = {} if tokenizer is None else {"text": tokenizer.read_text()}
+    fine_tuning = FineTuning(rows, rows, tiny.network, compression, tokenizers=documents)
     return compress_network(tiny.network, tiny.blueprint, CandidateSpec(name="smaller", **steps), fine_tuning)
 
 
