@@ -17,7 +17,7 @@ MissingPart = Annotated[
         exclude_if=lambda missing: missing == "refuse",
     ),
 ]
-_OWN_STEPS = ("resize", "normalise", "brightest")
+_OWN_STEPS = ("normalise", "brightest")
 
 
 class ImageInput(Document):
@@ -26,7 +26,8 @@ class ImageInput(Document):
     `standard` standardises all pixels together over the training split, `per_channel` each channel separately, `unit`
     divides by `brightest`. `resize` is applied first.
 
-    `preprocessing: checkpoint` replaces these options by the steps of the checkpoint that the network starts from.
+    `preprocessing: checkpoint` replaces these options by the steps of the checkpoint that the network starts from; with
+    `resize`, to that size instead of the checkpoint's, without a crop.
     """
 
     kind: Literal["image"]
@@ -60,7 +61,7 @@ class ImageInput(Document):
         """Leaves out the options that a checkpoint's steps replace."""
         document: dict[str, Any] = write(self)
         if self.preprocessing == "checkpoint":
-            for name in _OWN_STEPS:
+            for name in (*_OWN_STEPS, *(["resize"] if self.resize is None else [])):
                 document.pop(name, None)
         return document
 

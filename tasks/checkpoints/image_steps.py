@@ -48,6 +48,8 @@ def read_image_steps(checkpoint: Checkpoint, config: dict[str, Any], source: Ima
         RecipeInvalid: it has other steps, or the network does not read what they give.
     """
     steps = parse_image_steps(checkpoint, config)
+    if source.resize is not None:
+        steps = steps.model_copy(update={"size": source.resize, "crop": None})
     _require_readable(checkpoint, steps, config, source)
     return steps
 
@@ -160,6 +162,13 @@ def _require_readable(checkpoint: Checkpoint, steps: ImageSteps, config: dict[st
     height, width = steps.output_shape(source.shape)[1:]
     side = config.get("image_size")
     is_fixed = "patch_size" in config and isinstance(side, int) and config.get("model_type") not in ANY_SIZE
+    if is_fixed and source.resize is not None and (height, width) != (side, side):
+        raise _unsuitable(
+            checkpoint,
+            f"`resize` gives images of {height}x{width} pixels, but the network reads {side}x{side}",
+            "images of the network's size",
+            "leave `resize` out, or name a network for images of any size, such as a resnet",
+        )
     if is_fixed and (height, width) != (side, side):
         raise _unsuitable(
             checkpoint,

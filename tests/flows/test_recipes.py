@@ -8,20 +8,25 @@ from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from bloomery.data_contracts.errors import DataMissing
 from bloomery.data_contracts.recipe_sections.data_source import SourceFile
 from bloomery.data_contracts.recipe_sections.source_paths import path_variable
 from bloomery.data_contracts.records.records import Dataset
+from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.flows.recipe.recipe import CONTRACTS, Recipe, read_recipe
 from bloomery.flows.recipe.recipe_files import bundled_recipes
+from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.tasks.ingest.stage import ingest, locate_source
 from bloomery.tasks.prepare.stage import prepare
 from bloomery.tasks.validate.stage import validate
-from tests.flows.bundled import installed_recipes
+from tests.checkpoints import save_network, write_json
+from tests.flows.bundled import ON_HUB, installed_recipes
 
 DATA_VARIABLE = "BLOOMERY_DATA"
-SHARED_CONTRACTS = {"clinc150-minilm": "clinc150"}  # of recipes that read the rows of another one
+# Of recipes that read the rows of another one.
+SHARED_CONTRACTS = {"clinc150-minilm": "clinc150", "fashion-mnist-resnet": "fashion-mnist"}
 
 
 class PreparedRecipe(NamedTuple):
@@ -72,6 +77,43 @@ def test_a_recipe_without_its_data_reports_where_to_obtain_it(name: str, monkeyp
         locate_source(data)
     assert data.obtain is not None
     assert data.obtain in caught.value.remedy
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of Hugging Face, without a network."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    (tmp_path / "hub").mkdir()
+    return tmp_path / "hub"
+
+
+def test_a_recipe_whose_checkpoint_was_never_downloaded_reports_how_to_get_it(hub_cache: Path) -> None:
+    for name, reference in ON_HUB.items():
+        with pytest.raises(DataMissing, match=rf"cannot be downloaded(.|\n)*hf download {reference}"):
+            read_recipe(name)
+
+
+def test_the_recipe_with_a_residual_network_reads_what_its_checkpoint_states(hub_cache: Path) -> None:
+    folder = hub_cache / "models--microsoft--resnet-18"
+    snapshot = folder / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("a" * 40)
+    sizes_and_depths = {"hidden_sizes": [8, 16], "depths": [1, 1], "embedding_size": 8, "layer_type": "basic"}
+    save_network(snapshot, "resnet", sizes_and_depths)
+    # As in the repository, in the format of older versions.
+    preprocessor = {"feature_extractor_type": "ConvNextFeatureExtractor", "crop_pct": 0.875, "size": 224, "resample": 3}
+    preprocessor |= {"do_resize": True, "do_normalize": True}
+    moments = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+    write_json(snapshot / "preprocessor_config.json", preprocessor | moments)
+    recipe = read_recipe("fashion-mnist-resnet")
+    (source,) = recipe.features.inputs
+    assert source.input_shape == (3, 40, 40)
+    assert source.steps.mean == (0.485, 0.456, 0.406)
+    blueprint = Blueprint(config=recipe.model, layout=Layout(kind="image", shape=source.input_shape), num_outputs=10)
+    assert build_network(blueprint).eval()(torch.zeros(2, *source.input_shape)).shape == (2, 10)
 
 
 def test_every_contract_has_its_recipe() -> None:

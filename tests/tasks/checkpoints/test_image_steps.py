@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from bloomery.data_contracts.errors import BloomeryError, DataUnfit
+from bloomery.data_contracts.errors import BloomeryError, DataUnfit, RecipeInvalid
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import Encoder, encode, fit, partial_statistics
 from bloomery.models.features.input_config import ImageInput
@@ -128,6 +128,19 @@ def test_a_network_for_any_size_reads_what_the_steps_give(folder: Path, model_ty
     assert steps.output_shape((3, 40, 40)) == (3, 224, 224)
 
 
+def test_a_size_of_the_recipe_replaces_that_of_the_checkpoint(folder: Path) -> None:
+    config, options = {**RGB, "model_type": "resnet", "depths": [1]}, {"size": {"shortest_edge": 32}}
+    options |= {"image_processor_type": "ConvNextImageProcessor"}
+    source = make_source((1, 8, 8), resize=(12, 10))
+    own, resized = (read_steps(folder, options, image, config) for image in (make_source((1, 8, 8)), source))
+    assert (own.output_shape((1, 8, 8)), resized.output_shape((1, 8, 8))) == ((3, 32, 32), (3, 12, 10))
+    assert (resized.factor, resized.mean, resized.resample) == (own.factor, own.mean, own.resample)
+    assert ImageInput.model_validate_json(source.model_dump_json()) == source
+    vit = {**RGB, "model_type": "vit", "image_size": 16, "patch_size": 4}
+    with pytest.raises(RecipeInvalid, match="`resize` gives images of 12x10 pixels, but the network reads 16x16"):
+        read_steps(folder, {"size": {"height": 16, "width": 16}}, source, vit)
+
+
 def test_a_recipe_gets_the_steps_of_its_network(folder: Path, tiny_vit: Path) -> None:
     shutil.copy(tiny_vit / "preprocessor_config.json", folder / "preprocessor_config.json")
     model = bundle_user_code(Pretrained(kind="pretrained", checkpoint=str(folder)), folder)
@@ -191,7 +204,9 @@ def test_pixels_beyond_bytes_are_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"resize": (4, 4)}, {"normalise": "unit"}, {"brightest": 1.0}, {"shape": (2, 4, 4)}], ids=str
+    "options",
+    [{"resize": (4, 4), "normalise": "none"}, {"normalise": "unit"}, {"brightest": 1.0}, {"shape": (2, 4, 4)}],
+    ids=str,
 )
 def test_options_that_the_checkpoint_replaces_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="preprocessing checkpoint"):
