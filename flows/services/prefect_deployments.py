@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bloomery.data_contracts.errors import BloomeryError, EngineMissing
+from bloomery.data_contracts.errors import BloomeryError, DataMissing, EngineMissing
 from bloomery.flows.recipe.recipe import Recipe, read_recipe
 from bloomery.flows.recipe.recipe_files import bundled_recipes, find_recipe, reference_of
 from bloomery.flows.recipe.schedule import Schedule
@@ -178,10 +178,10 @@ def main() -> None:
 
 
 def _installed_recipes() -> list[str]:
-    """The bundled recipes, except those whose checkpoint is in a package that is not installed."""
+    """The bundled recipes, except those whose checkpoint is in a package that is not installed, or not downloaded."""
     names = []
     for name in bundled_recipes():
-        with contextlib.suppress(EngineMissing):
+        with contextlib.suppress(EngineMissing, DataMissing):
             read_recipe(name)
             names.append(name)
     return names

@@ -15,6 +15,7 @@ from bloomery.data_contracts.recipe_sections.data_source import SourceFile
 from bloomery.data_contracts.recipe_sections.source_paths import path_variable
 from bloomery.data_contracts.records.records import Dataset
 from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.flows.cli.commands.up import select_recipes
 from bloomery.flows.recipe.recipe import CONTRACTS, Recipe, read_recipe
 from bloomery.flows.recipe.recipe_files import bundled_recipes
 from bloomery.models.networks.blueprint import Blueprint, build_network
@@ -93,6 +94,9 @@ def test_a_recipe_whose_checkpoint_was_never_downloaded_reports_how_to_get_it(hu
     for name, reference in ON_HUB.items():
         with pytest.raises(DataMissing, match=rf"cannot be downloaded(.|\n)*hf download {reference}"):
             read_recipe(name)
+    selection = select_recipes((), with_bundled=True)  # the services start without it
+    assert ON_HUB.keys() <= selection.problems.keys()
+    assert set(selection.references) == set(installed_recipes())
 
 
 def test_the_recipe_with_a_residual_network_reads_what_its_checkpoint_states(hub_cache: Path) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from bloomery.data_contracts.errors import BloomeryError, EngineMissing, SettingInvalid
+from bloomery.data_contracts.errors import BloomeryError, DataMissing, EngineMissing, SettingInvalid
 from bloomery.flows.cli.exit_codes import command_session
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def select_recipes(requested: Sequence[str], *, with_bundled: bool) -> RecipeSel
     for name in bundled_recipes() if with_bundled else ():
         try:
             references.setdefault(read_recipe(str(RECIPES / f"{name}.yaml")).name, name)
-        except EngineMissing as error:  # the package with its checkpoint
+        except (EngineMissing, DataMissing) as error:  # the package with its checkpoint, or the checkpoint
             problems[name] = f"{error.found}; {error.remedy}"
     for name, path in own_recipes().items():
         if name not in references:
