@@ -10,7 +10,7 @@ import pytest
 
 from bloomery.data_contracts.errors import DataUnfit
 from bloomery.data_contracts.records.output_units import class_mask, format_classes
-from bloomery.data_contracts.serving.predictions import format_prediction, max_difference
+from bloomery.data_contracts.serving.predictions import flatten_classes, format_prediction, max_difference
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import Encoder, encode_rows, encoded_schema, fit, partial_statistics
 from bloomery.models.features.labels import encode_class_outputs
@@ -75,3 +75,14 @@ def test_a_class_that_training_does_not_have_is_named_with_its_label():
     with pytest.raises(DataUnfit, match="pink") as failure:
         encode_class_outputs(encoder.class_outputs, pa.array([["pink", "3"]]))
     assert "colour" in failure.value.where
+
+
+def test_each_label_has_a_column_of_its_own_in_tables_of_predictions():
+    encoder, _ = fit_labels(LABELS)
+    prediction = format_classes(encoder.class_outputs, np.array([[0.1, 0.2, 0.7], [0.6, 0.4, 0.0]]))
+    assert flatten_classes(prediction) == {
+        "colour": "red",
+        "size": 3,
+        "colour_probabilities": {"blue": 0.1, "green": 0.2, "red": 0.7},
+        "size_probabilities": {"3": 0.6, "10": 0.4},
+    }

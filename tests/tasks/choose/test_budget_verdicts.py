@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bloomery.data_contracts.errors import NoCandidate
+from bloomery.data_contracts.records.output_units import ClassOutputScore
 from bloomery.data_contracts.records.records import (
     Candidates,
     Interval,
@@ -183,6 +184,23 @@ def test_a_regression_is_limited_by_the_rise_of_its_error(make_regression: MakeC
     assert best.name == "int8"
     assert verdicts[1].reasons == ("rise up to 20.00%, limit 10.00%",)
     assert verdicts[0].reasons == ("within the budget, but larger than int8 (3.00x)",)  # its RMSE is lower
+
+
+def test_no_label_may_demonstrably_lose_accuracy(make_candidates: MakeCandidates) -> None:
+    def label(name: str, num_lost: int, num_gained: int) -> ClassOutputScore:
+        accuracy = Interval(value=0.9, low=0.8, high=0.95)
+        counts = {"num_compared": 200, "num_lost": num_lost, "num_gained": num_gained}
+        rest = {"balanced_accuracy": 0.9, "log_loss": 0.3, "calibration_error": 0.02}
+        return ClassOutputScore.model_validate({"name": name, "num_rows": 100, "accuracy": accuracy, **rest, **counts})
+
+    small = make_candidates(candidate("fp32"), candidate("small")).candidates[1]
+    even = small.model_copy(update={"class_outputs": (label("colour", 6, 4), label("size", 0, 0))})
+    worse = even.model_copy(update={"class_outputs": (label("colour", 2, 14), label("size", 14, 2))})
+    assert not find_violations(even, Budget(accuracy_drop=0.5), "multitask")
+    (violation,) = find_violations(worse, Budget(accuracy_drop=0.5), "multitask")
+    assert violation.message == "accuracy of size drops: of 200 rows 14 are lost and 2 gained"
+    relaxed = Budget(accuracy_drop=0.5, class_drop=violation.needed_limit)
+    assert not find_violations(worse, relaxed, "multitask")
 
 
 def part(value: str, num_rows: int, high: float) -> SliceDegradation:

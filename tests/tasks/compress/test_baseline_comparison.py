@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from bloomery.data_contracts.records.scores import Score
+from bloomery.data_contracts.records.output_units import ClassOutput
+from bloomery.data_contracts.records.records import Dataset
+from bloomery.data_contracts.records.scores import Score, ScoreName
+from bloomery.models.evaluation.class_output_scores import one_hot
 from bloomery.models.evaluation.score_intervals import degradation_interval
-from bloomery.tasks.compress.baseline_comparison import Split, bound_degradation
+from bloomery.models.training.data.batches import Examples
+from bloomery.tasks.compress.baseline_comparison import Split, bound_degradation, measure_output_changes
+from bloomery.tasks.evaluation.output_scores import score_each_class_output
 from bloomery.tasks.evaluation.scoring import GroundTruth
 
 SIZES: dict[Split, int] = {"train": 2_000, "val": 200, "test": 200}
@@ -72,3 +78,48 @@ def test_few_changes_of_many_rows_bound_a_drop_of_accuracy() -> None:
     held_out_limit = bound_degradation(Score(name="accuracy"), truths, *few)
     assert held_out_limit is not None
     assert 0.01 < held_out_limit < 0.02
+
+
+def draw_labels(num_rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Two labels with three classes, and probabilities that know them."""
+    random = np.random.default_rng(seed)
+    truth = random.integers(0, 3, (num_rows, 2))
+    return truth, one_hot(truth) * 0.8 + 0.1 * random.random((num_rows, 2, 3))
+
+
+def test_few_changed_rows_bound_a_drop_of_several_labels_unless_some_have_few_rows() -> None:
+    drawn = {split: draw_labels(size, seed) for seed, (split, size) in enumerate(SIZES.items())}
+    before = {split: shares for split, (_, shares) in drawn.items()}
+    changed = np.concatenate([before["test"][:1, :, ::-1], before["test"][1:]])
+    after = before | {"test": changed}
+
+    def bound(name: ScoreName, is_missing: np.ndarray) -> float:
+        truth = np.where(is_missing, -100, drawn["test"][0])
+        limit = bound_degradation(Score(name=name), {"test": truth_of(truth)}, before, after)
+        assert limit is not None
+        return limit
+
+    complete, sparse = np.zeros((200, 2), bool), np.stack([np.zeros(200), np.arange(200) >= 20], axis=1) > 0
+    assert 0 < bound("mean_accuracy", complete) < 0.005
+    assert 0 < bound("exact_match", sparse) < 0.005
+    assert bound("mean_accuracy", sparse) > 0.05  # of 20 rows with the second label, one has changed
+
+
+def test_the_paired_change_of_each_label_is_that_of_rows_that_have_it() -> None:
+    outputs = tuple(ClassOutput(name=name, classes=("a", "b", "c")) for name in ("colour", "size"))
+    dataset = Dataset.model_construct(task="multitask", class_outputs=outputs)
+    truth, shares = draw_labels(60)
+    truth[40:, 1] = -100
+    after = shares.copy()
+    after[:5, 0] = np.roll(after[:5, 0], 1, axis=1)
+    after[38:45, 1] = np.roll(after[38:45, 1], 1, axis=1)
+    rows = Examples(torch.zeros(60, 1), torch.from_numpy(truth), np.arange(60))
+    samples: dict[Split, Examples] = {"val": rows, "test": rows}
+    scores = score_each_class_output(outputs, truth_of(truth), after)
+    predictions: list[dict[Split, np.ndarray]] = [{"val": values, "test": values} for values in (shares, after)]
+    changes = measure_output_changes(scores, dataset, samples, *predictions)
+    assert [(score.num_rows, score.num_compared, score.num_lost, score.num_gained) for score in changes] == [
+        (60, 120, 10, 0),
+        (40, 80, 4, 0),
+    ]
+    assert changes[0].accuracy.value == pytest.approx(55 / 60)
