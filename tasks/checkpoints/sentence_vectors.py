@@ -68,7 +68,7 @@ def _find_pooling_file(checkpoint: Checkpoint) -> Path | None:
     modules = read_objects(folder / MODULES_FILE, _KEY)
     paths = [str(module.get("path", "")) for module in modules if _module_name(module) == "Pooling"]
     if not paths:
-        names = ", ".join(map(_module_name, modules))
+        names = ", ".join(map(_module_name, modules)) or "no module"
         raise RecipeInvalid(
             f"the checkpoint {checkpoint.reference} computes vectors by {names}, without a pooling that is supported",
             required="a module Pooling, or the `pooling` of the network in the recipe",
@@ -78,6 +78,13 @@ def _find_pooling_file(checkpoint: Checkpoint) -> Path | None:
     path = folder / Path(paths[0]).name / CONFIG_FILE
     if not path.is_file() and is_partly_known(folder):
         raise _unknown_pooling(checkpoint)
+    if not path.is_file():
+        raise DataMissing(
+            f"{MODULES_FILE} of the checkpoint {checkpoint.reference} names a pooling whose {CONFIG_FILE} is missing",
+            required="the file with the pooling, or the network's `pooling` in the recipe",
+            where=str(path),
+            remedy="copy or download the checkpoint again, or set `pooling` to mean, cls or last",
+        )
     return path
 
 
@@ -89,7 +96,7 @@ def _read_modes(options: dict[str, Any]) -> list[str]:
     """The names of the poolings whose vectors are put together."""
     named = options.get("pooling_mode")
     if named is not None:
-        return named.split("+") if isinstance(named, str) else [str(name) for name in named]
+        return [str(name) for name in named] if isinstance(named, list) else str(named).split("+")
     modes = [key.removeprefix(_PREFIX) for key, value in options.items() if key.startswith(_PREFIX) and value is True]
     has_modes = any(key.startswith(_PREFIX) for key in options)
     return modes if has_modes else ["mean_tokens"]  # the default of sentence-transformers

@@ -54,6 +54,7 @@ def test_the_pooling_is_that_of_the_file(options: dict[str, Any], pooling: str, 
         ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, "cls_token and mean_tokens"),
         ({"pooling_mode_mean_tokens": False}, "nothing"),
         ({"pooling_mode": "mean+max"}, "mean and max"),
+        ({"pooling_mode": 7}, "7"),
     ],
 )
 def test_another_pooling_is_refused(options: dict[str, Any], names: str, tmp_path: Path) -> None:
@@ -73,8 +74,11 @@ def test_modules_without_a_known_pooling_are_refused(tmp_path: Path) -> None:
     write_modules(tmp_path, "Transformer", "WeightedLayerPooling")
     with pytest.raises(RecipeInvalid, match="by Transformer, WeightedLayerPooling, without a pooling"):
         read_pooling(checkpoint_with(tmp_path, None))
+    write_modules(tmp_path)
+    with pytest.raises(RecipeInvalid, match="by no module, without a pooling"):
+        read_pooling(checkpoint_with(tmp_path, None))
     write_modules(tmp_path, "Transformer", "Pooling")
-    with pytest.raises(DataMissing, match=r"no config\.json|does not exist"):
+    with pytest.raises(DataMissing, match=r"names a pooling whose config\.json is missing"):
         read_pooling(checkpoint_with(tmp_path, None))
 
 
