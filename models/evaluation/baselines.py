@@ -22,7 +22,8 @@ CONSTANT = (
     "most frequent labels",
     "mean of each output",
     "majority class of each label",
-)  # baselines that know the labels alone
+    "random order",
+)  # baselines that do not read the inputs
 SEASONS = (4, 7, 12, 24, 48, 52, 96, 168, 365)  # steps: quarters, days, months, hours, weeks, …
 _MAX_LINEAR_VALUES = 20_000_000  # rows x features x classes
 _MAX_TREE_VALUES = 200_000_000  # rows x features x trees

@@ -10,16 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from bloomery.models.evaluation.baselines import BaselineTask, FittedBaseline, count_tokens, describe_failure
-from bloomery.models.evaluation.retrieval import build_corpus, rank_by_similarity
+from bloomery.models.evaluation.baselines import CONSTANT, BaselineTask, FittedBaseline, count_tokens, describe_failure
+from bloomery.models.evaluation.retrieval import Corpus, build_corpus, rank_by_similarity
 
+RANDOM_ORDER = CONSTANT[6]
 _TF_IDF, _BM25 = "TF-IDF", "BM25"
 _K1, _B = 1.2, 0.75
 _MAX_SIMILARITIES = 2_000_000_000
 
 
 def fit_lexical(task: BaselineTask) -> Iterator[FittedBaseline]:
-    """Yields the ranks of the test rows' positives by the cosine of TF-IDF vectors, and by BM25.
+    """Yields the ranks of the test rows' positives in a random order, by the cosine of TF-IDF vectors, and by BM25.
 
     Words are the tokens of the recipe's tokenizer. How rare they are follows from the training rows.
     """
@@ -28,6 +29,7 @@ def fit_lexical(task: BaselineTask) -> Iterator[FittedBaseline]:
     num_tokens = task.layout.num_tokens
     corpus = build_corpus(task.test_x, task.test_y)
     queries_NV, texts_MV = count_tokens(task.test_x, num_tokens), count_tokens(corpus.tokens, num_tokens)
+    yield FittedBaseline(RANDOM_ORDER, _draw_ranks(corpus), len(task.train.y))
     num_similarities = queries_NV.shape[0] * texts_MV.shape[0]
     for name, weigh in ((_TF_IDF, _weigh_tf_idf), (_BM25, _weigh_bm25)):
         if num_similarities > _MAX_SIMILARITIES:
@@ -42,6 +44,12 @@ def fit_lexical(task: BaselineTask) -> Iterator[FittedBaseline]:
             yield FittedBaseline(name, None, reason=describe_failure(failure))
             continue
         yield FittedBaseline(name, ranks_N, len(task.train.y))
+
+
+def _draw_ranks(corpus: Corpus) -> np.ndarray:
+    """Ranks float64 (N,) by chance, among the texts that are ranked for each row."""
+    num_ranked_N = len(corpus.tokens) - np.bincount(corpus.excluded[0], minlength=len(corpus.positives))
+    return np.random.default_rng(0).integers(1, num_ranked_N, endpoint=True).astype(np.float64)
 
 
 def _weigh_tf_idf(task: BaselineTask, queries_NV: Any, texts_MV: Any) -> tuple[Any, Any]:

@@ -91,10 +91,11 @@ def require_better_than_baselines(bento: Bento, gates: Gates) -> None:
     value = format_score_value(score, bento.choice.candidate.score.value)
     results = [describe_comparison(score, comparison) for comparison in losses]
     reasons = "; ".join(results or missing) or "no baseline was fitted"
+    constant = next((item.name for item in comparisons if item.is_constant), "one that does not read the inputs")
     raise ReleaseRefused(
         f"the model has {score.title} {value} on the held-out rows: {reasons}",
-        required="a model that is better than always predicting the same beyond chance, and not shown to be worse than "
-        f"a baseline by more than {format_degradation(score, margin)}",
+        required=f"a model that is better than {constant} beyond chance, and not shown to be worse than a baseline by "
+        f"more than {format_degradation(score, margin)}",
         where="the recipe's gates.beats",
         remedy="use a stronger model, more rows or other columns; or leave `beats` out to release it nevertheless"
         if results
