@@ -17,6 +17,7 @@ from bloomery.tasks.ingest.option_names import place_of_options
 from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream
 
 _MAX_ROWS = 256  # of a batch, whose files are decoded at the same time
+_MAX_UNREADABLE_ROWS = 16  # of a batch; they may be followed by large files
 _BATCH_BYTES = 64 << 20
 _AUDIO_ROW_GROUP_SIZE = 256
 _CHANNELS = {"L": 1, "RGB": 3}
@@ -69,9 +70,11 @@ class _Decoder:
             while start < batch.num_rows:
                 part = self._decode_batch(batch.slice(start, length), schema)
                 start += length
-                if part.num_rows:
-                    length = max(1, min(_MAX_ROWS, 2 * length, _BATCH_BYTES * part.num_rows // max(1, part.nbytes)))
-                    yield part
+                if not part.num_rows:
+                    length = min(2 * length, _MAX_UNREADABLE_ROWS)
+                    continue
+                length = max(1, min(_MAX_ROWS, 2 * length, _BATCH_BYTES * part.num_rows // max(1, part.nbytes)))
+                yield part
         if self._num_rows and not self._num_kept:
             raise DataMissing(
                 f"none of {self._num_rows:,} rows has files that can be decoded; {self._first_reason}",

@@ -22,6 +22,7 @@ from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream
 from bloomery.tasks.ingest.readers.media.media_files import MediaFile, path_fields, path_values, read_media
 
 _BATCH_FILES = 64
+_MAX_UNREADABLE_FILES = 16  # at once; they may be followed by large images
 _ROW_GROUP_BYTES = 64 << 20
 
 
@@ -85,6 +86,7 @@ def _decode_all(data: DataSource, origin: SourceFile, malformed: MalformedWriter
     length = 1  # since images may be large
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         while batch := list(islice(files, length)):
+            length = min(2 * length, _MAX_UNREADABLE_FILES)
             results = pool.map(lambda file: _decode(file, decoding), batch)
             for file, pixels in zip(batch, results, strict=True):
                 values = path_values(data, file.path)

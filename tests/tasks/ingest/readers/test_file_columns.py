@@ -265,6 +265,10 @@ def test_large_files_are_decoded_few_at_a_time(ingest_rows, tmp_path: Path, monk
     monkeypatch.setattr(decoding, "_BATCH_BYTES", 20)
     assert len(ingest_rows(source=source, media={"photo": {**COLOUR, "size": [3, 2]}}).rows) == 12
     assert sizes == [1] * 12
+    sizes.clear()
+    source = write_table(tmp_path, *["none.png"] * 30, "a.png")
+    assert len(ingest_rows(source=source, media={"photo": COLOUR}).rows) == 1
+    assert sizes == [0, 0, 0, 0, 1]  # of 1, 2, 4, 8 and 16 rows
 
 
 def test_a_server_that_does_not_answer_is_an_error(
