@@ -33,6 +33,7 @@ _READABLE_FORMS = {
     "rnn": (_SEQUENCE, _TEXT, _AUDIO, _IMAGE),
     "transformer": (_SEQUENCE, _TEXT, _AUDIO, _IMAGE),
     "gpt": (_TEXT,),
+    "token_bag": (_TEXT,),
     "huggingface": (_TEXT, _IMAGE, _AUDIO),
     "pretrained": (_TEXT, _IMAGE, _AUDIO),
     "fused": (_MIXED,),

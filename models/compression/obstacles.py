@@ -44,8 +44,6 @@ def find_pruning_obstacle(model: Model, pruning: Pruning) -> str | None:
         return _find_branch_obstacle(model, lambda branch: find_pruning_obstacle(branch, pruning))
     if model.kind not in PRUNABLE:
         return f"a network of kind {model.kind} cannot be pruned"
-    if isinstance(model, Transformer) and not model.num_layers:
-        return "a transformer without layers has no hidden units, heads or layers to remove"
     transformer_only = [structure for structure in pruning.structures if structure != "units"]
     if transformer_only and not isinstance(model, Transformer | Gpt):
         return f"a {model.kind} has no {' and '.join(transformer_only)} to remove: transformer, gpt and pretrained have"

@@ -30,6 +30,7 @@ from bloomery.models.networks.config import (
     Transformer,
 )
 from bloomery.models.networks.pretrained_config import Pretrained, without_checkpoint
+from bloomery.models.networks.token_bag_config import TokenBag
 
 
 class Blueprint(Document):
@@ -82,6 +83,7 @@ def _build(blueprint: Blueprint) -> nn.Module:
         resnet,
         rnn,
         tabm,
+        token_bag,
         transformer,
     )
 
@@ -103,6 +105,8 @@ def _build(blueprint: Blueprint) -> nn.Module:
             return rnn.build(config, layout, num_outputs)
         case Transformer():
             return transformer.build(config, layout, num_outputs)
+        case TokenBag():
+            return token_bag.build(config, layout, num_outputs)
         case Gpt():
             return gpt.build(config, layout, num_outputs)
         case Custom():

@@ -10,6 +10,7 @@ from bloomery.data_contracts.documents.documents import Document
 from bloomery.models.features.input_config import Count
 from bloomery.models.networks.fused_config import FusedOptions
 from bloomery.models.networks.pretrained_config import Pretrained
+from bloomery.models.networks.token_bag_config import TokenBag
 
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 HeadWidth = Annotated[Count | None, Field(description="default: `width` divided by the number of heads")]
@@ -168,7 +169,6 @@ class Transformer(AttentionConfig):
     """A pre-norm Transformer encoder like BERT, for text and continuous sequences."""
 
     kind: Literal["transformer"]
-    num_layers: Annotated[int, Field(ge=0, description="0: the embedded steps are pooled at once")] = 2
     pooling: Literal["first", "mean", "max"] = "mean"
     convolution: Annotated[
         int, Field(ge=0, description="odd kernel size of a convolution before the first layer; 0: none")
@@ -244,9 +244,11 @@ class Imported(Document):
         return self.model_dump(mode="json", exclude={"path"})
 
 
+_OfSteps = Rnn | Transformer | Gpt | TokenBag  # the networks for texts, some also for sequences
+
 # The networks that can be a branch of `Fused`. Trees and averages of predictions have no features to join.
 Branch = Annotated[
-    Cnn | LeNet | ResNet | Mlp | FtTransformer | Rnn | Transformer | Gpt | Custom | HuggingFace | Pretrained | Imported,
+    Cnn | LeNet | ResNet | Mlp | FtTransformer | _OfSteps | Custom | HuggingFace | Pretrained | Imported,
     Field(discriminator="kind"),
 ]
 
@@ -380,9 +382,7 @@ _ModelUnion = Annotated[
     | BoostedTrees
     | TabM
     | TabularEnsemble
-    | Rnn
-    | Transformer
-    | Gpt
+    | _OfSteps
     | Custom
     | HuggingFace
     | Pretrained

@@ -17,9 +17,8 @@ _PIXELS_SEEN = 100_000_000
 _FRAMES_PIXELS = 40 * 60  # of a recording's spectrogram
 _MIN_EPOCHS, _MAX_EPOCHS = 3, 30
 _FEW_ROWS, _SMALL_BATCH = 10_000, 32  # few rows need small batches: otherwise there are few steps
-_ATTENTION_ROWS = 20_000  # with fewer, the mean of a text's tokens teaches more than their order
 COLUMNS_FROZEN = ("branches.0", "join.heads.0")  # the network of the first part, in a sum
-_TABLE_RATE, _TEXT_RATE, _LAST_RATE = 0.001, 0.001, 0.0003  # of the columns, of the texts, and of all together
+_TABLE_RATE, _TEXT_RATE, _LAST_RATE = 0.001, 0.0003, 0.0001  # of the columns, of the texts, and of all together
 
 
 def draft_mixed_network(
@@ -34,7 +33,8 @@ def draft_mixed_network(
     if num_rows < _FEW_ROWS:
         batch_size = min(batch_size, _SMALL_BATCH)
     if has_only_texts_beside_columns(inputs, parts):
-        model, training = _draft_texts_beside_columns(parts, num_rows, epochs, batch_size)
+        texts = [planned.options for planned in inputs if planned.options["kind"] == "text"]
+        model, training = _draft_texts_beside_columns(parts, texts, epochs, batch_size)
     else:
         model, training = CommentedMap(kind="fused"), CommentedMap(epochs=epochs, batch_size=batch_size, seed=0)
         add_comment(
@@ -73,17 +73,16 @@ def columns_stage(num_parts: int) -> dict[str, Any]:
 
 
 def _draft_texts_beside_columns(
-    parts: Sequence[str], num_rows: int, epochs: int, batch_size: int
+    parts: Sequence[str], texts: Sequence[dict[str, Any]], epochs: int, batch_size: int
 ) -> tuple[CommentedMap, CommentedMap]:
     """Returns the sections model and training: columns learn first, then texts what the columns leave unexplained.
 
     A stage in which the validation loss does not fall changes nothing, so a text of no use does no harm.
     """
-    table, *texts = parts
-    text: dict[str, Any] = {"kind": "transformer", "convolution": 3, "wide": True, "dropout": 0.2}
-    if num_rows < _ATTENTION_ROWS:
-        text = {"kind": "transformer", "width": 64, "num_layers": 0, "convolution": 3, "dropout": 0.3}
-    branches: dict[str, dict[str, Any]] = {table: {"kind": "mlp"}, **dict.fromkeys(texts, text)}
+    branches: dict[str, dict[str, Any]] = {parts[0]: {"kind": "mlp"}}
+    for part, options in zip(parts[1:], texts, strict=True):
+        has_words = options.get("tokenizer") == "words"
+        branches[part] = {"kind": "token_bag"} if has_words else {"kind": "transformer", "convolution": 3}
     model = CommentedMap(
         kind="fused",
         branches=CommentedMap((name, inline(dict(branch))) for name, branch in branches.items()),
@@ -99,7 +98,6 @@ def _draft_texts_beside_columns(
     training = CommentedMap(
         best_by="loss",
         batch_size=batch_size,
-        augment=inline({"drop_tokens": 0.3}),
         seed=0,
         stages=CommentedSeq(map(inline, stages)),
     )

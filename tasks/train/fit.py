@@ -142,6 +142,7 @@ def fit_network(
     data = TrainingData(splits.train, splits.val, training.seed, measure)
     network = build_network(blueprint)
     load_imported_branches(network, blueprint, splits.train)
+    _learn_importances(network, splits.train)
     transfer = None if initial_weights is None else _transfer(network, initial_weights, training, splits.encoder)
     adapted = None if training.lora is None else add_adapters(network, training.lora)
     if training.stages:
@@ -176,6 +177,16 @@ def _with_statistics(blueprint: Blueprint, train: ExampleSource) -> Blueprint:
     x, _ = next(train.iterate())
     edges = compute_edges(even_sample(x, _NUM_QUANTILE_ROWS), blueprint.layout, config.bins)
     return blueprint.model_copy(update={"config": config.model_copy(update={"edges": edges})})
+
+
+def _learn_importances(network: nn.Module, train: ExampleSource) -> None:
+    """Sets what token bags need to know of the training rows: how rare each token is."""
+    from bloomery.models.networks.architectures.token_bag import TokenBagNetwork, learn_importances
+    from bloomery.models.training.data.batches import even_sample
+
+    if any(isinstance(module, TokenBagNetwork) for module in network.modules()):
+        x, _ = next(train.iterate())
+        learn_importances(network, even_sample(x, _NUM_QUANTILE_ROWS))
 
 
 def _transfer(

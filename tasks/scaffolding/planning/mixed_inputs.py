@@ -13,8 +13,8 @@ from bloomery.tasks.scaffolding.profiling.profiler import ColumnProfile, SourceP
 _CHARACTERS_PER_TOKEN = 3
 _MIN_TOKENS, _MAX_TOKENS = 16, 256
 _MAX_TOKENS_BESIDE = 128  # of a text beside other inputs
-_VOCABULARY_BESIDE = (1_000, 8_000)  # the fewest and the most tokens of a text beside other inputs
-_WORDS_PER_TOKEN = 10
+_BAG_ROWS = 20_000  # with fewer, the words of a text beside columns teach more than the order of their parts
+_MAX_WORDS = 8_000
 _MAX_TEXTS = 3  # beside other inputs; each has a network of its own
 _MIN_WORDS = 2.25  # on average; shorter texts are rather codes or names of people and places
 _MIN_TEXT_LENGTH = 8  # characters of the longest one: shorter texts are rather codes
@@ -66,7 +66,8 @@ def plan_mixed(
     if bool(tabular) + len(texts) + len(parts) < 2:
         return None
     longest = sorted(texts, key=lambda column: -(column.usual_length or 0))[:_MAX_TEXTS]
-    inputs = (*tabular, *(_plan_prose(column, profile.num_rows) for column in longest), *parts)
+    is_bag = bool(tabular) and not parts and profile.num_rows < _BAG_ROWS
+    inputs = (*tabular, *(_plan_prose(column, profile.num_rows, is_bag=is_bag) for column in longest), *parts)
     reasons |= {column.name: "the model reads longer texts" for column in texts if column not in longest}
     names = {column.name for column in longest}
     return InputPlan(inputs, {name: why for name, why in {**unused, **reasons}.items() if name not in names})
@@ -104,15 +105,21 @@ def _plan_part(
     return plan_array(column, profile, data, shape)
 
 
-def _plan_prose(column: ColumnProfile, num_rows: int) -> PlannedInput:
-    """Returns the input of a text beside others; its length is that of 95% of the rows."""
+def _plan_prose(column: ColumnProfile, num_rows: int, *, is_bag: bool) -> PlannedInput:
+    """Returns the input of a text beside others; its length is that of 95% of the rows.
+
+    Args:
+        is_bag: a network without the order of the tokens reads them, so they are words.
+    """
     length = _num_tokens(column.usual_length or 0, _MAX_TOKENS_BESIDE)
     options = {
         "kind": "text",
         "column": column.name,
         "length": length,
-        "vocabulary_size": _vocabulary_size_beside(num_rows * column.mean_words),
+        "vocabulary_size": _vocabulary_size(num_rows),
     }
+    if is_bag:
+        options |= {"tokenizer": "words", "vocabulary_size": _MAX_WORDS}
     if column.num_missing:
         options["missing"] = "absent"
     return PlannedInput(options, f"text of at most {length} tokens, as most rows have; longer text is cut")
@@ -120,12 +127,6 @@ def _plan_prose(column: ColumnProfile, num_rows: int) -> PlannedInput:
 
 def _num_tokens(num_characters: int, upper: int) -> int:
     return min(max(math.ceil(num_characters / _CHARACTERS_PER_TOKEN), _MIN_TOKENS), upper)
-
-
-def _vocabulary_size_beside(num_words: float) -> int:
-    """Returns a number of tokens that are frequent enough to learn from: a rare one only recalls its training rows."""
-    lower, upper = _VOCABULARY_BESIDE
-    return min(max(round(num_words / _WORDS_PER_TOKEN / 100) * 100, lower), upper)
 
 
 def _vocabulary_size(num_rows: int) -> int:

@@ -104,6 +104,7 @@ CASES = {
         TOKENS, {"kind": "transformer", **_SMALL, "num_layers": 1, "max_length": 16, "convolution": 3, "wide": True}
     ),
     "transformer of padded steps": Case(PADDED, {"kind": "transformer", **_SMALL, "num_layers": 1, "max_length": 16}),
+    "token_bag": Case(TOKENS, {"kind": "token_bag", "width": 8, "pairs": 16, "dropout": 0}),
     "gpt": Case(TOKENS, {"kind": "gpt", **_SMALL, "max_length": 16}),
     "pretrained of tokens": Case(TOKENS, {"kind": "pretrained", "checkpoint": "tiny", "dropout": 0, "config": _BERT}),
     "fused": Case(
@@ -127,7 +128,7 @@ CASES = {
             "join": "sum",
             "dropout": 0,
             "branches": {
-                "relu": {"kind": "transformer", **_SMALL, "num_layers": 0, "convolution": 3},
+                "relu": {"kind": "token_bag", "width": 8, "pairs": 16, "dropout": 0},
                 "logits": {"kind": "mlp", "hidden": [12], "dropout": 0},
             },
         },

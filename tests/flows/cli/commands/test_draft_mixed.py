@@ -24,9 +24,10 @@ from bloomery.models.training.layer_freezing import freeze_parameters
 from bloomery.tasks.scaffolding.mixed_network import draft_mixed_network
 from bloomery.tasks.scaffolding.planning.draft_planning import ColumnRoles
 from bloomery.tasks.scaffolding.planning.input_plans import InputPlan, PlannedInput
-from bloomery.tasks.scaffolding.planning.mixed_inputs import _vocabulary_size_beside
+from bloomery.tasks.scaffolding.planning.mixed_inputs import plan_mixed
 from bloomery.tasks.scaffolding.planning.pretrained_inputs import suggest_checkpoint
 from bloomery.tasks.scaffolding.pretrained_network import draft_fused_network
+from bloomery.tasks.scaffolding.profiling.profiler import ColumnProfile, SourceProfile
 from bloomery.tasks.scaffolding.source_options.reader_options import UserOptions
 from tests.flows.cli.commands.drafts import validate_rows
 
@@ -137,22 +138,22 @@ def test_arrays_of_numbers_are_read_beside_texts_and_many_columns(
     assert inferred.get("not used", "") == reason
 
 
-@pytest.mark.parametrize(("num_rows", "num_layers"), [(300, 0), (30_000, 2)])
-def test_columns_learn_before_the_texts_beside_them(num_rows: int, num_layers: int) -> None:
+@pytest.mark.parametrize("tokenizer", ["words", "byte_pairs"])
+def test_columns_learn_before_the_texts_beside_them(tokenizer: str) -> None:
     inputs = [
         PlannedInput({"kind": "number", "columns": ["a"]}, ""),
-        PlannedInput({"kind": "text", "column": "b", "length": 16}, ""),
-        PlannedInput({"kind": "text", "column": "c", "length": 16}, ""),
+        *(PlannedInput({"kind": "text", "column": name, "length": 16, "tokenizer": tokenizer}, "") for name in "bc"),
     ]
-    model, training, _ = draft_mixed_network(inputs, ["table", "b", "c"], num_rows, 128)
+    model, training, _ = draft_mixed_network(inputs, ["table", "b", "c"], 300, 128)
     network = Fused.model_validate(model)
     assert network.branches is not None
-    assert {name: branch.kind for name, branch in network.branches.items()} == {
-        "table": "mlp",
-        "b": "transformer",
-        "c": "transformer",
-    }
-    assert {getattr(branch, "num_layers", None) for branch in network.branches.values()} == {None, num_layers}
+    text = "token_bag" if tokenizer == "words" else "transformer"
+    assert [(name, branch.kind) for name, branch in network.branches.items()] == [
+        ("table", "mlp"),
+        ("b", text),
+        ("c", text),
+    ]
+    assert training["best_by"] == "loss"
     columns, texts, together = Training.model_validate(training).stages
     assert columns.freeze == ("branches.1", "branches.2", "join.heads.1", "join.heads.2")
     assert texts.freeze == ("branches.0", "join.heads.0")
@@ -166,14 +167,23 @@ def test_columns_learn_before_the_texts_beside_them(num_rows: int, num_layers: i
     for stage in (columns, texts):
         assert stage.freeze is not None
         freeze_parameters(build_network(Blueprint(config=network, layout=layout, num_outputs=2)), stage.freeze)
-    model, training, _ = draft_mixed_network(inputs[1:], ["b", "c"], num_rows, 128)
+    model, training, _ = draft_mixed_network(inputs[1:], ["b", "c"], 300, 128)
     assert "join" not in model
     assert "stages" not in training
 
 
-@pytest.mark.parametrize(("num_words", "size"), [(800, 1_000), (25_000, 2_500), (2_000_000, 8_000)])
-def test_the_vocabulary_of_a_text_beside_columns_grows_with_its_words(num_words: int, size: int) -> None:
-    assert _vocabulary_size_beside(num_words) == size
+def test_texts_beside_columns_are_words_unless_they_have_many_rows(home: Path, tmp_path: Path) -> None:
+    rows = [{"title": title(number), "size": number % 9, "kind": "yn"[number % 2]} for number in range(120)]
+    recipe, _ = draft(tmp_path, rows)
+    _, text = recipe.features.inputs
+    assert isinstance(text, TextInput)
+    assert text.tokenizer == "words"
+    column = ColumnProfile(name="title", logical_type="string", num_rows=30_000, num_missing=0, mean_words=6)
+    profile = SourceProfile(columns=(column,), num_rows=30_000, num_malformed=0)
+    number = PlannedInput({"kind": "number", "columns": ["size"]}, "")
+    plan = plan_mixed(profile, recipe.data, [number], [column], {}, ())
+    assert plan is not None
+    assert "tokenizer" not in plan.inputs[1].options
 
 
 def test_a_checkpoint_reads_the_text_of_a_draft(home: Path, tmp_path: Path, tiny_bert: Path) -> None:
