@@ -98,7 +98,7 @@ def transform_into(
 
 
 def _read_pixels(source: ImageInput, rows: Rows) -> np.ndarray:
-    """The stored pixels (B, C, H, W), or float64 ones of the requested size."""
+    """The stored pixels (B, C, H, W), or float64 ones of the requested size; the steps of a checkpoint resize later."""
     values = column_elements(rows, source.column)
     if values.size != rows.num_rows * math.prod(source.shape):
         raise DataUnfit(
@@ -108,7 +108,7 @@ def _read_pixels(source: ImageInput, rows: Rows) -> np.ndarray:
             remedy="correct the shape in the recipe, or the data",
         )
     x_BCHW = values.reshape(rows.num_rows, *source.shape)
-    return x_BCHW if source.resize is None else resize(x_BCHW, *source.resize)
+    return x_BCHW if source.resize is None or source.steps is not None else resize(x_BCHW, *source.resize)
 
 
 def _require_bytes(source: ImageInput, x_BCHW: np.ndarray) -> np.ndarray:

@@ -136,6 +136,10 @@ def test_a_size_of_the_recipe_replaces_that_of_the_checkpoint(folder: Path) -> N
     assert (own.output_shape((1, 8, 8)), resized.output_shape((1, 8, 8))) == ((3, 32, 32), (3, 12, 10))
     assert (resized.factor, resized.mean, resized.resample) == (own.factor, own.mean, own.resample)
     assert ImageInput.model_validate_json(source.model_dump_json()) == source
+    rows = make_rows(np.arange(128, dtype=np.uint8).reshape(2, 1, 8, 8))
+    features = make_features(source.model_copy(update={"steps": resized}))
+    encoder = fit(features, next(partial_statistics(features, rows.to_batches())).column(0).to_pylist())
+    assert encode(encoder, rows).shape == (2, 3, 12, 10)
     vit = {**RGB, "model_type": "vit", "image_size": 16, "patch_size": 4}
     with pytest.raises(RecipeInvalid, match="`resize` gives images of 12x10 pixels, but the network reads 16x16"):
         read_steps(folder, {"size": {"height": 16, "width": 16}}, source, vit)
