@@ -8,12 +8,13 @@ Shapes: N sentences, T words or tokens, D draws, S sides.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from bloomery.data_contracts.records.intervals import Interval
-from bloomery.data_contracts.serving.entities import NO_TAG, Entities, find_entities
+from bloomery.data_contracts.serving.entities import NO_TAG, Entities, entity_types, find_entities, tag_codes
 
 _NUM_DRAWS, _DRAWS_AT_ONCE = 1_000, 50
 _MAX_ROWS = 20_000  # that are drawn from; of more an even sample, in which each sentence stands for several
@@ -52,6 +53,32 @@ def count_entities(true: Entities, predicted: Entities, truth_NT: np.ndarray) ->
     is_right = np.isin(predicted.keys(*truth_NT.shape), true.keys(*truth_NT.shape))
     rows = (predicted.row[is_right], true.row, predicted.row)
     return TagCounts(*(np.bincount(row, minlength=len(truth_NT)).astype(np.float64) for row in rows))
+
+
+class TypeCounts(NamedTuple):
+    """How many entities of a type, or words with a tag, are predicted rightly, are in the truth, and are predicted."""
+
+    name: str
+    num_right: int
+    num_true: int
+    num_predicted: int
+
+
+def count_types(tags: Sequence[int | str], truth_NT: np.ndarray, codes_NT: np.ndarray) -> list[TypeCounts]:
+    """The entities of each type; of tags without entities, the words with each tag."""
+    is_word_NT, types = truth_NT != NO_TAG, entity_types(tags)
+    if not types:
+        return [
+            TypeCounts(str(tag), *(int(np.count_nonzero(values)) for values in (true & predicted, true, predicted)))
+            for tag, code in zip(tags, tag_codes(tags), strict=True)
+            for true, predicted in [(truth_NT == code, (codes_NT == code) & is_word_NT)]
+        ]
+    true, predicted = (find_entities(codes, is_word_NT) for codes in (truth_NT, codes_NT))
+    counts = (count_entities(true.select(kind), predicted.select(kind), truth_NT) for kind, _ in enumerate(types))
+    return [
+        TypeCounts(name, *(int(values.sum()) for values in of_type))
+        for name, of_type in zip(types, counts, strict=True)
+    ]
 
 
 def has_entities(truth_NT: np.ndarray) -> bool:

@@ -26,7 +26,6 @@ from bloomery.data_contracts.records.tensor_layout import (
     Task,
     predicts_numbers,
     predicts_one_class,
-    predicts_row_classes,
 )
 from bloomery.data_contracts.serving.entities import NO_TAG
 from bloomery.data_contracts.serving.predictions import decide_labels
@@ -65,6 +64,7 @@ from bloomery.tasks.evaluation.scoring import (
     compute_all_scores,
     degradation_by_class,
     degradation_by_slice,
+    entity_table,
     point_predictions,
     score_predictions,
     slice_table,
@@ -305,7 +305,9 @@ def _log_tables(run_id: str, trained: TrainedNetwork, predictions: _Predictions)
     """Logs the metrics and the degradation of each class and of each slice."""
     dataset, truth, client = trained.dataset, predictions.truth, mlflow_runs.client()
     before, after = (point_predictions(dataset.task, values) for values in (predictions.baseline, predictions.values))
-    if dataset.classes and predicts_row_classes(dataset.task):
+    if dataset.task == "tagging":
+        client.log_table(run_id, entity_table(dataset.classes, truth, predictions.values), "per_class.json")
+    elif dataset.classes:
         table = class_table(dataset.classes, truth, predictions.values)
         drops = {part.value: part.degradation for part in degradation_by_class(dataset, truth, before, after)}
         table |= _degradation_columns(dataset.task, [drops.get(name) for name in table["class"]])

@@ -23,7 +23,7 @@ from bloomery.models.evaluation.output_scores import is_known, output_degradatio
 from bloomery.models.evaluation.retrieval import gain_drop, gain_interval
 from bloomery.models.evaluation.score_intervals import degradation_interval, score_interval
 from bloomery.models.evaluation.scores import compute_metrics, compute_score, require_score
-from bloomery.models.evaluation.tag_scores import tag_score_drop, tag_score_interval
+from bloomery.models.evaluation.tag_scores import count_types, tag_score_drop, tag_score_interval
 from bloomery.models.features.encoder import Encoder
 from bloomery.tasks.evaluation.slices import bootstrap_order, find_slices, read_slice_values
 
@@ -242,6 +242,17 @@ def class_table(classes: Sequence[object], truth: GroundTruth, probabilities_NK:
         "rows": [result.num_rows for result in results],
         "recall": [result.recall for result in results],
         "precision": [result.precision for result in results],
+    }
+
+
+def entity_table(tags: Sequence[int | str], truth: GroundTruth, codes_NT: np.ndarray) -> dict[str, list[Any]]:
+    """Number, recall and precision of the entities of each type, or of the words with each tag, as columns."""
+    counts = count_types(tags, truth.truth, codes_NT)
+    return {
+        "class": [result.name for result in counts],
+        "number": [result.num_true for result in counts],
+        "recall": [result.num_right / result.num_true if result.num_true else None for result in counts],
+        "precision": [result.num_right / result.num_predicted if result.num_predicted else None for result in counts],
     }
 
 

@@ -138,7 +138,8 @@ def _quantitative_analyses(score: Score, metrics: CardMetrics) -> Section:
     if metrics.class_outputs:
         tables.append(class_output_table(metrics.class_outputs))
     if metrics.classes:
-        tables.append(_class_table(metrics, class_noun(task)))
+        headings = ("entity or tag", "number") if task == "tagging" else (class_noun(task), "rows")
+        tables.append(_class_table(metrics, headings))
     if len(metrics.classes) > _MAX_CLASSES:
         texts.append(f"Of {len(metrics.classes)} classes, the {_MAX_CLASSES} with the lowest recall are listed.")
     if metrics.slices:
@@ -152,11 +153,11 @@ def _quantitative_analyses(score: Score, metrics: CardMetrics) -> Section:
     return Section("Quantitative analyses", texts=texts, tables=tables)
 
 
-def _class_table(metrics: CardMetrics, noun: str) -> Table:
+def _class_table(metrics: CardMetrics, names: tuple[str, str]) -> Table:
     classes = list(metrics.classes)
     if len(classes) > _MAX_CLASSES:
         classes = sorted(classes, key=lambda row: -1 if row.recall is None else row.recall.value)[:_MAX_CLASSES]
-    headings = (noun, "rows", "recall (95% interval)", "precision (95% interval)")
+    headings = (*names, "recall (95% interval)", "precision (95% interval)")
     return Table(
         headings,
         [(row.name, f"{row.num_rows:,}", _format_share(row.recall), _format_share(row.precision)) for row in classes],

@@ -57,7 +57,7 @@ def _metric_limitations(score: Score, metrics: CardMetrics) -> Iterator[str]:
     name = SCORE_NAMES[task]
     typical = metrics.further.get(name, metrics.score.value)
     overall = format_score_value(task, typical)
-    typical_recall = 0.5 if task == "multilabel" else typical
+    typical_recall = 0.5 if task in ("multilabel", "tagging") else typical
     low_recall = [
         f"{row.name} ({format_score('classification', row.recall)})"
         for row in metrics.classes
@@ -65,6 +65,8 @@ def _metric_limitations(score: Score, metrics: CardMetrics) -> Iterator[str]:
     ]
     if low_recall and task == "multilabel":
         yield f"Of the rows with these labels, fewer than half are found: {_join(low_recall)}."
+    elif low_recall and task == "tagging":
+        yield f"Fewer than half of these entities, or words with these tags, are found: {_join(low_recall)}."
     elif low_recall:
         yield f"Recall is significantly below the overall {name} of {overall} for these classes: {_join(low_recall)}."
     worse = [

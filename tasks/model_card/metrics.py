@@ -22,6 +22,7 @@ from bloomery.models.evaluation.calibration import (
     predicted_decisions,
 )
 from bloomery.models.evaluation.scores import compute_metrics
+from bloomery.models.evaluation.tag_scores import count_types
 from bloomery.tasks.evaluation.held_out import ground_truth, predicted_values, read_measured_predictions
 from bloomery.tasks.evaluation.scoring import GroundTruth, slice_table
 
@@ -72,6 +73,10 @@ def compute_card_metrics(choice: Choice) -> CardMetrics:
         is_known_NM = truth.truth >= 0
         bins = calibration_bins(truth.truth[is_known_NM], predictions[is_known_NM])
         classes = _class_output_results(dataset, truth.truth, predictions)
+    elif dataset.task == "tagging":
+        counts = count_types(dataset.classes, truth.truth, predictions)
+        names, *numbers = zip(*counts, strict=True)
+        classes = _make_results(names, *map(np.array, numbers))
     elif dataset.task == "multilabel":
         bins = calibration_bins(*predicted_decisions(truth.truth, predictions))
         classes = _label_results(truth.truth, decide_labels(predictions), dataset.classes)

@@ -198,12 +198,15 @@ def _plain_network(version: Path) -> Path:
 
 
 def _example_prediction(prediction: Mapping[str, Any], encoder: Encoder) -> Mapping[str, Any]:
-    """The prediction, with a label where it has none, so that the type of labels can be seen.
+    """The prediction, with a label where it has none, so that the type of labels can be seen; also tags and entities.
 
     Several labels with classes have a column each.
     """
     if encoder.class_outputs:
         return flatten_classes(dict(prediction))
+    if "tags" in prediction:
+        entity = {"text": "", "type": "", "start": 0, "end": 0}
+        return {"tags": [encoder.classes[0]], "probabilities": [0.5], "entities": [entity], "unread_words": 0}
     return {**prediction, "labels": [encoder.classes[0]]} if "labels" in prediction else prediction
 
 
@@ -236,7 +239,7 @@ def _input_type(item: TypedElement) -> Any:
 
 def _output_type(value: Any) -> Any:
     """The type of a value in the JSON of a prediction. An integer may be a float in another row, except for a label."""
-    from mlflow.types.schema import AnyType, Array, DataType, Map
+    from mlflow.types.schema import AnyType, Array, DataType, Map, Object, Property
 
     match value:
         case bool():
@@ -247,6 +250,8 @@ def _output_type(value: Any) -> Any:
             return DataType.double
         case str():
             return DataType.string
+        case Mapping() if len({type(member) for member in value.values()}) > 1:
+            return Object([Property(name, _output_type(member)) for name, member in value.items()])
         case Mapping():
             return Map(_output_type(next(iter(value.values()), 0.0)))
         case list():

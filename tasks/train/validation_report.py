@@ -33,7 +33,7 @@ from bloomery.tasks.evaluation.output_scores import (
     score_each_output,
 )
 from bloomery.tasks.evaluation.row_predictions import predict_rows
-from bloomery.tasks.evaluation.scoring import GroundTruth, build_ground_truth, class_table, slice_table
+from bloomery.tasks.evaluation.scoring import GroundTruth, build_ground_truth, class_table, entity_table, slice_table
 from bloomery.tasks.tracking import mlflow_runs
 from bloomery.tasks.train.training_run import TrainingRun
 
@@ -64,6 +64,10 @@ def log_validation_report(run: TrainingRun, folder: Path, network: nn.Module, sp
     values: dict[str, float] = {}
     if predicts_one_class(dataset.task):
         values = _report_classification(run.run_id, folder, truth, predictions, dataset)
+    elif dataset.task == "tagging":
+        mlflow_runs.client().log_table(
+            run.run_id, entity_table(dataset.classes, truth, predictions), "val_per_class.json"
+        )
     elif dataset.task == "multilabel":
         values = _report_sets(run.run_id, folder, truth, predictions, dataset)
     elif dataset.class_outputs:

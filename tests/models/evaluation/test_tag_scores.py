@@ -9,6 +9,7 @@ from bloomery.data_contracts.records.scores import Score
 from bloomery.data_contracts.serving.entities import code_tags
 from bloomery.models.evaluation.score_intervals import degradation_interval, score_interval
 from bloomery.models.evaluation.scores import UndefinedScore, compute_metrics, compute_score
+from bloomery.models.evaluation.tag_scores import count_types
 
 TAGS = ("B-LOC", "B-PER", "I-LOC", "I-PER", "O")
 
@@ -28,6 +29,15 @@ def test_scores_are_those_of_conlleval():
     assert compute_metrics("tagging", truth, predicted) == pytest.approx(
         {"tag_accuracy": 5 / 8, "entity_f1": 1 / 3, "entity_precision": 1 / 3, "entity_recall": 1 / 3}
     )
+
+
+def test_entities_are_counted_by_type_and_other_tags_by_word():
+    truth = codes_of("B-PER I-PER O B-LOC", "O B-LOC I-LOC", "O")
+    predicted = codes_of("B-PER I-PER O B-PER", "O B-LOC O", "B-PER")
+    assert count_types(TAGS, truth, predicted) == [("LOC", 0, 2, 1), ("PER", 1, 1, 3)]
+    tags = ("NOUN", "VERB")
+    truth, predicted = codes_of("NOUN VERB VERB", tags=tags), codes_of("NOUN NOUN VERB", tags=tags)
+    assert count_types(tags, truth, predicted) == [("NOUN", 1, 1, 2), ("VERB", 1, 2, 1)]
 
 
 def test_an_entity_of_another_type_is_wrong_and_no_prediction_gives_no_precision():
