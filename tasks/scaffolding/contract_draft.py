@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
+from bloomery.data_contracts.expressions.sql import quote_name
 from bloomery.tasks.scaffolding.planning.draft_planning import DraftPlan
 from bloomery.tasks.scaffolding.planning.input_planning import is_code, sounds_personal
 from bloomery.tasks.scaffolding.planning.label_planning import LabelPlan
@@ -61,7 +62,15 @@ def _schema(name: str, plan: DraftPlan, names: dict[str, str]) -> CommentedMap:
         _append_added_key(columns, plan.key.name)
     for column in plan.profile.columns:
         _append_column(columns, column, plan, names[column.name])
-    return CommentedMap(name=name, quality=CommentedSeq([row_count]), customProperties=limit, properties=columns)
+    quality = CommentedSeq([row_count])
+    if plan.label.tags is not None:
+        lengths = " = ".join(
+            f"LENGTH({quote_name(names[column])})" for column in (plan.label.tags.words, plan.label.name)
+        )
+        implementation = inline({"rule": "expression", "expression": lengths})
+        quality.append(CommentedMap(type="custom", engine="bloomery", implementation=implementation))
+        add_comment(quality, 1, "Each word has a tag; other rows are quarantined.", 6)
+    return CommentedMap(name=name, quality=quality, customProperties=limit, properties=columns)
 
 
 def _describe_quarantine(plan: DraftPlan) -> str:
@@ -73,7 +82,8 @@ def _describe_quarantine(plan: DraftPlan) -> str:
         f"rows without {' or '.join(plan.required_columns)}": sum(
             column.num_missing for column in profile.columns if column.name in plan.required_columns
         ),
-        "rows of classes that are too rare": label.num_all_rare_rows,
+        "rows of classes that are too rare": label.num_all_rare_rows if label.tags is None else 0,
+        "rows with not one tag for each word": 0 if label.tags is None else label.tags.num_unequal,
     }
     reasons = ", ".join(f"{num:,} {what}" for what, num in counts.items() if num) or "none"
     first = f" {as_sentence(profile.first_malformed)}" if profile.first_malformed else ""
@@ -114,6 +124,8 @@ def _append_column(columns: CommentedSeq, column: ColumnProfile, plan: DraftPlan
         _add_classes(entry, label)
     elif logical_type == "array":
         _add_array(entry, column)
+        if plan.label.tags is not None and column.name in (plan.label.name, plan.label.tags.words):
+            entry["items"] = inline({"logicalType": column.element_type, "required": True})
     elif column.logical_type != "integer" or not (is_key or is_code(column)):  # the size of a code has no meaning
         _add_limits(entry, column, is_key=is_key)
     columns.append(entry)

@@ -16,6 +16,7 @@ from bloomery.tasks.scaffolding.planning.draft_planning import DraftPlan, LabelP
 from bloomery.tasks.scaffolding.planning.split_planning import usual_shares
 from bloomery.tasks.scaffolding.pretrained_network import draft_fused_network, draft_pretrained_network
 from bloomery.tasks.scaffolding.tabular_network import draft_tabular_network
+from bloomery.tasks.scaffolding.tagging_sections import draft_tag_gates, draft_tagging_network, score_of_tags
 from bloomery.tasks.scaffolding.yaml_writer import add_blank_line, add_comment, as_sentence, dump_yaml, inline
 
 _PIXELS_SEEN = 100_000_000  # pixels that a convolutional network is shown in all epochs: a minute or so on two cores
@@ -209,7 +210,9 @@ def _network(plan: DraftPlan, score: str, names: dict[str, str]) -> tuple[Commen
         highway = plan.series.length  # a linear map of the window: what a linear autoregression would predict
         relative = {"relative": True} if plan.label.task == "regression" else {}
         model = CommentedMap(kind="rnn", cell="lstm", hidden=32, highway=highway, **relative, dropout=0.1)
-    elif (options := plan.inputs.inputs[0].options)["kind"] == "text":
+    elif (options := plan.inputs.inputs[0].options)["kind"] == "text" and plan.label.tags is not None:
+        model, epochs = draft_tagging_network(num_rows, options["length"])
+    elif options["kind"] == "text":
         epochs = min(max(_TOKENS_SEEN // (num_rows * options["length"]), 3), 20)
         model = CommentedMap(kind="transformer", width=128, num_layers=2, num_heads=4)
     elif options["kind"] == "sequence":
@@ -257,6 +260,8 @@ def _score(label: LabelPlan) -> tuple[str, str]:
             "The score that selects epochs, candidates and versions: the agreement beyond chance, in which an error "
             "counts by the square of its distance in ranks. `rank_mae` is the mean distance."
         )
+    if label.tags is not None:
+        return score_of_tags(label.tags)
     if label.sets is not None:
         return _score_of_sets(counts)
     if max(counts) < _SKEWED * min(counts):
@@ -320,6 +325,8 @@ def _budget_and_gates(plan: DraftPlan, score: str) -> tuple[CommentedMap, Commen
     if plan.label.standard_deviation is not None:
         # Of several outputs in deviations: always predicting the means is wrong by one.
         return _for_regression(1.0 if plan.label.others else plan.label.standard_deviation, num_test)
+    if plan.label.tags is not None:
+        return _drop_budget(), draft_tag_gates(plan.label, num_test)
     share = plan.label.majority_share
     if plan.label.others:
         parts = (plan.label, *plan.label.others)
@@ -344,8 +351,6 @@ def _budget_and_gates(plan: DraftPlan, score: str) -> tuple[CommentedMap, Commen
         margin = 8 / num_test
         majority = f"Always predicting the most frequent class is right for {share:.1%} of the rows."
     margin = min(max(math.ceil(100 * margin) / 100, 0.02), 1.0)
-    budget = CommentedMap(accuracy_drop=0.01, objective="balanced")
-    add_comment(budget, "accuracy_drop", _BUDGET_COMMENT, 2)
     gates = CommentedMap(beats="baseline", champion_drop=_short(margin))
     add_comment(
         gates,
@@ -356,7 +361,13 @@ def _budget_and_gates(plan: DraftPlan, score: str) -> tuple[CommentedMap, Commen
     )
     if score in ("macro_f1", "mean_balanced_accuracy"):
         add_comment(gates, "champion_drop", "As much as equally good versions may differ on so few rows of a class.", 2)
-    return budget, gates
+    return _drop_budget(), gates
+
+
+def _drop_budget() -> CommentedMap:
+    budget = CommentedMap(accuracy_drop=0.01, objective="balanced")
+    add_comment(budget, "accuracy_drop", _BUDGET_COMMENT, 2)
+    return budget
 
 
 def _macro_f1_margin(test_rows: Sequence[float]) -> float:

@@ -6,6 +6,7 @@ import json
 import shlex
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from bloomery.tasks.scaffolding.planning.draft_planning import ColumnRoles, DraftPlan
     from bloomery.tasks.scaffolding.planning.label_planning import LabelPlan
     from bloomery.tasks.scaffolding.profiling.number_inference import InferredNumbers
+    from bloomery.tasks.scaffolding.profiling.profiler import SourceProfile
     from bloomery.tasks.scaffolding.source_options.reader_options import ReaderOptions, UserOptions
 
 
@@ -195,6 +197,7 @@ def write_drafts(
         data, reader_options = _add_inferred_options(data, reader_options, media)
         require_file_labels(data_profile, data, roles.label)
         data_profile = measure_texts(data_profile, Path(scratch))
+        roles = _add_word_tags(data_profile, Path(scratch), names, roles)
         data_profile, roles, lists = find_label_sets(data_profile, data, Path(scratch), names, roles)
         data, reader_options = _add_inferred_options(data, reader_options, lists)
         plan = plan_draft(data_profile, data, Path(scratch), names, roles, reader_options.array_shape)
@@ -219,6 +222,20 @@ def _add_inferred_options(
         data.model_copy(update=numbers.options),
         reader_options._replace(data=reader_options.data.model_copy(update=numbers.options), notes=notes),
     )
+
+
+def _add_word_tags(profile: SourceProfile, scratch: Path, names: dict[str, str], roles: ColumnRoles) -> ColumnRoles:
+    """Returns the roles with the tags of words, if the label is an array of them or the user says so."""
+    from bloomery.tasks.scaffolding.planning.word_tags import find_word_tags
+    from bloomery.tasks.scaffolding.profiling.column_names import find_column
+
+    if roles.task.task not in (None, "tagging") or len(roles.labels) > 1 or roles.separator is not None:
+        return roles
+    label = find_column(roles.label, names, "--label")
+    tags = find_word_tags(profile, scratch, label, is_requested=roles.task.task == "tagging")
+    if tags is None:
+        return roles
+    return replace(roles, tags=tags, task=replace(roles.task, task="tagging"))
 
 
 def list_inferences(draft: ProjectDraft) -> list[tuple[str, str]]:
@@ -285,6 +302,8 @@ def _describe_checkpoint(plan: DraftPlan) -> list[tuple[str, str]]:
 def _describe_label(label: LabelPlan) -> str:
     from bloomery.data_contracts.records.score_format import format_number
 
+    if label.tags is not None:
+        return label.tags.describe()
     if label.sets is not None:
         return label.sets.describe()
     if label.standard_deviation is None:

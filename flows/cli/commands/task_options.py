@@ -13,7 +13,7 @@ Label = Annotated[list[str], typer.Option(help="The column to predict; a,b,c for
 LabelSeparator = Annotated[str | None, typer.Option(help="Sign between the labels in a text; inferred by default.")]
 Task = Annotated[
     str | None,
-    typer.Option(help="classification, regression, forecasting, multilabel or ordinal; inferred by default."),
+    typer.Option(help="classification, regression, forecasting, multilabel, ordinal or tagging; inferred by default."),
 ]
 Order = Annotated[str | None, typer.Option(help="ordinal: the classes from lowest to highest, as low,medium,high.")]
 Time = Annotated[str | None, typer.Option(help="The column that orders rows in time: later rows are tested.")]

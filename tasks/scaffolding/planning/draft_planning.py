@@ -26,6 +26,7 @@ from bloomery.tasks.scaffolding.planning.label_planning import (
     order_classes,
     plan_label,
     plan_sets,
+    plan_tags,
 )
 from bloomery.tasks.scaffolding.planning.label_sets import LabelSets, collect_label_sets
 from bloomery.tasks.scaffolding.planning.pretrained_inputs import read_by_checkpoint
@@ -47,6 +48,7 @@ from bloomery.tasks.scaffolding.planning.task_inference import (
     may_be_forecast,
     require_task_of_sets,
 )
+from bloomery.tasks.scaffolding.planning.word_tags import WordTags
 from bloomery.tasks.scaffolding.profiling.column_names import find_column, split_names
 from bloomery.tasks.scaffolding.profiling.leakage import Leak, find_leaks
 from bloomery.tasks.scaffolding.profiling.number_inference import InferredNumbers
@@ -63,7 +65,7 @@ class ColumnRoles:
 
     `label` is predicted, `key` identifies a row, `time` orders the rows. `groups` name the series of a forecast, or
     the one column of which rows stay in one split. `labels` are several columns of 0 and 1, the first of which is
-    `label`, and `separator` is between the labels of a text. `sets` are the sets of labels that were found.
+    `label`, and `separator` is between the labels of a text. `sets` and `tags` are what was found in arrays.
     `checkpoint` is the pretrained checkpoint that reads the texts.
     """
 
@@ -75,6 +77,7 @@ class ColumnRoles:
     labels: tuple[str, ...] = ()
     separator: str | None = None
     sets: LabelSets | None = None
+    tags: WordTags | None = None
     others: tuple[str, ...] = ()
     checkpoint: str | None = None
 
@@ -139,7 +142,7 @@ class DraftPlan(NamedTuple):
         """Returns what the model predicts, as a sentence with the contract's names of the columns."""
         label = ", ".join(f"`{names[name]}`" for name in self.label_names)
         if self.series is None:
-            return f"Predicts {label} for each row."
+            return f"Predicts {label} for each {'row' if self.label.tags is None else 'word'}."
         return f"Forecasts {label} {self.series.horizon} {'row' if self.series.horizon == 1 else 'rows'} ahead."
 
     def describe_order(self) -> list[tuple[str, str]]:
@@ -190,7 +193,9 @@ def plan_draft(
         split = _plan_split(profile, scratch, label_plan, roles, tuple(reserved), given_split)
         unread = {split.column: _GROUP_REASON} if split.by == "group" and split.column is not None else {}
         inputs = plan_inputs(profile, data, reserved | unread, label_plan.num_classes, shape)
-        if unread and not inputs.inputs and not roles.groups and roles.task.split is None:
+        if roles.tags is not None:
+            inputs = roles.tags.plan_inputs(profile, reserved | unread, roles.checkpoint)
+        elif unread and not inputs.inputs and not roles.groups and roles.task.split is None:
             split = SplitPlan("key", None, f"{split.column} is the only column to learn from, so rows are split by key")
             inputs = plan_inputs(profile, data, reserved, label_plan.num_classes, shape)
     if not inputs.inputs:
@@ -206,7 +211,7 @@ def plan_draft(
     else:
         num_usable_rows, keep_duplicates = _count_usable(profile, scratch, num_kept, [*inputs.columns, roles.label])
         is_regression = label_plan.task == "regression"
-        if label_plan.sets is None:
+        if label_plan.sets is None and label_plan.tags is None:
             leaks = find_leaks(profile, scratch, inputs.columns, roles.label, is_regression=is_regression)
     return DraftPlan(
         profile=profile,
@@ -260,6 +265,8 @@ def _plan_task(
 ) -> tuple[TaskChoice, SeriesPlan | None]:
     """Returns the task, and the series where a forecast is requested or the label has nothing but its past."""
     request, label = roles.task, profile.existing_column(roles.label)
+    if roles.tags is not None:
+        return TaskChoice("tagging", is_forecast=False, reason=roles.tags.reason), None
     if roles.sets is not None:
         return TaskChoice("multilabel", is_forecast=False, reason=roles.sets.reason), None
     kind = IMAGES if data.kind in ("numpy", "huggingface") and has_images(profile, data) else data.kind
@@ -282,6 +289,8 @@ def _plan_label(
     profile: SourceProfile, scratch: Path, roles: ColumnRoles, split_column: str | None, task: TaskChoice
 ) -> LabelPlan:
     column = profile.existing_column(roles.label)
+    if roles.tags is not None:
+        return plan_tags(roles.tags, column)
     if roles.sets is not None:
         return plan_sets(roles.sets, column)
     label = plan_label(column, scratch, split_column, task.label_task)

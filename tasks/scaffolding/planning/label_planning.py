@@ -11,6 +11,7 @@ from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.tasks.scaffolding.planning.class_order import infer_order
 from bloomery.tasks.scaffolding.planning.label_sets import LabelSets, parse_sets
 from bloomery.tasks.scaffolding.planning.task_inference import is_whole
+from bloomery.tasks.scaffolding.planning.word_tags import WordTags
 from bloomery.tasks.scaffolding.profiling.profiler import ColumnProfile, count_values, standard_deviation
 
 MIN_ROWS_PER_CLASS = 10  # with fewer, the training split might have none
@@ -22,7 +23,7 @@ class LabelPlan(NamedTuple):
 
     A quantity has no classes, but a standard deviation. The classes of `sets` are the labels in them. Those of an
     ordinal task have an `order`, unless they are integers from the lowest to the highest. `others` are the labels
-    that the same network predicts: any of them may be missing.
+    that the same network predicts: any of them may be missing. The classes of `tags` are those of words.
     """
 
     column: ColumnProfile
@@ -32,6 +33,7 @@ class LabelPlan(NamedTuple):
     num_rare_rows: int = 0
     standard_deviation: float | None = None
     sets: LabelSets | None = None
+    tags: WordTags | None = None
     is_ordinal: bool = False
     order: tuple[Any, ...] | None = None
     may_be_missing: bool = False
@@ -52,6 +54,8 @@ class LabelPlan(NamedTuple):
 
     @property
     def task(self) -> Task:
+        if self.tags is not None:
+            return "tagging"
         if self.sets is not None:
             return "multilabel"
         if self.is_ordinal:
@@ -82,7 +86,7 @@ class LabelPlan(NamedTuple):
     def known_classes(self, values: Iterable[Any]) -> set[Any]:
         """Returns the classes among the values of the source; rare ones are quarantined, so they do not count."""
         classes = {value for value, _ in self.classes}
-        if self.sets is not None:
+        if self.sets is not None or self.tags is not None:
             return classes & parse_sets(values)
         return classes & {_as_class(value, self.logical_type) for value in values if value is not None}
 
@@ -125,6 +129,11 @@ def add_labels(
 def plan_sets(sets: LabelSets, column: ColumnProfile) -> LabelPlan:
     """Returns the plan for a column of sets of labels; labels of few rows are left out of the sets."""
     return LabelPlan(column, "array", classes=sets.counts, sets=sets)
+
+
+def plan_tags(tags: WordTags, column: ColumnProfile) -> LabelPlan:
+    """Returns the plan for a column of tags of words. Rows with fewer or more tags than words are quarantined."""
+    return LabelPlan(column, "array", classes=tags.counts, num_rare_rows=tags.num_unequal, tags=tags)
 
 
 def order_classes(label: LabelPlan, requested: Sequence[str] | None) -> LabelPlan:

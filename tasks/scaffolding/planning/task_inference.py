@@ -17,8 +17,8 @@ from bloomery.tasks.scaffolding.planning.input_planning import split_words
 from bloomery.tasks.scaffolding.profiling.profiler import ColumnProfile
 
 # The tasks of labels that a draft may have, and those that a user may request.
-LabelTask = Literal["classification", "regression", "multilabel", "ordinal"]
-DraftTask = Literal["classification", "regression", "forecasting", "multilabel", "ordinal"]
+LabelTask = Literal["classification", "regression", "multilabel", "ordinal", "tagging"]
+DraftTask = Literal["classification", "regression", "forecasting", "multilabel", "ordinal", "tagging"]
 SplitKind = Literal["key", "group", "time", "given"]
 _MAX_CODES = 20  # distinct whole numbers that are classes unless the name says otherwise
 _MAX_CODES_OF_COUNT = 10  # the same where the name says that something is counted
