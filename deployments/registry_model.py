@@ -32,6 +32,7 @@ from bloomery.deployments.endpoint.asgi.media_rows import BASE64, parse_media_ro
 from bloomery.deployments.endpoint.http.errors import HTTPError
 from bloomery.deployments.endpoint.http.limits import read_limits
 from bloomery.deployments.endpoint.inference.model_version import LoadedVersion
+from bloomery.models.inference.tagged_words import drop_unread
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,6 +100,8 @@ class RegistryModel:
         answers = self.version.format_predictions(np.concatenate(outputs))
         if self.version.encoder.class_outputs:
             answers = [flatten_classes(answer) for answer in answers]
+        if self.version.is_tagging:
+            answers = [drop_unread(answer) for answer in answers]
         predictions = pd.DataFrame(answers, index=index)
         if not _is_evaluated():
             return predictions

@@ -76,7 +76,7 @@ def compute_card_metrics(choice: Choice) -> CardMetrics:
     elif dataset.task == "tagging":
         counts = count_types(dataset.classes, truth.truth, predictions)
         names, *numbers = zip(*counts, strict=True)
-        classes = _make_results(names, *map(np.array, numbers))
+        classes = _make_results(names, *(np.array(values) for values in numbers))
     elif dataset.task == "multilabel":
         bins = calibration_bins(*predicted_decisions(truth.truth, predictions))
         classes = _label_results(truth.truth, decide_labels(predictions), dataset.classes)

@@ -100,8 +100,8 @@ def _has_texts(column: ColumnProfile) -> bool:
 
 def _count_tags(scratch: Path, label: ColumnProfile, words: ColumnProfile, *, is_requested: bool) -> WordTags | None:
     """Returns the tags, if nearly all rows have as many as words, and they repeat within rows."""
-    num_words: Counter[int | str] = Counter()
-    num_rows: Counter[int | str] = Counter()
+    num_words: Counter[Any] = Counter()
+    num_rows: Counter[Any] = Counter()
     num_equal = num_repeating = num_all = max_words = 0
     for batch in read_batches(scratch / ROWS_FILE, [label.name, words.name]):
         for tags, sentence in zip(*(map(_read_list, batch.column(at).to_pylist()) for at in (0, 1)), strict=True):

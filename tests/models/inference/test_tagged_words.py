@@ -8,7 +8,13 @@ import pyarrow as pa
 from bloomery.data_contracts.serving.predictions import format_prediction, max_difference
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import fit, partial_statistics
-from bloomery.models.inference.tagged_words import format_tagged_words, tag_tokens, tag_words, tagged_words_table
+from bloomery.models.inference.tagged_words import (
+    drop_unread,
+    format_tagged_words,
+    tag_tokens,
+    tag_words,
+    tagged_words_table,
+)
 
 TAGS = ["B-PER", "I-PER", "O"]
 FEATURES = Features.model_validate(
@@ -41,6 +47,13 @@ def test_words_that_are_cut_off_have_no_tag():
     assert first["probabilities"][3] is None
     assert first["entities"] == [{"text": "ada lovelace", "type": "PER", "start": 0, "end": 2}]
     assert second == {"tags": [], "probabilities": [], "entities": [], "unread_words": 0}
+
+
+def test_the_registry_s_model_has_the_words_that_were_read_alone():
+    first, second = map(drop_unread, format_tagged_words(TAGS, tagged()))
+    assert (first["tags"], first["unread_words"]) == (TAGS, 1)
+    assert len(first["probabilities"]) == 3
+    assert second["tags"] == []
 
 
 def test_the_table_has_the_same_predictions():

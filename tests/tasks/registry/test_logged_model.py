@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 import bloomery
+from bloomery.data_contracts.odcs.contract import Column
 from bloomery.data_contracts.records.records import Release
+from bloomery.models.features.encoder import Encoder
 from bloomery.tasks.evaluation.held_out import read_held_out_rows, read_measured_predictions
 from bloomery.tasks.registry import logged_model, model_registry
 from bloomery.tasks.registry.logged_model import log_model, mark_incomplete
@@ -121,3 +123,16 @@ def test_a_version_predicts_after_its_state_folder_was_moved(
     model = bloomery.load("models:/digits@champion")
     predictions = model.predict([{"image": [0] * 64}])
     assert len(predictions) == 1
+
+
+def test_the_signature_of_tags_states_the_structure_of_entities() -> None:
+    encoder = Encoder.model_construct(classes=("B-PER", "O"), class_outputs=())
+    nothing = {"tags": [], "probabilities": [], "entities": [], "unread_words": 0}  # of a sentence without words
+    column = Column.model_validate({"name": "words", "logicalType": "array", "items": {"logicalType": "string"}})
+    signature = logged_model._signature([column], logged_model._example_prediction(nothing, encoder))
+    assert [str(output).partition(" (")[0] for output in signature.outputs.inputs] == [
+        "'tags': Array(string)",
+        "'probabilities': Array(double)",
+        "'entities': Array({end: long",
+        "'unread_words': long",
+    ]
