@@ -63,6 +63,13 @@ def compare_versions(name: str, champion: str, challenger: str | None, labels: P
         DataMissing: there are no such rows, or no labels for them.
     """
     log, field = _read_predictions(name)
+    if field == "tags" and labels is not None:
+        raise DataMissing(
+            f"{name} predicts tags of words, and tags that arrive later are not read",
+            required="predictions of one label, of sets of labels, or of numbers",
+            where="--labels",
+            remedy="omit it, and compare their scores on the test split: bloomery show",
+        )
     shadows = log.filter(pc.equal(log["role"], SHADOW))
     if challenger is None and shadows.num_rows:
         challenger = pc.take(shadows["version"], [shadows.num_rows - 1])[0].as_py()
@@ -263,7 +270,7 @@ def _read_predictions(name: str) -> tuple[pa.Table, str]:
     flat_tables = []
     for table in tables:
         field = table.schema.field("prediction").type.field(0).name
-        answers = as_plain_labels(pc.struct_field(table["prediction"], 0), is_ordered=field == "classes")
+        answers = as_plain_labels(pc.struct_field(table["prediction"], 0), is_ordered=field in ("classes", "tags"))
         flat_tables.append(table.drop(["prediction"]).append_column("prediction", answers))
     return pa.concat_tables(flat_tables), str(tables[-1].schema.field("prediction").type.field(0).name)
 

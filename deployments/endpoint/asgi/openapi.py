@@ -59,9 +59,10 @@ def openapi_document(version: LoadedVersion, key_policy: KeyPolicy, *, has_card:
         },
         "paths": {
             "/predict": {"post": _predict_operation(version, error_responses)},
+            **({EMBEDDINGS_PATH: {"post": embeddings_operation(version)}} if version.is_embedding else {}),
             **(
-                {EMBEDDINGS_PATH: {"post": embeddings_operation(version)}}
-                if version.is_embedding
+                {}
+                if version.is_embedding or version.is_tagging
                 else {"/explain": {"post": _explain_operation(version, error_responses)}}
             ),
             **(

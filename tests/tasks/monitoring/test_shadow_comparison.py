@@ -20,7 +20,7 @@ def write_log(home: Path, rows: list[tuple[str, str, str, object]]) -> None:
     """Logs predictions, given as (request, role, version, prediction)."""
     folder = home / "predictions" / "people" / "day=2026-01-01"
     folder.mkdir(parents=True, exist_ok=True)
-    name = {float: "value", list: "labels"}.get(type(rows[0][3]), "label")
+    name = {float: "value", list: "labels", tuple: "tags"}.get(type(rows[0][3]), "label")
     zeros = [0] * len(rows)
     table = pa.table(
         {
@@ -91,6 +91,15 @@ def test_sets_are_compared_without_labels_that_neither_version_knows(
     comparison = shadow_comparison.compare_versions("people", "people:a", "people:b", tmp_path / "labels.csv")
     assert (comparison.agreement, comparison.num_labelled) == (0.5, 40)
     assert (comparison.champion_score, comparison.challenger_score) == (0.5, 1.0)
+
+
+def test_tags_are_compared_in_their_order_and_without_labels(home: Path, tmp_path: Path) -> None:
+    write_log(home, [(f"r{n}", "champion", "people:a", ("O", "B-X", "O", None)) for n in range(4)])
+    tags = {0: ("B-X", "O", "O", None), 1: ("O", "B-X", None, None)}
+    write_log(home, [(f"r{n}", "shadow", "people:b", tags.get(n, ("O", "B-X", "O", None))) for n in range(4)])
+    assert shadow_comparison.compare_versions("people", "people:a", "people:b").agreement == 0.5
+    with pytest.raises(DataMissing, match="tags that arrive later are not read"):
+        shadow_comparison.compare_versions("people", "people:a", "people:b", tmp_path / "labels.csv")
 
 
 def test_missing_inputs_of_a_comparison_are_reported(home: Path, tmp_path: Path) -> None:
