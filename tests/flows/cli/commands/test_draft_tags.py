@@ -18,6 +18,7 @@ from bloomery.tasks.scaffolding.source_options.reader_options import UserOptions
 
 pytestmark = pytest.mark.usefixtures("home")
 WORDS = [f"Ada met Bob in Rome at {number}".split() for number in range(120)]
+SIZES = [number % 37 / 4 for number in range(len(WORDS))]
 TAGS: list[list[Any]] = [["B-PER", "O", "B-PER", "O", "B-LOC", "O", "O"] for _ in WORDS]
 
 
@@ -49,9 +50,9 @@ def test_tags_without_entities_are_scored_by_words(tmp_path: Path) -> None:
 
 
 def test_arrays_that_seldom_are_as_long_or_do_not_repeat_are_sets(tmp_path: Path) -> None:
-    recipe, _ = draft(tmp_path, [["a", "b"][: number % 3] for number in range(len(WORDS))], size=range(len(WORDS)))
+    recipe, _ = draft(tmp_path, [["a", "b"][: number % 3] for number in range(len(WORDS))], size=SIZES)
     assert recipe.features.task == "multilabel"
-    recipe, _ = draft(tmp_path, [list("abcdefg")] * 60 + [list("hijklmn")] * 60, size=range(len(WORDS)))
+    recipe, _ = draft(tmp_path, [list("abcdefg")] * 60 + [list("hijklmn")] * 60, size=SIZES)
     assert recipe.features.task == "multilabel"
     recipe, _ = draft(tmp_path, [list("abcdefg")] * 60 + [list("hijklmn")] * 60, "tagging")
     assert recipe.features.task == "tagging"
