@@ -227,11 +227,12 @@ def _add_inferred_options(
 def _add_word_tags(profile: SourceProfile, scratch: Path, names: dict[str, str], roles: ColumnRoles) -> ColumnRoles:
     """Returns the roles with the tags of words, if the label is an array of them or the user says so."""
     from bloomery.tasks.scaffolding.planning.word_tags import find_word_tags
-    from bloomery.tasks.scaffolding.profiling.column_names import find_column
+    from bloomery.tasks.scaffolding.profiling.column_names import find_column, split_names
 
-    if roles.task.task not in (None, "tagging") or len(roles.labels) > 1 or roles.separator is not None:
+    labels = split_names(roles.labels, names) or (roles.label,)
+    if roles.task.task not in (None, "tagging") or len(labels) > 1 or roles.separator is not None:
         return roles
-    label = find_column(roles.label, names, "--label")
+    label = find_column(labels[0], names, "--label")
     tags = find_word_tags(profile, scratch, label, is_requested=roles.task.task == "tagging")
     if tags is None:
         return roles
