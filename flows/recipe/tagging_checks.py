@@ -70,7 +70,8 @@ def _check_network(place: str, model: Model) -> Iterator[str]:
         yield f"{place}.wide: it adds up the tokens of a sentence, and each word has its own tag; leave it out"
     if isinstance(model, Rnn) and model.highway:
         yield f"{place}.highway: it maps the last steps of a series, and each word has its own tag; leave it out"
-    if "pooling" in model.model_fields_set:
+    # That of a resolved checkpoint is its own, and not the recipe's.
+    if "pooling" in model.model_fields_set and getattr(model, "resolved", None) is None:
         yield f"{place}.pooling: each word has its own output, so that nothing is pooled; leave it out"
 
 

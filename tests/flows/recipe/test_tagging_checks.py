@@ -82,6 +82,13 @@ def test_networks_with_an_output_for_each_word_are_accepted(model):
     assert problems(array("tags", "integer"), model=model) == []
 
 
+def test_the_pooling_of_a_resolved_checkpoint_is_not_that_of_the_recipe():
+    checkpoint = {"reference": "tiny", "folder": "/tiny", "files": {"model.safetensors": "0" * 64}}
+    resolved = {"kind": "pretrained", "checkpoint": "tiny", "pooling": "mean", "resolved": checkpoint}
+    assert not any("pooling" in problem for problem in problems(model=resolved))
+    assert any("pooling" in problem for problem in problems(model={**resolved, "resolved": None}))
+
+
 @pytest.mark.parametrize(
     "rule",
     [
