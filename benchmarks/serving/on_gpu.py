@@ -4,10 +4,10 @@
     python benchmarks/serving/on_gpu.py --prepared FOLDER [--devices cpu cuda tensorrt] [--rounds 100]
 
 The first command runs the recipe as far as `compress` (finished stages are found again), and copies the file of each
-candidate and the encoded test rows to FOLDER, which can be copied to a machine with a GPU. The second needs
-onnxruntime-gpu, numpy and pydantic there, and no other engine. It opens each file on each device as the endpoint does;
-devices that this machine lacks are named. Times include the copies to the GPU and back. On each device all files are
-timed in turns, and ratios are to fp32 on the same device.
+candidate, the baseline with arithmetic in float16, and the encoded test rows to FOLDER, which can be copied to a
+machine with a GPU. The second needs onnxruntime-gpu, numpy and pydantic there, and no other engine. It opens each file
+on each device as the endpoint does; devices that this machine lacks are named. Times include the copies to the GPU and
+back. On each device all files are timed in turns, and ratios are to fp32 on the same device.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ def prepare(name: str, folder: Path) -> None:
     """Writes the candidates of the recipe, and its test rows, to `folder`."""
     from bloomery.flows.recipe.recipe import read_recipe
     from bloomery.flows.stages import PLAIN_STAGES
+    from bloomery.models.compression.quantization.half_precision import convert_to_half
     from bloomery.models.training.data.batches import read_examples
     from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
     from bloomery.tasks.infrastructure.settings import require_state_folder, settings
@@ -56,6 +57,10 @@ def prepare(name: str, folder: Path) -> None:
         source = settings().path(candidate.uri)
         shutil.copyfile(source, folder / source.name)
         record["files"][candidate.name] = {"file": source.name, "is_row_by_row": candidate.is_row_by_row}
+    # Built here, since a recipe has such a candidate only where a GPU serves.
+    baseline = record["files"][candidates.baseline]
+    convert_to_half(folder / baseline["file"], folder / "fp16-compute.onnx")
+    record["files"]["fp16-compute"] = {**baseline, "file": "fp16-compute.onnx"}
     (folder / _RECORD).write_text(json.dumps(record), encoding="utf-8")
 
 

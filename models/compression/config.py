@@ -30,7 +30,7 @@ SparsityCriterion = Literal["lamp", "global_magnitude", "layer_magnitude"]
 # Fields that change the exported file only, and not the network in PyTorch.
 _FILE_FIELDS = (
     *("quantize", "calibration_method", "reduce_range", "amx", "float_layers", "weight_only", "storage"),
-    *("dimensions", "vectors"),
+    *("compute", "dimensions", "vectors"),
 )
 NOT_COMPRESSIBLE = ("boosted_trees", "tabular_ensemble")  # files with trees: they only lose some of their trees
 PRUNABLE = ("cnn", "lenet", "resnet", "mlp", "ft_transformer", "rnn", "transformer", "gpt", "pretrained", "fused")
@@ -230,6 +230,10 @@ class CandidateSpec(Document):
     weight_only: Annotated[
         WeightType | None, Field(description="type in which weights are stored; arithmetic stays in float")
     ] = None
+    compute: Annotated[
+        Literal["fp16"] | None,
+        Field(exclude_if=is_unset, description="type of the arithmetic; built where `serve` computes on a GPU only"),
+    ] = None
     dimensions: Annotated[
         Count | None,
         Field(exclude_if=is_unset, description="embedding: so many first values of a vector are its result"),
@@ -247,6 +251,8 @@ class CandidateSpec(Document):
     def _is_possible(self) -> Self:
         if self.quantize is not None and self.weight_only is not None:
             raise ValueError("`quantize` stores weights in 8 bits already: leave out `weight_only`")
+        if self.compute is not None and not (self.quantize is None and self.weight_only is None):
+            raise ValueError("`compute` stores weights in its own type: leave out `quantize` and `weight_only`")
         if self.trim_vocabulary is not None and self.new_network is not None:
             raise ValueError("`trim_vocabulary` needs the trained network: a student with a `model` replaces it")
         fields = type(self).model_fields
@@ -278,13 +284,13 @@ class CandidateSpec(Document):
     @property
     def is_baseline(self) -> bool:
         """Whether this is the network as trained, in float and uncompressed."""
-        steps = (self.quantize, self.weight_only, self.storage, self.dimensions, self.vectors)
+        steps = (self.quantize, self.weight_only, self.compute, self.storage, self.dimensions, self.vectors)
         return not self.changes_network and all(step is None for step in steps)
 
     @property
     def is_float(self) -> bool:
         """Whether its weights are those of the PyTorch network, without quantization."""
-        return (self.quantize, self.weight_only) == (None, None)
+        return (self.quantize, self.weight_only, self.compute) == (None, None, None)
 
     @property
     def new_network(self) -> Model | None:

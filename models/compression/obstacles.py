@@ -28,7 +28,7 @@ def find_compression_obstacle(kind: str, spec: CandidateSpec) -> str | None:
             return f"a student takes `layers` of a pretrained network, but this one is a {kind}: set its `model`"
     if kind not in NOT_COMPRESSIBLE or spec.student is not None:
         return None
-    steps = ("factorize", "sparsify", "num_clusters", "quantize", "weight_only")
+    steps = ("factorize", "sparsify", "num_clusters", "quantize", "weight_only", "compute")
     step = next((name for name in steps if getattr(spec, name) is not None), None)
     return None if step is None else f"{kind} consists of trees, which have no weights for `{step}`"
 

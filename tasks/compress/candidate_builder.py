@@ -91,6 +91,7 @@ def build_candidate(
     builder: CandidateBuilder, spec: CandidateSpec, on_epoch: Callable[[EpochResult], None] = lambda epoch: None
 ) -> BuiltCandidate:
     """Builds the candidate's ONNX file: compressed first, then exported, quantized and packed."""
+    from bloomery.models.compression.quantization.half_precision import convert_to_half
     from bloomery.models.compression.quantization.weight_only import quantize_weights
     from bloomery.models.compression.vector_output import append_vector_output
     from bloomery.models.onnx_storage.encoder import encode
@@ -113,6 +114,8 @@ def build_candidate(
         built = built._replace(calibration=_quantize(builder, spec, parent._replace(path=source), path))
     elif spec.weight_only is not None:
         quantize_weights(source, path, spec.weight_only)
+    elif spec.compute is not None:
+        convert_to_half(source, path)
     else:
         shutil.copyfile(source, path)
     if builder.trained.dataset.task == "embedding":

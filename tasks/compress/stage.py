@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, TypeGuard
 
 from bloomery.data_contracts.documents.digests import digest_of_document
 from bloomery.data_contracts.records.records import Candidates, EncodedSplit, Latency, TrainedNetwork
+from bloomery.data_contracts.records.serving_device import GpuDevice
 from bloomery.models.compression.config import CandidateSpec, Compression, QuantizationMode
 from bloomery.models.compression.default_candidates import STATIC_KINDS, default_candidates
 from bloomery.models.compression.obstacles import find_compression_obstacle
@@ -50,7 +51,9 @@ def compress(out: Output, trained: TrainedNetwork, compression: Compression) -> 
     set_deterministic(seed=SEED, num_threads=1)
     splits = _read_splits(trained)
     defaults = _default_specs(trained)
-    specs = _applicable_specs(trained, compression.candidates or defaults)
+    if compression.serving_device is not None:
+        defaults = (*defaults, CandidateSpec(name="fp16", compute="fp16"))
+    specs = _applicable_specs(trained, compression.candidates or defaults, compression.serving_device)
     if is_private:
         specs = tuple(spec for spec in specs if not spec.changes_network)  # compression learns from training rows
     builder = CandidateBuilder(out, trained, splits, compression)
@@ -135,12 +138,19 @@ def _has_checkpoint(config: Model) -> TypeGuard[Pretrained | Fused]:
     return isinstance(config, Pretrained)
 
 
-def _applicable_specs(trained: TrainedNetwork, specs: tuple[CandidateSpec, ...]) -> tuple[CandidateSpec, ...]:
-    """The candidates that this kind of network can become: `model: auto` may have chosen trees."""
+def _applicable_specs(
+    trained: TrainedNetwork, specs: tuple[CandidateSpec, ...], device: GpuDevice | None = None
+) -> tuple[CandidateSpec, ...]:
+    """The candidates that this kind of network can become, which `model: auto` may have chosen, served by `device`."""
     from bloomery.models.networks.blueprint import read_blueprint
 
     kind = read_blueprint(settings().path(trained.network_uri)).config.kind
     obstacles = {spec.name: find_compression_obstacle(kind, spec) for spec in specs}
+    for spec in specs:
+        if spec.compute is not None and device is None:
+            obstacles[spec.name] = (
+                f"a processor computes {spec.compute} slower than float32: set `serve: {{device: cuda}}`"
+            )
     reasons = {name: obstacle for name, obstacle in obstacles.items() if obstacle is not None}
     if reasons:
         emit(Progress("compress", 0, len(specs), f"without {', '.join(reasons)}: {next(iter(reasons.values()))}"))
