@@ -286,7 +286,7 @@ def test_dates_may_be_times_at_midnight_or_text(contract_of: Callable[..., Any])
     names = ["day", "time", "written"]
     version: Any = SimpleNamespace(
         contract=contract,
-        encoder=SimpleNamespace(columns=names),
+        encoder=SimpleNamespace(columns=names, layout=SimpleNamespace(num_values=3)),
         arrow_check=ArrowRowParser(contract, names),
         row_check=JsonRowParser(contract, names),
         media=(),
@@ -316,7 +316,9 @@ def test_dates_may_be_times_at_midnight_or_text(contract_of: Callable[..., Any])
 def test_an_evaluator_gets_boolean_labels_as_the_source_has_them(contract_of: Callable[..., Any]) -> None:
     version: Any = SimpleNamespace(
         contract=contract_of({"name": "paid", "logicalType": "boolean"}),
-        encoder=SimpleNamespace(columns=[], features=SimpleNamespace(label="paid")),
+        encoder=SimpleNamespace(
+            columns=[], layout=SimpleNamespace(num_values=1), features=SimpleNamespace(label="paid")
+        ),
     )
     predictions = pd.DataFrame({"label": ["true", "false"], "probabilities": [{}, {}]})
     assert registry_model.RegistryModel(version)._label_or_value(predictions).tolist() == [True, False]

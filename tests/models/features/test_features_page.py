@@ -13,7 +13,9 @@ from bloomery.models.features.config import Features
 from bloomery.models.features.input_config import FlatInput, ShapedInput
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "features.md").read_text(encoding="utf-8")
-SNIPPETS = dict(zip(re.findall(r"^## (\w+)$", PAGE, re.M), re.findall(r"```yaml\n(.*?)```", PAGE, re.S), strict=True))
+# Of each section about a kind of input, which has one word as its title.
+SECTIONS = re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S)
+SNIPPETS = {kind: "".join(re.findall(r"```yaml\n(.*?)```", section, re.S)) for kind, section in SECTIONS}
 
 
 def test_every_kind_of_input_has_a_section():
