@@ -126,8 +126,9 @@ class Join(nn.Module):
         """Whether the outputs of a part are zero and frozen, as in a stage in which other parts learn."""
         if self.heads is None:
             return False
-        weight = self.heads.get_parameter(f"{number}.weight")
-        return not weight.requires_grad and not bool(weight.any())
+        # Compression may wrap the linear map, replace it by two, or compute its weight: then it learns.
+        weight = dict(self.heads[number].named_parameters(recurse=False)).get("weight")
+        return weight is not None and not weight.requires_grad and not bool(weight.any())
 
     def _combine(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
         if self.block is not None and self.positions_PW is not None:

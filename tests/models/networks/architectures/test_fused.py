@@ -12,6 +12,8 @@ from pydantic import ValidationError
 
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.tensor_layout import Layout, Part, mixed_layout
+from bloomery.models.compression.quantization.quantization_aware import add_fake_quantization
+from bloomery.models.compression.weight_clustering import straight_through_clusters
 from bloomery.models.export.onnx_exporter import TOLERANCE, export_onnx
 from bloomery.models.inference.runtime import create_session, run_session
 from bloomery.models.networks.architectures.fused import FusedNetwork, with_branches
@@ -67,6 +69,21 @@ def test_a_part_that_has_learnt_nothing_changes_no_output_of_a_sum():
     with torch.no_grad():
         assert torch.equal(network(x), network(other_texts))
         assert network(x).std() > 0.1
+
+
+def test_a_sum_computes_while_compression_has_replaced_its_linear_maps():
+    network, x = build(join="sum").eval(), rows(4)
+    for head in network.join.heads:
+        torch.nn.init.normal_(head.weight)
+    with torch.no_grad():
+        expected = network(x)
+        with straight_through_clusters(network, 256):
+            torch.testing.assert_close(network(x), expected, atol=0.05, rtol=0)
+        rounded = add_fake_quantization(network).train()
+        assert rounded(x).shape == (4, 2)
+        for number, head in enumerate(network.join.heads):
+            network.join.heads[number] = torch.nn.Sequential(torch.nn.Identity(), head)
+        assert torch.equal(network(x), expected)
 
 
 def test_rows_without_a_part_are_predicted_from_the_others():
