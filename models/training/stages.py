@@ -157,10 +157,10 @@ def _evaluate_start(
 
 
 def _restore_better_start(network: nn.Module, start: _Start, results: list[EpochResult], setup: StageSetup) -> None:
-    """Sets the weights to those at the beginning of the stage, if they are better than all epochs."""
+    """Sets the weights to those at the beginning of the stage, if no epoch is better."""
     measure, labels = setup.data.measure, setup.data.val.labels(read_all=False)
     is_error = measure.score.is_error if measure else is_regression(labels)
-    if best_epoch([start.result, *results], setup.loop, is_error=is_error) is start.result:
+    if best_epoch([*results, start.result], setup.loop, is_error=is_error) is start.result:  # also if equally good
         network.load_state_dict(start.weights)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -14,13 +15,19 @@ from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import Cnn, Gpt, Transformer
-from bloomery.models.training.config import Checkpoints, Training
+from bloomery.models.training.config import Checkpoints, Loop, Training
 from bloomery.models.training.data.batches import Examples, TrainingData, join_rows
 from bloomery.models.training.determinism import set_deterministic
-from bloomery.models.training.loop import Placement, StepProgress, TrainingHooks, TrainingState
+from bloomery.models.training.loop import EpochResult, Placement, StepProgress, TrainingHooks, TrainingState
 from bloomery.models.training.pretraining import build_objective, repeatable_random
 from bloomery.models.training.stage_setup import require_valid_layers, stage_setup
-from bloomery.models.training.stages import plan_epochs, train_in_stages
+from bloomery.models.training.stages import (
+    StageSetup,
+    _restore_better_start,
+    _Start,
+    plan_epochs,
+    train_in_stages,
+)
 
 IMAGES = Layout(kind="image", shape=(1, 8, 8))
 TOKENS = Layout(kind="tokens", shape=(6,), num_tokens=12)
@@ -152,6 +159,18 @@ def test_a_stage_without_a_better_epoch_changes_no_weight():
     assert all(torch.equal(tensor, before.state_dict()[name]) for name, tensor in after.state_dict().items())
     last, _, _ = run(CNN, Training(batch_size=16, best_by="last", stages=stages[1]))
     assert not torch.equal(last.hidden.weight, before.hidden.weight)
+
+
+def test_an_epoch_as_good_as_the_start_of_a_stage_is_no_better():
+    rows = images(8, 1)
+    network = torch.nn.Linear(1, 1)
+    started = {name: torch.zeros_like(weight) for name, weight in network.state_dict().items()}
+    setup = StageSetup(network, Loop(epochs=1, best_by="score"), TrainingData(rows, rows))
+    start = _Start(started, EpochResult(0, math.nan, 0.6, 0.75, 0.0))
+    _restore_better_start(network, start, [EpochResult(1, 0.1, 0.5, 0.875, 0.1)], setup)
+    assert not torch.equal(network.weight, started["weight"])
+    _restore_better_start(network, start, [EpochResult(1, 0.1, 0.5, 0.75, 0.1)], setup)
+    assert torch.equal(network.weight, started["weight"])
 
 
 def test_masked_tokens_are_learnt_and_leave_no_trace_in_the_network():
