@@ -34,6 +34,7 @@ from bloomery.models.compression.vocabulary import find_essential_tokens, select
 from bloomery.models.compression.weight_clustering import cluster_weights, shared_weights
 from bloomery.models.networks.architectures.fused import FusedNetwork
 from bloomery.models.networks.architectures.pretrained import PretrainedNetwork
+from bloomery.models.networks.architectures.token_bag import learn_importances
 from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import Model
 from bloomery.models.training.config import Loop
@@ -97,6 +98,7 @@ def compress_network(
         else:
             blueprint = blueprint.model_copy(update={"config": spec.student.model})
             network = build_network(blueprint)
+            learn_importances(network, fine_tuning.train.x)
         _train(network, fine_tuning, spec.student.training or loop)
     if spec.prune is not None:
         pruning_loop = spec.prune.training or loop

@@ -182,11 +182,10 @@ def _with_statistics(blueprint: Blueprint, train: ExampleSource) -> Blueprint:
 def _learn_importances(network: nn.Module, train: ExampleSource) -> None:
     """Sets what token bags need to know of the training rows: how rare each token is."""
     from bloomery.models.networks.architectures.token_bag import TokenBagNetwork, learn_importances
-    from bloomery.models.training.data.batches import even_sample
 
     if any(isinstance(module, TokenBagNetwork) for module in network.modules()):
         x, _ = next(train.iterate())
-        learn_importances(network, even_sample(x, _NUM_QUANTILE_ROWS))
+        learn_importances(network, x)
 
 
 def _transfer(

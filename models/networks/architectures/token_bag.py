@@ -20,6 +20,7 @@ from bloomery.models.networks.token_bag_config import TokenBag
 _MULTIPLIER = 92_821  # a prime, so that pairs spread evenly over their vectors
 _MIN_ROWS = 2  # with a term: one in a single row could only recall that row
 _EPSILON = 1e-6
+_NUM_COUNTED_ROWS = 100_000  # training rows in which terms are counted
 
 
 class TokenVectors(nn.Identity):
@@ -104,7 +105,11 @@ class TokenBagNetwork(nn.Module):
 
 
 def learn_importances(network: nn.Module, x: torch.Tensor) -> None:
-    """Sets the importances of all terms of a network, or of the branches of a fused one, from training rows `x`."""
+    """Sets the importances of all terms of a network, or of the branches of a fused one, from training rows `x`.
+
+    Other networks stay. Of many rows, an even sample is counted.
+    """
+    x = x[:: max(len(x) // _NUM_COUNTED_ROWS, 1)]
     if isinstance(network, TokenBagNetwork):
         network.learn_importances(x)
     if isinstance(network, FusedNetwork):

@@ -13,8 +13,10 @@ from bloomery.models.compression.compressor import FineTuning, compress_network
 from bloomery.models.compression.config import CandidateSpec, Compression
 from bloomery.models.export.onnx_exporter import export_onnx
 from bloomery.models.inference.runtime import create_session, run_session
+from bloomery.models.networks.architectures.token_bag import learn_importances
 from bloomery.models.networks.blueprint import Blueprint, build_network
-from bloomery.models.networks.config import Fused
+from bloomery.models.networks.config import Fused, Rnn
+from bloomery.models.networks.token_bag_config import TokenBag
 from bloomery.models.training.config import Loop
 from bloomery.models.training.data.batches import Examples, TrainingData
 from bloomery.models.training.loop import train
@@ -80,3 +82,18 @@ def test_each_step_gives_a_file_that_predicts(tuning, step, tmp_path: Path):
     network = compress_network(fine_tuning.teacher, blueprint, spec, fine_tuning)
     export_onnx(network, fine_tuning.train.x, tmp_path / "smaller.onnx")
     assert accuracy(tmp_path / "smaller.onnx", fine_tuning.train) > 0.8
+
+
+def test_a_student_knows_how_rare_the_tokens_of_its_training_rows_are():
+    random = torch.Generator().manual_seed(0)
+    x = torch.randint(1, 9, (32, 6), generator=random).float()
+    rows = Examples(x, x[:, 0].long() % 2, np.arange(32))
+    layout = Layout(kind="tokens", shape=(6,), num_tokens=9)
+    student = TokenBag(kind="token_bag", width=4, pairs=8)
+    expected = build_network(Blueprint(config=student, layout=layout, num_outputs=2))
+    learn_importances(expected, x)
+    teacher = Blueprint(config=Rnn(kind="rnn", hidden=4), layout=layout, num_outputs=2)
+    network, loop = build_network(teacher), Loop(epochs=1, batch_size=16)
+    spec = CandidateSpec.model_validate({"name": "small", "student": {"model": student.model_dump()}})
+    small = compress_network(network, teacher, spec, FineTuning(rows, rows, network, Compression(fine_tune=loop)))
+    assert torch.equal(small.importances_V, expected.importances_V)
