@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from bloomery.data_contracts.errors import RecipeInvalid
+from bloomery.models.networks.architectures.token_bag import TokenBagNetwork
 from bloomery.models.training.layer_freezing import layer_groups
 from bloomery.models.training.transfer_config import StartFrom
 
@@ -175,6 +176,11 @@ class _Adapter:
         self._embeddings = {
             f"{name}.weight" for name, module in network.named_modules() if isinstance(module, nn.Embedding)
         }
+        self._importances = {
+            f"{name}.importances_V".removeprefix(".")
+            for name, module in network.named_modules()
+            if isinstance(module, TokenBagNetwork)
+        }
         for adaptation, own, source in (
             ("vocabulary", names.tokens, source_names.tokens),
             ("outputs", names.classes, source_names.classes),
@@ -190,6 +196,8 @@ class _Adapter:
             return self._copy_rows(name, own, weight, "tokens")
         if "outputs" in adapt and name in self._heads and self._has_rows(own, weight, "classes"):
             return self._copy_rows(name, own, weight, "classes")
+        if "vocabulary" in adapt and name in self._importances:
+            return None  # those of this network's training rows stay: the source's belong to other tokens and pairs
         if own.shape == weight.shape:
             return weight
         is_other_channels = own.dim() == 4 == weight.dim() and own.shape[::2] == weight.shape[::2]
@@ -225,7 +233,7 @@ def _equal_rows(names: Sequence[str], source_names: Sequence[str]) -> list[_Row]
 def _unknown_names(adaptation: str, start: StartFrom, *, is_source: bool) -> RecipeInvalid:
     noun, task, file = "classes", "a model with classes", "config.json with `id2label`"
     if adaptation == "vocabulary":
-        noun, task, file = "vocabulary", "a model of texts", "tokenizer.json"
+        noun, task, file = "vocabulary, or several", "a model of texts with one vocabulary", "tokenizer.json"
     if not is_source:
         return RecipeInvalid(
             f"`adapt: [{adaptation}]`, but this network has no {noun}",

@@ -50,12 +50,15 @@ def read_names(source: WeightSource | None) -> Names:
 
 
 def names_of_encoder(encoder: Encoder | None) -> Names:
-    """The tokens of the encoder's text, if it has one, and its classes or the thresholds between them."""
+    """The tokens of the encoder's text, if it has one, and its classes or the thresholds between them.
+
+    Texts with tokens of their own each have no single vocabulary.
+    """
     from bloomery.models.training.transfer_learning import UNKNOWN, Names, name_thresholds
 
     if encoder is None:
         return UNKNOWN
-    tokenizers = [str(fitted.tokenizer) for fitted in encoder.fitted if hasattr(fitted, "tokenizer")]
+    tokenizers = {str(fitted.tokenizer) for fitted in encoder.fitted if hasattr(fitted, "tokenizer")}
     classes = tuple(map(str, encoder.classes))
     if encoder.features.task == "ordinal":
         classes = name_thresholds(classes)
@@ -63,7 +66,7 @@ def names_of_encoder(encoder: Encoder | None) -> Names:
         width = max_classes(encoder.class_outputs)
         names = [[f"{output.name}: {name}" for name in output.classes] for output in encoder.class_outputs]
         classes = tuple(name for of_label in names for name in (*of_label, *[""] * (width - len(of_label))))
-    return Names(_tokens(tokenizers[0]) if tokenizers else (), classes)
+    return Names(_tokens(tokenizers.pop()) if len(tokenizers) == 1 else (), classes)
 
 
 def _tokens(tokenizer: str) -> tuple[str, ...]:

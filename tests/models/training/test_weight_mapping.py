@@ -10,6 +10,7 @@ from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import Cnn, Transformer
+from bloomery.models.networks.token_bag_config import TokenBag
 from bloomery.models.training.transfer_config import StartFrom
 from bloomery.models.training.transfer_learning import Names, TransferResult, name_thresholds, transfer_weights
 
@@ -92,13 +93,32 @@ def test_rows_of_equal_tokens_and_classes_are_copied():
     assert "steps.embedding.weight" in result.loaded
 
 
+def test_the_importances_of_other_tokens_are_not_taken_over():
+    config, layout = TokenBag(kind="token_bag", width=4, pairs=8), Layout(kind="tokens", shape=(3,), num_tokens=4)
+    source, target = (build_network(Blueprint(config=config, layout=layout, num_outputs=2)) for _ in range(2))
+    source.learn_importances(torch.tensor([[1.0, 2, 0], [1, 2, 0]]))
+    target.learn_importances(torch.tensor([[3.0, 2, 1], [3, 2, 1], [3, 0, 0]]))
+    own = target.importances_V.clone()
+    names, source_names = Names(tokens=("[PAD]", "sun", "moon", "rain")), Names(tokens=("[PAD]", "rain", "sun", "moon"))
+    result = transfer_weights(
+        target, source.state_dict(), StartFrom(network="source", adapt="vocabulary"), names, source_names
+    )
+    assert torch.equal(target.importances_V, own)
+    assert "importances_V" in result.initialised
+    assert torch.equal(target.embedding.weight[1], source.embedding.weight[2])
+    assert "importances_V" in load(target, source.state_dict()).loaded  # of the same tokens
+
+
 def test_an_unknown_vocabulary_is_refused():
     start = StartFrom(network="source", adapt="vocabulary")
     with pytest.raises(RecipeInvalid, match="the source source has no known vocabulary"):
         transfer_weights(transformer(4), transformer(5).state_dict(), start, Names(tokens=("a",)))
     with pytest.raises(RecipeInvalid, match="this network has no vocabulary") as failure:
         transfer_weights(cnn(), cnn().state_dict(), start, source_names=Names(tokens=("a",)))
-    assert (failure.value.required, failure.value.remedy) == ("a model of texts", "leave vocabulary out")
+    assert (failure.value.required, failure.value.remedy) == (
+        "a model of texts with one vocabulary",
+        "leave vocabulary out",
+    )
 
 
 def test_outputs_without_classes_are_not_adapted():

@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from bloomery.data_contracts.errors import DataMissing, RecipeInvalid
 from bloomery.data_contracts.records.output_units import ClassOutput
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import Encoder
+from bloomery.models.features.kinds.text import FittedText
 from bloomery.models.training.transfer_config import StartFrom
 from bloomery.models.training.transfer_learning import Names
 from bloomery.tasks.infrastructure.settings import settings
@@ -90,6 +93,19 @@ def test_rows_of_a_head_are_named_by_classes_thresholds_or_label_and_class():
     encoder = make_encoder("classification", ["colour", "size"], class_outputs=outputs)
     expected = ("colour: red", "colour: blue", "", "size: 1", "size: 2", "size: 3")
     assert names_of_encoder(encoder).classes == expected
+
+
+def test_texts_with_tokens_of_their_own_have_no_single_vocabulary():
+    def fitted_text(*words: str) -> FittedText:
+        tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token=words[0]))
+        return FittedText(kind="text", tokenizer=tokenizer.to_str(), num_tokens=len(words))
+
+    inputs = [{"kind": "number", "columns": ["x"]}]
+    features = Features.model_validate({"key": "id", "label": "y", "task": "regression", "inputs": inputs})
+    title, body = fitted_text("[UNK]", "sun"), fitted_text("[UNK]", "rain")
+    for fitted, tokens in (((title,), ("[UNK]", "sun")), ((title, title), ("[UNK]", "sun")), ((title, body), ())):
+        encoder = Encoder.model_construct(features=features, fitted=fitted, classes=(), class_outputs=())
+        assert names_of_encoder(encoder).tokens == tokens
 
 
 def test_nothing_states_the_names_of_an_unknown_source():
