@@ -40,8 +40,9 @@ def decode_files(rows: RowStream, data: DataSource, malformed: MalformedWriter) 
     for column in columns:
         item = pa.uint8() if isinstance(column.decoding, ImageDecoding) else pa.float32()
         schema = schema.set(schema.get_field_index(column.column), pa.field(column.column, pa.list_(item)))
-    decoder = _Decoder(columns, data.description, malformed)
-    return RowStream(schema, decoder.decode(rows, schema), min(rows.row_group_size, _row_group_size(columns)))
+    row_group_size = _row_group_size(columns)
+    decoder = _Decoder(columns, data.description, malformed, min(_MAX_ROWS, row_group_size))
+    return RowStream(schema, decoder.decode(rows, schema), min(rows.row_group_size, row_group_size))
 
 
 def _row_group_size(columns: Sequence[ColumnFiles]) -> int:
@@ -56,14 +57,17 @@ def _row_group_size(columns: Sequence[ColumnFiles]) -> int:
 
 
 class _Decoder:
-    def __init__(self, columns: Sequence[ColumnFiles], source: str, malformed: MalformedWriter) -> None:
-        self._columns, self._source, self._malformed = columns, source, malformed
+    def __init__(self, columns: Sequence[ColumnFiles], source: str, malformed: MalformedWriter, max_rows: int) -> None:
+        self._columns, self._source, self._malformed, self._max_rows = columns, source, malformed, max_rows
         self._shapes: dict[str, tuple[str, tuple[int, ...]]] = {}  # the first image of a column and its shape
         self._num_rows = self._num_kept = 0
         self._first_reason = ""
 
     def decode(self, rows: RowStream, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-        """Yields the rows whose files can be decoded. The first batch is one row, since its files may be large."""
+        """Yields the rows whose files can be decoded. The first batch is one row, since its files may be large.
+
+        Rows without a file are small, and may be followed by others, so the size of images limits a batch, too.
+        """
         length = 1
         for batch in rows.batches:
             start = 0
@@ -71,9 +75,9 @@ class _Decoder:
                 part = self._decode_batch(batch.slice(start, length), schema)
                 start += length
                 if not part.num_rows:
-                    length = min(2 * length, _MAX_UNREADABLE_ROWS)
+                    length = min(2 * length, _MAX_UNREADABLE_ROWS, self._max_rows)
                     continue
-                length = max(1, min(_MAX_ROWS, 2 * length, _BATCH_BYTES * part.num_rows // max(1, part.nbytes)))
+                length = max(1, min(self._max_rows, 2 * length, _BATCH_BYTES * part.num_rows // max(1, part.nbytes)))
                 yield part
         if self._num_rows and not self._num_kept:
             raise DataMissing(

@@ -269,6 +269,11 @@ def test_large_files_are_decoded_few_at_a_time(ingest_rows, tmp_path: Path, monk
     source = write_table(tmp_path, *["none.png"] * 30, "a.png")
     assert len(ingest_rows(source=source, media={"photo": COLOUR}).rows) == 1
     assert sizes == [0, 0, 0, 0, 1]  # of 1, 2, 4, 8 and 16 rows
+    sizes.clear()
+    monkeypatch.setattr(decoding, "_BATCH_BYTES", 3_600)
+    source = write_table(tmp_path, *[None] * 20, *["a.png"] * 20)
+    assert len(ingest_rows(source=source, media={"photo": {**COLOUR, "size": [30, 20]}}).rows) == 40
+    assert max(sizes) == 2
 
 
 def test_a_server_that_does_not_answer_is_an_error(
