@@ -21,6 +21,7 @@ from bloomery.models.compression.obstacles import (
     find_pruning_obstacle,
     find_vocabulary_obstacle,
 )
+from bloomery.models.networks.body_families import CONVOLUTIONAL_FAMILIES
 from bloomery.models.networks.config import Fused
 from bloomery.models.networks.pretrained_config import Pretrained
 from bloomery.models.training.config import Loop
@@ -32,8 +33,6 @@ _STUDENT_LAYERS = 3
 _RECOVERY = Loop(epochs=2, batch_size=64, learning_rate=2e-4, best_by="score")
 _FIRST_TRAINING = Loop(epochs=1, batch_size=64, learning_rate=5e-4, best_by="score")
 _STUDENT_TRAINING = Loop(epochs=4, batch_size=64, learning_rate=8e-4, best_by="score")
-# Families of pretrained networks whose weights are in convolutions, which have no dynamic 8-bit kernel that is fast.
-_STATIC_FAMILIES = ("resnet", "regnet", "mobilenet_v1", "mobilenet_v2", "efficientnet")
 STATIC_KINDS = ("cnn", "lenet", "resnet", "mlp")  # of networks that are quantized with static ranges
 _TREE_RATIOS = (0.25, 0.5, 0.75, 0.9)  # of trees that the default candidates lose
 
@@ -79,7 +78,8 @@ def _pretrained_candidates(model: Pretrained | Fused) -> tuple[CandidateSpec, ..
 
     Candidates that a network of this family does not support are left out.
     """
-    is_convolutional = isinstance(model, Pretrained) and (model.config or {}).get("model_type") in _STATIC_FAMILIES
+    model_type = (model.config or {}).get("model_type") if isinstance(model, Pretrained) else None
+    is_convolutional = model_type in CONVOLUTIONAL_FAMILIES
     mode: QuantizationMode = "static" if is_convolutional else "dynamic"
     candidates = [CandidateSpec(name="fp32"), CandidateSpec(name="int8", quantize=mode)]
     trimmed: dict[str, Any] = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bloomery.models.compression.config import NOT_COMPRESSIBLE, PRUNABLE, CandidateSpec, Distillation, Pruning
-from bloomery.models.networks.body_families import FAMILIES, STAGED_FAMILIES
+from bloomery.models.networks.body_families import CONVOLUTIONAL_FAMILIES, FAMILIES, STAGED_FAMILIES
 from bloomery.models.networks.config import Cnn, Fused, Gpt, LeNet, Mlp, Model, ResNet, Transformer
 from bloomery.models.networks.pretrained_config import Pretrained
 
@@ -124,7 +124,9 @@ def find_vocabulary_obstacle(model: Model) -> str | None:
         return _find_pretrained_branches(model) or _find_branch_obstacle(model, find_vocabulary_obstacle)
     if not isinstance(model, Pretrained):
         return f"a {model.kind} is not a pretrained network"
-    if model.config is not None and "vocab_size" not in model.config:
+    family = FAMILIES.get(str(_model_type(model)))
+    has_tokens = model.config is None or "vocab_size" in model.config
+    if not has_tokens or (family is not None and not family.reads_tokens):
         return "the network has no vocabulary: leave `trim_vocabulary` out"
     return _find_unknown_family(model)
 
@@ -136,9 +138,12 @@ def _find_pretrained_branches(model: Fused) -> str | None:
 
 def find_factorization_obstacle(model: Model) -> str | None:
     """The reason why no matrix of a network of config `model` can have a lower rank, or None if some can."""
-    if isinstance(model, Pretrained) and _model_type(model) == "resnet":
-        return "resnet has convolutions, and only linear and embedding layers have a lower rank: leave `factorize` out"
-    return None
+    if not isinstance(model, Pretrained) or _model_type(model) not in CONVOLUTIONAL_FAMILIES:
+        return None
+    return (
+        f"{_model_type(model)} has convolutions, and only linear and embedding layers have a lower rank: leave "
+        "`factorize` out"
+    )
 
 
 def _find_unknown_family(model: Pretrained) -> str | None:

@@ -20,6 +20,7 @@ class LayerNames(NamedTuple):
     up: str
     down: str
     has_shared_bias: bool = False  # whether the heads of all layers share a bias, so that none can be removed
+    reads_tokens: bool = False  # networks for audio may state a vocabulary, too: that of a head for transcripts
 
 
 class StageNames(NamedTuple):
@@ -38,6 +39,7 @@ _BERT = LayerNames(
     "encoder.layer",
     *("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"),
     *("intermediate.dense", "output.dense"),
+    reads_tokens=True,
 )
 _VIT = LayerNames(
     "layers",
@@ -50,12 +52,14 @@ FAMILIES: Mapping[str, LayerNames] = {
         "transformer.layer",
         *("attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin"),
         *("ffn.lin1", "ffn.lin2"),
+        reads_tokens=True,
     ),
     "mpnet": LayerNames(
         "encoder.layer",
         *("attention.attn.q", "attention.attn.k", "attention.attn.v", "attention.attn.o"),
         *("intermediate.dense", "output.dense"),
         has_shared_bias=True,
+        reads_tokens=True,
     ),
     **dict.fromkeys(("vit", "deit", "vit_msn", "audio-spectrogram-transformer"), _VIT),
     **dict.fromkeys(("dinov2", "dinov2_with_registers"), _VIT._replace(layers="encoder.layer")),
@@ -78,3 +82,5 @@ STAGED_FAMILIES: Mapping[str, StageNames] = {
     "convnext": StageNames("encoder.stages", "layers", ("pwconv1", "pwconv2")),
     "swin": StageNames("encoder.layers", "blocks", ("mlp.fc1", "mlp.fc2")),
 }
+# Families whose weights are in convolutions, which have neither a fast dynamic 8-bit kernel nor a lower rank.
+CONVOLUTIONAL_FAMILIES = ("resnet", "regnet", "mobilenet_v1", "mobilenet_v2", "efficientnet")

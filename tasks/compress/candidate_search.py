@@ -10,7 +10,7 @@ import numpy as np
 
 from bloomery.data_contracts.errors import TrainingDiverged
 from bloomery.models.compression.config import CandidateSearch, CandidateSpec, Pruning
-from bloomery.models.compression.obstacles import find_pruning_obstacle
+from bloomery.models.compression.obstacles import find_factorization_obstacle, find_pruning_obstacle
 from bloomery.models.compression.pareto_front import pareto_front
 from bloomery.models.networks.config import Model
 from bloomery.tasks.compress.built_candidate import BuiltCandidate
@@ -134,7 +134,8 @@ def suggest_spec(trial: Trial, model: Model) -> CandidateSpec | None:
         if percent:
             pruning = Pruning(ratio=percent / 100, importance=importance, structures=tuple(structures))  # type: ignore[arg-type]
             name_parts += [f"p{percent}", importance[0], *(structure[0] for structure in structures[1:])]
-    factorized_percent = trial.suggest_int("factorise", 0, 80, step=20)
+    has_matrices = find_factorization_obstacle(model) is None
+    factorized_percent = trial.suggest_int("factorise", 0, 80, step=20) if has_matrices else 0
     if factorized_percent:
         factorized_share = factorized_percent / 100
         name_parts.append(f"f{factorized_percent}")

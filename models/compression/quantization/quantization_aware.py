@@ -97,6 +97,11 @@ class _FakeQuantized(nn.Module):
         self.register_buffer("low", torch.zeros_like(layer.weight[(0,) * layer.weight.dim()]))
         self.register_buffer("high", torch.zeros_like(self.low))
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """The unrounded weight, whose type networks of `transformers` read."""
+        return self.layer.weight
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training:
             self._update_range(x.detach())

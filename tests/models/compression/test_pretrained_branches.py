@@ -144,6 +144,9 @@ def test_what_no_branch_supports_has_a_reason():
     images = Fused(kind="fused", branches={"photo": vit, "table": {"kind": "mlp"}})
     stages = Fused(kind="fused", branches={"photo": resnet, "table": {"kind": "mlp"}})
     assert "photo: the network has no vocabulary" in find_vocabulary_obstacle(images)
+    sound = {**vit, "config": {"model_type": "wav2vec2", "num_hidden_layers": 4, "vocab_size": 32}}
+    recordings = Fused(kind="fused", branches={"voice": sound, "table": {"kind": "mlp"}})
+    assert "voice: the network has no vocabulary" in find_vocabulary_obstacle(recordings)
     assert find_layer_obstacle(images, 3) is None
     assert "has 4 layers" in find_layer_obstacle(images, 5)
     assert "photo: the stages of resnet differ" in find_layer_obstacle(stages, 2)

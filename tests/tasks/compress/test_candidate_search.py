@@ -35,6 +35,12 @@ def test_a_trial_prunes_what_the_network_can_lose(model: Model, name: str, struc
     assert spec.factorize == 0.4
 
 
+def test_convolutions_of_a_checkpoint_are_not_factorized():
+    spec = suggest_spec(optuna.trial.FixedTrial(PARAMETERS), _pretrained("resnet"))
+    assert spec is not None
+    assert (spec.name, spec.factorize) == ("p50-t", None)
+
+
 def test_a_trial_that_changes_nothing_is_left_out():
     trial = optuna.trial.FixedTrial({**PARAMETERS, "prune": 0, "factorise": 0})
     assert suggest_spec(trial, Transformer(kind="transformer")) is None

@@ -20,10 +20,12 @@ from bloomery.models.compression.obstacles import (
     find_factorization_obstacle,
     find_layer_obstacle,
     find_pruning_obstacle,
+    find_vocabulary_obstacle,
 )
 from bloomery.models.compression.pruning.pretrained_layers import take_layers
 from bloomery.models.compression.pruning.structured import prune_network
 from bloomery.models.compression.quantization.post_training import QuantizationOptions, quantize
+from bloomery.models.compression.quantization.quantization_aware import add_fake_quantization, remove_fake_quantization
 from bloomery.models.export.onnx_exporter import TOLERANCE, export_onnx
 from bloomery.models.inference.runtime import create_session, run_session
 from bloomery.models.networks.architectures.pretrained import PretrainedNetwork
@@ -196,6 +198,16 @@ def test_pruned_networks_compute_in_8_bits(name: str, mode: str, checkpoint_fold
     assert np.abs(outputs - expected).max() < 0.2 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("name", _cases(("vit", "dinov2", "deit", "vit_msn", "wav2vec2", "resnet")))
+def test_pretrained_networks_learn_with_rounded_weights(name: str, checkpoint_folder: CheckpointFolder):
+    trained = _build(name, checkpoint_folder)
+    rounded = add_fake_quantization(trained.network).train()
+    rounded(trained.x).sum().backward()
+    restored = remove_fake_quantization(rounded).eval()
+    assert restored.state_dict().keys() == trained.network.state_dict().keys()
+    assert restored(trained.x).shape == (8, 3)
+
+
 def _pretrained(model_type: str, **options: Any) -> Pretrained:
     return Pretrained(kind="pretrained", checkpoint="tiny", config={"model_type": model_type, **options})
 
@@ -206,7 +218,10 @@ def test_what_a_family_does_not_support_has_a_reason():
     assert find_pruning_obstacle(resnet, Pruning(ratio=0.5, scope="global")) is None
     assert "only `units`" in find_pruning_obstacle(resnet, Pruning(ratio=0.5, structures=("layers",)))
     assert "stages of resnet differ" in find_layer_obstacle(resnet, 2)
-    assert "has convolutions" in find_factorization_obstacle(resnet)
+    for family in ("resnet", "regnet", "efficientnet"):
+        assert f"{family} has convolutions" in find_factorization_obstacle(_pretrained(family))
+    for family in ("wav2vec2", "hubert", "data2vec-audio"):  # they state the vocabulary of a head for transcripts
+        assert "has no vocabulary" in find_vocabulary_obstacle(_pretrained(family, vocab_size=32))
     assert all(find_factorization_obstacle(_pretrained(family)) is None for family in ("convnext", "vit", "wav2vec2"))
     assert find_pruning_obstacle(dinov2, Pruning(ratio=0.5, structures=("units", "heads", "layers"))) is None
     assert find_layer_obstacle(dinov2, 3) is None
@@ -217,16 +232,19 @@ def test_what_a_family_does_not_support_has_a_reason():
 
 def test_the_default_candidates_suit_the_family():
     layered = _pretrained("dinov2", num_hidden_layers=12)
+    audio = _pretrained("wav2vec2", num_hidden_layers=12, vocab_size=32)
     resnet, regnet, swin = (_pretrained(name, depths=[2, 2]) for name in ("resnet", "regnet", "swin"))
-    named = {model.config["model_type"]: _defaults(model) for model in (layered, resnet, regnet, swin)}
+    named = {model.config["model_type"]: _defaults(model) for model in (layered, audio, resnet, regnet, swin)}
     assert {family: list(specs) for family, specs in named.items()} == {
         "dinov2": ["fp32", "int8", "pruned-int8", "student-int8"],
+        "wav2vec2": ["fp32", "int8", "pruned-int8", "student-int8"],
         "resnet": ["fp32", "int8", "pruned-int8"],
         "regnet": ["fp32", "int8"],
         "swin": ["fp32", "int8", "pruned-int8"],
     }
-    modes = {family: {spec.quantize for spec in specs.values()} - {None} for family, specs in named.items()}
-    assert modes == {"dinov2": {"dynamic"}, "resnet": {"static"}, "regnet": {"static"}, "swin": {"dynamic"}}
+    for family, specs in named.items():
+        mode = "static" if family in ("resnet", "regnet") else "dynamic"
+        assert {spec.quantize for spec in specs.values()} == {None, mode}
     assert isinstance(named["dinov2"]["student-int8"].student, Student)
 
 
