@@ -161,7 +161,8 @@ def _require_readable(checkpoint: Checkpoint, steps: ImageSteps, config: dict[st
         )
     height, width = steps.output_shape(source.shape)[1:]
     side = config.get("image_size")
-    is_fixed = "patch_size" in config and isinstance(side, int) and config.get("model_type") not in ANY_SIZE
+    has_patches = "patch_size" in config and "depths" not in config  # stages read images of any size
+    is_fixed = has_patches and isinstance(side, int) and config.get("model_type") not in ANY_SIZE
     if is_fixed and source.resize is not None and (height, width) != (side, side):
         raise _unsuitable(
             checkpoint,

@@ -128,6 +128,16 @@ def test_a_network_for_any_size_reads_what_the_steps_give(folder: Path, model_ty
     assert steps.output_shape((3, 40, 40)) == (3, 224, 224)
 
 
+@pytest.mark.parametrize("model_type", ["convnext", "convnextv2"])
+def test_stages_of_convolutions_read_any_size(folder: Path, model_type: str) -> None:
+    config = {**RGB, "model_type": model_type, "depths": [1], "image_size": 224, "patch_size": 4}
+    options = {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 384}}
+    steps = read_steps(folder, options, make_source((3, 40, 40)), config)
+    assert steps.output_shape((3, 40, 40)) == (3, 384, 384)
+    resized = read_steps(folder, options, make_source((3, 40, 40), resize=(48, 64)), config)
+    assert resized.output_shape((3, 40, 40)) == (3, 48, 64)
+
+
 def test_a_size_of_the_recipe_replaces_that_of_the_checkpoint(folder: Path) -> None:
     config, options = {**RGB, "model_type": "resnet", "depths": [1]}, {"size": {"shortest_edge": 32}}
     options |= {"image_processor_type": "ConvNextImageProcessor"}
