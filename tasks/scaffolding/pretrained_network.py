@@ -8,6 +8,10 @@ from typing import Any
 
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
+from bloomery.models.compression.config import CandidateSpec
+from bloomery.models.compression.default_candidates import default_candidates
+from bloomery.models.networks.config import Fused
+from bloomery.models.networks.pretrained_config import Pretrained
 from bloomery.tasks.scaffolding.mixed_network import COLUMNS_FROZEN, columns_stage, has_only_texts_beside_columns
 from bloomery.tasks.scaffolding.planning.input_plans import PlannedInput
 from bloomery.tasks.scaffolding.yaml_writer import add_comment, inline
@@ -28,10 +32,10 @@ _BRANCHES: dict[str, dict[str, Any]] = {  # by the kind of the input
 Sections = tuple[CommentedMap, CommentedMap, CommentedMap]
 
 
-def draft_pretrained_network(planned: PlannedInput, reference: str, num_rows: int, batch_size: int) -> Sections:
+def draft_pretrained_network(planned: PlannedInput, pretrained: Pretrained, num_rows: int, batch_size: int) -> Sections:
     """Returns the sections model, training and compression for one input that the checkpoint reads."""
     batch_size = min(batch_size, _MAX_BATCH_SIZE)
-    model = CommentedMap(kind="pretrained", checkpoint=reference)
+    model = CommentedMap(kind="pretrained", checkpoint=pretrained.checkpoint)
     training = CommentedMap(
         epochs=_affordable_epochs([planned], num_rows),
         batch_size=batch_size,
@@ -40,11 +44,12 @@ def draft_pretrained_network(planned: PlannedInput, reference: str, num_rows: in
         warmup=0.1,
         seed=0,
     )
-    return model, training, _draft_compression(batch_size, {"name": "int8", "quantize": "dynamic"})
+    defaults = default_candidates("pretrained", pretrained=pretrained)
+    return model, training, _draft_compression(batch_size, [spec for spec in defaults if not spec.changes_network])
 
 
 def draft_fused_network(
-    inputs: Sequence[PlannedInput], parts: Sequence[str], reference: str, num_rows: int, batch_size: int
+    inputs: Sequence[PlannedInput], parts: Sequence[str], pretrained: Pretrained, num_rows: int, batch_size: int
 ) -> Sections:
     """Returns the sections for several inputs, of which the checkpoint reads those with its own preprocessing.
 
@@ -56,7 +61,7 @@ def draft_fused_network(
     branches, frozen = CommentedMap(), []
     for number, (part, column) in enumerate(zip(parts, columns, strict=True)):
         if column is not None and _is_read(column):
-            branches[part] = inline({"kind": "pretrained", "checkpoint": reference})
+            branches[part] = inline({"kind": "pretrained", "checkpoint": pretrained.checkpoint})
             frozen.append(f"branches.{number}.body")
         else:
             branches[part] = inline({"kind": "mlp"} if column is None else dict(_BRANCHES[column.options["kind"]]))
@@ -83,7 +88,9 @@ def draft_fused_network(
         )
     training = CommentedMap(best_by="loss", batch_size=batch_size, seed=0, stages=CommentedSeq(map(inline, stages)))
     add_comment(training, "stages", order, 2)
-    return model, training, _draft_compression(batch_size, {"name": "int8", "quantize": "dynamic"})
+    networks = {name: pretrained if branch["kind"] == "pretrained" else branch for name, branch in branches.items()}
+    network = Fused.model_validate({"kind": "fused", "branches": networks})
+    return model, training, _draft_compression(batch_size, default_candidates("fused", pretrained=network))
 
 
 def _is_read(planned: PlannedInput) -> bool:
@@ -102,8 +109,7 @@ def _count_tokens(options: dict[str, Any]) -> int:
     return int(options.get("length", _IMAGE_TOKENS))
 
 
-def _draft_compression(batch_size: int, *candidates: dict[str, Any]) -> CommentedMap:
+def _draft_compression(batch_size: int, specs: Sequence[CandidateSpec]) -> CommentedMap:
     fine_tuning = {"epochs": _MIN_EPOCHS, "batch_size": batch_size, "learning_rate": _RATE}
-    return CommentedMap(
-        candidates=CommentedSeq(map(inline, [{"name": "fp32"}, *candidates])), fine_tune=inline(fine_tuning)
-    )
+    candidates = CommentedSeq(inline(spec.model_dump(exclude_defaults=True)) for spec in specs)
+    return CommentedMap(candidates=candidates, fine_tune=inline(fine_tuning))

@@ -13,6 +13,7 @@ from bloomery.models.compression.default_candidates import default_candidates
 from bloomery.models.features.splits import SPLITS
 from bloomery.tasks.scaffolding.mixed_network import draft_mixed_network
 from bloomery.tasks.scaffolding.planning.draft_planning import DraftPlan, LabelPlan
+from bloomery.tasks.scaffolding.planning.pretrained_inputs import read_pretrained
 from bloomery.tasks.scaffolding.planning.split_planning import usual_shares
 from bloomery.tasks.scaffolding.pretrained_network import draft_fused_network, draft_pretrained_network
 from bloomery.tasks.scaffolding.tabular_network import draft_tabular_network
@@ -199,10 +200,10 @@ def _network(plan: DraftPlan, score: str, names: dict[str, str]) -> tuple[Commen
         has_trees = plan.label.task in ("classification", "regression") and not plan.label.others
         return draft_tabular_network(num_rows, batch_size, is_skewed=score == "macro_f1", has_trees=has_trees)
     if plan.checkpoint is not None:
-        inputs, reference = plan.inputs.inputs, plan.checkpoint.reference
+        inputs, pretrained = plan.inputs.inputs, read_pretrained(plan.checkpoint)
         if len(inputs) == 1:
-            return draft_pretrained_network(inputs[0], reference, num_rows, batch_size)
-        return draft_fused_network(inputs, _part_names(plan, names), reference, num_rows, batch_size)
+            return draft_pretrained_network(inputs[0], pretrained, num_rows, batch_size)
+        return draft_fused_network(inputs, _part_names(plan, names), pretrained, num_rows, batch_size)
     if plan.series is None and plan.inputs.is_mixed:
         return draft_mixed_network(plan.inputs.inputs, _part_names(plan, names), num_rows, batch_size)
     if plan.series is not None:

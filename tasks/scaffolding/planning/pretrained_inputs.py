@@ -11,6 +11,7 @@ from typing import Any
 from bloomery.data_contracts.errors import DataUnfit, RecipeInvalid
 from bloomery.data_contracts.records.checkpoint import CONFIG_FILE, Checkpoint
 from bloomery.models.features.input_config import AudioInput, ImageInput
+from bloomery.models.networks.pretrained_config import Pretrained
 from bloomery.tasks.checkpoints.audio_steps import parse_audio_steps, read_audio_steps
 from bloomery.tasks.checkpoints.image_steps import parse_image_steps, read_image_steps
 from bloomery.tasks.checkpoints.modality import Form, num_positions, readable_form, several_networks
@@ -108,6 +109,11 @@ def read_by_checkpoint(inputs: InputPlan, reference: str | None) -> tuple[InputP
             remedy=f"omit --checkpoint, or choose data with {_PLURALS[form]}",
         )
     return inputs._replace(inputs=planned), checkpoint
+
+
+def read_pretrained(checkpoint: Checkpoint) -> Pretrained:
+    """Returns the network that starts from the checkpoint, with its configuration."""
+    return Pretrained(kind="pretrained", checkpoint=checkpoint.reference, config=_read_config(checkpoint))
 
 
 def suggest_checkpoint(inputs: InputPlan, num_rows: int, num_classes: int) -> str:

@@ -15,6 +15,8 @@ from bloomery.data_contracts.errors import DataMissing, DataUnfit
 from bloomery.data_contracts.records.tensor_layout import Layout, Part, mixed_layout
 from bloomery.flows.cli.commands.init import list_inferences, write_drafts
 from bloomery.flows.recipe.recipe import Recipe, read_recipe
+from bloomery.models.compression.config import Compression
+from bloomery.models.compression.default_candidates import default_candidates
 from bloomery.models.features.input_config import TextInput
 from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import Fused
@@ -26,7 +28,7 @@ from bloomery.tasks.scaffolding.planning.draft_planning import ColumnRoles
 from bloomery.tasks.scaffolding.planning.input_plans import InputPlan, PlannedInput
 from bloomery.tasks.scaffolding.planning.mixed_inputs import plan_mixed
 from bloomery.tasks.scaffolding.planning.pretrained_inputs import suggest_checkpoint
-from bloomery.tasks.scaffolding.pretrained_network import draft_fused_network
+from bloomery.tasks.scaffolding.pretrained_network import draft_fused_network, draft_pretrained_network
 from bloomery.tasks.scaffolding.profiling.profiler import ColumnProfile, SourceProfile
 from bloomery.tasks.scaffolding.source_options.reader_options import UserOptions
 from tests.flows.cli.commands.drafts import validate_rows
@@ -199,6 +201,8 @@ def test_a_checkpoint_reads_the_text_of_a_draft(home: Path, tmp_path: Path, tiny
 
 
 def test_texts_beside_columns_learn_after_the_new_parts() -> None:
+    config = {"model_type": "bert", "num_hidden_layers": 6, "vocab_size": 100}
+    bert = Pretrained(kind="pretrained", checkpoint="package:x", config=config)
     inputs = [
         PlannedInput({"kind": "number", "columns": ["a"]}, ""),
         PlannedInput({"kind": "text", "column": "b", "tokenizer": "checkpoint", "length": 16}, ""),
@@ -207,7 +211,7 @@ def test_texts_beside_columns_learn_after_the_new_parts() -> None:
     for with_table in (True, False):
         parts = (["table"] if with_table else []) + ["b", "c"]
         planned = inputs if with_table else inputs[1:]
-        model, training, _ = draft_fused_network(planned, parts, "package:x", 500, 128)
+        model, training, compression = draft_fused_network(planned, parts, bert, 500, 128)
         assert {name: branch["kind"] for name, branch in model["branches"].items()} == {
             **({"table": "mlp"} if with_table else {}),
             "b": "pretrained",
@@ -216,6 +220,17 @@ def test_texts_beside_columns_learn_after_the_new_parts() -> None:
         first, second = training["stages"]
         assert first["freeze"] == [f"branches.{int(with_table)}.body"]
         assert first["learning_rate"] > second["learning_rate"]
+        assert Compression.model_validate(compression).candidates == default_candidates(
+            "fused", pretrained=Fused(kind="fused", branches={"b": bert, "c": {"kind": "cnn"}})
+        )
+
+
+@pytest.mark.parametrize(("model_type", "mode"), [("vit", "dynamic"), ("resnet", "static")])
+def test_a_network_in_8_bits_is_drafted_in_the_mode_of_its_family(model_type: str, mode: str) -> None:
+    pretrained = Pretrained(kind="pretrained", checkpoint="x", config={"model_type": model_type})
+    image = PlannedInput({"kind": "image", "column": "c", "preprocessing": "checkpoint"}, "")
+    _, _, compression = draft_pretrained_network(image, pretrained, 500, 128)
+    assert compression["candidates"] == [{"name": "fp32"}, {"name": "int8", "quantize": mode}]
 
 
 @pytest.mark.parametrize(
