@@ -67,7 +67,7 @@ class FineTuning(NamedTuple):
     device: str = "cpu"  # for training; before and after, networks are on the CPU
     on_epoch: Callable[[EpochResult], None] = lambda epoch: None
     measure: ScoreMeasure | None = None  # of the score of an epoch, as in `TrainingData`
-    tokenizers: Mapping[str, str] = MappingProxyType({})  # by column of texts, in the JSON of the library `tokenizers`
+    tokenizers: Mapping[str, str] = MappingProxyType({})  # by part of texts, in the JSON of the library `tokenizers`
     scope: ScopeClass | None = None  # for which a shift of the candidate is chosen; the teacher has none
 
 

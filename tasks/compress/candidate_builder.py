@@ -69,12 +69,12 @@ class CandidateBuilder:
 
     @cached_property
     def tokenizers(self) -> dict[str, str]:
-        """The tokenizer of each column of texts, in the JSON format of the library `tokenizers`."""
+        """The tokenizer of each part of texts, in the JSON format of the library `tokenizers`."""
         from bloomery.models.features.encoder import read_encoder
 
         encoder = read_encoder(settings().path(self.trained.dataset.encoder_uri))
-        pairs = zip(encoder.features.inputs, encoder.fitted, strict=True)
-        return {source.columns[0]: state.tokenizer for source, state in pairs if state.kind == "text"}
+        states = {name: encoder.fitted[numbers[0]] for name, numbers in encoder.features.part_inputs.items()}
+        return {name: state.tokenizer for name, state in states.items() if state.kind == "text"}
 
 
 def build_candidates(builder: CandidateBuilder, specs: tuple[CandidateSpec, ...]) -> list[BuiltCandidate]:
