@@ -84,9 +84,12 @@ def _has_pieces(tokenizer: Any, word: str) -> bool:
 def read_words_apart(document: str, *, keeps_words: bool = False) -> str:
     """The tokenizer with a blank before each word, where it tells words by blanks, as in a text.
 
+    It cuts off the last words of a long sentence, also where the checkpoint's own tokenizer cuts off the first ones.
     With `keeps_words` it does not divide words, as at punctuation marks.
     """
     options = json.loads(document)
+    if options.get("truncation"):
+        options["truncation"]["direction"] = "Right"
     if keeps_words:
         options["pre_tokenizer"] = None
     steps = options.get("pre_tokenizer") or {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,20 @@ def test_every_word_has_a_token_whatever_its_letters(name: str, request: pytest.
     assert encoded.is_first.sum(axis=1).tolist() == [6, 2]
     alone = encode_sentences(encoder, rows.slice(1))
     assert (alone.x == encoded.x[1]).all()  # other rows do not count
+
+
+def test_the_first_words_are_read_where_a_tokenizer_cuts_off_the_start_of_texts(tiny_bert: Path):
+    sentence = ["book", "a", "flight", "to", "the", "card"]
+    rows = make_rows([sentence], [["B-X", "O", "B-X", "O", "O", "O"]])
+    right = make_checkpoint(tiny_bert, 5)
+    left = json.loads(right)
+    left["truncation"]["direction"] = "Left"
+    encoders = [fit({"tokenizer": "checkpoint", "length": 5}, rows, text) for text in (right, json.dumps(left))]
+    expected, encoded = (encode_rows(encoder, rows) for encoder in encoders)
+    assert encoded.equals(expected)
+    is_first = encode_sentences(encoders[1], rows).is_first[0]
+    assert np.array(encoded["y"].to_pylist())[0, is_first].tolist() == [0, 1, 0][: is_first.sum()]
+    assert not is_first[0]
 
 
 def test_a_blank_is_before_each_word_where_a_tokenizer_tells_words_by_it(tiny_roberta: Path):
