@@ -52,6 +52,7 @@ from bloomery.tasks.monitoring.delayed_labels import (
 )
 from bloomery.tasks.monitoring.reference_profile import (
     confidence,
+    known_tags,
     mean_confidence,
     single_labels,
     summarize_values,
@@ -229,6 +230,8 @@ def _extract_predictions(rows: pa.Table, what: str, reference: VersionReference)
         return pa.array(mean_confidence(pc.struct_field(rows["prediction"], "probabilities")))
     if what == _CONFIDENCE:
         return pa.array(confidence(pc.struct_field(rows["prediction"], "probabilities")))
+    if reference.task == "tagging":
+        return single_labels(known_tags(pc.struct_field(rows["prediction"], 0).combine_chunks()))
     return single_labels(pc.struct_field(rows["prediction"], 0).combine_chunks())
 
 

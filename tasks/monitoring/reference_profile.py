@@ -22,6 +22,7 @@ from bloomery.data_contracts.records.scores import default_score
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import read_encoder
 from bloomery.models.features.input_config import CategoryInput
+from bloomery.models.features.statistics.arrow_arrays import list_offsets
 from bloomery.tasks.evaluation.held_out import ground_truth, predicted_values, read_measured_predictions
 from bloomery.tasks.evaluation.scoring import score_rows
 from bloomery.tasks.infrastructure import duckdb_session
@@ -232,6 +233,17 @@ def single_labels(labels: pa.Array) -> pa.Array:
         return labels
     is_empty = pc.equal(pc.list_value_length(labels), 0)
     return pc.list_flatten(pc.if_else(is_empty, pa.scalar([None], labels.type), labels))
+
+
+def known_tags(tags: pa.ListArray) -> pa.ListArray:
+    """Returns the tags of each sentence without those of words that are cut off, which are null.
+
+    The measured predictions, which reference profiles are from, do not have these words either.
+    """
+    elements = tags.flatten()
+    is_known = elements.is_valid()
+    owners = pc.list_parent_indices(tags).filter(is_known).to_numpy(zero_copy_only=False)
+    return pa.ListArray.from_arrays(list_offsets(np.bincount(owners, minlength=len(tags))), elements.filter(is_known))
 
 
 def confidence(probabilities: pa.ChunkedArray) -> np.ndarray:

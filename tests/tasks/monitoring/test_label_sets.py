@@ -22,9 +22,10 @@ from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import Encoder
 from bloomery.models.features.kinds.number import FittedNumbers
 from bloomery.tasks.monitoring import delayed_labels
+from bloomery.tasks.monitoring import monitor as monitor_module
 from bloomery.tasks.monitoring.delayed_labels import as_plain_labels, parse_set, read_labels, read_set_separator
 from bloomery.tasks.monitoring.monitor import monitor_window
-from bloomery.tasks.monitoring.reference_profile import single_labels
+from bloomery.tasks.monitoring.reference_profile import known_tags, single_labels
 from bloomery.tasks.promote.gates import align_labels
 
 NAMES = tuple("abcdefgh")
@@ -199,3 +200,21 @@ def test_a_champion_with_other_labels_has_probability_0_for_those_that_it_does_n
     encoder = Encoder.model_construct(features=features, fitted=(FittedNumbers.model_construct(),), classes=("a", "b"))
     aligned = align_labels(encoder, np.array([[0.2, 0.9]]), ["b", "c", "a"])
     assert aligned.tolist() == [[0.9, 0.0, 0.2]]
+
+
+def test_words_that_are_cut_off_do_not_count_as_missing_tags() -> None:
+    kind = pa.list_(pa.string())
+    logged = pa.array([["O", "B-X", None, None], [], None, [None], ["O", None]], kind)
+    expected = [["O", "B-X"], [], [], [], ["O"]]
+    assert known_tags(logged).to_pylist() == expected
+    assert known_tags(logged.slice(3)).to_pylist() == expected[3:]
+    rows = pa.table({"prediction": pa.StructArray.from_arrays([logged], ["tags"])})
+    reference = VersionReference.model_construct(task="tagging", output_profiles=None)
+    assert monitor_module._extract_predictions(rows, "prediction", reference).to_pylist() == [
+        "O",
+        "B-X",
+        None,
+        None,
+        None,
+        "O",
+    ]
