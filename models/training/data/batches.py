@@ -145,10 +145,13 @@ def read_examples(path: Path, key: str, layout: Layout, step: int = 1) -> Exampl
 
 
 def iterate_parts(examples: ExampleSource, num_rows: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yields all rows; those of tags in parts of `num_rows`, since they have outputs for each token."""
+    """Yields all rows; those of tags in equal parts of at most `num_rows`, since they have outputs for each token.
+
+    A remainder of few rows would leave processes that divide a part without any.
+    """
     for x, y in examples.iterate():
-        size = num_rows if is_tagging(y) else max(len(y), 1)
-        yield from zip(x.split(size), y.split(size), strict=True)
+        num_parts = max(-(-len(y) // num_rows), 1) if is_tagging(y) else 1
+        yield from zip(x.tensor_split(num_parts), y.tensor_split(num_parts), strict=True)
 
 
 def join_rows(rows: ExampleSource, further_rows: ExampleSource) -> Examples:

@@ -16,7 +16,7 @@ from bloomery.models.features.labels import IGNORED_LABEL
 from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import Model
 from bloomery.models.training.config import Loop
-from bloomery.models.training.data.batches import Examples, TrainingData
+from bloomery.models.training.data.batches import Examples, TrainingData, iterate_parts
 from bloomery.models.training.loop import evaluate, predict, train
 from bloomery.models.training.optimization.loss import build_loss, is_multilabel, loss_and_metric_sums, score_outputs
 from bloomery.models.training.optimization.score_measure import build_measure
@@ -86,6 +86,16 @@ def test_training_learns_tags_that_depend_on_the_words_before(kind, score):
     assert outputs.shape == (100, 8, 3)
     if score is None:
         assert score_outputs(outputs, val.y) == pytest.approx(evaluate(network, val)[1])
+
+
+def test_rows_are_evaluated_in_equal_parts_so_that_each_process_has_some():
+    rows = make_sentences(9)
+    parts = list(iterate_parts(rows, 4))
+    assert [len(y) for _, y in parts] == [3, 3, 3]
+    assert torch.equal(torch.cat([x for x, _ in parts]), rows.x)
+    classes = Examples(rows.x, torch.zeros(9, dtype=torch.int64), rows.key)
+    assert [len(y) for _, y in iterate_parts(classes, 4)] == [9]
+    assert [len(y) for _, y in iterate_parts(Examples(rows.x[:0], rows.y[:0], rows.key[:0]), 4)] == [0]
 
 
 def test_a_teacher_is_compared_at_all_tokens_but_padding():
