@@ -27,11 +27,11 @@ def split_text(text: str, separator: str | None) -> list[str] | None:
 def split_sequence(text: str, separator: str | None) -> list[str]:
     """Returns all elements of a text in their places: those of a list in JSON or of Python, or what separators divide.
 
-    A blank stands for any white space.
+    A blank stands for any white space; elements between tabs or line breaks may have blanks.
     """
     elements = parse_list(text.strip()) if text.strip().startswith("[") else None
     if elements is None:
-        elements = text.split(None if separator is None or separator.isspace() else separator)
+        elements = text.split(None if separator == " " else separator)
     return [element for element in (str(item).strip() for item in elements) if element]
 
 

@@ -115,6 +115,10 @@ def test_words_and_their_tags_may_repeat_and_keep_their_places():
     assert convert({"tags": ["O|O|B-X|O"]}, {"tags": {"separator": "|", "repeats": True}})["tags"].to_pylist() == [
         ["O", "O", "B-X", "O"]
     ]
+    tabs = {"separator": "\t", "repeats": True}
+    assert convert({"words": ["New York\tis\tbig"]}, {"words": tabs})["words"].to_pylist() == [
+        ["New York", "is", "big"]
+    ]
     lists = {"tags": [["a", " b", "a", ""], None]}
     assert convert(lists, {"tags": options})["tags"].to_pylist() == lists["tags"]
     with pytest.raises(ValueError, match="`repeats` keeps all elements"):
