@@ -126,7 +126,8 @@ class Baseline(Document):
     """A simple model that was fitted to the training split and scored on the test split, or why there is none."""
 
     name: str
-    predictions_uri: str | None = None  # npy: probabilities (N, K) or numbers (N,), in the order of the test split
+    # npy: probabilities (N, K), numbers (N,) or codes of tags (N, words), in the order of the test split
+    predictions_uri: str | None = None
     num_rows: int = 0  # of the training split, that it was fitted to
     score: Interval | None = None  # by the score of the trained network
     metrics: dict[str, float] = Field(default_factory=dict)  # all scores that are defined, by name

@@ -258,8 +258,6 @@ def _require_consistent(recipe: Recipe, path: Path) -> None:
     if recipe.features.task == "tagging":
         labels = {"monitor.labels": recipe.monitor.labels, "gates.recent.labels": recipe.gates.recent.labels}
         problems += [f"{name}: tags that arrive later are not read; leave it out" for name in labels if labels[name]]
-        if recipe.gates.beats is not None:
-            problems.append("gates.beats: baselines predict labels of rows, not tags of words; leave it out")
     if problems:
         raise RecipeInvalid(
             "\n".join(f"{path.name}: {problem}" for problem in problems),

@@ -37,6 +37,9 @@ def fit_baselines(task: BaselineTask) -> Iterator[FittedBaseline]:
     if task.class_counts:
         yield from _fit_to_class_outputs(task)
         return
+    if task.train.y.dtype == np.int16:
+        yield from _fit_to_tags(task)
+        return
     if task.test_y is not None:
         yield from fit_lexical(task)
         return
@@ -52,6 +55,27 @@ def fit_baselines(task: BaselineTask) -> Iterator[FittedBaseline]:
     features = Features(task.layout)
     yield fit_linear(task, features)
     yield fit_trees(task, features)
+
+
+def _fit_to_tags(task: BaselineTask) -> Iterator[FittedBaseline]:
+    """The most frequent tag, and that of each word's first token. A token without a training word has the former."""
+    assert task.test_y is not None
+    is_word_NT, is_test_word_NT = task.train.y >= 0, task.test_y >= 0
+    tags_W, tokens_W = (values[is_word_NT].astype(np.int64) for values in (task.train.y, task.train.x))
+    if not len(tags_W):
+        yield FittedBaseline(CONSTANT[7], None, reason="the sampled training rows have no word")
+        return
+    most_frequent = int(np.bincount(tags_W).argmax())
+    constant_NT = np.where(is_test_word_NT, most_frequent, -1)
+    yield FittedBaseline(CONSTANT[7], constant_NT, len(task.train.y))
+    pairs, counts = np.unique(np.stack([tokens_W, tags_W], axis=1), axis=0, return_counts=True)
+    pairs = pairs[np.lexsort((pairs[:, 1], -counts, pairs[:, 0]))]  # of each token the most frequent tag first
+    tokens, first = np.unique(pairs[:, 0], return_index=True)
+    test_tokens_NT = task.test_x.astype(np.int64)
+    position_NT = np.searchsorted(tokens, test_tokens_NT).clip(max=len(tokens) - 1)
+    is_known_NT = is_test_word_NT & (tokens[position_NT] == test_tokens_NT)
+    of_tokens_NT = np.where(is_known_NT, pairs[first, 1][position_NT], constant_NT)
+    yield FittedBaseline("most frequent tag of each first token", of_tokens_NT, len(task.train.y))
 
 
 def _fit_to_sets(task: BaselineTask) -> Iterator[FittedBaseline]:

@@ -23,6 +23,7 @@ CONSTANT = (
     "mean of each output",
     "majority class of each label",
     "random order",
+    "most frequent tag",
 )  # baselines that do not read the inputs
 SEASONS = (4, 7, 12, 24, 48, 52, 96, 168, 365)  # steps: quarters, days, months, hours, weeks, …
 _MAX_LINEAR_VALUES = 20_000_000  # rows x features x classes
@@ -42,7 +43,8 @@ _BLOCK_VALUES = 16_000_000  # that are converted at once
 class BaselineRows(NamedTuple):
     """Encoded rows: x float32 (N, ...), and labels y as int64 classes, or float64 in the units of the label.
 
-    Sets of labels are 0 and 1 for each label, int64 (N, K); several numbers are float64 (N, K), nan where missing.
+    Sets of labels are 0 and 1 for each label, int64 (N, K); several numbers are float64 (N, K), nan where missing. Tags
+    are int16 (N, T): the position of a word's tag at its first token, negative elsewhere.
     """
 
     x: np.ndarray
@@ -55,7 +57,7 @@ class BaselineRows(NamedTuple):
 
 
 class FittedBaseline(NamedTuple):
-    """A baseline's predictions, as probabilities (N, K) or numbers (N,), or why it has none."""
+    """A baseline's predictions, or why it has none: probabilities (N, K), numbers (N,), or tags like `y` of rows."""
 
     name: str
     predictions: np.ndarray | None
@@ -81,7 +83,7 @@ class BaselineTask(NamedTuple):
     test_x: np.ndarray
     windows: LabelWindows | None = None
     class_counts: tuple[int, ...] = ()  # of each of several labels with classes
-    test_y: np.ndarray | None = None  # of an embedding, whose predictions are ranks of these texts
+    test_y: np.ndarray | None = None  # of an embedding, whose predictions are ranks of these texts, and of tags
 
 
 def fit_constant(task: BaselineTask) -> FittedBaseline:

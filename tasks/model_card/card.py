@@ -222,8 +222,6 @@ def _prediction_intervals(choice: Choice) -> Section:
 def _baselines(choice: Choice) -> Section:
     """Simple models on the same rows, and whether the chosen candidate is better."""
     rows = baseline_text.baseline_rows(choice)
-    if not rows and choice.candidates.trained.dataset.task == "tagging":
-        return Section("Baselines", texts=["None: the simple models predict one label or number for a row."])
     if not rows:
         return Section("Baselines", texts=["None: the recipe sets `training.baselines: false`."])
     headings = tuple(rows[0])

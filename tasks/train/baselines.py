@@ -9,6 +9,7 @@ import numpy as np
 
 from bloomery.data_contracts.records.records import Baseline
 from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.data_contracts.serving.entities import NO_TAG, code_tags
 from bloomery.models.features.encoder import Encoder
 from bloomery.tasks.evaluation.baseline_text import metric_part
 from bloomery.tasks.evaluation.scoring import build_ground_truth, compute_all_scores, score_predictions
@@ -29,14 +30,14 @@ _PRIVATE = "training is private, and they would learn from the same rows without
 def fit_baselines(run: TrainingRun, out: Output) -> tuple[Baseline, ...]:
     """Writes the predictions of each baseline for the test split, and logs its scores.
 
-    Empty if the recipe wants none, and of tags of words. Those of an embedding predict ranks.
+    Empty if the recipe wants none. Those of an embedding predict ranks, and those of a tagging task codes of tags.
 
     A baseline that fails has a reason instead of a score. No baseline sees a test row before it is fitted, and the
     network does not depend on baselines.
     """
     from bloomery.models.evaluation.baselines import describe_failure
 
-    if not run.training.baselines or run.dataset.task == "tagging":
+    if not run.training.baselines:
         return ()
     if run.training.privacy is not None:
         return (Baseline(name="all baselines", reason=_PRIVATE),)
@@ -60,19 +61,33 @@ def _fit_and_score(run: TrainingRun, out: Output) -> Iterator[Baseline]:
     dataset = run.dataset
     test = read_examples(settings().path(dataset.test.uri), dataset.key, dataset.layout)
     truth = build_ground_truth(run.encoder, dataset, test)
+    is_word_NT = truth.truth != NO_TAG  # of a tagging task
+    if dataset.task == "tagging":
+        truth = truth._replace(truth=_pack_words(truth.truth, is_word_NT))
     for number, fitted in enumerate(fit_models(_build_task(run, test))):
-        if fitted.predictions is None:
+        predictions = fitted.predictions
+        if predictions is None:
             yield Baseline(name=fitted.name, reason=fitted.reason)
             continue
+        if dataset.task == "tagging":
+            predictions = _pack_words(code_tags(dataset.classes, predictions), is_word_NT)
         path = out.path(f"baseline-{number}.npy")
-        np.save(path, fitted.predictions, allow_pickle=False)
+        np.save(path, predictions, allow_pickle=False)
         yield Baseline(
             name=fitted.name,
             predictions_uri=out.uri(path.name),
             num_rows=fitted.num_rows,
-            score=score_predictions(run.score, truth, fitted.predictions),
-            metrics=compute_all_scores(run.dataset.task, run.score, truth, fitted.predictions),
+            score=score_predictions(run.score, truth, predictions),
+            metrics=compute_all_scores(run.dataset.task, run.score, truth, predictions),
         )
+
+
+def _pack_words(codes_NT: np.ndarray, is_word_NT: np.ndarray) -> np.ndarray:
+    """The codes of the words of each row, int64 (N, W), NO_TAG after the last one, as in measured predictions."""
+    num_words_N = is_word_NT.sum(axis=1)
+    codes_NW = np.full((len(codes_NT), int(num_words_N.max(initial=0))), NO_TAG, np.int64)
+    codes_NW[np.arange(codes_NW.shape[1]) < num_words_N[:, None]] = codes_NT[is_word_NT]
+    return codes_NW
 
 
 def _build_task(run: TrainingRun, test: Examples) -> BaselineTask:
@@ -86,7 +101,7 @@ def _build_task(run: TrainingRun, test: Examples) -> BaselineTask:
     x, y = train.x.numpy(), train.y.numpy()
     if dataset.task == "multilabel":
         y = y.astype(np.int64)
-    elif dataset.classes:
+    elif dataset.classes and dataset.task != "tagging":
         x, y = x[y >= 0], y[y >= 0]
     elif units is not None:  # several outputs are scored in standard units
         y = units.mean + units.deviation * y.astype(np.float64)
@@ -99,7 +114,7 @@ def _build_task(run: TrainingRun, test: Examples) -> BaselineTask:
         train=BaselineRows(x, y),
         test_x=test.x.numpy(),
         windows=_read_label_windows(run.encoder, x, test.x.numpy()),
-        test_y=test.y.numpy() if dataset.task == "embedding" else None,
+        test_y=test.y.numpy() if dataset.task in ("embedding", "tagging") else None,
     )
 
 

@@ -34,6 +34,27 @@ def test_linear_rows_are_separated_and_the_majority_is_not():
     assert all(fitted.predictions.sum(axis=1) == pytest.approx(1) for fitted in results.values())
 
 
+def test_words_have_the_most_frequent_tag_of_all_and_of_their_first_token():
+    x = np.array([[5, 6, 0], [5, 7, 0], [5, 6, 8], [9, 9, 0]], np.float32)
+    y = np.array([[0, 2, -100], [1, 2, -100], [1, 2, -100], [1, -100, -100]], np.int16)
+    test_x = np.array([[5, 8, 7], [3, 0, 0], [99, 6, 9], [0, 0, 0]], np.float32)
+    test_y = np.array([[0, -100, 0], [2, -100, -100], [1, 1, 1], [-100, -100, -100]], np.int16)
+    layout = Layout(kind="tokens", shape=(3,), num_tokens=100)
+    score = Score(name="tag_accuracy")
+    train = BaselineRows(x, y)
+    results = fit(score=score, layout=layout, num_classes=3, train=train, test_x=test_x, test_y=test_y)
+    constant, of_tokens = (results[name] for name in ("most frequent tag", "most frequent tag of each first token"))
+    assert constant.name in baselines.CONSTANT
+    # Tags 1 and 2 are equally frequent. Token 8 begins no word, and tokens 3 and 99 are unknown.
+    assert constant.predictions.tolist() == [[1, -1, 1], [1, -1, -1], [1, 1, 1], [-1, -1, -1]]
+    assert of_tokens.predictions.tolist() == [[1, -1, 2], [1, -1, -1], [1, 2, 1], [-1, -1, -1]]
+    assert {fitted.num_rows for fitted in results.values()} == {4}
+    (without_words,) = fit(
+        score=score, layout=layout, num_classes=3, train=BaselineRows(x, y * 0 - 100), test_x=test_x, test_y=test_y
+    ).values()
+    assert without_words.reason == "the sampled training rows have no word"
+
+
 def test_a_class_that_the_sample_lacks_has_probability_0():
     x = RANDOM.normal(size=(100, 2)).astype(np.float32)
     y = np.where(x[:, 0] > 0, 2, 0)
