@@ -288,20 +288,26 @@ def _compare_ranks(bento: Bento, tag: str, encoder: Encoder) -> Interval | None:
 
 
 def _compare_tags(bento: Bento, tag: str, encoder: Encoder) -> Interval | None:
-    """The degradation from a champion that tags words, among the words that this version has read.
+    """The degradation from a champion that tags words, among all words of the test rows.
 
-    Tags that only the champion knows are wrong, and words that only this version has read too.
+    Tags that only the champion knows are wrong, and the words that a version has not read are wrong for it: otherwise a
+    version that reads fewer words would not look worse.
     """
     from bloomery.models.inference.tagged_words import tag_words
 
     trained, table = bento.choice.candidates.trained, read_measured_predictions(bento.choice)
+    dataset = trained.dataset
     try:
-        sentences = tag_words(encoder, read_held_out_rows(bento.choice), _open_network(tag))
+        keys = table[key_column(dataset.key)].combine_chunks()
+        rows = read_slice_values(dataset, keys, list(dict.fromkeys([*encoder.columns, dataset.label])))
+        sentences = tag_words(encoder, rows.select(list(encoder.columns)), _open_network(tag))
+        truth = combine_chunks(rows[dataset.label])
+        names = [[encoder.classes[position] for position in sentence.tags.tolist()] for sentence in sentences]
+        before = pa.array(names, truth.type)
     except Exception:  # a broken champion must not block its successor
         return None
-    classes = (*trained.dataset.classes, *(name for name in encoder.classes if name not in trained.dataset.classes))
-    truth, after = (table[name].combine_chunks() for name in ("truth", "prediction"))
-    names = [[encoder.classes[position] for position in sentence.tags.tolist()] for sentence in sentences]
+    classes = (*dataset.classes, *(name for name in encoder.classes if name not in dataset.classes))
     num_words = max((len(words) for words in (*names, *truth.to_pylist())), default=0)
-    codes = [code_tag_lists(classes, lists, num_words) for lists in (truth, pa.array(names, truth.type), after)]
+    after = table["prediction"].combine_chunks()
+    codes = [code_tag_lists(classes, lists, num_words) for lists in (truth, before, after)]
     return degradation_interval(trained.score, *codes)

@@ -22,10 +22,13 @@ from bloomery.models.evaluation.gates import Gates, RecentData
 from bloomery.models.evaluation.score_intervals import degradation_interval
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import Encoder, encode, fit, partial_statistics
+from bloomery.models.inference import tagged_words
 from bloomery.models.inference.outputs import compute_outputs, predictions_from
 from bloomery.models.inference.runtime import create_session
+from bloomery.models.inference.tagged_words import TaggedWords
 from bloomery.tasks.evaluation.held_out import read_held_out_rows
 from bloomery.tasks.infrastructure.settings import settings
+from bloomery.tasks.promote import gates as gates_module
 from bloomery.tasks.promote.gates import (
     align_classes,
     compare_aligned,
@@ -368,3 +371,24 @@ def test_missing_recent_data_refuses_no_version_and_is_described(make_bento: Any
     assert "the log lacks columns that one of the versions reads" in describe(Gates(recent=RecentData(min_rows=100)))
     with pytest.raises(DataMissing, match="cannot be read"):
         describe(Gates(recent=RecentData(labels=str(tmp_path / "none.parquet"))))
+
+
+def test_words_that_a_version_has_not_read_are_wrong_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    classes, num_rows = ("B-X", "O"), 50
+    measured = pa.table({"id": range(num_rows), "truth": [["B-X"]] * num_rows, "prediction": [["B-X"]] * num_rows})
+    rows = pa.table({"words": [["Ada", "met", "Max"]] * num_rows, "tags": [["B-X", "O", "B-X"]] * num_rows})
+    champion = SimpleNamespace(classes=classes, columns=("words",))
+    monkeypatch.setattr(gates_module, "read_measured_predictions", lambda choice: measured)
+    monkeypatch.setattr(gates_module, "read_slice_values", lambda dataset, keys, names: rows.select(names))
+    monkeypatch.setattr(gates_module, "_open_network", lambda tag: None)
+
+    def compare(num_read: int) -> Any:
+        words = TaggedWords(["Ada", "met", "Max"], np.array([0, 1, 0][:num_read]), np.ones(num_read))
+        monkeypatch.setattr(tagged_words, "tag_words", lambda encoder, table, compute: [words] * num_rows)
+        dataset = SimpleNamespace(key="id", label="tags", classes=classes)
+        trained = SimpleNamespace(dataset=dataset, score=Score(name="tag_accuracy"))
+        bento = SimpleNamespace(choice=SimpleNamespace(candidates=SimpleNamespace(trained=trained)))
+        return gates_module._compare_tags(bento, "m:one", champion)
+
+    assert compare(3).value == pytest.approx(2 / 3)  # this version reads one word, and the champion three
+    assert compare(1).value == 0
