@@ -128,10 +128,16 @@ class _Deadline:
     def check(self) -> None:
         """Raises HTTPError past the deadline."""
         if time.monotonic() > self._end:
+            remedy = (
+                "send fewer rows at once"
+                if self.num_done
+                else "the server's BLOOMERY_SERVE_EXPLAIN_EVALUATIONS lowers the work for a row, and "
+                "BLOOMERY_SERVE_EXPLAIN_SECONDS raises the limit; a busy server may be fast enough later"
+            )
             raise HTTPError(
                 HTTPStatus.SERVICE_UNAVAILABLE,
                 f"{self.num_done} of {self._num_rows} rows were explained within the limit of {self._seconds:g} s; "
-                "send fewer rows at once",
+                f"{remedy}",
             )
 
 

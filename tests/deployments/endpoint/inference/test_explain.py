@@ -295,6 +295,9 @@ def test_a_slow_explanation_ends_and_reports_its_progress(version, monkeypatch) 
     response = ask(application, {"rows": [ROW] * 10})
     assert response.status_code == 503
     assert "of 10 rows were explained within the limit of 0.12 s" in response.json()["error"]
+    error = ask(create_application(version, Limits(explain_seconds=0.01)), {"rows": [ROW]}).json()["error"]
+    assert error.startswith("0 of 1 rows")
+    assert "BLOOMERY_SERVE_EXPLAIN_SECONDS raises the limit" in error  # fewer rows would not help
     monkeypatch.undo()
     assert ask(application, {"rows": [ROW]}).status_code == 200
 
