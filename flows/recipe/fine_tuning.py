@@ -8,6 +8,7 @@ from bloomery.models.compression.config import Compression, Pruning, Student
 from bloomery.models.training.config import VECTOR_OPTIONS, Loop
 
 StepT = TypeVar("StepT", Pruning, Student)
+_INHERITED = (*VECTOR_OPTIONS, "loss", "class_weights")
 
 
 def find_loops(compression: Compression) -> dict[str, Loop]:
@@ -20,15 +21,20 @@ def find_loops(compression: Compression) -> dict[str, Loop]:
     return loops
 
 
-def inherit_vector_options(compression: Compression, training: Loop) -> Compression:
-    """Returns the compression with the temperature and the lengths of vectors of `training` where none are stated.
+def inherit_options(compression: Compression, training: Loop) -> Compression:
+    """Returns the compression with the options of the loss in `training` where none are stated.
 
-    Otherwise fine-tuning unlearns the short vectors that the network was trained for.
+    Otherwise fine-tuning unlearns what the network was trained for: rare classes with balanced weights, rows that are
+    no outliers with the Huber loss, or the short vectors of `matryoshka`.
     """
-    options = {name: getattr(training, name) for name in VECTOR_OPTIONS if getattr(training, name) is not None}
+    options = {name: getattr(training, name) for name in _INHERITED if not _is_default(training, name)}
 
     def complete(loop: Loop) -> Loop:
-        missing = {name: value for name, value in options.items() if getattr(loop, name) is None}
+        missing = {
+            name: value
+            for name, value in options.items()
+            if name not in loop.model_fields_set or getattr(loop, name) is None
+        }
         return loop.model_copy(update=missing)
 
     def complete_step(step: StepT | None) -> StepT | None:
@@ -47,3 +53,7 @@ def inherit_vector_options(compression: Compression, training: Loop) -> Compress
             for candidate in candidates
         )
     return compression.model_copy(update={"fine_tune": complete(compression.fine_tune), "candidates": candidates})
+
+
+def _is_default(loop: Loop, name: str) -> bool:
+    return bool(getattr(loop, name) == Loop.model_fields[name].default)

@@ -30,7 +30,7 @@ from bloomery.data_contracts.records.scores import ScoreSetting, default_score
 from bloomery.flows.recipe.consistency import find_inconsistencies
 from bloomery.flows.recipe.feature_checks import check_sample_rates
 from bloomery.flows.recipe.file_column_checks import check_file_columns
-from bloomery.flows.recipe.fine_tuning import inherit_vector_options
+from bloomery.flows.recipe.fine_tuning import inherit_options
 from bloomery.flows.recipe.limit_checks import find_misplaced_limits
 from bloomery.flows.recipe.overrides import apply_overrides
 from bloomery.flows.recipe.recipe_files import find_recipe
@@ -307,7 +307,7 @@ def _with_score(training: Training, file: RecipeFile) -> Training:
 
 
 def _complete_compression(file: RecipeFile) -> Compression:
-    compression = inherit_vector_options(file.compression, file.training)
+    compression = inherit_options(file.compression, file.training)
     return compression.model_copy(update={"serving_device": resolve_device(file.serve)})
 
 

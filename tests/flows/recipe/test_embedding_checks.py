@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.records.scores import Score
 from bloomery.flows.recipe.consistency import find_inconsistencies
-from bloomery.flows.recipe.fine_tuning import find_loops, inherit_vector_options
+from bloomery.flows.recipe.fine_tuning import find_loops, inherit_options
 from bloomery.flows.recipe.limit_checks import find_misplaced_limits
 from bloomery.models.compression.budget import Budget
 from bloomery.models.compression.config import Compression
@@ -147,13 +147,22 @@ def test_fine_tuning_inherits_what_the_vectors_were_trained_for():
     }
     compression = Compression.model_validate(document)
     training = Training(epochs=1, temperature=0.1, matryoshka=(8,))
-    loops = find_loops(inherit_vector_options(compression, training))
+    loops = find_loops(inherit_options(compression, training))
     assert {place: (loop.epochs, loop.temperature, loop.matryoshka) for place, loop in loops.items()} == {
         "compression.fine_tune": (10, 0.1, (8,)),
         "compression.candidates: student.training of small": (2, 0.1, (8,)),
         "compression.candidates: prune.training of small": (3, 0.2, (8,)),
     }
-    assert inherit_vector_options(compression, Training(epochs=1)) is compression
+    assert inherit_options(compression, Training(epochs=1)) is compression
+
+
+def test_fine_tuning_inherits_the_loss_and_the_weights_of_classes():
+    student = {"model": {"kind": "rnn"}, "training": {"epochs": 2, "class_weights": "none", "loss": "squared"}}
+    compression = Compression.model_validate({"candidates": [{"name": "small", "student": student}]})
+    for option in ({"class_weights": "balanced"}, {"loss": "huber"}):
+        inherited = inherit_options(compression, Training(epochs=1, **option))
+        assert inherited.fine_tune == compression.fine_tune.model_copy(update=option)
+        assert inherited.candidates == compression.candidates  # which state the defaults
 
 
 def test_options_of_embeddings_are_not_written_for_other_recipes():
