@@ -18,6 +18,8 @@ TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_FILES = (TOKENIZER_FILE, "tokenizer_config.json", "special_tokens_map.json")
 POOLING_FILE = "1_Pooling/config.json"  # of sentence-transformers
 MODULES_FILE = "modules.json"  # of sentence-transformers: the steps from a text to its vector
+PROMPTS_FILE = "config_sentence_transformers.json"  # what it puts before a text
+TEXTS_FILE = "sentence_bert_config.json"  # whether it lowers the case of a text
 PREPROCESSOR_FILE = "preprocessor_config.json"
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from bloomery.data_contracts.records.checkpoint import MODULES_FILE
+from bloomery.data_contracts.records.checkpoint import MODULES_FILE, PROMPTS_FILE, TEXTS_FILE
 from bloomery.flows.recipe.fine_tuning import find_loops
 from bloomery.models.compression.config import CandidateSpec, Compression
 from bloomery.models.features.config import Features
 from bloomery.models.networks.config import EMBEDDING_KINDS, Model, vector_width
 from bloomery.models.networks.pretrained_config import Pretrained
 from bloomery.models.training.config import VECTOR_OPTIONS, Loop, Training
-from bloomery.tasks.checkpoints.sentence_vectors import find_other_modules
+from bloomery.tasks.checkpoints.sentence_vectors import find_default_prompt, find_other_modules, lowers_case
 
 _TASK = "`task: embedding` of the features"
 
@@ -53,13 +53,29 @@ def _check_kind(place: str, model: Model) -> Iterator[str]:
     elif isinstance(model, Pretrained) and model.config is not None and vector_width(model) is None:
         yield f"{place}: config.json of {model.checkpoint} states no hidden_size; name another checkpoint"
     elif isinstance(model, Pretrained) and model.resolved is not None:
-        modules = find_other_modules(Path(model.resolved.folder))
-        if modules:
-            yield (
-                f"{place}: sentence-transformers computes the vectors of {model.checkpoint} with {', '.join(modules)} "
-                f"after the pooling, which the network does not have; name another checkpoint, or one without "
-                f"{MODULES_FILE} to learn vectors without it"
-            )
+        yield from _check_vectors(place, model.checkpoint, Path(model.resolved.folder))
+
+
+def _check_vectors(place: str, name: str, folder: Path) -> Iterator[str]:
+    """Yields why the vectors would be others than those that sentence-transformers computes."""
+    modules = find_other_modules(folder)
+    if modules:
+        yield (
+            f"{place}: sentence-transformers computes the vectors of {name} with {', '.join(modules)} "
+            f"after the pooling, which the network does not have; name another checkpoint, or one without "
+            f"{MODULES_FILE} to learn vectors without it"
+        )
+    prompt = find_default_prompt(folder)
+    if prompt:
+        yield (
+            f"{place}: sentence-transformers puts {prompt[:80]!r} before each text for {name}, and rows lack it; "
+            f"put it into the columns, and name a copy of {folder} without default_prompt_name in {PROMPTS_FILE}"
+        )
+    if lowers_case(folder):
+        yield (
+            f"{place}: sentence-transformers lowers the case of each text for {name}, and rows keep it; lower it in "
+            f"the columns, and name a copy of {folder} without do_lower_case in {TEXTS_FILE}"
+        )
 
 
 def _check_training(training: Training, model: Model) -> Iterator[str]:

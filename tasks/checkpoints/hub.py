@@ -14,6 +14,8 @@ from bloomery.data_contracts.records.checkpoint import (
     CONFIG_FILE,
     MODULES_FILE,
     PREPROCESSOR_FILE,
+    PROMPTS_FILE,
+    TEXTS_FILE,
     TOKENIZER_FILES,
     WEIGHTS_FILE,
     WEIGHTS_INDEX,
@@ -26,7 +28,10 @@ _NAME = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?")
 # Neither code nor pickles; folders with weights in other formats are left out.
 _PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors", "README.md"]
 _LEFT_OUT = ["onnx/*", "openvino/*", "coreml/*", "*/*.safetensors"]
-_NEEDED = (CONFIG_FILE, WEIGHTS_INDEX, *TOKENIZER_FILES, PREPROCESSOR_FILE, MODULES_FILE)
+_NEEDED = (
+    *(CONFIG_FILE, WEIGHTS_INDEX, *TOKENIZER_FILES, PREPROCESSOR_FILE),
+    *(MODULES_FILE, PROMPTS_FILE, TEXTS_FILE),
+)
 _SNAPSHOTS = "snapshots"  # the folder in the cache with a folder for each commit of a repository
 
 

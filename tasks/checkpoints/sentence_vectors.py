@@ -1,4 +1,4 @@
-"""How sentence-transformers computes the vector of a text with a checkpoint: its pooling, and the modules after it."""
+"""How sentence-transformers computes the vector of a text with a checkpoint: text changes, pooling, other modules."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from bloomery.data_contracts.records.checkpoint import (
     MODULES_FILE,
     POOLING_FILE,
     PREPROCESSOR_FILE,
+    PROMPTS_FILE,
+    TEXTS_FILE,
     TOKENIZER_FILE,
     Checkpoint,
 )
@@ -23,6 +25,7 @@ _PREFIX = "pooling_mode_"  # of a key with true or false for each pooling; newer
 _POOLINGS = {"cls_token": "cls", "cls": "cls", "mean_tokens": "mean", "mean": "mean", "lasttoken": "last"}
 # Modules that need no layers beside the network: cosines do not depend on the length of a vector.
 _KNOWN_MODULES = ("Transformer", "Pooling", "Normalize")
+_CASED = "The Museum of BERLIN"
 
 
 def read_pooling(checkpoint: Checkpoint) -> str | None:
@@ -55,6 +58,27 @@ def find_other_modules(folder: Path) -> tuple[str, ...]:
         return ()
     names = (_module_name(module) for module in read_objects(folder / MODULES_FILE, _KEY))
     return tuple(name for name in names if name not in _KNOWN_MODULES)
+
+
+def find_default_prompt(folder: Path) -> str:
+    """What sentence-transformers puts before each text, unless its caller names another prompt; often empty."""
+    if not (folder / PROMPTS_FILE).is_file():
+        return ""
+    options = read_object(folder / PROMPTS_FILE, _KEY)
+    prompts, name = options.get("prompts"), options.get("default_prompt_name")
+    prompt = prompts.get(name) if isinstance(prompts, dict) and isinstance(name, str) else None
+    return prompt if isinstance(prompt, str) else ""
+
+
+def lowers_case(folder: Path) -> bool:
+    """Whether sentence-transformers writes texts in lower case, and the tokenizer alone does not."""
+    from tokenizers import Tokenizer
+
+    is_lowered = (folder / TEXTS_FILE).is_file() and read_object(folder / TEXTS_FILE, _KEY).get("do_lower_case") is True
+    if not is_lowered or not (folder / TOKENIZER_FILE).is_file():
+        return False
+    tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
+    return bool(tokenizer.encode(_CASED).ids != tokenizer.encode(_CASED.lower()).ids)
 
 
 def _find_pooling_file(checkpoint: Checkpoint) -> Path | None:

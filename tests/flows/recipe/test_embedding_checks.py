@@ -80,6 +80,19 @@ def test_modules_after_the_pooling_are_refused(tmp_path: Path):
     assert not [item for item in problems(model=model) if "sentence-transformers" in item]
 
 
+def test_texts_that_a_checkpoint_changes_before_its_tokenizer_are_refused(tiny_roberta: Path, tmp_path: Path):
+    prompts = {"prompts": {"query": "query: "}, "default_prompt_name": "query"}
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    (tmp_path / "sentence_bert_config.json").write_text(json.dumps({"do_lower_case": True}))
+    (tmp_path / "tokenizer.json").write_bytes((tiny_roberta / "tokenizer.json").read_bytes())
+    resolved = {"reference": "e5", "folder": str(tmp_path), "files": {}}
+    model = {"kind": "pretrained", "checkpoint": "e5", "config": {"hidden_size": 16}, "resolved": resolved}
+    prompt, case = (item for item in problems(model=model) if "sentence-transformers" in item)
+    assert "model: sentence-transformers puts 'query: ' before each text for e5" in prompt
+    assert "lowers the case of each text for e5" in case
+    assert f"a copy of {tmp_path} without do_lower_case" in case
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -125,7 +125,10 @@ def test_a_cache_with_a_part_of_the_files_is_completed(
     assert len(requests) == 1
 
 
-@pytest.mark.parametrize("name", ["1_Pooling/config.json", "modules.json", "model-00002-of-00002.safetensors"])
+@pytest.mark.parametrize(
+    "name",
+    ["1_Pooling/config.json", "modules.json", "sentence_bert_config.json", "model-00002-of-00002.safetensors"],
+)
 def test_a_download_that_was_interrupted_is_continued_or_refused(cache: Path, tmp_path: Path, name: str) -> None:
     snapshot = write_snapshot(cache, FIRST)
     write_listing(snapshot, "config.json", "tokenizer.json", "model.safetensors", name, "README.md")

@@ -10,7 +10,12 @@ import pytest
 
 from bloomery.data_contracts.errors import DataMissing, RecipeInvalid
 from bloomery.data_contracts.records.checkpoint import POOLING_FILE, Checkpoint
-from bloomery.tasks.checkpoints.sentence_vectors import find_other_modules, read_pooling
+from bloomery.tasks.checkpoints.sentence_vectors import (
+    find_default_prompt,
+    find_other_modules,
+    lowers_case,
+    read_pooling,
+)
 from tests.tasks.checkpoints.test_hub import write_listing
 
 
@@ -95,6 +100,31 @@ def test_modules_that_change_a_vector_are_found(tmp_path: Path) -> None:
     assert find_other_modules(tmp_path) == ()
     write_modules(tmp_path, "Transformer", "Pooling", "Dense", "Normalize", package="sentence_transformers.modules.x")
     assert find_other_modules(tmp_path) == ("Dense",)
+
+
+@pytest.mark.parametrize(
+    ("options", "prompt"),
+    [
+        ({"prompts": {"query": "query: "}, "default_prompt_name": "query"}, "query: "),
+        ({"prompts": {"query": "query: ", "document": ""}, "default_prompt_name": "document"}, ""),
+        ({"prompts": {"query": "query: "}, "default_prompt_name": None}, ""),
+        ({"__version__": {"transformers": "4.6.1"}}, ""),
+    ],
+)
+def test_the_prompt_before_each_text_is_found(options: dict[str, Any], prompt: str, tmp_path: Path) -> None:
+    assert find_default_prompt(tmp_path) == ""
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(options))
+    assert find_default_prompt(tmp_path) == prompt
+
+
+@pytest.mark.parametrize("is_lowered", [False, True])
+def test_a_lower_case_that_the_tokenizer_does_not_have_is_found(
+    tiny_bert: Path, tiny_roberta: Path, tmp_path: Path, is_lowered: bool
+) -> None:
+    (tmp_path / "sentence_bert_config.json").write_text(json.dumps({"do_lower_case": is_lowered}))
+    for folder, has_case in ((tiny_bert, False), (tiny_roberta, True)):
+        (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
+        assert lowers_case(tmp_path) == (is_lowered and has_case)
 
 
 def test_the_pooling_of_a_cache_with_single_files_is_unknown(tmp_path: Path) -> None:
