@@ -69,6 +69,7 @@ class FineTuning(NamedTuple):
     measure: ScoreMeasure | None = None  # of the score of an epoch, as in `TrainingData`
     tokenizers: Mapping[str, str] = MappingProxyType({})  # by part of texts, in the JSON of the library `tokenizers`
     scope: ScopeClass | None = None  # for which a shift of the candidate is chosen; the teacher has none
+    on_shift: Callable[[float], None] = lambda shift: None  # is called with that shift
 
 
 def compress_network(
@@ -121,14 +122,16 @@ def compress_network(
         network = add_fake_quantization(network, reduce_range=bool(spec.reduce_range), keep_float=keep_float)
         _train(network, fine_tuning, loop)
     if fine_tuning.scope is not None:
-        _shift_decisions(network, fine_tuning.val, fine_tuning.scope)
+        fine_tuning.on_shift(_shift_decisions(network, fine_tuning.val, fine_tuning.scope))
     return network
 
 
-def _shift_decisions(network: nn.Module, val: Examples, scope: ScopeClass) -> None:
+def _shift_decisions(network: nn.Module, val: Examples, scope: ScopeClass) -> float:
     """Training has moved the head's bias, so the shift for the class out of scope is chosen for the candidate."""
     outputs_NK, y = predict(network, val.x).numpy(), val.y.numpy()
-    shift_class(network, scope.label, choose_scope_shift(outputs_NK, y, scope.label, scope.max_drop))
+    shift = choose_scope_shift(outputs_NK, y, scope.label, scope.max_drop)
+    shift_class(network, scope.label, shift)
+    return shift
 
 
 def _take_layers(

@@ -38,6 +38,7 @@ class BuiltCandidate(NamedTuple):
     network: nn.Module | None = None  # before quantization, kept where extra formats are requested
     extra_files: tuple[ExtraFile, ...] = ()
     removed_tokens: float | None = None  # share of the test rows' tokens without an embedding in a trimmed vocabulary
+    scope_shift: float | None = None  # added to the logit of the class out of scope, if the recipe names one
     fused: Path | None = None  # the same network with attention as one operator, if it has attention
     device: GpuDevice | None = None  # that it is measured on and served by; None is the processor
 

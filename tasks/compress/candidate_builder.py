@@ -205,6 +205,7 @@ def _build_float(
         network, blueprint = OnnxTeacher(weights), read_blueprint(config)
     else:
         network, blueprint = read_network(weights, config)
+    shifts = [] if trained.scope_shift is None else [trained.scope_shift.value]
     if spec.changes_network:
         unlabelled = None if splits.unlabelled is None else splits.unlabelled.x
         device = select_device(builder.compression.device)
@@ -220,6 +221,7 @@ def _build_float(
             builder.measure,
             builder.tokenizers if spec.trim_vocabulary is not None else {},
             _remove_scope_shift(trained, network),
+            shifts.append,
         )
         network = compress_network(network, blueprint, spec, fine_tuning)
     ranges = None
@@ -241,6 +243,7 @@ def _build_float(
         )
     return built._replace(
         network=network if builder.compression.extra_formats else None,
+        scope_shift=shifts[-1] if shifts else None,
         fused=fused if is_fused else None,
     )
 

@@ -282,7 +282,8 @@ def _log_candidate(
         tags["calibration.sha256"] = candidate.calibration
     experiment_name, extra_files = dataset.valid_rows.contract.name, candidate.extra_files
     with mlflow_runs.logged_run(experiment_name, f"candidate-{record.name}", out.key, tags) as run_id:
-        mlflow_runs.log_params(run_id, {**candidate.spec.model_dump(), "seed": SEED})
+        shift = {} if candidate.scope_shift is None else {"out_of_scope_shift": f"{candidate.scope_shift:.4f}"}
+        mlflow_runs.log_params(run_id, {**candidate.spec.model_dump(), "seed": SEED, **shift})
         mlflow_runs.log_metrics(
             run_id,
             {

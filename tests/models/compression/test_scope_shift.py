@@ -51,13 +51,14 @@ def test_the_shift_is_chosen_after_the_last_training(rows: Examples, steps: dict
     network = build_network(blueprint).eval()
     compression = Compression(fine_tune=Loop(epochs=2, batch_size=50, learning_rate=0.01))
     spec = CandidateSpec.model_validate({"name": "smaller", **steps})
-    outputs = []
+    outputs, shifts = [], []
     for scope in (None, ScopeClass(LABEL, MAX_DROP)):
-        fine_tuning = FineTuning(rows, rows, network, compression, scope=scope)
+        fine_tuning = FineTuning(rows, rows, network, compression, scope=scope, on_shift=shifts.append)
         outputs.append(predict(compress_network(network, blueprint, spec, fine_tuning), rows.x).numpy())
     unshifted, shifted = outputs
     shift = choose_scope_shift(unshifted, rows.y.numpy(), LABEL, MAX_DROP)
     assert shift > 0
+    assert shifts == [shift]
     np.testing.assert_allclose(shifted - unshifted, np.tile([0, 0, shift], (300, 1)), atol=1e-4)
     before, after = (measure_scope(values, rows.y.numpy(), LABEL) for values in outputs)
     assert before.in_scope - MAX_DROP <= after.in_scope <= before.in_scope
