@@ -197,6 +197,25 @@ def _require_tokens(network: PretrainedText, layout: Layout) -> None:
             f"{config.model_type} cannot read a row of tokens alone: {obstacle}",
             "a network that computes a state of each token (last_hidden_state) from tokens and their mask",
         )
+    if _depends_on_padding(network, min(layout.shape[0], positions)):
+        raise unsuitable(
+            f"the states of {config.model_type} depend on the padding of a row",
+            "a network whose attention_mask leaves padding out, such as bert",
+        )
+
+
+def _depends_on_padding(network: PretrainedText, max_length: int) -> bool:
+    """Whether the states of two tokens change by more than rounding when padding follows."""
+    weight = next(network.body.parameters())
+    if max_length < 3 or weight.is_meta:
+        return False
+    x = torch.tensor([[1.0, network.body.config.vocab_size]], device=weight.device)
+    padding = torch.zeros(1, min(max_length - 2, 2), device=weight.device)
+    with torch.no_grad():
+        network.eval()
+        states, padded = network.states(x)[0], network.states(torch.cat([x, padding], dim=1))[0][:, :2]
+    scale = float(states.abs().mean())
+    return not torch.allclose(states, padded, rtol=1e-3, atol=0.01 * scale, equal_nan=True)
 
 
 def _require_signal(network: PretrainedNetwork, config: Pretrained, layout: Layout) -> None:

@@ -213,6 +213,17 @@ def test_a_damaged_file_is_refused(tmp_path: Path):
         build(config, LAYOUT, 3)
 
 
+def test_a_network_that_reads_the_vector_of_padding_is_refused(tmp_path: Path):
+    sizes = {"embedding_size": 16, "intra_bottleneck_size": 16, "num_feedforward_networks": 1}
+    config = save_checkpoint(tmp_path, "mobilebert", {**_SIZES, **sizes})
+    build(config, LAYOUT, 3)  # whose vector of padding is 0
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["embeddings.word_embeddings.weight"][0] = 1.0
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RecipeInvalid, match="the states of mobilebert depend on the padding of a row"):
+        build(config, LAYOUT, 3)
+
+
 @pytest.mark.parametrize(
     ("model_type", "layout", "problem"),
     [
