@@ -20,6 +20,8 @@ from bloomery.models.training.layer_freezing import layer_groups
 from bloomery.models.training.transfer_config import StartFrom
 
 _WHERE = "the recipe's training.start_from"
+# Names of embeddings of positions and segments, not of tokens. There may be more positions than tokens.
+_OTHER_EMBEDDING = re.compile(r"(^|\.)(places|wpe|\w*position\w*|\w*type\w*)$")
 
 
 class TransferResult(NamedTuple):
@@ -174,7 +176,9 @@ class _Adapter:
         self._start, self._names, self._source_names = start, names, source_names
         self._heads = set(layer_groups(network)[-1])
         self._embeddings = {
-            f"{name}.weight" for name, module in network.named_modules() if isinstance(module, nn.Embedding)
+            f"{name}.weight"
+            for name, module in network.named_modules()
+            if isinstance(module, nn.Embedding) and not _OTHER_EMBEDDING.search(name)
         }
         self._importances = {
             f"{name}.importances_V".removeprefix(".")

@@ -109,6 +109,16 @@ def test_the_importances_of_other_tokens_are_not_taken_over():
     assert "importances_V" in load(target, source.state_dict()).loaded  # of the same tokens
 
 
+def test_positions_are_no_tokens_even_if_there_are_more_of_them():
+    source, target = transformer(4), transformer(4)
+    names, source_names = Names(tokens=("[PAD]", "sun", "moon")), Names(tokens=("[PAD]", "moon", "sun"))
+    start = StartFrom(network="source", adapt="vocabulary")
+    result = transfer_weights(target, source.state_dict(), start, names, source_names)
+    (position,) = (name for name in source.state_dict() if name.endswith("places.weight"))
+    assert torch.equal(target.state_dict()[position], source.state_dict()[position])
+    assert position not in result.adapted
+
+
 def test_an_unknown_vocabulary_is_refused():
     start = StartFrom(network="source", adapt="vocabulary")
     with pytest.raises(RecipeInvalid, match="the source source has no known vocabulary"):
