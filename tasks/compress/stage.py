@@ -9,6 +9,7 @@ from bloomery.data_contracts.records.records import Candidates, EncodedSplit, La
 from bloomery.data_contracts.records.serving_device import GpuDevice
 from bloomery.models.compression.config import CandidateSpec, Compression, QuantizationMode
 from bloomery.models.compression.default_candidates import STATIC_KINDS, default_candidates
+from bloomery.models.compression.inherited_loss import inherit_candidate_losses
 from bloomery.models.compression.obstacles import find_compression_obstacle
 from bloomery.models.networks.config import Fused, Model
 from bloomery.models.networks.pretrained_config import Pretrained
@@ -50,7 +51,7 @@ def compress(out: Output, trained: TrainedNetwork, compression: Compression) -> 
     is_private = trained.privacy is not None
     set_deterministic(seed=SEED, num_threads=1)
     splits = _read_splits(trained)
-    defaults = _default_specs(trained)
+    defaults = inherit_candidate_losses(_default_specs(trained), compression.fine_tune)
     if compression.serving_device is not None:
         defaults = (*defaults, CandidateSpec(name="fp16", compute="fp16"))
     specs = _applicable_specs(trained, compression.candidates or defaults, compression.serving_device)

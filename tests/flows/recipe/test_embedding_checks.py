@@ -166,7 +166,7 @@ def test_fine_tuning_inherits_what_the_vectors_were_trained_for():
         "compression.candidates: student.training of small": (2, 0.1, (8,)),
         "compression.candidates: prune.training of small": (3, 0.2, (8,)),
     }
-    assert inherit_options(compression, Training(epochs=1)) is compression
+    assert inherit_options(compression, Training(epochs=1)) == compression
 
 
 def test_fine_tuning_inherits_the_loss_and_the_weights_of_classes():

@@ -14,6 +14,7 @@ from bloomery.models.compression.compressor import FineTuning, compress_network
 from bloomery.models.compression.config import CandidateSpec, Compression, Distillation, Pruning
 from bloomery.models.compression.default_candidates import default_candidates
 from bloomery.models.compression.fused_attention import fuse_attention
+from bloomery.models.compression.inherited_loss import inherit_candidate_losses
 from bloomery.models.compression.obstacles import (
     find_compression_obstacle,
     find_layer_obstacle,
@@ -231,6 +232,17 @@ def test_the_default_candidates_are_those_that_the_network_supports():
         "vit": ["fp32", "int8", "pruned-int8", "student-int8"],
         "gpt2": ["fp32", "int8"],
     }
+
+
+def test_default_candidates_are_trained_with_the_loss_of_fine_tuning():
+    config = {"model_type": "bert", "num_hidden_layers": 6, "vocab_size": 100}
+    specs = _defaults(Pretrained(kind="pretrained", checkpoint="bert", config=config))
+    options = {"matryoshka": (8,), "class_weights": "balanced"}
+    inherited = inherit_candidate_losses(specs, Loop(epochs=1, **options))
+    steps = [step for spec in inherited for step in (spec.student, spec.prune) if step is not None]
+    assert len(steps) == 3
+    assert all(step.training.model_dump(include=set(options)) == options for step in steps)
+    assert inherit_candidate_losses(specs, Loop(epochs=1)) == specs
 
 
 def _defaults(model: Pretrained) -> tuple[CandidateSpec, ...]:
