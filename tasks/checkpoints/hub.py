@@ -116,8 +116,9 @@ def find_missing_files(folder: Path) -> list[str] | None:
 
 
 def is_partly_known(folder: Path) -> bool:
-    """Whether `folder` is a snapshot in the cache that may lack files of the repository."""
-    return folder.parent.name == _SNAPSHOTS and find_missing_files(folder) is None
+    """Whether `folder` is a snapshot in the cache that lacks, or may lack, the repository's files on pooling."""
+    missing = find_missing_files(folder) if folder.parent.name == _SNAPSHOTS else []
+    return missing is None or any(name == MODULES_FILE or name.endswith(f"/{CONFIG_FILE}") for name in missing)
 
 
 def repository_of(folder: Path) -> str:

@@ -135,6 +135,9 @@ def test_the_pooling_of_a_cache_with_single_files_is_unknown(tmp_path: Path) -> 
     assert f"hf download org/name --revision {'a' * 40}" in caught.value.remedy
     write_listing(snapshot, "config.json", "tokenizer.json")
     assert read_pooling(checkpoint_with(snapshot, None)) is None
+    write_listing(snapshot, "config.json", "tokenizer.json", "modules.json")  # a download that was interrupted
+    with pytest.raises(DataMissing, match="may have only some files of mine"):
+        read_pooling(checkpoint_with(snapshot, None))
     assert read_pooling(checkpoint_with(tmp_path, None)) is None  # a folder that is no snapshot
     image = Checkpoint(reference="mine", folder=str(snapshot), files={"preprocessor_config.json": "0" * 64})
     assert read_pooling(image) is None
