@@ -27,6 +27,7 @@ def find_weights(folder: Path, key: str) -> tuple[str, ...]:
     else:
         _explain_other_files(folder)
         raise missing_file(folder / WEIGHTS_FILE, key)
+    _refuse_embedded_adapter(folder)
     for name in names:
         if not (folder / name).is_file():
             raise missing_file(folder / name, key)
@@ -63,6 +64,18 @@ def _require_complete(path: Path) -> None:
             required="a complete file of safetensors",
             where=str(path),
             remedy="copy, download or save the checkpoint again",
+        )
+
+
+def _refuse_embedded_adapter(folder: Path) -> None:
+    """Raises RecipeInvalid if `transformers` would change the weights, and only where `peft` is installed."""
+    if (folder / _ADAPTER).is_file():
+        raise RecipeInvalid(
+            f"{folder.name} has an adapter beside its weights (it has {_ADAPTER})",
+            required="weights alone",
+            where=str(folder),
+            remedy="merge the adapter into the weights by peft's merge_and_unload(), and save them with "
+            f"save_pretrained; or name a copy of the folder without {_ADAPTER}, to take the weights alone",
         )
 
 

@@ -186,6 +186,9 @@ def test_an_adapter_is_no_checkpoint(tmp_path: Path) -> None:
     (folder / "adapter_config.json").write_text("{}")
     with pytest.raises(RecipeInvalid, match=r"is an adapter(.|\n)*merge_and_unload"):
         resolve_checkpoint("bert", tmp_path)
+    (folder / "adapter_model.safetensors").rename(folder / "model.safetensors")  # the weights that it belongs to
+    with pytest.raises(RecipeInvalid, match="has an adapter beside its weights"):
+        resolve_checkpoint("bert", tmp_path)
 
 
 def test_digests_are_computed_again_only_if_a_file_has_changed(
