@@ -31,6 +31,8 @@ _RANDOM_OPTIONS = {"apply_spec_augment": False, "layerdrop": 0.0, "encoder_layer
 # family has but does not call.
 _MASK_VECTORS = ("masked_spec_embed", "mask_token")
 _UNUSED_LAYERS = {"wav2vec2-conformer": "encoder.pos_conv_embed."}
+# What constructors of layers raise for sizes that do not fit, and readers of weights for damaged files.
+_BUILD_ERRORS = (ValueError, TypeError, ImportError, KeyError, OSError, RuntimeError, AssertionError, AttributeError)
 _NUM_SHOWN = 3  # names of weights in an error
 
 
@@ -61,7 +63,7 @@ def load_body(config: Pretrained, layout: Layout) -> PreTrainedModel:
                 body = _build_body(family, configuration, folder, options | {"attn_implementation": "eager"})
             if configuration.is_encoder_decoder:
                 body = body.get_encoder()
-        except (ValueError, TypeError, ImportError, KeyError, OSError, RuntimeError, SafetensorError) as failure:
+        except (*_BUILD_ERRORS, SafetensorError) as failure:
             reason = (str(failure).splitlines() or ["no reason given"])[0][:300]
             raise unsuitable(
                 f"{configuration.model_type} cannot be built: {reason}",

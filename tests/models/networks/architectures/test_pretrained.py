@@ -248,6 +248,12 @@ def test_an_architecture_that_does_not_fit_the_rows_is_refused(model_type, layou
         build(config, layout, 3)
 
 
+def test_a_padding_token_beyond_the_vocabulary_is_refused():
+    document = {"model_type": "bert", **_SIZES, "pad_token_id": 64}
+    with pytest.raises(RecipeInvalid, match=r"bert cannot be built: .*num_embeddings"):
+        build(Pretrained(kind="pretrained", checkpoint="x", config=document), LAYOUT, 3)
+
+
 def test_an_attention_with_unknown_options_is_that_of_transformers(monkeypatch: pytest.MonkeyPatch):
     attention = transformers.models.bert.modeling_bert.BertSelfAttention
     original = attention.forward
