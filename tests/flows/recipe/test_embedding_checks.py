@@ -171,7 +171,7 @@ def test_fine_tuning_inherits_what_the_vectors_were_trained_for():
 
 def test_fine_tuning_inherits_the_loss_and_the_weights_of_classes():
     student = {"model": {"kind": "rnn"}, "training": {"epochs": 2, "class_weights": "none", "loss": "squared"}}
-    compression = Compression.model_validate({"candidates": [{"name": "small", "student": student}]})
+    compression = Compression.model_validate({"candidates": [{"name": "fp32"}, {"name": "small", "student": student}]})
     for option in ({"class_weights": "balanced"}, {"loss": "huber"}):
         inherited = inherit_options(compression, Training(epochs=1, **option))
         assert inherited.fine_tune == compression.fine_tune.model_copy(update=option)
