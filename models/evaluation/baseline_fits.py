@@ -5,18 +5,21 @@ Shapes: N rows, M labels, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
 
 from bloomery.models.evaluation.baselines import (
-    CONSTANT,
+    MAJORITY_CLASSES,
     MAX_LINEAR_CLASSES,
     MAX_ROWS,
     MAX_TREE_CLASSES,
     MIN_ROWS,
     MIN_ROWS_OF_LABEL,
+    MOST_FREQUENT_LABELS,
+    MOST_FREQUENT_TAG,
+    OUTPUT_MEANS,
     BaselineRows,
     BaselineTask,
     Features,
@@ -63,11 +66,11 @@ def _fit_to_tags(task: BaselineTask) -> Iterator[FittedBaseline]:
     is_word_NT, is_test_word_NT = task.train.y >= 0, task.test_y >= 0
     tags_W, tokens_W = (values[is_word_NT].astype(np.int64) for values in (task.train.y, task.train.x))
     if not len(tags_W):
-        yield FittedBaseline(CONSTANT[7], None, reason="the sampled training rows have no word")
+        yield FittedBaseline(MOST_FREQUENT_TAG, None, reason="the sampled training rows have no word")
         return
     most_frequent = int(np.bincount(tags_W).argmax())
     constant_NT = np.where(is_test_word_NT, most_frequent, -1)
-    yield FittedBaseline(CONSTANT[7], constant_NT, len(task.train.y))
+    yield FittedBaseline(MOST_FREQUENT_TAG, constant_NT, len(task.train.y))
     pairs, counts = np.unique(np.stack([tokens_W, tags_W], axis=1), axis=0, return_counts=True)
     pairs = pairs[np.lexsort((pairs[:, 1], -counts, pairs[:, 0]))]  # of each token the most frequent tag first
     tokens, first = np.unique(pairs[:, 0], return_index=True)
@@ -82,7 +85,7 @@ def _fit_to_sets(task: BaselineTask) -> Iterator[FittedBaseline]:
     """The most frequent set of labels, and one linear model and one of trees for each label."""
     y_NK, num_rows, features = task.train.y, len(task.test_x), Features(task.layout)
     sets, counts = np.unique(y_NK, axis=0, return_counts=True)
-    yield FittedBaseline("most frequent labels", np.tile(sets[counts.argmax()].astype(float), (num_rows, 1)), len(y_NK))
+    yield FittedBaseline(MOST_FREQUENT_LABELS, np.tile(sets[counts.argmax()].astype(float), (num_rows, 1)), len(y_NK))
     for name, fit, max_labels in (
         ("logistic regression for each label", fit_linear, MAX_LINEAR_CLASSES),
         ("boosted trees for each label", fit_trees, MAX_TREE_CLASSES),
@@ -121,21 +124,20 @@ def _fit_to_class_outputs(task: BaselineTask) -> Iterator[FittedBaseline]:
         rows = BaselineRows(task.train.x[is_known_N], labels_N[is_known_N])
         single_labels.append(task._replace(num_classes=num_classes, train=rows, class_counts=()))
     fits: tuple[tuple[str, Callable[[BaselineTask], FittedBaseline]], ...] = (
-        (CONSTANT[5], fit_constant),
+        (MAJORITY_CLASSES, fit_constant),
         ("logistic regression for each label", partial(fit_linear, features=features)),
         ("boosted trees for each label", partial(fit_trees, features=features)),
     )
     for name, fit in fits:
-        fitted = [fit(single_label) for single_label in single_labels]
-        reason = next((baseline.reason for baseline in fitted if baseline.predictions is None), "")
-        if reason:
-            yield FittedBaseline(name, None, reason=reason)
-            continue
-        shares = np.zeros((len(task.test_x), len(fitted), max(task.class_counts)))
-        for number, baseline in enumerate(fitted):
-            assert baseline.predictions is not None
-            shares[:, number, : baseline.predictions.shape[1]] = baseline.predictions
-        yield FittedBaseline(name, shares, max(baseline.num_rows for baseline in fitted))
+        yield _fit_to_each(name, fit, single_labels, partial(_pad_shares, num_classes=max(task.class_counts)))
+
+
+def _pad_shares(shares: Sequence[np.ndarray], num_classes: int) -> np.ndarray:
+    """Probabilities (N, M, K) of M labels with up to `num_classes` classes, 0 beyond the classes of a label."""
+    padded = np.zeros((len(shares[0]), len(shares), num_classes))
+    for number, of_label in enumerate(shares):
+        padded[:, number, : of_label.shape[1]] = of_label
+    return padded
 
 
 def _fit_to_outputs(task: BaselineTask) -> Iterator[FittedBaseline]:
@@ -146,15 +148,24 @@ def _fit_to_outputs(task: BaselineTask) -> Iterator[FittedBaseline]:
         is_known_N = ~np.isnan(labels_N)
         single_outputs.append(task._replace(train=BaselineRows(task.train.x[is_known_N], labels_N[is_known_N])))
     fits: tuple[tuple[str, Callable[[BaselineTask], FittedBaseline]], ...] = (
-        (CONSTANT[4], fit_constant),
+        (OUTPUT_MEANS, fit_constant),
         ("ridge regression for each output", partial(fit_linear, features=features)),
         ("boosted trees for each output", partial(fit_trees, features=features)),
     )
     for name, fit in fits:
-        fitted = [fit(single_output) for single_output in single_outputs]
-        reason = next((baseline.reason for baseline in fitted if baseline.predictions is None), "")
-        values = [baseline.predictions for baseline in fitted if baseline.predictions is not None]
-        if reason:
-            yield FittedBaseline(name, None, reason=reason)
-        else:
-            yield FittedBaseline(name, np.stack(values, axis=1), max(baseline.num_rows for baseline in fitted))
+        yield _fit_to_each(name, fit, single_outputs, partial(np.stack, axis=1))
+
+
+def _fit_to_each(
+    name: str,
+    fit: Callable[[BaselineTask], FittedBaseline],
+    single_tasks: Sequence[BaselineTask],
+    join: Callable[[Sequence[np.ndarray]], np.ndarray],
+) -> FittedBaseline:
+    """A baseline of several labels, fitted to each; it has no predictions if one of them could not be fitted."""
+    fitted = [fit(single_task) for single_task in single_tasks]
+    reason = next((baseline.reason for baseline in fitted if baseline.predictions is None), "")
+    if reason:
+        return FittedBaseline(name, None, reason=reason)
+    predictions = [baseline.predictions for baseline in fitted if baseline.predictions is not None]
+    return FittedBaseline(name, join(predictions), max(baseline.num_rows for baseline in fitted))

@@ -15,16 +15,19 @@ import numpy as np
 from bloomery.data_contracts.records.scores import Score
 from bloomery.data_contracts.records.tensor_layout import Layout, PartSlice
 
+# Baselines that do not read the inputs.
+MAJORITY_CLASS = "majority class"
+MEAN = "mean"
+QUANTILE = "quantile of the labels"
+MOST_FREQUENT_LABELS = "most frequent labels"
+OUTPUT_MEANS = "mean of each output"
+MAJORITY_CLASSES = "majority class of each label"
+RANDOM_ORDER = "random order"
+MOST_FREQUENT_TAG = "most frequent tag"
 CONSTANT = (
-    "majority class",
-    "mean",
-    "quantile of the labels",
-    "most frequent labels",
-    "mean of each output",
-    "majority class of each label",
-    "random order",
-    "most frequent tag",
-)  # baselines that do not read the inputs
+    *(MAJORITY_CLASS, MEAN, QUANTILE, MOST_FREQUENT_LABELS),
+    *(OUTPUT_MEANS, MAJORITY_CLASSES, RANDOM_ORDER, MOST_FREQUENT_TAG),
+)
 SEASONS = (4, 7, 12, 24, 48, 52, 96, 168, 365)  # steps: quarters, days, months, hours, weeks, …
 _MAX_LINEAR_VALUES = 20_000_000  # rows x features x classes
 _MAX_TREE_VALUES = 200_000_000  # rows x features x trees
@@ -91,10 +94,10 @@ def fit_constant(task: BaselineTask) -> FittedBaseline:
     y, num_rows = task.train.y, len(task.test_x)
     if task.num_classes:
         shares_K = np.bincount(y, minlength=task.num_classes) / len(y)
-        return FittedBaseline(CONSTANT[0], np.tile(shares_K, (num_rows, 1)), len(y))
+        return FittedBaseline(MAJORITY_CLASS, np.tile(shares_K, (num_rows, 1)), len(y))
     if task.score.quantile is not None:
-        return FittedBaseline(CONSTANT[2], np.full(num_rows, np.quantile(y, task.score.quantile)), len(y))
-    return FittedBaseline(CONSTANT[1], np.full(num_rows, y.mean()), len(y))
+        return FittedBaseline(QUANTILE, np.full(num_rows, np.quantile(y, task.score.quantile)), len(y))
+    return FittedBaseline(MEAN, np.full(num_rows, y.mean()), len(y))
 
 
 def fit_naive(train_y: np.ndarray, windows: LabelWindows) -> Iterator[FittedBaseline]:

@@ -10,10 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from bloomery.models.evaluation.baselines import CONSTANT, BaselineTask, FittedBaseline, count_tokens, describe_failure
+from bloomery.models.evaluation.baselines import (
+    RANDOM_ORDER,
+    BaselineTask,
+    FittedBaseline,
+    count_tokens,
+    describe_failure,
+)
 from bloomery.models.evaluation.retrieval import Corpus, build_corpus, rank_by_similarity
 
-RANDOM_ORDER = CONSTANT[6]
 _TF_IDF, _BM25 = "TF-IDF", "BM25"
 _K1, _B = 1.2, 0.75
 _MAX_SIMILARITIES = 2_000_000_000
@@ -37,13 +42,17 @@ def fit_lexical(task: BaselineTask) -> Iterator[FittedBaseline]:
             yield FittedBaseline(name, None, reason=reason)
             continue
         try:
-            left_NV, right_MV = weigh(task, queries_NV, texts_MV)
-            right_VM = right_MV.T.tocsr()
-            ranks_N = rank_by_similarity(corpus, lambda rows: (left_NV[rows] @ right_VM).toarray())  # noqa: B023
+            ranks_N = _rank(corpus, *weigh(task, queries_NV, texts_MV))
         except Exception as failure:  # a finished training does not fail because of a baseline
             yield FittedBaseline(name, None, reason=describe_failure(failure))
             continue
         yield FittedBaseline(name, ranks_N, len(task.train.y))
+
+
+def _rank(corpus: Corpus, left_NV: Any, right_MV: Any) -> np.ndarray:
+    """Ranks float64 (N,) of the positives by the products of sparse weights of queries (N, V) and of texts (M, V)."""
+    right_VM = right_MV.T.tocsr()
+    return rank_by_similarity(corpus, lambda rows: (left_NV[rows] @ right_VM).toarray())
 
 
 def _draw_ranks(corpus: Corpus) -> np.ndarray:
