@@ -50,3 +50,10 @@ def test_every_path_that_a_page_names_exists(page: Path) -> None:
         path for path in paths if "secrets" not in Path(path).parts
     ]  # a user creates secrets; git ignores them
     assert not [path for path in committed if not (ROOT / path).exists() and not (page.parent / path).exists()]
+
+
+def test_the_index_lists_each_decision_once_in_order() -> None:
+    index = (ROOT / "docs" / "decisions" / "README.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^(\d+)\. \[.+\]\((\d{4}-[\w-]+\.md)\)$", index, re.M)
+    assert [name for _, name in listed] == sorted(path.name for path in ROOT.glob("docs/decisions/0*.md"))
+    assert [int(number) for number, _ in listed] == list(range(1, len(listed) + 1))
