@@ -106,7 +106,7 @@ def _append_added_key(columns: CommentedSeq, name: str) -> None:
 def _append_column(columns: CommentedSeq, column: ColumnProfile, plan: DraftPlan, name: str) -> None:
     if column.name == plan.split.column and plan.split.replaced:
         column = _rename_splits(column, dict(plan.split.replaced))
-    label = next((label for label in (plan.label, *plan.label.others) if label.name == column.name), None)
+    label = next((label for label in plan.label.all_labels if label.name == column.name), None)
     is_key = column.name == plan.key.name
     logical_type = column.logical_type if label is None else label.logical_type
     entry = CommentedMap(name=name, logicalType=logical_type)

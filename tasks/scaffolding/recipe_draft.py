@@ -278,7 +278,7 @@ def _score_of_classes(label: LabelPlan) -> tuple[str, str]:
     """Returns the score that suits several labels with classes, and why."""
     skewed = [
         part
-        for part in (label, *label.others)
+        for part in label.all_labels
         if max(num for _, num in part.classes) >= _SKEWED * min(num for _, num in part.classes)
     ]
     if not skewed:
@@ -330,13 +330,13 @@ def _budget_and_gates(plan: DraftPlan, score: str) -> tuple[CommentedMap, Commen
         return _drop_budget(), draft_tag_gates(plan.label, num_test)
     share = plan.label.majority_share
     if plan.label.others:
-        parts = (plan.label, *plan.label.others)
-        shares = [part.majority_share for part in parts]
+        labels = plan.label.all_labels
         if score == "mean_balanced_accuracy":
-            margin = max(_macro_f1_margin([num * test_share for _, num in part.classes]) for part in parts)
-            shares = [1 / len(part.classes) for part in parts]
+            margin = max(_macro_f1_margin([num * test_share for _, num in label.classes]) for label in labels)
+            shares = [1 / len(label.classes) for label in labels]
         else:
             margin = 8 / num_test
+            shares = [label.majority_share for label in labels]
         majority = (
             f"Always predicting the most frequent class of each label has a {score.replace('_', ' ')} of "
             f"{sum(shares) / len(shares):.1%}."

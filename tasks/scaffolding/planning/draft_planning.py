@@ -131,7 +131,7 @@ class DraftPlan(NamedTuple):
     @property
     def label_names(self) -> tuple[str, ...]:
         """The columns that the model predicts."""
-        return (self.label.name, *(label.name for label in self.label.others))
+        return tuple(label.name for label in self.label.all_labels)
 
     @property
     def required_columns(self) -> tuple[str, ...]:

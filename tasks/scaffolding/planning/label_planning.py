@@ -44,9 +44,14 @@ class LabelPlan(NamedTuple):
         return self.column.name
 
     @property
+    def all_labels(self) -> tuple[LabelPlan, ...]:
+        """This label, and the others that the same network predicts."""
+        return (self, *self.others)
+
+    @property
     def num_all_rare_rows(self) -> int:
         """The rows with a rare class of any label; a row with several counts as often."""
-        return self.num_rare_rows + sum(other.num_rare_rows for other in self.others)
+        return sum(label.num_rare_rows for label in self.all_labels)
 
     @property
     def num_missing(self) -> int:

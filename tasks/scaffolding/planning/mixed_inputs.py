@@ -52,12 +52,12 @@ def plan_mixed(
     parts: list[PlannedInput] = []
     num_media = 0
     for column in arrays:
-        part = _plan_part(column, profile, data, shape)
+        part, is_media = _plan_part(column, profile, data, shape), _is_media(column, data)
         if isinstance(part, str):
             reasons[column.name] = part
-        elif _is_media(column, data) or len(parts) < num_media + _MAX_ARRAYS:
+        elif is_media or len(parts) < num_media + _MAX_ARRAYS:
             parts.append(part)
-            num_media += _is_media(column, data)
+            num_media += is_media
         else:
             reasons[column.name] = "the model reads other arrays"
     num_columns = len({name for planned in tabular for name in planned.options["columns"]})
