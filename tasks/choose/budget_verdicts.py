@@ -179,11 +179,7 @@ def _find_recall_violations(candidate: Candidate, noun: str) -> Iterator[BudgetV
         )
         drop = drop_of_counts(num_lost, num_gained, num_rows)
         if drop.low > 0 and (worst is None or drop.value > worst.measured):
-            message = f"recall of {name} drops: of {num_rows} rows {num_lost} are lost and {num_gained} gained"
-            needed = round_up(drop.high, 2)
-            worst = BudgetViolation(
-                limit="class_drop", allowed=0.0, measured=drop.value, needed_limit=needed, message=message
-            )
+            worst = _drop_violation(f"recall of {name}", drop, num_rows, num_lost, num_gained)
     if worst is not None:
         yield worst
 
@@ -195,16 +191,22 @@ def _find_output_violations(candidate: Candidate) -> Iterator[BudgetViolation]:
         for output in candidate.class_outputs
         if output.num_compared
     ]
-    drop, output = max(drops, key=lambda pair: pair[0].low, default=(None, None))
-    if drop is not None and output is not None and drop.low > 0:
-        message = f"accuracy of {output.name} drops: of {output.num_compared} rows {output.num_lost} are lost"
-        yield BudgetViolation(
-            limit="class_drop",
-            allowed=0.0,
-            measured=drop.value,
-            needed_limit=round_up(drop.high, 2),
-            message=f"{message} and {output.num_gained} gained",
-        )
+    demonstrable = [(drop, output) for drop, output in drops if drop.low > 0]
+    if demonstrable:
+        drop, output = max(demonstrable, key=lambda pair: pair[0].low)
+        counts = (output.num_compared, output.num_lost, output.num_gained)
+        yield _drop_violation(f"accuracy of {output.name}", drop, *counts)
+
+
+def _drop_violation(name: str, drop: Interval, num_rows: int, num_lost: int, num_gained: int) -> BudgetViolation:
+    """A demonstrable drop, where the budget has no `class_drop`, which would have to be this large."""
+    return BudgetViolation(
+        limit="class_drop",
+        allowed=0.0,
+        measured=drop.value,
+        needed_limit=round_up(drop.high, 2),
+        message=f"{name} drops: of {num_rows} rows {num_lost} are lost and {num_gained} gained",
+    )
 
 
 def _find_degradation_violations(

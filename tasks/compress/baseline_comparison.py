@@ -83,17 +83,14 @@ def predict_splits(
 def prediction_changes(task: Task, before: SplitPredictions, after: SplitPredictions) -> dict[Split, np.ndarray]:
     """The differences (N,) of a candidate's predictions from those of fp32 in each split; 0 where they are equal.
 
-    Of sets of labels it is the number of labels that are in only one of both; of vectors, the difference of ranks; of
-    several numbers, the root mean square difference in standard units; of tags, the number of words with another one.
+    Of sets of labels it is the number of labels that are in only one of both, of several labels the number with another
+    class, and of tags the number of words with another one; of vectors, the difference of ranks; of several numbers,
+    the root mean square difference in standard units.
     """
     changes: dict[Split, np.ndarray] = {}
     for split, values in before.items():
         difference = point_predictions(task, after[split]) - point_predictions(task, values)
-        if task == "tagging":
-            difference = np.count_nonzero(difference, axis=1)
-        elif task == "multilabel":
-            difference = np.abs(difference).sum(axis=1)
-        elif task == "multitask":
+        if task in ("multilabel", "multitask", "tagging"):
             difference = np.count_nonzero(difference, axis=1)
         elif task == "multioutput":
             difference = np.sqrt(np.square(difference).mean(axis=1))
@@ -220,16 +217,17 @@ def measure_recalls(
             num_gained=int((rows & ~was_right & is_right).sum()),
         )
 
-    recalls = (
-        count(name, truth[:, number] == position, correct_before[:, number], correct_after[:, number])
-        for number, position, name in name_classes(dataset.class_outputs)
-    )
-    if dataset.task == "multilabel":
+    if dataset.class_outputs:
+        recalls = (
+            count(name, truth[:, number] == position, correct_before[:, number], correct_after[:, number])
+            for number, position, name in name_classes(dataset.class_outputs)
+        )
+    elif dataset.task == "multilabel":
         recalls = (
             count(name, truth[:, position] > 0, correct_before[:, position], correct_after[:, position])
             for position, name in enumerate(dataset.classes)
         )
-    elif dataset.classes:
+    else:
         recalls = (
             count(name, truth == position, correct_before, correct_after)
             for position, name in enumerate(dataset.classes)

@@ -22,11 +22,7 @@ from bloomery.data_contracts.records.output_units import restore_units
 from bloomery.data_contracts.records.records import Candidate, Dataset, Flips, Interval, Latency, TrainedNetwork
 from bloomery.data_contracts.records.score_format import DEGRADATION_NAMES, degradation_name
 from bloomery.data_contracts.records.scores import Score
-from bloomery.data_contracts.records.tensor_layout import (
-    Task,
-    predicts_numbers,
-    predicts_one_class,
-)
+from bloomery.data_contracts.records.tensor_layout import Task, predicts_numbers, predicts_one_class
 from bloomery.data_contracts.serving.entities import NO_TAG
 from bloomery.data_contracts.serving.predictions import decide_labels
 from bloomery.models.compression.config import CandidateSpec

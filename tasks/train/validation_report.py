@@ -33,7 +33,14 @@ from bloomery.tasks.evaluation.output_scores import (
     score_each_output,
 )
 from bloomery.tasks.evaluation.row_predictions import predict_rows
-from bloomery.tasks.evaluation.scoring import GroundTruth, build_ground_truth, class_table, entity_table, slice_table
+from bloomery.tasks.evaluation.scoring import (
+    GroundTruth,
+    build_ground_truth,
+    class_table,
+    entity_table,
+    point_predictions,
+    slice_table,
+)
 from bloomery.tasks.tracking import mlflow_runs
 from bloomery.tasks.train.training_run import TrainingRun
 
@@ -191,20 +198,17 @@ def _write_confusions(counts_KK: np.ndarray, classes: tuple[int | str, ...], pat
 def _find_worst_rows(task: Task, truth: GroundTruth, predictions: np.ndarray) -> np.ndarray:
     """Positions of the worst predictions, worst first: wrong classes by the true class's probability, or errors.
 
-    Of sets of labels those with the largest cross entropy, of an embedding the highest ranks of positives, and of
-    sentences those with the most wrong tags.
+    Of sets of labels those with the largest cross entropy, of an embedding the highest ranks of positives, and of rows
+    of several labels, and of sentences, those with the most wrong classes or tags.
     """
-    if task == "tagging":
-        num_wrong_N = ((predictions != truth.truth) & (truth.truth != NO_TAG)).sum(axis=1)
+    if task in ("multitask", "tagging"):
+        is_known = truth.truth != NO_TAG if task == "tagging" else truth.truth >= 0  # codes of tags may be negative
+        num_wrong_N = ((point_predictions(task, predictions) != truth.truth) & is_known).sum(axis=1)
         wrong = np.flatnonzero(num_wrong_N)
         return wrong[np.argsort(-num_wrong_N[wrong], kind="stable")][:_NUM_WORST_ROWS]
     if task == "embedding":
         wrong = np.flatnonzero(predictions > 1)
         return wrong[np.argsort(-predictions[wrong], kind="stable")][:_NUM_WORST_ROWS]
-    if task == "multitask":
-        is_wrong_NM = (predictions.argmax(axis=2) != truth.truth) & (truth.truth >= 0)
-        wrong = np.flatnonzero(is_wrong_NM.any(axis=1))
-        return wrong[np.argsort(-is_wrong_NM[wrong].sum(axis=1), kind="stable")][:_NUM_WORST_ROWS]
     if task == "multioutput":
         errors_N = np.nanmax(np.abs(predictions - truth.truth), axis=1)
         return np.argsort(-errors_N, kind="stable")[:_NUM_WORST_ROWS]
