@@ -72,15 +72,14 @@ def find_snapshot(reference: str, key: str) -> Snapshot | None:
     pins = _read_pins()
     pinned = pins.get(name, revision)
     cached = _find_cached(repository, pinned)
-    if reference == name:
-        if cached is None and name in pins:
+    if reference == name and cached is None:
+        if name in pins:
             raise _lost_commit(name, repository, pinned, key)
-        if cached is None:
-            return None
+        return None
+    if cached is not None and (reference == name or find_missing_files(cached) == []):
         folder = cached
     else:
-        is_complete = cached is not None and find_missing_files(cached) == []
-        folder = cached if cached is not None and is_complete else _download(repository, pinned, reference, key, cached)
+        folder = _download(repository, pinned, reference, key, cached)
     commit = folder.name
     if commit != pins.get(name):
         _write_pins({**pins, name: commit})

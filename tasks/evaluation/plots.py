@@ -52,7 +52,7 @@ def plot_training_curves(epochs: Sequence[EpochResult], score: Score, unit: floa
 def plot_confusion_matrix(counts: np.ndarray, classes: Sequence[object], path: Path, label: str = "") -> None:
     """Plots counts (K, K) of true and predicted classes as a heat map, for at most `MAX_PLOTTED_CLASSES` classes.
 
-    The `label` is named where there are several.
+    The title is `label`, the name of one of several labels.
     """
     side = max(0.32 * len(classes) + 2, 5.5)
     figure = create_figure(figsize=(side + 0.5, side), layout="constrained")

@@ -282,8 +282,9 @@ def _iterate_slices(
     Slices without any label of several outputs have no score, and are left out.
     """
     values = read_slice_values(dataset, truth.key, columns)
-    is_labelled_NK = is_known(truth.truth.reshape(len(truth.key), -1))
-    has_label_N = np.any(is_labelled_NK, axis=1) | (dataset.task not in ("multioutput", "multitask"))
+    has_label_N: np.ndarray = np.ones(len(truth.key), bool)
+    if dataset.task in ("multioutput", "multitask"):
+        has_label_N = np.asarray(is_known(truth.truth).any(axis=1))
     for column in columns:
         for value, subset in find_slices(values[column]):
             if (subset & has_label_N).any():

@@ -187,31 +187,29 @@ def _profile_predictions(choice: Choice, dataset: Dataset) -> tuple[ReferencePro
         return _profile_numbers(answers.to_numpy()), None
     if dataset.task == "embedding":
         return _profile_numbers(summarize_vectors(answers.combine_chunks()).to_numpy()), None
-    counts = count_into_bins(Bins(values=dataset.classes), single_labels(answers.combine_chunks()))
-    labels = ReferenceProfile(num_rows=counts.num_rows, shares=reference_column(counts))
+    labels = _profile_classes(dataset.classes, single_labels(answers.combine_chunks()))
     if dataset.task == "tagging":
         return labels, _profile_numbers(mean_confidence(predictions["probabilities"]))
     return labels, _profile_numbers(confidence(predictions["probabilities"]))
 
 
-def _profile_classes(names: tuple[str, ...], predicted: pa.Array) -> ReferenceProfile:
-    counts = count_into_bins(Bins(values=names), predicted)
+def _profile_classes(classes: tuple[int | str, ...], predicted: pa.Array) -> ReferenceProfile:
+    counts = count_into_bins(Bins(values=classes), predicted)
     return ReferenceProfile(num_rows=counts.num_rows, shares=reference_column(counts))
 
 
 def _profile_outputs(choice: Choice, dataset: Dataset) -> dict[str, ReferenceProfile] | None:
-    """Profiles the predicted values of each of several outputs."""
+    """Profiles the predicted values or classes of each of several outputs; None of a single one."""
+    if not dataset.outputs and not dataset.class_outputs:
+        return None
+    answers = read_measured_predictions(choice)["prediction"].combine_chunks()
     if dataset.class_outputs:
-        names = read_measured_predictions(choice)["prediction"].combine_chunks()
         return {
-            output.name: _profile_classes(tuple(map(str, output.classes)), pc.list_element(names, position))
+            output.name: _profile_classes(tuple(map(str, output.classes)), pc.list_element(answers, position))
             for position, output in enumerate(dataset.class_outputs)
         }
-    if not dataset.outputs:
-        return None
-    values = read_measured_predictions(choice)["prediction"].combine_chunks()
     return {
-        output.name: _profile_numbers(pc.list_element(values, position).to_numpy())
+        output.name: _profile_numbers(pc.list_element(answers, position).to_numpy())
         for position, output in enumerate(dataset.outputs)
     }
 

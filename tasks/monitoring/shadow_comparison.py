@@ -84,7 +84,7 @@ def compare_versions(name: str, champion: str, challenger: str | None, labels: P
         _to_numpy(pairs["prediction"]),
         _to_numpy(pairs["prediction_challenger"]),
     )
-    encoder = _read_outputs(champion, str(challenger)) if field in ("values", "classes") else None
+    encoder = _read_encoder(champion, str(challenger)) if field in ("values", "classes") else None
     outputs = () if encoder is None else encoder.outputs
     if outputs:
         champion_predictions, challenger_predictions = (
@@ -234,7 +234,7 @@ def _log_folder(name: str) -> Path:
     return settings().home / "predictions" / name
 
 
-def _read_outputs(champion: str, challenger: str) -> Encoder:
+def _read_encoder(champion: str, challenger: str) -> Encoder:
     """Reads the encoder of the champion, in whose deviations or classes both are compared.
 
     Raises:
@@ -269,10 +269,10 @@ def _read_predictions(name: str) -> tuple[pa.Table, str]:
         )
     flat_tables = []
     for table in tables:
-        field = table.schema.field("prediction").type.field(0).name
+        field = str(table.schema.field("prediction").type.field(0).name)
         answers = as_plain_labels(pc.struct_field(table["prediction"], 0), is_ordered=field in ("classes", "tags"))
         flat_tables.append(table.drop(["prediction"]).append_column("prediction", answers))
-    return pa.concat_tables(flat_tables), str(tables[-1].schema.field("prediction").type.field(0).name)
+    return pa.concat_tables(flat_tables), field
 
 
 def _no_rows_error(name: str, champion: str | None, challenger: str | None) -> DataMissing:
