@@ -11,10 +11,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.networks.architectures.fused import FusedNetwork, part_rows
-from bloomery.models.networks.layers.padding import trim_common_padding
+from bloomery.models.networks.layers.padding import require_tokens, trim_common_padding
 from bloomery.models.networks.token_bag_config import TokenBag
 
 _MULTIPLIER = 92_821  # a prime, so that pairs spread evenly over their vectors
@@ -40,16 +39,10 @@ class TokenBagNetwork(nn.Module):
 
     def __init__(self, config: TokenBag, layout: Layout, num_outputs: int) -> None:
         super().__init__()
-        if layout.kind != "tokens" or layout.num_tokens is None:
-            raise RecipeInvalid(
-                f"a token_bag reads tokens, but rows are of kind {layout.kind}",
-                required="text",
-                where="the recipe's model",
-                remedy="use another kind of network",
-            )
+        self._num_tokens = require_tokens(layout, "a token_bag reads tokens", "use another kind of network")
+        self._num_pairs = config.pairs
         self.max_length = layout.shape[0]
-        self._num_tokens, self._num_pairs = layout.num_tokens, config.pairs
-        num_terms = layout.num_tokens + config.pairs
+        num_terms = self._num_tokens + config.pairs
         self.embedding = nn.Embedding(num_terms, config.width, padding_idx=0)
         nn.init.uniform_(self.embedding.weight, -1 / config.width, 1 / config.width)
         importances_V = torch.ones(num_terms)

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.networks.config import Transformer
 from bloomery.models.networks.layers.attention import PositionEmbedding, TransformerBlock, attention_heads, init_weights
@@ -23,6 +22,7 @@ from bloomery.models.networks.layers.padding import (
     StepEmbedding,
     mask_steps,
     pool,
+    require_tokens,
     sequence_length,
     trim_common_padding,
 )
@@ -113,15 +113,9 @@ class WideTokens(nn.Module):
 
     def __init__(self, layout: Layout, num_outputs: int) -> None:
         super().__init__()
-        if layout.kind != "tokens" or layout.num_tokens is None:
-            raise RecipeInvalid(
-                f"`wide` needs tokens, but rows are of kind {layout.kind}",
-                required="text",
-                where="the recipe's model",
-                remedy="leave `wide` out",
-            )
-        self._last_token = layout.num_tokens - 1
-        self.weights = nn.Embedding(layout.num_tokens, num_outputs, padding_idx=0)
+        num_tokens = require_tokens(layout, "`wide` needs tokens", "leave `wide` out")
+        self._last_token = num_tokens - 1
+        self.weights = nn.Embedding(num_tokens, num_outputs, padding_idx=0)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         tokens_BT = x.long().clamp(0, self._last_token)

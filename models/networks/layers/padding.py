@@ -78,6 +78,22 @@ def sequence_length(layout: Layout) -> int:
     return layout.shape[-1] if layout.kind in ("tokens", "image") else layout.shape[0]
 
 
+def require_tokens(layout: Layout, problem: str, remedy: str) -> int:
+    """The number of tokens of the vocabulary, for a network that looks up each token.
+
+    Raises:
+        RecipeInvalid: the rows have no tokens. The message begins with `problem`.
+    """
+    if layout.kind != "tokens" or layout.num_tokens is None:
+        raise RecipeInvalid(
+            f"{problem}, but rows are of kind {layout.kind}",
+            required="text",
+            where="the recipe's model",
+            remedy=remedy,
+        )
+    return layout.num_tokens
+
+
 def trim_common_padding(x: torch.Tensor) -> torch.Tensor:
     """Removes trailing steps that are padding in every row, from tokens (B, T) or padded steps (B, T, F)."""
     mask_BT = x >= 1 if x.dim() == 2 else x[..., -1] > 0.5
