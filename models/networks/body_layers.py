@@ -90,11 +90,11 @@ def head_width(body: PreTrainedModel) -> int:
 def measure_shape(body: PreTrainedModel) -> PrunedShape:
     """The shape that `body` has, whether it is pruned or not."""
     names = FAMILIES.get(body.config.model_type)
-    layers = () if names is None else list_layers(body, names)
+    maps = [] if names is None else [linear_maps(layer, names) for layer in list_layers(body, names)]
     positions = find_position_table(body)
     trimmed = next((module for module in body.modules() if isinstance(module, TrimmedEmbedding)), None)
     return PrunedShape(
-        heads=tuple(linear_maps(layer, names).query.out_features // head_width(body) for layer in layers),  # type: ignore[arg-type]
+        heads=tuple(layer.query.out_features // head_width(body) for layer in maps),
         units=tuple(len(get_map(body, group.writer).weight) for group in list_units(body)),
         num_positions=None if positions is None else positions[1].num_embeddings,
         num_tokens=None if trimmed is None else trimmed.entries.num_embeddings,
