@@ -149,26 +149,23 @@ def class_weights(y: torch.Tensor, num_classes: int) -> torch.Tensor:
 
 def loss_and_metric_sums(outputs_BK: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
     """float64 (3,): sum of unweighted losses, sum of the metric behind the score, number of rows, or of tags."""
-    if is_regression(y_B):
-        squared = F.mse_loss(outputs_BK.squeeze(1).float(), y_B, reduction="sum").double()
-        return torch.stack([squared, squared, torch.tensor(float(len(y_B)), dtype=torch.float64)])
-    if is_multioutput(y_B):
-        squared = _sum_output_errors(outputs_BK, y_B).double()
-        return torch.stack([squared, squared, torch.tensor(float(len(y_B)), dtype=torch.float64)])
-    if is_multitask(y_B):
-        loss = _sum_class_entropies(outputs_BK, y_B).double()
-        is_right_BM = split_logits(outputs_BK, y_B.shape[1]).argmax(2) == y_B
-        num_right = (is_right_BM | (y_B < 0)).all(dim=1).sum().double()
-        return torch.stack([loss, num_right, torch.tensor(float(len(y_B)), dtype=torch.float64)])
-    if is_multilabel(y_B):
-        num_right = ((outputs_BK >= 0) == (y_B > 0)).all(dim=1).sum().double()
-        loss = sum_binary_entropies(outputs_BK, y_B).double()
-        return torch.stack([loss, num_right, torch.tensor(float(len(y_B)), dtype=torch.float64)])
     if is_tagging(y_B):
         return tag_sums(outputs_BK, y_B)
-    loss = F.cross_entropy(outputs_BK.float(), y_B, reduction="sum").double()
-    num_right = (outputs_BK.argmax(1) == y_B).sum().double()
-    return torch.stack([loss, num_right, torch.tensor(float(len(y_B)), dtype=torch.float64)])
+    if is_regression(y_B):
+        loss = metric = F.mse_loss(outputs_BK.squeeze(1).float(), y_B, reduction="sum")
+    elif is_multioutput(y_B):
+        loss = metric = _sum_output_errors(outputs_BK, y_B)
+    elif is_multitask(y_B):
+        loss = _sum_class_entropies(outputs_BK, y_B)
+        is_right_BM = split_logits(outputs_BK, y_B.shape[1]).argmax(2) == y_B
+        metric = (is_right_BM | (y_B < 0)).all(dim=1).sum()
+    elif is_multilabel(y_B):
+        loss = sum_binary_entropies(outputs_BK, y_B)
+        metric = ((outputs_BK >= 0) == (y_B > 0)).all(dim=1).sum()
+    else:
+        loss = F.cross_entropy(outputs_BK.float(), y_B, reduction="sum")
+        metric = (outputs_BK.argmax(1) == y_B).sum()
+    return torch.stack([loss.double(), metric.double(), torch.tensor(float(len(y_B)), dtype=torch.float64)])
 
 
 def loss_and_score(sums: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:
