@@ -163,21 +163,23 @@ def _trim_vocabulary(
             blueprint,
             find_vocabulary_obstacle,
             lambda branch: _trim_tokens(
-                branch[:2], branch.rows(x), share, fine_tuning.tokenizers[branch.place.part.name]
+                _require_pretrained(branch.network, "trim_vocabulary"),
+                branch.blueprint,
+                branch.rows(x),
+                share,
+                fine_tuning.tokenizers[branch.place.part.name],
             ),
         )
-    built = _require_pretrained(network, "trim_vocabulary"), blueprint
-    return _trim_tokens(built, x, share, next(iter(fine_tuning.tokenizers.values())))
+    pretrained = _require_pretrained(network, "trim_vocabulary")
+    return _trim_tokens(pretrained, blueprint, x, share, next(iter(fine_tuning.tokenizers.values())))
 
 
 def _trim_tokens(
-    built: tuple[nn.Module, Blueprint], x_BT: torch.Tensor, share: float, tokenizer: str
+    network: PretrainedNetwork, blueprint: Blueprint, x_BT: torch.Tensor, share: float, tokenizer: str
 ) -> tuple[nn.Module, Blueprint]:
-    network, blueprint = built
     essential = find_essential_tokens(tokenizer)
     kept_K = select_tokens(x_BT, share, essential)
-    pretrained = _require_pretrained(network, "trim_vocabulary")
-    return trim_vocabulary(pretrained, blueprint, kept_K, essential.special)
+    return trim_vocabulary(network, blueprint, kept_K, essential.special)
 
 
 def _require_pretrained(network: nn.Module, option: str) -> PretrainedNetwork:
