@@ -57,14 +57,13 @@ def _cast_behind_inputs(model: onnx.ModelProto) -> list[str]:
             if node.op_type in _MOVING or _casts_to_float(node):
                 floats.update(node.output)
         else:
-            for position, name in enumerate(node.input):
-                if name in floats:
-                    if name not in casts:
-                        casts.add(name)
-                        cast = helper.make_node("Cast", [name], [f"{name}.half"], to=TensorProto.FLOAT16)
-                        cast.name = f"{name}.cast"
-                        nodes.append(cast)
-                    node.input[position] = f"{name}.half"
+            uncast = [name for name in dict.fromkeys(node.input) if name in floats and name not in casts]
+            nodes += [
+                helper.make_node("Cast", [name], [f"{name}.half"], f"{name}.cast", to=TensorProto.FLOAT16)
+                for name in uncast
+            ]
+            casts.update(uncast)
+            node.input[:] = [f"{name}.half" if name in floats else name for name in node.input]
         nodes.append(node)
     del graph.node[:]
     graph.node.extend(nodes)
