@@ -13,17 +13,16 @@ _OPTIONS = (*VECTOR_OPTIONS, "loss", "class_weights")
 
 def inherit_loss(loop: Loop, training: Loop) -> Loop:
     """Returns `loop` with the options of the loss of `training` that it does not state itself."""
-    options = {name: getattr(training, name) for name in _OPTIONS if not _is_default(training, name)}
     missing = {
-        name: value
-        for name, value in options.items()
-        if name not in loop.model_fields_set or getattr(loop, name) is None
+        name: getattr(training, name)
+        for name in _OPTIONS
+        if not _is_default(training, name) and (name not in loop.model_fields_set or getattr(loop, name) is None)
     }
     return loop.model_copy(update=missing) if missing else loop
 
 
 def inherit_candidate_losses(candidates: tuple[CandidateSpec, ...], training: Loop) -> tuple[CandidateSpec, ...]:
-    """Returns the candidates, whose own trainings have the options of the loss of `training`."""
+    """Returns the candidates, after `inherit_loss` for each training that a step of them states."""
     return tuple(_complete_candidate(candidate, training) for candidate in candidates)
 
 

@@ -91,7 +91,7 @@ def find_layer_obstacle(model: Model, layers: int | tuple[int, ...]) -> str | No
     It takes those of every pretrained branch of a fused network that has them.
     """
     if isinstance(model, Fused):
-        return _find_pretrained_branches(model) or _find_branch_obstacle(
+        return _find_default_branches(model) or _find_branch_obstacle(
             model, lambda branch: find_layer_obstacle(branch, layers)
         )
     if not isinstance(model, Pretrained):
@@ -121,7 +121,7 @@ def count_layers(model: Pretrained | Fused) -> int | None:
 def find_vocabulary_obstacle(model: Model) -> str | None:
     """The reason why the vocabulary of a network of config `model` cannot be trimmed, or None if it can."""
     if isinstance(model, Fused):
-        return _find_pretrained_branches(model) or _find_branch_obstacle(model, find_vocabulary_obstacle)
+        return _find_default_branches(model) or _find_branch_obstacle(model, find_vocabulary_obstacle)
     if not isinstance(model, Pretrained):
         return f"a {model.kind} is not a pretrained network"
     family = FAMILIES.get(str(_model_type(model)))
@@ -131,9 +131,11 @@ def find_vocabulary_obstacle(model: Model) -> str | None:
     return _find_unknown_family(model)
 
 
-def _find_pretrained_branches(model: Fused) -> str | None:
-    is_default = model.branches is None  # which never have a checkpoint
-    return "the default branches of a fused network are not pretrained: name `branches`" if is_default else None
+def _find_default_branches(model: Fused) -> str | None:
+    """The reason why unnamed branches have no layers or tokens of a checkpoint, or None if the branches are named."""
+    if model.branches is not None:
+        return None
+    return "the default branches of a fused network are not pretrained: name `branches`"
 
 
 def find_factorization_obstacle(model: Model) -> str | None:

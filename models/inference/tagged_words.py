@@ -72,8 +72,9 @@ def format_tagged_words(tags: Sequence[int | str], sentences: Iterable[TaggedWor
 
 
 def drop_unread(prediction: Prediction) -> Prediction:
-    """The prediction with tags and probabilities of the words that were read alone: Spark's arrays of texts and numbers
-    have no null.
+    """The prediction without the tags and probabilities of unread words, which are null.
+
+    Spark's arrays of texts and of numbers have no null.
     """
     num_read = len(prediction["tags"]) - prediction["unread_words"]
     return {**prediction, **{name: prediction[name][:num_read] for name in ("tags", "probabilities")}}
