@@ -21,7 +21,7 @@ def is_unset(value: object) -> bool:
 
 
 def is_empty(value: Sized) -> bool:
-    """Whether an option has no elements; `exclude_if=is_empty` does not write it, for the same reason."""
+    """Whether an option has no elements; `exclude_if=is_empty` does not write it, so that stages keep their keys."""
     return not value
 
 

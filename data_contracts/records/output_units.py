@@ -43,7 +43,8 @@ class OutputScore(Document):
 class ClassOutputScore(Document):
     """The scores of one of several labels with classes, on the test rows that have it.
 
-    The paired change from fp32 is that of `num_compared` held-out rows: `num_lost` were right, `num_gained` are now.
+    The paired comparison with fp32 covers `num_compared` held-out rows: only fp32 is right on `num_lost` of them, and
+    only the candidate on `num_gained`.
     """
 
     name: str
@@ -74,7 +75,7 @@ def _units(outputs: Sequence[OutputUnits]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def max_classes(outputs: Sequence[ClassOutput]) -> int:
-    """The number of classes of the output with most classes: the width of its logits, and of those of all others."""
+    """The largest number of classes of an output; the logits of all outputs are padded to this width."""
     return max(len(output.classes) for output in outputs)
 
 
@@ -96,7 +97,7 @@ def format_classes(outputs: Sequence[ClassOutput], shares_MK: np.ndarray) -> dic
     }
 
 
-# Of several labels alone: empty ones are not written, so that other records keep their digests.
+# Only records with several labels have these: empty ones are not written, so that other records keep their digests.
 OptionalOutputs = Annotated[tuple[OutputUnits, ...], Field(exclude_if=is_empty)]
 OptionalClassOutputs = Annotated[tuple[ClassOutput, ...], Field(exclude_if=is_empty)]
 OptionalOutputScores = Annotated[tuple[OutputScore, ...], Field(exclude_if=is_empty)]

@@ -30,7 +30,7 @@ def predicts_numbers(task: Task) -> bool:
 
 
 def predicts_row_classes(task: Task) -> bool:
-    """Whether classes belong to rows: one to each, or several."""
+    """Whether a task predicts classes of rows, one or several for each, and not of the words in them."""
     return predicts_one_class(task) or task in ("multilabel", "multitask")
 
 

@@ -68,17 +68,17 @@ class Entities(NamedTuple):
     kind: np.ndarray
 
     def keys(self, num_rows: int, num_words: int) -> np.ndarray:
-        """A number (E,) for each entity of `num_rows` sentences of at most `num_words`; equal for equal ones alone."""
+        """A number (E,) for each entity of `num_rows` sentences of at most `num_words`; equal for equal ones only."""
         size = num_words + 1
         return ((self.kind * num_rows + self.row) * size + self.start) * size + self.stop
 
     def select(self, kind: int) -> Entities:
-        """Those of one type."""
+        """The entities of one type."""
         return Entities(*(values[self.kind == kind] for values in self))
 
 
 def find_entities(codes_NT: np.ndarray, is_word_NT: np.ndarray) -> Entities:
-    """The entities of sentences by the codes of their tags, where positions that are no word count for nothing."""
+    """The entities of sentences by the codes of their tags, without the positions that are not words."""
     row_W = np.nonzero(is_word_NT)[0]
     codes_W = codes_NT[is_word_NT]
     is_inside_W = codes_W > 0

@@ -222,7 +222,7 @@ def _check_by_arrow(version: LoadedVersion, rows: list[Any]) -> pa.RecordBatch |
 
 
 def _to_column(version: LoadedVersion, name: str, cells: list[Any]) -> pa.Array:
-    """The cells of a column, with dates and times parsed as in JSON. Raises ValueError if one is none."""
+    """The cells of a column, with dates and times parsed as in JSON. Raises ValueError if a cell cannot be parsed."""
     column = version.contract.column(name)
     if column is None or column.logical_type not in ("date", "timestamp"):
         return pa.array(cells)

@@ -24,7 +24,7 @@ from bloomery.models.features.input_config import TextInput
 
 RERANK_PATH = "/rerank"
 _PARAMETERS = ("query", "documents", "top_n", "return_documents", "relevant_class", "model")
-# Names of two classes of which the second one is that of relevant documents.
+# Pairs of class names: the second class is that of relevant documents.
 _KNOWN_PAIRS = (("0", "1"), ("-1", "1"), ("false", "true"), ("no", "yes"))
 
 

@@ -93,7 +93,7 @@ class LoadedVersion:
         self.arrow_check = ArrowRowParser(self.contract, self.encoder.columns)
         self.media = _read_media_columns(artifacts, self.manifest)
         self.is_regression = self.encoder.features.task == "regression"
-        # Of several labels.
+        # The names of several labels; empty for a single label.
         self.output_names = [output.name for output in self.encoder.outputs]
         self.output_names += [output.name for output in self.encoder.class_outputs]
         self.is_multilabel = self.encoder.features.task == "multilabel"
