@@ -189,9 +189,6 @@ class LoadedVersion:
         The values or classes of several labels are lists in the order of the metadata's `outputs`; the probabilities of
         their classes are one list, with 0 beyond the classes of a label.
         """
-        if self.is_tagging:
-            table = tagged_words_table(self.encoder.classes, outputs)
-            return table.replace_schema_metadata({"model": self.tag, "classes": json.dumps(self._class_names)})
         if self.is_embedding:
             return pa.table({"embedding": list_array(self._vectors(outputs))}).replace_schema_metadata(
                 {"model": self.tag}
@@ -205,7 +202,9 @@ class LoadedVersion:
             values = {"values": list_array(outputs)}
             names = json.dumps(self.output_names)
             return pa.table(values).replace_schema_metadata({"model": self.tag, "outputs": names})
-        if self.is_regression:
+        if self.is_tagging:
+            table = tagged_words_table(self.encoder.classes, outputs)
+        elif self.is_regression:
             limits = (
                 {} if self.half_width is None else dict(zip(("lower", "upper"), self._limits(outputs), strict=True))
             )
