@@ -123,6 +123,9 @@ def _check_features(features: Features, contract: Contract) -> Iterator[str]:
             if column is None:
                 yield f"features.inputs: {_no_column(contract, name)}"
             else:
+                if column.personal is not None:
+                    problem = f"column {column.name!r} is marked personal in the contract, so it cannot be an input"
+                    yield f"features.inputs: {problem}"
                 problems = check_words(column) if features.task == "tagging" else check_column(source, column)
                 yield from (f"features.inputs: {problem}" for problem in problems)
     if features.series is not None:

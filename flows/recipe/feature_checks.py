@@ -31,8 +31,6 @@ _COLUMN_TYPES = {
 
 def check_column(source: Input, column: Column) -> Iterator[str]:
     """Yields what keeps an input from reading one of its columns."""
-    if column.personal is not None:
-        yield f"column {column.name!r} is marked personal in the contract, so it cannot be an input"
     is_array = isinstance(source, ImageInput | AudioInput) or (isinstance(source, SequenceInput) and source.is_padded)
     types = ("array",) if is_array else _COLUMN_TYPES[source.kind]
     if column.logical_type not in types:
@@ -56,8 +54,6 @@ def check_column(source: Input, column: Column) -> Iterator[str]:
 
 def check_words(column: Column) -> Iterator[str]:
     """Yields what keeps the input of a tagging task from reading the words of a column."""
-    if column.personal is not None:
-        yield f"column {column.name!r} is marked personal in the contract, so it cannot be an input"
     if column.items is None or column.items.logical_type != "string":
         kind = column.logical_type if column.items is None else f"an array of {column.items.logical_type}"
         yield (
